@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything lives in .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The torch build that this tree was last tested with; `make test TORCH=torch==2.6.0` tries another.
+TORCH  ?= torch==2.13.0
+# `make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"`
+# takes the small CPU build of torch and torchvision.
+PIP_ARGS ?=
+RUN    ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types format clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## create .venv and install the project into it
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("l2c needs Python 3.10 or newer, got %d.%d: run make PYTHON=/path/to/python3.10" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "$(TORCH)" -e ".[dev]"
+	@touch $@
+
+demo: install  ## train routers on the bundled digits DiT, export, sample with and without the graph, report
+	$(BIN)/python train_router.py hydra.run.dir=$(RUN)
+	$(BIN)/python scripts/evaluate.py graph=$(RUN)/cache_graph.json hydra.run.dir=$(RUN)/report
+
+test: install  ## run the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install  ## ruff: lint, docstrings, format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install  ## mypy on the package, the scripts and the entry
+	$(BIN)/mypy
+
+format: install  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and what runs wrote
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Frozen noise-prediction networks with one seam for caching."""

@@ -1,0 +1,113 @@
+"""What every backbone offers, and the conventions its publication fixed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from l2c.backbones.layer_cache import LayerCache, LayerOutput, Row
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """What a user of the weights must know beside them.
+
+    Attributes:
+        name: the preset's name, or the class name for a backbone that was built by hand.
+        schedule: noise schedule the weights were trained with, `linear` or `scaled_linear`.
+        first_timestep: value of t that the network is given at the least noisy training step
+            (DiT counts 0..999, U-ViT 1..1000).
+        guidance: what `cfg_scale` means, `dit` or `uvit` (see `l2c.diffusion.guidance`).
+        null_label: label of the unconditional class; None for weights that have none.
+
+    """
+
+    name: str
+    schedule: str
+    first_timestep: int
+    guidance: str
+    null_label: int | None
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen noise-prediction network whose residual branches can be reused across evaluations.
+
+    Attributes:
+        conventions: schedule, timestep and guidance conventions of the weights.
+        layer_names: names of the 2L layers, index `2 b` attention and `2 b + 1` MLP of block b.
+        input_shape: (C, H, W) of one input image or latent.
+        num_embedded_labels: rows of the label table, the null label included; 0 for a backbone without labels.
+
+    """
+
+    conventions: Conventions
+    layer_names: tuple[str, ...]
+    input_shape: tuple[int, int, int]
+    num_embedded_labels: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known_fingerprint: str | None = None  # see `zoo.fingerprint`
+        self.register_load_state_dict_post_hook(Backbone._forget_fingerprint)
+
+    @staticmethod
+    def _forget_fingerprint(module: nn.Module, incompatible_keys: object) -> None:
+        assert isinstance(module, Backbone)
+        module.known_fingerprint = None
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, 2 per block."""
+        return len(self.layer_names)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of conditional labels, 0..num_labels-1; 0 for a backbone without labels."""
+        return self.num_embedded_labels - (self.conventions.null_label is not None)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict from noisy input, computing every layer.
+
+        Args:
+            x: (N, C, H, W), noisy images or latents.
+            t: (N,), timesteps as the network counts them.
+            y: (N,), labels, the null label included; None for a backbone without labels.
+
+        Returns:
+            (N, C, H, W) predicted noise, or (N, 2 C, H, W) noise and variance for `learn_sigma`.
+
+        """
+        row, keep = (True,) * self.num_layers, (False,) * self.num_layers
+        return self.forward_cached(x, t, y, row, keep=keep)[0]
+
+    @abstractmethod
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        row: Row,
+        cache: Sequence[LayerOutput] | None = None,
+        keep: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, LayerCache]:
+        """Predict with some layers reused; row and cache are data, nothing is remembered here.
+
+        Args:
+            x: (N, C, H, W), noisy images or latents.
+            t: (N,), timesteps as the network counts them.
+            y: (N,), labels, the null label included; None for a backbone without labels.
+            row: 2L decisions, True = compute and False = reuse, or a float tensor (2L,) of soft weights.
+            cache: 2L layer outputs (N, T, D) of an earlier evaluation, None where nothing is kept.
+            keep: 2L bools, which outputs to return for later evaluations; None = all.
+
+        Returns:
+            The output as `forward` gives it, and the new cache: for each layer the output that it just
+            contributed (computed, reused or blended) where `keep` says so, else None.
+
+        Raises:
+            ValueError: a length differs from 2L, or a layer is reused with nothing cached for it.
+
+        """

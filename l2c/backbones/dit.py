@@ -1,0 +1,207 @@
+"""DiT (Peebles & Xie, arXiv 2212.09748) with the published state-dict keys.
+
+N: batch, C: channels, H = W: input_size, T = (H / patch_size)^2 tokens, D: hidden_size, L: depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.layers import Attention, Mlp, PatchEmbed
+from torch import Tensor, nn
+
+from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Row, mix
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Scale and shift the channels of x (N, T, D) by (N, D) each."""
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
+    """Embed timesteps t (N,) as (N, dim): cosines, then sines, of geometrically spaced frequencies."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    angles = t[:, None].float() * torch.exp(-math.log(max_period) * exponent)[None]  # (N, dim / 2)
+    embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
+    return nn.functional.pad(embedding, (0, dim % 2))  # (N, dim)
+
+
+def unpatchify(tokens: Tensor, patch_size: int, channels: int) -> Tensor:
+    """Turn tokens (N, T, patch_size^2 * channels) of a square image into (N, channels, H, W)."""
+    side = math.isqrt(tokens.shape[1])
+    x = tokens.reshape(-1, side, side, patch_size, patch_size, channels)
+    x = torch.einsum("nhwpqc->nchpwq", x)
+    return x.reshape(-1, channels, side * patch_size, side * patch_size)
+
+
+def sincos_position_embedding(dim: int, side: int) -> Tensor:
+    """Return the fixed 2-D sine-cosine embedding (1, side^2, dim); the first half encodes the column."""
+    omega = 10_000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * omega[None]  # (side, dim / 4)
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, dim / 2)
+    column = axis[None].expand(side, side, -1)
+    row = axis[:, None].expand(side, side, -1)
+    return torch.cat([column, row], dim=-1).reshape(1, side * side, dim).float()
+
+
+class TimestepEmbedder(nn.Module):
+    """Embed timesteps (N,) as (N, D)."""
+
+    def __init__(self, hidden_size: int, frequency_size: int = 256) -> None:
+        super().__init__()
+        self.frequency_size = frequency_size
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed t (N,) as (N, D)."""
+        frequencies = timestep_embedding(t, self.frequency_size)
+        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """Embed labels (N,) as (N, D); the last row of the table is the null label."""
+
+    def __init__(self, num_classes: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Embed y (N,) as (N, D)."""
+        return self.embedding_table(y)
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each modulated and gated by the conditioning (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        fresh: tuple[Fresh, Fresh] = (True, True),
+        cached: tuple[LayerOutput, LayerOutput] = (None, None),
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return x (N, T, D) after both layers, and both layers' outputs before their gates."""
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        attn = mix(fresh[0], lambda: self.attn(modulate(self.norm1(x), shift_msa, scale_msa)), cached[0])
+        h = x + gate_msa.unsqueeze(1) * attn  # (N, T, D)
+        mlp = mix(fresh[1], lambda: self.mlp(modulate(self.norm2(h), shift_mlp, scale_mlp)), cached[1])
+        return h + gate_mlp.unsqueeze(1) * mlp, (attn, mlp)
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and projection to patches."""
+
+    def __init__(self, hidden_size: int, patch_size: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Project tokens x (N, T, D) to (N, T, patch_size^2 * out_channels)."""
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(Backbone):
+    """Diffusion transformer with adaLN-Zero conditioning.
+
+    Args:
+        input_size: height and width of the input.
+        patch_size: side of a patch; divides `input_size`.
+        in_channels: channels of the input.
+        hidden_size: width D, divisible by `num_heads` and by 4.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP over D.
+        num_classes: labels 0..num_classes-1; `num_classes` itself is the null label.
+        learn_sigma: whether the output holds a variance beside the noise (2 C channels).
+
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+    ) -> None:
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
+        self.conventions = Conventions(
+            name="DiT", schedule="linear", first_timestep=0, guidance="dit", null_label=num_classes
+        )
+        self.num_embedded_labels = num_classes + 1
+        self.input_shape = (in_channels, input_size, input_size)
+        self.layer_names = tuple(f"blocks.{b}.{kind}" for b in range(depth) for kind in ("attn", "mlp"))
+        self.patch_size = patch_size
+        self.hidden_size = hidden_size
+        self.out_channels = 2 * in_channels if learn_sigma else in_channels
+
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        position = sincos_position_embedding(hidden_size, input_size // patch_size)
+        self.pos_embed = nn.Parameter(position, requires_grad=False)
+        self.blocks = nn.ModuleList([DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Initialise as published: Xavier linears, N(0, 0.02) embedders, zero gates and output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        patch_weight = self.x_embedder.proj.weight
+        nn.init.xavier_uniform_(patch_weight.view(patch_weight.shape[0], -1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        zero = [block.adaLN_modulation[-1] for block in self.blocks]
+        for linear in [*zero, self.final_layer.adaLN_modulation[-1], self.final_layer.linear]:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        row: Row,
+        cache: Sequence[LayerOutput] | None = None,
+        keep: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, LayerCache]:
+        """Predict with some layers reused; see `Backbone.forward_cached`."""
+        plan = LayerPlan(self.layer_names, row, cache, keep)
+        if y is None:
+            raise ValueError(f"DiT needs labels: give y (N,), with {self.conventions.null_label} for no label")
+        c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
+        x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        for index, block in enumerate(self.blocks):
+            x, outputs = block(x, c, *plan.block(index))  # (N, T, D)
+            plan.collect(outputs)
+        x = self.final_layer(x, c)  # (N, T, patch_size^2 * out_channels)
+        return unpatchify(x, self.patch_size, self.out_channels), plan.new_cache

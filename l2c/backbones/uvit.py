@@ -1,0 +1,170 @@
+"""U-ViT (Bao et al., arXiv 2209.12152) with the published state-dict keys.
+
+N: batch, C: channels, H = W: img_size, T: tokens (patches, time and, with labels, the label), D: embed_dim.
+A U-ViT of even `depth` has `depth / 2` in-blocks, a middle block and `depth / 2` out-blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import Attention, Mlp, PatchEmbed
+from torch import Tensor, nn
+
+from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.dit import timestep_embedding, unpatchify
+from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Row, mix
+
+
+class UViTBlock(nn.Module):
+    """Pre-norm attention and MLP; an out-block first merges the long skip connection."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, skip: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
+
+    def forward(
+        self,
+        x: Tensor,
+        skip: Tensor | None = None,
+        fresh: tuple[Fresh, Fresh] = (True, True),
+        cached: tuple[LayerOutput, LayerOutput] = (None, None),
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return x (N, T, D) after both layers, and both layers' outputs."""
+        if self.skip_linear is not None:
+            assert skip is not None
+            x = self.skip_linear(torch.cat([x, skip], dim=-1))  # (N, T, D)
+        attn = mix(fresh[0], lambda: self.attn(self.norm1(x)), cached[0])
+        h = x + attn  # (N, T, D)
+        mlp = mix(fresh[1], lambda: self.mlp(self.norm2(h)), cached[1])
+        return h + mlp, (attn, mlp)
+
+
+class UViT(Backbone):
+    """Vision transformer with long skip connections; time and label are tokens.
+
+    Args:
+        img_size: height and width of the input.
+        patch_size: side of a patch; divides `img_size`.
+        in_chans: channels of the input.
+        embed_dim: width D.
+        depth: even; the network has `depth + 1` blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP over D.
+        qkv_bias: whether the query, key and value projections have a bias.
+        mlp_time_embed: whether the time token passes through an MLP.
+        num_classes: labels with the null label as the last one, `num_classes - 1`; -1 = no labels.
+        conv: whether a 3x3 convolution follows the output projection.
+
+    """
+
+    def __init__(
+        self,
+        img_size: int = 32,
+        patch_size: int = 2,
+        in_chans: int = 4,
+        embed_dim: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        mlp_time_embed: bool = False,
+        num_classes: int = -1,
+        conv: bool = True,
+    ) -> None:
+        super().__init__()
+        if depth % 2:
+            raise ValueError(f"U-ViT's depth must be even (in-blocks and out-blocks pair up), got {depth}")
+        if img_size % patch_size:
+            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {patch_size}")
+        labelled = num_classes > 0
+        self.conventions = Conventions(
+            name="UViT",
+            schedule="scaled_linear",
+            first_timestep=1,
+            guidance="uvit",
+            null_label=num_classes - 1 if labelled else None,
+        )
+        self.num_embedded_labels = max(num_classes, 0)
+        half = depth // 2
+        parts = [f"in_blocks.{b}" for b in range(half)] + ["mid_block"] + [f"out_blocks.{b}" for b in range(half)]
+        self.layer_names = tuple(f"{part}.{kind}" for part in parts for kind in ("attn", "mlp"))
+        self.input_shape = (in_chans, img_size, img_size)
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.in_chans = in_chans
+        self.num_extra_tokens = 2 if labelled else 1
+        num_patches = (img_size // patch_size) ** 2
+
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.time_embed = (
+            nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
+            if mlp_time_embed
+            else nn.Identity()
+        )
+        self.label_emb = nn.Embedding(num_classes, embed_dim) if labelled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_extra_tokens + num_patches, embed_dim))
+
+        def block(skip: bool) -> UViTBlock:
+            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip)
+
+        self.in_blocks = nn.ModuleList([block(skip=False) for _ in range(half)])
+        self.mid_block = block(skip=False)
+        self.out_blocks = nn.ModuleList([block(skip=True) for _ in range(half)])
+        self.norm = nn.LayerNorm(embed_dim)
+        self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
+        self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
+        self.initialize_weights()
+
+    def initialize_weights(self) -> None:
+        """Initialise as published: truncated normal (0.02) linears and positions, zero biases."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        row: Row,
+        cache: Sequence[LayerOutput] | None = None,
+        keep: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, LayerCache]:
+        """Predict with some layers reused; see `Backbone.forward_cached`."""
+        plan = LayerPlan(self.layer_names, row, cache, keep)
+        x = self.patch_embed(x)  # (N, patches, D)
+        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(x.dtype)).unsqueeze(1)  # (N, 1, D)
+        x = torch.cat([time_token, x], dim=1)
+        if self.label_emb is not None:
+            if y is None:
+                raise ValueError(
+                    f"this U-ViT needs labels: give y (N,), with {self.conventions.null_label} for no label"
+                )
+            x = torch.cat([self.label_emb(y).unsqueeze(1), x], dim=1)
+        x = x + self.pos_embed  # (N, T, D)
+
+        skips: list[Tensor] = []
+        index = 0
+        for block in self.in_blocks:
+            x, outputs = block(x, None, *plan.block(index))
+            plan.collect(outputs)
+            skips.append(x)
+            index += 1
+        x, outputs = self.mid_block(x, None, *plan.block(index))
+        plan.collect(outputs)
+        for block in self.out_blocks:
+            index += 1
+            x, outputs = block(x, skips.pop(), *plan.block(index))
+            plan.collect(outputs)
+
+        x = self.decoder_pred(self.norm(x))[:, self.num_extra_tokens :]  # (N, patches, patch_size^2 * C)
+        return self.final_layer(unpatchify(x, self.patch_size, self.in_chans)), plan.new_cache

@@ -1,0 +1,123 @@
+"""What every solver offers: its evaluations announced in advance, and one loop to drive it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from l2c.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A request of a solver for one call of the network.
+
+    Attributes:
+        index: which evaluation, 0 = the noisiest.
+        x: (N, C, H, W), the state to evaluate at.
+        t: the timestep that the network is to be given.
+
+    """
+
+    index: int
+    x: Tensor
+    t: float
+
+
+Model: TypeAlias = Callable[[Tensor, float], Tensor]
+Trajectory: TypeAlias = Generator[Evaluation, Tensor, Tensor]
+
+
+class Solver(ABC):
+    """A way from noise to an image in a fixed number of network evaluations.
+
+    A solver is a coroutine: it asks for one evaluation after the other and is sent the network's output,
+    (N, C, H, W) noise or (N, 2 C, H, W) noise and variance. Sampling and router training drive the same one.
+
+    Attributes:
+        name: the name of the solver in configs and cache graphs.
+        schedule: the noise schedule of the weights.
+        indices: (fractional) step index of each evaluation, noisiest first.
+        steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
+
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, schedule: NoiseSchedule, indices: tuple[float, ...], steps: tuple[tuple[int, ...], ...]
+    ) -> None:
+        self.schedule = schedule
+        self.indices = indices
+        self.steps = steps
+        # Not 0-d tensors but Python floats: a step multiplies by them without a transfer or a sync.
+        self.timesteps = tuple(schedule.timestep(index) for index in indices)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of network calls of one trajectory."""
+        return len(self.indices)
+
+    @property
+    def options(self) -> Mapping[str, float]:
+        """The solver's own settings, as they are written into a cache graph."""
+        return {}
+
+    def step_of(self, evaluation: int) -> int:
+        """Return the solver step that an evaluation belongs to."""
+        return next(k for k, step in enumerate(self.steps) if evaluation in step)
+
+    def marginal(self, evaluation: int) -> tuple[float, float]:
+        """Return (alpha, sigma) of the state at which an evaluation takes place."""
+        return self.schedule.marginal(self.indices[evaluation])
+
+    @abstractmethod
+    def trajectory(
+        self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None
+    ) -> Trajectory:
+        """Yield the evaluations from solver step `first_step` on, return the final x.
+
+        Args:
+            x: (N, C, H, W), the state at the first evaluation of that step.
+            first_step: solver step to begin with; a multistep solver begins there without a history.
+            generator: source of the noise of a stochastic solver.
+
+        """
+
+    def sample(
+        self,
+        model: Model,
+        x: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        on_evaluation: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Return the image (N, C, H, W) that `model(x, t)` leads to from noise x (N, C, H, W)."""
+        trajectory = self.trajectory(x, generator=generator)
+        request = next(trajectory)
+        while True:
+            output = model(request.x, request.t)
+            if on_evaluation is not None:
+                on_evaluation(request.index)
+            try:
+                request = trajectory.send(output)
+            except StopIteration as stop:
+                return stop.value
+
+
+def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Split a network's output into noise (N, C, H, W) and, where it has one, variance (N, C, H, W)."""
+    if output.shape[1] == 2 * channels:
+        return output[:, :channels], output[:, channels:]
+    return output, None
+
+
+def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return standard normal noise of a tensor's shape, drawn where the generator lives."""
+    device = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
