@@ -85,7 +85,9 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))
+        self.mlp = Mlp(
+            hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh")
+        )
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(
@@ -96,7 +98,9 @@ class DiTBlock(nn.Module):
         cached: tuple[LayerOutput, LayerOutput] = (None, None),
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return x (N, T, D) after both layers, and both layers' outputs before their gates."""
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(
+            6, dim=1
+        )
         attn = mix(fresh[0], lambda: self.attn(modulate(self.norm1(x), shift_msa, scale_msa)), cached[0])
         h = x + gate_msa.unsqueeze(1) * attn  # (N, T, D)
         mlp = mix(fresh[1], lambda: self.mlp(modulate(self.norm2(h), shift_mlp, scale_mlp)), cached[1])
@@ -197,7 +201,9 @@ class DiT(Backbone):
         """Predict with some layers reused; see `Backbone.forward_cached`."""
         plan = LayerPlan(self.layer_names, row, cache, keep)
         if y is None:
-            raise ValueError(f"DiT needs labels: give y (N,), with {self.conventions.null_label} for no label")
+            raise ValueError(
+                f"DiT needs labels: give y (N,), with {self.conventions.null_label} for no label"
+            )
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         for index, block in enumerate(self.blocks):

@@ -69,7 +69,9 @@ class LayerPlan:
                     "give one entry per layer (2 per block, attention first)"
                 )
         # A computed layer is never shown the old output: a compiled block then sees 4 cases, not more.
-        self._cached = tuple(None if fresh is True else c for fresh, c in zip(self._fresh, cached, strict=True))
+        self._cached = tuple(
+            None if fresh is True else c for fresh, c in zip(self._fresh, cached, strict=True)
+        )
         for name, fresh, output in zip(layer_names, self._fresh, self._cached, strict=True):
             if fresh is not True and output is None:
                 raise ValueError(

@@ -70,7 +70,10 @@ def find_checkpoint(checkpoint: str, *, name: str, url: str | None = None) -> Pa
 
     """
     folders = [Path(os.environ["L2C_CHECKPOINTS"])] if "L2C_CHECKPOINTS" in os.environ else []
-    places = [Path(checkpoint).expanduser(), *(d / checkpoint for d in [*folders, project_folder("checkpoints")])]
+    places = [
+        Path(checkpoint).expanduser(),
+        *(d / checkpoint for d in [*folders, project_folder("checkpoints")]),
+    ]
     for place in places:
         if place.is_file():
             return place
@@ -123,7 +126,10 @@ def load_strict(backbone: Backbone, weights: Mapping[str, Tensor], source: str) 
     for what, keys in (
         ("missing", [k for k in expected if k not in weights]),
         ("unexpected", [k for k in weights if k not in expected]),
-        ("of another shape", [f"{k} {tuple(weights[k].shape)} for {tuple(expected[k].shape)}" for k in shapes]),
+        (
+            "of another shape",
+            [f"{k} {tuple(weights[k].shape)} for {tuple(expected[k].shape)}" for k in shapes],
+        ),
     ):
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
@@ -150,7 +156,9 @@ def build_backbone(preset: Mapping[str, Any]) -> Backbone:
     except TypeError as error:
         raise ValueError(f"the arguments of model {preset['name']} do not fit: {error}") from error
     keys = ("name", "schedule", "first_timestep", "null_label")
-    backbone.conventions = replace(backbone.conventions, **{key: preset[key] for key in keys if key in preset})
+    backbone.conventions = replace(
+        backbone.conventions, **{key: preset[key] for key in keys if key in preset}
+    )
     return backbone
 
 

@@ -25,7 +25,9 @@ def make_solver(name: str, schedule: NoiseSchedule, num_evaluations: int, **opti
     allowed = {"eta"} if name == "ddim" else set()
     unknown = sorted(set(options) - allowed)
     if unknown:
-        raise ValueError(f"solver {name} has no option {unknown[0]!r}; its options are {sorted(allowed) or 'none'}")
+        raise ValueError(
+            f"solver {name} has no option {unknown[0]!r}; its options are {sorted(allowed) or 'none'}"
+        )
     return SOLVERS[name](schedule, num_evaluations, **options)  # type: ignore[call-arg]
 
 

@@ -29,7 +29,9 @@ class DDIM(Solver):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must lie in [0, 1], got {eta}")
         super().__init__(
-            schedule, tuple(map(float, schedule.respace(num_evaluations))), tuple((e,) for e in range(num_evaluations))
+            schedule,
+            tuple(map(float, schedule.respace(num_evaluations))),
+            tuple((e,) for e in range(num_evaluations)),
         )
         self.eta = eta
 
@@ -68,7 +70,9 @@ class DDPM(Solver):
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
         super().__init__(
-            schedule, tuple(map(float, schedule.respace(num_evaluations))), tuple((e,) for e in range(num_evaluations))
+            schedule,
+            tuple(map(float, schedule.respace(num_evaluations))),
+            tuple((e,) for e in range(num_evaluations)),
         )
 
     def trajectory(
@@ -94,7 +98,9 @@ class DDPM(Solver):
                 log_variance: Tensor | float = float(log_posterior[e])
             else:
                 share = (variance + 1) / 2
-                log_variance = share * log_beta + (1 - share) * float(log_posterior[e])  # arXiv 2102.09672, eq. 15
+                log_variance = share * log_beta + (1 - share) * float(
+                    log_posterior[e]
+                )  # arXiv 2102.09672, eq. 15
             x = mean
             if e < self.num_evaluations - 1:
                 scale = torch.exp(0.5 * torch.as_tensor(log_variance, dtype=x.dtype, device=x.device))

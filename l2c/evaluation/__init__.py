@@ -1,0 +1,1 @@
+"""Errors, costs, latencies and pictures of sampling with a cache graph."""

@@ -1,0 +1,1 @@
+"""Sampling with and without a cache graph."""

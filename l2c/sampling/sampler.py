@@ -1,0 +1,204 @@
+"""Images from noise: a backbone, a solver, guidance, and optionally a cache graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.zoo import fingerprint
+from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.graph import CacheGraph
+from l2c.sampling.denoiser import Denoiser
+
+TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
+
+
+def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 0) -> Tensor:
+    """Return noise (count, *shape) on the CPU; image `first + i` always gets the same, however it is batched."""
+    images = []
+    for i in range(first, first + count):
+        generator = torch.Generator().manual_seed((seed << 32) + i)
+        images.append(torch.randn(shape, generator=generator))
+    return torch.stack(images) if images else torch.empty(0, *shape)
+
+
+class Sampler:
+    """Draw images with a backbone; with a graph, skip the layers that it says to skip.
+
+    Args:
+        backbone: a frozen network.
+        graph: a cache graph; it brings solver, evaluations, timesteps and guidance. Refused where it does not
+            fit the backbone, its weights, or what else is given here.
+        solver: `ddim`, `ddpm`, `dpm_solver_2s` or `dpm_solver_2m`; required without a graph.
+        num_evaluations: number of calls of the backbone; required without a graph.
+        cfg_scale: guidance scale in the convention of the backbone's publication (DiT: 1.0 = off, U-ViT: 0.0 =
+            off); None = the graph's, and off where it has none.
+        eta: stochasticity of DDIM in [0, 1]; None = the graph's, else 0.
+        any_weights: accept a graph that was made for other weights of the same architecture (benchmarks).
+
+    Raises:
+        ValueError: the graph does not fit, or an argument is out of range; the message says how to mend it.
+
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        graph: CacheGraph | None = None,
+        solver: str | None = None,
+        num_evaluations: int | None = None,
+        cfg_scale: float | None = None,
+        eta: float | None = None,
+        any_weights: bool = False,
+    ) -> None:
+        conventions = backbone.conventions
+        if graph is not None:
+            _check_backbone(graph, backbone, any_weights=any_weights)
+            solver = _agreed("solver", solver, graph.solver)
+            num_evaluations = _agreed("num_evaluations", num_evaluations, graph.num_evaluations)
+            if graph.cfg_scale is not None:
+                cfg_scale = _agreed("cfg_scale", cfg_scale, graph.cfg_scale)
+            if graph.guidance not in (None, conventions.guidance):
+                raise ValueError(
+                    f"the graph was made under guidance {graph.guidance!r}, but {conventions.name} uses "
+                    f"{conventions.guidance!r}; take a graph of this backbone"
+                )
+            if "eta" in graph.solver_options:
+                eta = _agreed("eta", eta, graph.solver_options["eta"])
+        if solver is None or num_evaluations is None:
+            raise ValueError(
+                "a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)"
+            )
+        options = {} if eta is None else {"eta": eta}
+        schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+        self.backbone = backbone
+        self.graph = graph
+        self.solver = make_solver(solver, schedule, num_evaluations, **options)
+        self.guidance = Guidance(conventions.guidance, cfg_scale)
+        if self.guidance.active and conventions.null_label is None:
+            raise ValueError(
+                f"cfg_scale={cfg_scale} needs an unconditional label, but {conventions.name} has none; "
+                "leave cfg_scale out"
+            )
+        if graph is not None:
+            _check_timesteps(graph, self.solver.timesteps)
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """The t that the backbone is given at each evaluation, noisiest first."""
+        return self.solver.timesteps
+
+    @torch.no_grad()
+    def sample(
+        self,
+        labels: Tensor | Sequence[int] | None = None,
+        *,
+        noise: Tensor | None = None,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return images (N, C, H, W) in the backbone's own space (latents or pixels), as 32-bit floats.
+
+        Args:
+            labels: (N,) labels in 0..num_labels-1; None for a backbone without labels.
+            noise: (N, C, H, W) standard normal noise to start from.
+            seed: draws the noise instead (image i always gets the same one), and what a stochastic solver adds.
+            progress: show a bar over the evaluations.
+
+        Raises:
+            ValueError: labels out of range, shapes that do not fit, or neither noise nor seed.
+
+        """
+        device = next(self.backbone.parameters()).device
+        y = None if labels is None else torch.as_tensor(labels, device=device)
+        count = _checked_count(self.backbone, y, noise)
+        if noise is None:
+            if seed is None:
+                raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
+            noise = seeded_noise(self.backbone.input_shape, seed, count)
+        x = noise.to(device, torch.float32)
+        generator = torch.Generator().manual_seed(seed) if seed is not None else None
+        denoiser = Denoiser(self.backbone, y, self.guidance, self.graph)
+        with tqdm(
+            total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False
+        ) as bar:
+            return self.solver.sample(denoiser, x, generator=generator, on_evaluation=lambda e: bar.update())
+
+
+T = TypeVar("T", str, int, float)
+
+
+def _agreed(what: str, given: T | None, of_graph: T) -> T:
+    """Return the graph's value, refusing another one that was given beside it."""
+    if given is not None and given != of_graph:
+        raise ValueError(
+            f"the graph was made for {what} {of_graph}, got {given}; leave {what} out, or make a graph for {given}"
+        )
+    return of_graph
+
+
+def _check_backbone(graph: CacheGraph, backbone: Backbone, *, any_weights: bool) -> None:
+    """Refuse a graph of another architecture or of other weights."""
+    name = backbone.conventions.name
+    if graph.layers != backbone.layer_names:
+        raise ValueError(
+            f"the graph was made for {graph.model} with {graph.num_layers} layers ({graph.layers[0]}, ...), but "
+            f"{name} has {backbone.num_layers} ({backbone.layer_names[0]}, ...); take a graph of this backbone"
+        )
+    if any_weights:
+        return
+    mend = "take a graph made for these weights, or pass any_weights=True to use it all the same"
+    if graph.fingerprint is not None:
+        if graph.fingerprint != fingerprint(backbone):
+            raise ValueError(
+                f"the graph was made for other weights of {graph.model} ({graph.fingerprint[:19]}...) than those of "
+                f"{name} ({fingerprint(backbone)[:19]}...); {mend}"
+            )
+    elif name not in (graph.model, type(backbone).__name__) and graph.model != type(backbone).__name__:
+        raise ValueError(f"the graph was made for {graph.model}, but the backbone is {name}; {mend}")
+
+
+def _check_timesteps(graph: CacheGraph, timesteps: tuple[float, ...]) -> None:
+    """Refuse a graph whose evaluations lie at other times than the solver's."""
+    for e, (wanted, got) in enumerate(zip(timesteps, graph.timesteps, strict=True)):
+        if abs(wanted - got) > TIMESTEP_TOLERANCE:
+            raise ValueError(
+                f"the graph's evaluation {e} is at t = {got:g}, but {graph.solver} with {len(timesteps)} evaluations "
+                f"takes it at t = {wanted:g}; make a graph for this solver's timesteps"
+            )
+
+
+def _checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) -> int:
+    """Return the number of images, or refuse labels and noise that do not fit."""
+    name, num_labels = backbone.conventions.name, backbone.num_labels
+    if num_labels and y is None:
+        raise ValueError(f"{name} needs labels: give (N,) integers in 0..{num_labels - 1}")
+    if not num_labels and y is not None:
+        raise ValueError(f"{name} has no labels; call sample(noise=...) without them")
+    if y is not None:
+        if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
+            raise ValueError(
+                f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}"
+            )
+        wrong = y[(y < 0) | (y >= num_labels)]
+        if len(wrong):
+            raise ValueError(
+                f"label {int(wrong[0])} is out of range: {name} has the labels 0..{num_labels - 1}"
+            )
+    if noise is not None:
+        expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
+        if tuple(noise.shape) != expected:
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}, but {name} with these labels takes {expected}; "
+                "give one noise image per label"
+            )
+        return noise.shape[0]
+    if y is None:
+        raise ValueError(f"{name} has no labels, so the number of images comes from noise=(N, C, H, W)")
+    return len(y)

@@ -1,0 +1,1 @@
+"""Training of routers (and of the small bundled backbones) with Lightning."""

@@ -1,0 +1,51 @@
+"""One run of backbone training, from a config to a file of averaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
+from l2c.atomic import replacing
+from l2c.backbones.zoo import build_backbone
+from l2c.data.digits import DigitsDataModule
+from l2c.training.lit_backbone import LitBackbone
+
+
+def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
+    """Train as `configs/train_backbone.yaml` says, write the EMA weights in fp16, return their path."""
+    torch.set_num_threads(cfg.num_threads)
+    pl.seed_everything(cfg.seed)
+    module = LitBackbone(
+        build_backbone(cfg.model),
+        learning_rate=cfg.learning_rate,
+        max_steps=cfg.max_steps,
+        warmup_steps=cfg.warmup_steps,
+        label_dropout=cfg.label_dropout,
+        seed=cfg.seed,
+    )
+    trainer = pl.Trainer(
+        accelerator=cfg.accelerator,
+        devices=1,
+        max_steps=cfg.max_steps,
+        limit_train_batches=cfg.max_steps,
+        gradient_clip_val=cfg.gradient_clip,
+        logger=CSVLogger(run_folder, name="", version=""),
+        callbacks=[
+            EMAWeightAveraging(decay=cfg.ema_decay),
+            ModelCheckpoint(run_folder, every_n_train_steps=200, save_last=True),
+        ],
+        log_every_n_steps=50,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DigitsDataModule(cfg.batch_size, seed=cfg.seed), ckpt_path=cfg.resume)
+    weights = {name: value.half().contiguous() for name, value in module.backbone.state_dict().items()}
+    output = Path(cfg.output)
+    with replacing(output) as temporary:
+        save_file(weights, temporary)
+    return output

@@ -1,0 +1,74 @@
+"""The Lightning module that trains routers: only they are optimised and checkpointed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from l2c.training.objectives import LearningToCache
+from l2c.training.pairs import PairSource
+from l2c.training.router import Routers
+
+
+class LitRouter(pl.LightningModule):
+    """Train the router of one evaluation per step.
+
+    Args:
+        routers: the routers; all that a checkpoint holds.
+        pairs: source of the training pairs; holds the frozen backbone.
+        objective: what to minimise.
+        learning_rate: of AdamW, without weight decay.
+        clamp: logits are kept in [-clamp, clamp] after each step.
+        threshold: for the share of removed layers that is logged.
+
+    """
+
+    def __init__(
+        self,
+        routers: Routers,
+        pairs: PairSource,
+        objective: LearningToCache,
+        *,
+        learning_rate: float,
+        clamp: float = 5.0,
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.routers = routers
+        self.backbone = objective.backbone  # a submodule, so that Lightning moves it to the device
+        self.pairs = pairs
+        self.objective = objective
+        self.learning_rate = learning_rate
+        self.clamp = clamp
+        self.threshold = threshold
+        self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the objective of the router that this step visits, on a batch of the data module."""
+        step = self.global_step
+        pair = self.pairs.draw(batch, step)
+        loss = self.objective(pair, self.routers.row(self.pairs.evaluation(step)))
+        self.log_dict(
+            {"train/error": loss.error.detach(), "train/penalty": loss.penalty.detach()},
+            batch_size=len(pair.x),
+        )
+        self.log("train/loss", loss.loss.detach(), prog_bar=True, batch_size=len(pair.x))
+        return loss.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Clamp the logits and log the share of layers that the threshold would remove now."""
+        self.routers.clamp_(self.clamp)
+        self.log("removed", self.routers.removed_fraction(self.threshold), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the routers."""
+        return torch.optim.AdamW(self.routers.parameters(), lr=self.learning_rate, weight_decay=0.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen backbone out of the checkpoint."""
+        checkpoint["state_dict"] = {
+            key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("backbone.")
+        }

@@ -1,0 +1,197 @@
+"""Where routers meet data: neighbouring evaluations (s, m), m the routed one.
+
+The pass at s fills the cache, the solver moves x_s to x_m, a full pass at x_m is the teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.layer_cache import LayerCache
+from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
+from l2c.training.step_random import drop_labels, step_generator
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Everything a student pass at the routed evaluation needs.
+
+    Attributes:
+        x: (N, C, H, W), the state at the routed evaluation.
+        t: (N,), its timestep.
+        y: (N,) labels, some of them null; None for a backbone without labels.
+        cache: 2L outputs of the evaluation before, (N, T, D).
+        teacher: output of the full pass at x, (N, C or 2 C, H, W).
+
+    """
+
+    x: Tensor
+    t: Tensor
+    y: Tensor | None
+    cache: LayerCache
+    teacher: Tensor
+
+
+class PairSource(Protocol):
+    """A way to obtain the pairs of the training steps."""
+
+    def evaluation(self, step: int) -> int:
+        """Return the routed evaluation that a training step visits."""
+
+    def draw(self, batch: tuple[Tensor, Tensor], step: int) -> Pair:
+        """Make the pair of a training step from a batch of the data module; no gradients."""
+
+
+def _times(x: Tensor, t: float) -> Tensor:
+    return torch.full((x.shape[0],), t, device=x.device)
+
+
+class DataPairs:
+    """Pairs from noised real images, as in Learning-to-Cache (arXiv 2406.01733, algorithm 1).
+
+    A real image is noised to the start of the solver step that holds s, the solver moves it to x_m by full
+    passes without guidance.
+
+    Args:
+        backbone: the frozen network.
+        solver: the solver of the trajectory.
+        routed: the routed evaluations.
+        seed: seed of visits, noise and label dropout.
+        label_dropout: share of labels replaced by the null label.
+        visits: `balanced` visits every router once per cycle in random order, `random` draws one each step.
+        round_times: noise to, and give the teacher and the student, whole timesteps, halves up (what the
+            published U-ViT routers were trained with); the passes inside the solver keep theirs.
+
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        solver: Solver,
+        routed: Sequence[int],
+        *,
+        seed: int = 0,
+        label_dropout: float = 0.1,
+        visits: str = "balanced",
+        round_times: bool = False,
+    ) -> None:
+        if visits not in ("balanced", "random"):
+            raise ValueError(f"router.visits must be balanced or random, got {visits!r}")
+        self.backbone = backbone
+        self.solver = solver
+        self.routed = tuple(routed)
+        self.seed = seed
+        self.label_dropout = label_dropout
+        self.visits = visits
+        self.round_times = round_times
+
+    def evaluation(self, step: int) -> int:
+        """Return the routed evaluation that a training step visits."""
+        count = len(self.routed)
+        if self.visits == "random":
+            return self.routed[int(torch.randint(count, (), generator=step_generator(self.seed + 1, step)))]
+        cycle, position = divmod(step, count)
+        order = torch.randperm(count, generator=step_generator(self.seed + 1, cycle))
+        return self.routed[int(order[position])]
+
+    def draw(self, batch: tuple[Tensor, Tensor], step: int) -> Pair:
+        """Make the pair of a training step from images (N, C, H, W) and labels (N,)."""
+        x_0, y = batch
+        generator = step_generator(self.seed, step)
+        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
+        y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, generator)
+        return self.pair(x_0, noise, y if self.backbone.num_embedded_labels else None, self.evaluation(step))
+
+    def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
+        """Noise images (N, C, H, W) to the start of the solver step before a routed evaluation."""
+        first = self.solver.steps[self.solver.step_of(evaluation - 1)][0]
+        index = self.solver.indices[first]
+        alpha, sigma = self.solver.schedule.marginal(math.floor(index + 0.5) if self.round_times else index)
+        return alpha * x_0 + sigma * noise
+
+    @torch.no_grad()
+    def pair(self, x_0: Tensor, noise: Tensor, y: Tensor | None, evaluation: int) -> Pair:
+        """Make the pair of a routed evaluation from images, their noise and their labels."""
+        x = self.start(x_0, noise, evaluation)
+        trajectory = self.solver.trajectory(x, first_step=self.solver.step_of(evaluation - 1))
+        request = next(trajectory)
+        everything = (True,) * self.backbone.num_layers
+        while request.index < evaluation:
+            keep = (request.index == evaluation - 1,) * self.backbone.num_layers
+            times = _times(x, request.t)
+            output, cache = self.backbone.forward_cached(request.x, times, y, everything, None, keep)
+            request = trajectory.send(output)
+        t = float(math.floor(request.t + 0.5)) if self.round_times else request.t
+        times = _times(x, t)
+        return Pair(request.x, times, y, cache, self.backbone(request.x, times, y))
+
+
+class TrajectoryPairs:
+    """Pairs from the sampler's own trajectories under guidance: no images are needed.
+
+    The routed evaluations of one trajectory are visited from noise to image. Its passes serve as cache and
+    teacher, so that a training step costs the evaluations since the last visit and one student pass. With
+    guidance the conditional and unconditional halves are trained on together, as the sampler runs them.
+
+    Args:
+        backbone: the frozen network.
+        solver: the solver of the trajectory.
+        routed: the routed evaluations.
+        guidance: the guidance of the trajectory.
+        seed: seed of what a stochastic solver adds.
+
+    """
+
+    def __init__(
+        self, backbone: Backbone, solver: Solver, routed: Sequence[int], *, guidance: Guidance, seed: int = 0
+    ) -> None:
+        self.backbone = backbone
+        self.solver = solver
+        self.routed = tuple(routed)
+        self.guidance = guidance
+        self.seed = seed
+        self._next_step: int | None = None
+        self._trajectory: Trajectory | None = None
+        self._request: Evaluation | None = None
+        self._cache: LayerCache | None = None
+
+    def evaluation(self, step: int) -> int:
+        """Return the routed evaluation that a training step visits."""
+        return self.routed[step % len(self.routed)]
+
+    @torch.no_grad()
+    def draw(self, batch: tuple[Tensor, Tensor], step: int) -> Pair:
+        """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
+        noise, labels = batch
+        y = labels if self.backbone.num_embedded_labels else None
+        if self.guidance.active:
+            assert y is not None
+            y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
+        if step != self._next_step or step % len(self.routed) == 0:  # a new trajectory, or resumed inside one
+            generator = step_generator(self.seed, step // len(self.routed))
+            self._trajectory = self.solver.trajectory(noise, generator=generator)
+            self._request = next(self._trajectory)
+        assert self._trajectory is not None
+        assert self._request is not None
+        evaluation = self.evaluation(step)
+        everything = (True,) * self.backbone.num_layers
+        while True:
+            request, cache = self._request, self._cache
+            x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
+            times = _times(x, request.t)
+            keep = (request.index + 1 in self.routed,) * self.backbone.num_layers
+            output, self._cache = self.backbone.forward_cached(x, times, y, everything, None, keep)
+            if request.index < self.solver.num_evaluations - 1:
+                guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
+                self._request = self._trajectory.send(guided)
+            if request.index == evaluation:
+                assert cache is not None
+                self._next_step = step + 1
+                return Pair(x, times, y, cache, output)

@@ -1,0 +1,27 @@
+"""Train the routers of a frozen backbone and export them as a cache graph.
+
+python train_router.py model=dit_digits router.penalty=3e-3 trainer.max_steps=300
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from l2c import cli
+from l2c.training.run import train_router
+
+
+@hydra.main(config_path="configs", config_name="train_router", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Train, export, say what came out and what to do next."""
+    result = train_router(cfg, cli.run_folder())
+    path = result.folder / "cache_graph.json"
+    print(result.graph.summary())
+    print(
+        f"{result.cost.evaluations_worth(result.graph):.2f} evaluations' worth of MACs instead of "
+        f"{result.graph.num_evaluations}: {result.cost.speed_up(result.graph):.2f} x by MACs"
+    )
+    print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
