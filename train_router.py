@@ -3,14 +3,13 @@
 python train_router.py model=dit_digits router.penalty=3e-3 trainer.max_steps=300
 """
 
-import hydra
 from omegaconf import DictConfig
 
 from l2c import cli
 from l2c.training.run import train_router
 
 
-@hydra.main(config_path="configs", config_name="train_router", version_base="1.3")
+@cli.entry("train_router")
 def main(cfg: DictConfig) -> None:
     """Train, export, say what came out and what to do next."""
     result = train_router(cfg, cli.run_folder())
@@ -24,4 +23,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    main()

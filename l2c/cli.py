@@ -1,20 +1,26 @@
-"""Entries' common frame: bad input ends in one sentence and exit code 1."""
+"""Entries' common frame: a Hydra config in, bad input ends in one sentence and exit code 1."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from l2c.backbones.zoo import near_names
+from l2c.backbones.zoo import near_names, project_folder
 
 TRACEBACK = "L2C_TRACEBACK"
+BAD_INPUT = (ValueError, OSError, HydraException, OmegaConfBaseException)
 
 
 def run_folder() -> Path:
@@ -22,20 +28,45 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a Hydra entry; turn bad input into one sentence on stderr and exit code 1.
+def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a command of a function of a config, `configs/<config_name>.yaml` with overrides.
 
-    With the environment variable `L2C_TRACEBACK=1` the traceback is shown instead.
+    Bad input (ValueError, OSError, a config that does not compose) prints one sentence on stderr and exits
+    with code 1; with the environment variable `L2C_TRACEBACK=1` it raises instead.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints a traceback of its own
-    try:
-        main()
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        _remove_empty_run_folder()
-        if os.environ.get(TRACEBACK):
-            raise
-        sys.stderr.write(f"error: {_sentence(error)}\n")
-        sys.exit(1)
+
+    def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(task)
+        def guarded(cfg: DictConfig) -> None:
+            try:
+                task(cfg)
+            except BAD_INPUT as error:
+                _fail(error)
+
+        configs = str(project_folder("configs"))
+        hydra_main = hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(guarded)
+
+        def main() -> None:
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints a traceback of its own
+            try:
+                hydra_main()
+            except BAD_INPUT as error:  # of composing the config, or of making the run folder
+                _fail(error)
+
+        return main
+
+    return decorate
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Take back an empty run folder, say what is wrong, exit."""
+    if HydraConfig.initialized():
+        with contextlib.suppress(OSError, ValueError, OmegaConfBaseException):  # in use, or never made
+            run_folder().rmdir()
+    if os.environ.get(TRACEBACK):
+        raise error
+    sys.stderr.write(f"error: {_sentence(error)}\n")
+    sys.exit(1)
 
 
 def _sentence(error: Exception) -> str:
@@ -45,14 +76,5 @@ def _sentence(error: Exception) -> str:
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
-    text = re.sub(r"\s*\n\s*", "; ", str(error).strip())
+    text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
     return text or type(error).__name__
-
-
-def _remove_empty_run_folder() -> None:
-    """Take back the folder that Hydra made, unless something is in it."""
-    if HydraConfig.initialized():
-        try:
-            run_folder().rmdir()
-        except (OSError, ValueError, OmegaConfBaseException):
-            return  # it is in use, or was never made

@@ -72,9 +72,7 @@ class CacheGraph:
 
     def _check(self, reusing: tuple[int, ...]) -> None:
         if not self.rows or not self.layers:
-            raise ValueError(
-                f"a cache graph needs rows and layers, got {len(self.rows)} and {len(self.layers)}"
-            )
+            raise ValueError(f"a cache graph needs rows and layers, got {len(self.rows)} and {len(self.layers)}")
         if len(set(self.layers)) != len(self.layers):
             raise ValueError("layer names must differ from each other; name each layer of the backbone once")
         for e, row in enumerate(self.rows):
@@ -91,7 +89,7 @@ class CacheGraph:
             )
         if len(self.timesteps) != len(self.rows):
             raise ValueError(
-                f"the graph has {len(self.rows)} rows but {len(self.timesteps)} timesteps; it needs one per evaluation"
+                f"the graph has {len(self.rows)} rows but {len(self.timesteps)} timesteps; give one per row"
             )
         if not all(math.isfinite(t) for t in self.timesteps):
             raise ValueError(f"timesteps must be finite numbers, got {list(self.timesteps)}")
@@ -186,9 +184,7 @@ class CacheGraph:
     def summary(self) -> str:
         """Return a few lines for people: what it is for, what it removes, its rows as a picture in text."""
         assert self.routed is not None
-        guidance = (
-            "any guidance" if self.cfg_scale is None else f"guidance {self.guidance} {self.cfg_scale:g}"
-        )
+        guidance = "any guidance" if self.cfg_scale is None else f"guidance {self.guidance} {self.cfg_scale:g}"
         lines = [
             f"cache graph for {self.model}: {self.solver}, {self.num_evaluations} evaluations, {guidance}",
             f"{self.num_reused} of {self.num_evaluations * self.num_layers} layers reused: "
@@ -250,9 +246,7 @@ class CacheGraph:
                 f"no cache graph at {path}; train one with `python train_router.py`, which writes cache_graph.json"
             ) from error
         except (UnicodeDecodeError, IsADirectoryError) as error:
-            raise ValueError(
-                f"{path} is not a text file in UTF-8; give the cache_graph.json itself"
-            ) from error
+            raise ValueError(f"{path} is not a text file in UTF-8; give the cache_graph.json itself") from error
         try:
             return cls.from_json(text)
         except ValueError as error:
@@ -303,9 +297,7 @@ class CacheGraph:
         )
         declared = _member(sampler, "num_evaluations", int, "sampler.num_evaluations")
         if declared != graph.num_evaluations:
-            raise ValueError(
-                f"sampler.num_evaluations is {declared}, but there are {graph.num_evaluations} rows"
-            )
+            raise ValueError(f"sampler.num_evaluations is {declared}, but there are {graph.num_evaluations} rows")
         statistics = _member(content, "statistics", dict)
         return graph.replace(measured={k: v for k, v in statistics.items() if k not in graph.statistics})
 

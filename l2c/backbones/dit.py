@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-from timm.layers import Attention, Mlp, PatchEmbed
+from timm.layers import Attention, GELUTanh, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions
@@ -62,7 +61,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Embed t (N,) as (N, D)."""
         frequencies = timestep_embedding(t, self.frequency_size)
-        return self.mlp(frequencies.to(self.mlp[0].weight.dtype))
+        return self.mlp(frequencies.to(next(self.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -85,9 +84,7 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(
-            hidden_size, int(hidden_size * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh")
-        )
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=GELUTanh)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(
@@ -98,9 +95,7 @@ class DiTBlock(nn.Module):
         cached: tuple[LayerOutput, LayerOutput] = (None, None),
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return x (N, T, D) after both layers, and both layers' outputs before their gates."""
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(
-            6, dim=1
-        )
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
         attn = mix(fresh[0], lambda: self.attn(modulate(self.norm1(x), shift_msa, scale_msa)), cached[0])
         h = x + gate_msa.unsqueeze(1) * attn  # (N, T, D)
         mlp = mix(fresh[1], lambda: self.mlp(modulate(self.norm2(h), shift_mlp, scale_mlp)), cached[1])
@@ -178,16 +173,17 @@ class DiT(Backbone):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        patch_weight = self.x_embedder.proj.weight
-        nn.init.xavier_uniform_(patch_weight.view(patch_weight.shape[0], -1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        zero = [block.adaLN_modulation[-1] for block in self.blocks]
-        for linear in [*zero, self.final_layer.adaLN_modulation[-1], self.final_layer.linear]:
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            elif isinstance(module, nn.Conv2d):  # the patch embedding, as the linear layer that it is
+                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in [*self.t_embedder.modules(), self.y_embedder.embedding_table]:
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        modulated = [module for module in self.modules() if isinstance(module, (DiTBlock, FinalLayer))]
+        for module in [*(module.adaLN_modulation[-1] for module in modulated), self.final_layer.linear]:
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
 
     def forward_cached(
         self,
@@ -201,9 +197,7 @@ class DiT(Backbone):
         """Predict with some layers reused; see `Backbone.forward_cached`."""
         plan = LayerPlan(self.layer_names, row, cache, keep)
         if y is None:
-            raise ValueError(
-                f"DiT needs labels: give y (N,), with {self.conventions.null_label} for no label"
-            )
+            raise ValueError(f"DiT needs labels: give y (N,), with {self.conventions.null_label} for no label")
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         for index, block in enumerate(self.blocks):

@@ -29,12 +29,10 @@ def mix(fresh: Fresh, compute: Callable[[], Tensor], cached: LayerOutput) -> Ten
         cached: the same layer's output at an earlier evaluation, (N, T, D); not read where `fresh` is True.
 
     """
-    if isinstance(fresh, Tensor):
-        return fresh * compute() + (1 - fresh) * cached
-    if fresh:
+    if not isinstance(fresh, Tensor) and fresh:
         return compute()
-    assert cached is not None, "LayerPlan checks this with a message"
-    return cached
+    assert cached is not None, "LayerPlan refuses this with a message"
+    return fresh * compute() + (1 - fresh) * cached if isinstance(fresh, Tensor) else cached
 
 
 class LayerPlan:
@@ -69,9 +67,7 @@ class LayerPlan:
                     "give one entry per layer (2 per block, attention first)"
                 )
         # A computed layer is never shown the old output: a compiled block then sees 4 cases, not more.
-        self._cached = tuple(
-            None if fresh is True else c for fresh, c in zip(self._fresh, cached, strict=True)
-        )
+        self._cached = tuple(None if fresh is True else c for fresh, c in zip(self._fresh, cached, strict=True))
         for name, fresh, output in zip(layer_names, self._fresh, self._cached, strict=True):
             if fresh is not True and output is None:
                 raise ValueError(

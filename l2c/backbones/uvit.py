@@ -92,9 +92,7 @@ class UViT(Backbone):
         )
         self.num_embedded_labels = max(num_classes, 0)
         half = depth // 2
-        parts = (
-            [f"in_blocks.{b}" for b in range(half)] + ["mid_block"] + [f"out_blocks.{b}" for b in range(half)]
-        )
+        parts = [f"in_blocks.{b}" for b in range(half)] + ["mid_block"] + [f"out_blocks.{b}" for b in range(half)]
         self.layer_names = tuple(f"{part}.{kind}" for part in parts for kind in ("attn", "mlp"))
         self.input_shape = (in_chans, img_size, img_size)
         self.patch_size = patch_size
@@ -144,9 +142,7 @@ class UViT(Backbone):
         """Predict with some layers reused; see `Backbone.forward_cached`."""
         plan = LayerPlan(self.layer_names, row, cache, keep)
         x = self.patch_embed(x)  # (N, patches, D)
-        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(x.dtype)).unsqueeze(
-            1
-        )  # (N, 1, D)
+        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(x.dtype)).unsqueeze(1)  # (N, 1, D)
         x = torch.cat([time_token, x], dim=1)
         if self.label_emb is not None:
             if y is None:

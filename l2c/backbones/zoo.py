@@ -156,9 +156,7 @@ def build_backbone(preset: Mapping[str, Any]) -> Backbone:
     except TypeError as error:
         raise ValueError(f"the arguments of model {preset['name']} do not fit: {error}") from error
     keys = ("name", "schedule", "first_timestep", "null_label")
-    backbone.conventions = replace(
-        backbone.conventions, **{key: preset[key] for key in keys if key in preset}
-    )
+    backbone.conventions = replace(backbone.conventions, **{key: preset[key] for key in keys if key in preset})
     return backbone
 
 

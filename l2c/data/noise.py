@@ -51,9 +51,7 @@ class NoiseDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Return the loader, which begins at the step that the trainer stands at."""
         start = self.trainer.global_step if self.trainer is not None else 0
-        return DataLoader(
-            self.batches, batch_size=None, sampler=_TrajectoryOfStep(start, self.steps_per_trajectory)
-        )
+        return DataLoader(self.batches, batch_size=None, sampler=_TrajectoryOfStep(start, self.steps_per_trajectory))
 
 
 class _TrajectoryOfStep:

@@ -1,6 +1,7 @@
 """Noise schedules, solvers and guidance; they take a callable and know nothing of caching."""
 
 import difflib
+from collections.abc import Callable
 
 from l2c.diffusion.ddim import DDIM, DDPM
 from l2c.diffusion.dpm_solver import DPMSolver2M, DPMSolver2S
@@ -8,7 +9,7 @@ from l2c.diffusion.guidance import Guidance
 from l2c.diffusion.schedule import NoiseSchedule
 from l2c.diffusion.solver import Evaluation, Model, Solver, Trajectory
 
-SOLVERS: dict[str, type[Solver]] = {cls.name: cls for cls in (DDIM, DDPM, DPMSolver2S, DPMSolver2M)}
+SOLVERS: dict[str, Callable[..., Solver]] = {solver.name: solver for solver in (DDIM, DDPM, DPMSolver2S, DPMSolver2M)}
 
 
 def make_solver(name: str, schedule: NoiseSchedule, num_evaluations: int, **options: float) -> Solver:
@@ -25,10 +26,8 @@ def make_solver(name: str, schedule: NoiseSchedule, num_evaluations: int, **opti
     allowed = {"eta"} if name == "ddim" else set()
     unknown = sorted(set(options) - allowed)
     if unknown:
-        raise ValueError(
-            f"solver {name} has no option {unknown[0]!r}; its options are {sorted(allowed) or 'none'}"
-        )
-    return SOLVERS[name](schedule, num_evaluations, **options)  # type: ignore[call-arg]
+        raise ValueError(f"solver {name} has no option {unknown[0]!r}; its options are {sorted(allowed) or 'none'}")
+    return SOLVERS[name](schedule, num_evaluations, **options)
 
 
 __all__ = [

@@ -40,9 +40,7 @@ class DDIM(Solver):
         """The amount of noise put back at each step."""
         return {"eta": self.eta}
 
-    def trajectory(
-        self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None
-    ) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         abar = [*self.schedule.alphas_cumprod[[int(i) for i in self.indices]].tolist(), 1.0]
         for e in range(first_step, self.num_evaluations):
@@ -75,9 +73,7 @@ class DDPM(Solver):
             tuple((e,) for e in range(num_evaluations)),
         )
 
-    def trajectory(
-        self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None
-    ) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         abar = self.schedule.alphas_cumprod[[int(i) for i in self.indices]]
         abar_after = np.append(abar[1:], 1.0)
@@ -98,9 +94,7 @@ class DDPM(Solver):
                 log_variance: Tensor | float = float(log_posterior[e])
             else:
                 share = (variance + 1) / 2
-                log_variance = share * log_beta + (1 - share) * float(
-                    log_posterior[e]
-                )  # arXiv 2102.09672, eq. 15
+                log_variance = share * log_beta + (1 - share) * float(log_posterior[e])  # arXiv 2102.09672, eq. 15
             x = mean
             if e < self.num_evaluations - 1:
                 scale = torch.exp(0.5 * torch.as_tensor(log_variance, dtype=x.dtype, device=x.device))

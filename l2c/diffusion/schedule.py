@@ -37,7 +37,7 @@ class NoiseSchedule:
             raise ValueError(f"unknown noise schedule {self.name!r}; known are {', '.join(SCHEDULES)}")
 
     @cached_property
-    def betas(self) -> npt.NDArray[np.float64]:
+    def betas(self) -> npt.NDArray[np.floating]:
         """Variance added at each step, (T,)."""
         if self.name == "linear":
             scale = 1000 / self.num_steps
@@ -45,12 +45,12 @@ class NoiseSchedule:
         return np.linspace(0.00085**0.5, 0.012**0.5, self.num_steps) ** 2
 
     @cached_property
-    def alphas_cumprod(self) -> npt.NDArray[np.float64]:
+    def alphas_cumprod(self) -> npt.NDArray[np.floating]:
         """Signal variance alpha^2 at each step, (T,)."""
         return np.cumprod(1.0 - self.betas)
 
     @cached_property
-    def _log_alphas(self) -> npt.NDArray[np.float64]:
+    def _log_alphas(self) -> npt.NDArray[np.floating]:
         return 0.5 * np.log(self.alphas_cumprod)
 
     def timestep(self, index: float) -> float:

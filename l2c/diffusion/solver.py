@@ -77,9 +77,7 @@ class Solver(ABC):
         return self.schedule.marginal(self.indices[evaluation])
 
     @abstractmethod
-    def trajectory(
-        self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None
-    ) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
         """Yield the evaluations from solver step `first_step` on, return the final x.
 
         Args:

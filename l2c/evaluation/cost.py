@@ -53,16 +53,18 @@ class Cost:
         return graph.num_evaluations / self.evaluations_worth(graph)
 
 
-def _linears(module: nn.Module) -> int:
-    """MACs per token of all linear layers in a module."""
-    return sum(m.in_features * m.out_features for m in module.modules() if isinstance(m, nn.Linear))
+def _linears(*modules: nn.Module) -> int:
+    """MACs per token of all linear layers in some modules."""
+    parts = [part for module in modules for part in module.modules()]
+    return sum(part.in_features * part.out_features for part in parts if isinstance(part, nn.Linear))
 
 
 def _transformer_layers(blocks: Sequence[nn.Module], tokens: int, width: int) -> tuple[int, ...]:
     """MACs of attention and MLP of each block, in order."""
     macs: list[int] = []
     for block in blocks:
-        macs += [tokens * _linears(block.attn) + 2 * tokens**2 * width, tokens * _linears(block.mlp)]  # type: ignore[arg-type]
+        attention = tokens * _linears(block.get_submodule("attn")) + 2 * tokens**2 * width
+        macs += [attention, tokens * _linears(block.get_submodule("mlp"))]
     return tuple(macs)
 
 
@@ -81,12 +83,12 @@ def count_macs(backbone: Backbone) -> Cost:
     if isinstance(backbone, DiT):
         patches = backbone.x_embedder.num_patches or 0
         layers = _transformer_layers(list(backbone.blocks), patches, backbone.hidden_size)
-        modulations = [block.adaLN_modulation for block in backbone.blocks]
+        modulations = [block.get_submodule("adaLN_modulation") for block in backbone.blocks]
         final = backbone.final_layer
         fixed = (
             _convolution(backbone.x_embedder.proj, patches)
             + _linears(backbone.t_embedder)
-            + sum(map(_linears, [*modulations, final.adaLN_modulation]))  # type: ignore[arg-type]
+            + _linears(*modulations, final.adaLN_modulation)
             + patches * _linears(final.linear)
         )
         return Cost(layers, fixed)
@@ -98,7 +100,7 @@ def count_macs(backbone: Backbone) -> Cost:
         fixed = (
             _convolution(backbone.patch_embed.proj, patches)
             + _linears(backbone.time_embed)
-            + tokens * sum(_linears(block.skip_linear) for block in backbone.out_blocks)  # type: ignore[arg-type]
+            + tokens * _linears(*(block.get_submodule("skip_linear") for block in backbone.out_blocks))
             + tokens * _linears(backbone.decoder_pred)
         )
         if isinstance(backbone.final_layer, nn.Conv2d):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,7 +17,7 @@ from l2c.graph import CacheGraph
 COMPUTED, REUSED = "#20455f", "#f3c35b"
 
 
-def _layer_axis(figure: Figure, num_rows: int, num_layers: int, title: str) -> object:
+def _layer_axis(figure: Figure, num_rows: int, num_layers: int, title: str) -> Axes:
     """Make an axis with a row per evaluation and a column per layer, blocks separated by thin lines."""
     axis = figure.add_subplot()
     axis.set_title(title, fontsize=10, loc="left")
@@ -44,31 +45,27 @@ def router_heatmap(
     figure = Figure(figsize=_size(num_rows, num_layers), dpi=110, layout="constrained")
     when = "" if step is None else f" after {step} steps"
     axis = _layer_axis(figure, num_rows, num_layers, f"routers{when}: weight of the newly computed output")
-    image = axis.imshow(
-        weights.numpy(), cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )  # type: ignore[attr-defined]
-    axis.set_yticks(range(num_rows), [f"{e} ({timesteps[e]:.0f})" for e in evaluations], fontsize=7)  # type: ignore[attr-defined]
-    figure.colorbar(image, ax=axis, shrink=0.8)  # type: ignore[arg-type]
+    image = axis.imshow(weights.numpy(), cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.set_yticks(range(num_rows), [f"{e} ({timesteps[e]:.0f})" for e in evaluations], fontsize=7)
+    figure.colorbar(image, ax=axis, shrink=0.8)
     return figure
 
 
 def graph_heatmap(graph: CacheGraph) -> Figure:
     """Draw a graph: which layers are computed and which reused, at every evaluation."""
     bits = np.array(graph.rows, dtype=float)
-    figure = Figure(figsize=_size(*bits.shape), dpi=110, layout="constrained")
+    figure = Figure(figsize=_size(len(graph.rows), graph.num_layers), dpi=110, layout="constrained")
     title = (
         f"{graph.model}, {graph.solver}, {graph.num_evaluations} evaluations: "
         f"{100 * graph.removed_fraction_overall:.1f} % of layers reused"
     )
-    axis = _layer_axis(figure, *bits.shape, title)
-    axis.imshow(
-        bits, cmap=ListedColormap([REUSED, COMPUTED]), vmin=0, vmax=1, aspect="auto", interpolation="nearest"
-    )  # type: ignore[attr-defined]
+    axis = _layer_axis(figure, len(graph.rows), graph.num_layers, title)
+    axis.imshow(bits, cmap=ListedColormap([REUSED, COMPUTED]), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     labels = [f"{e} ({t:.0f})" for e, t in enumerate(graph.timesteps)]
-    axis.set_yticks(range(len(labels)), labels, fontsize=7)  # type: ignore[attr-defined]
+    axis.set_yticks(range(len(labels)), labels, fontsize=7)
     for name, colour in (("computed", COMPUTED), ("reused", REUSED)):
-        axis.plot([], [], "s", color=colour, label=name)  # type: ignore[attr-defined]
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)  # type: ignore[attr-defined]
+        axis.plot([], [], "s", color=colour, label=name)
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
     return figure
 
 

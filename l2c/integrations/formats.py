@@ -102,9 +102,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("routers"), Mapping):
         content = content["routers"]
-    routers = (
-        {k: v for k, v in content.items() if k.endswith(".prob")} if isinstance(content, Mapping) else {}
-    )
+    routers = {k: v for k, v in content.items() if k.endswith(".prob")} if isinstance(content, Mapping) else {}
     if not routers or not all(isinstance(v, Tensor) for v in routers.values()):
         raise ValueError(f"{path} holds no routers: expected tensors named '0.prob', '1.prob', ...")
     return routers

@@ -72,9 +72,7 @@ class Sampler:
             if "eta" in graph.solver_options:
                 eta = _agreed("eta", eta, graph.solver_options["eta"])
         if solver is None or num_evaluations is None:
-            raise ValueError(
-                "a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)"
-            )
+            raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
         options = {} if eta is None else {"eta": eta}
         schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
         self.backbone = backbone
@@ -125,9 +123,7 @@ class Sampler:
         x = noise.to(device, torch.float32)
         generator = torch.Generator().manual_seed(seed) if seed is not None else None
         denoiser = Denoiser(self.backbone, y, self.guidance, self.graph)
-        with tqdm(
-            total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False
-        ) as bar:
+        with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
             return self.solver.sample(denoiser, x, generator=generator, on_evaluation=lambda e: bar.update())
 
 
@@ -183,14 +179,10 @@ def _checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) -
         raise ValueError(f"{name} has no labels; call sample(noise=...) without them")
     if y is not None:
         if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-            raise ValueError(
-                f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}"
-            )
+            raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}")
         wrong = y[(y < 0) | (y >= num_labels)]
         if len(wrong):
-            raise ValueError(
-                f"label {int(wrong[0])} is out of range: {name} has the labels 0..{num_labels - 1}"
-            )
+            raise ValueError(f"label {int(wrong[0])} is out of range: {name} has the labels 0..{num_labels - 1}")
     if noise is not None:
         expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
         if tuple(noise.shape) != expected:

@@ -47,18 +47,20 @@ class LitBackbone(pl.LightningModule):
         conventions = backbone.conventions
         self.schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
         abar = torch.from_numpy(self.schedule.alphas_cumprod)
-        self.register_buffer("alpha", abar.sqrt().float(), persistent=False)
-        self.register_buffer("sigma", (1 - abar).sqrt().float(), persistent=False)
+        self.alpha = abar.sqrt().float()  # (T,)
+        self.sigma = (1 - abar).sqrt().float()  # (T,)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the mean squared error of the predicted noise on images (N, C, H, W)."""
         x_0, y = batch
         generator = step_generator(self.seed, self.global_step)
-        index = torch.randint(self.schedule.num_steps, (len(x_0),), generator=generator).to(x_0.device)
+        index = torch.randint(self.schedule.num_steps, (len(x_0),), generator=generator)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
         y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, generator)
-        alpha, sigma = self.alpha[index].view(-1, 1, 1, 1), self.sigma[index].view(-1, 1, 1, 1)
-        predicted = self.backbone(alpha * x_0 + sigma * noise, index + self.schedule.first_timestep, y)
+        alpha = self.alpha[index].view(-1, 1, 1, 1).to(x_0)
+        sigma = self.sigma[index].view(-1, 1, 1, 1).to(x_0)
+        t = (index + self.schedule.first_timestep).to(x_0.device)
+        predicted = self.backbone(alpha * x_0 + sigma * noise, t, y)
         loss = torch.nn.functional.mse_loss(predicted[:, : x_0.shape[1]], noise)
         self.log("train/loss", loss, prog_bar=True)
         return loss

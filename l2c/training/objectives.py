@@ -41,9 +41,7 @@ class LearningToCache:
 
     """
 
-    def __init__(
-        self, backbone: Backbone, *, penalty: float, layer_weights: Tensor, error: str = "mean"
-    ) -> None:
+    def __init__(self, backbone: Backbone, *, penalty: float, layer_weights: Tensor, error: str = "mean") -> None:
         if error not in ("mean", "sum"):
             raise ValueError(f"router.error must be mean or sum, got {error!r}")
         if penalty < 0:

@@ -30,7 +30,8 @@ from l2c.training.objectives import LearningToCache
 from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
 from l2c.training.router import Routers, routed_evaluations
 
-log = logging.getLogger(__name__)
+# Its lines on devices and tips hide what a user looks for; warnings still come through.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 DATA = ("digits", "noise")
 LOGGERS = ("csv", "wandb")

@@ -1,0 +1,57 @@
+"""Distances of images from the uncached ones, and of a set of images from real ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.functional.image import peak_signal_noise_ratio
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+
+@dataclass(frozen=True)
+class ImageError:
+    """Error of images against the uncached ones from the same noise.
+
+    Attributes:
+        mse: mean squared error per pixel, averaged over images.
+        mse_standard_error: its standard error over images.
+        psnr: peak signal-to-noise ratio in dB of the mean squared error.
+        num_images: number N of images.
+
+    """
+
+    mse: float
+    mse_standard_error: float
+    psnr: float
+    num_images: int
+
+
+def image_error(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -> ImageError:
+    """Compare images (N, C, H, W) with a reference of the same shape, from the same noise.
+
+    Args:
+        images: what a method gave.
+        reference: what the uncached sampler gave.
+        data_range: largest minus smallest value of an image, for the PSNR: 2 for pixels in [-1, 1].
+
+    """
+    if images.shape != reference.shape:
+        raise ValueError(f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}")
+    per_image = (images.double() - reference.double()).square().flatten(1).mean(dim=1)  # (N,)
+    count = len(per_image)
+    spread = float(per_image.std()) / math.sqrt(count) if count > 1 else math.nan
+    exact = torch.equal(images, reference)
+    psnr = math.inf if exact else float(peak_signal_noise_ratio(images, reference, data_range=data_range))
+    return ImageError(float(per_image.mean()), spread, psnr, count)
+
+
+def frechet_distance(images: Tensor, real: Tensor, features: nn.Module) -> float:
+    """Return the Frechet distance between features (N, F) of images (N, C, H, W) and of real ones."""
+    _, channels, height, width = images.shape
+    metric = FrechetInceptionDistance(feature=features, input_img_size=(channels, height, width))
+    metric.update(real, real=True)
+    metric.update(images.clamp(-1, 1), real=False)
+    return float(metric.compute())

@@ -1,0 +1,112 @@
+"""A comparison as a table, pictures and numbers in a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from l2c.atomic import replacing
+from l2c.evaluation.comparison import Comparison, Result
+from l2c.evaluation.cost import Cost
+from l2c.evaluation.figures import graph_heatmap, sample_grid, save_figure
+from l2c.graph import CacheGraph
+
+HEADER = (
+    "method",
+    "evaluations",
+    "layers removed",
+    "MACs (evaluations)",
+    "MACs",
+    "seconds",
+    "speed-up",
+    "MSE x 1e-5",
+    "PSNR dB",
+    "accuracy",
+    "Frechet",
+)
+
+
+def _cells(result: Result, reference: Result, cost: Cost) -> tuple[str, ...]:
+    error = result.error
+    exact = error.mse == 0
+    return (
+        result.method,
+        str(result.num_evaluations),
+        f"{100 * result.removed:.1f} %",
+        f"{result.evaluations_worth:.2f}",
+        f"{result.evaluations_worth * cost.evaluation / 1e9:.4g} G",
+        f"{result.latency.seconds:.3f}",
+        f"{result.latency.speed_up:.2f} x",
+        "0" if exact else f"{1e5 * error.mse:.2f} ± {1e5 * error.mse_standard_error:.2f}",
+        "inf" if math.isinf(error.psnr) else f"{error.psnr:.1f}",
+        "-" if result.accuracy is None else f"{100 * result.accuracy:.1f} %",
+        "-" if result.frechet is None else f"{result.frechet:.3f}",
+    )
+
+
+def table(comparison: Comparison, cost: Cost) -> str:
+    """Return the comparison as an aligned Markdown table."""
+    reference = comparison.results[0]
+    rows = [HEADER, *(_cells(result, reference, cost) for result in comparison.results)]
+    return markdown_table(rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows, the first being the header, as a Markdown table whose columns line up."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def machine() -> str:
+    """Say on what the figures were measured."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return (
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    )
+
+
+def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> Path:
+    """Write `report.md`, `results.json`, `samples.png` and `graph.png`; return the report's path."""
+    save_figure(sample_grid(comparison.images, comparison.labels or None), folder / "samples.png")
+    save_figure(graph_heatmap(graph), folder / "graph.png")
+    results = {
+        "command": command,
+        "machine": machine(),
+        "macs_per_evaluation": cost.evaluation,
+        "results": [result.to_dict() for result in comparison.results],
+    }
+    with replacing(folder / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+    text = "\n".join(
+        [
+            f"# {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",
+            "",
+            table(comparison, cost),
+            "",
+            f"{comparison.results[0].error.num_images} images per method from the same noise; the error is that "
+            f"against the uncached images. Seconds are those of one {comparison.seconds_for}, medians of "
+            f"{comparison.results[0].latency.repetitions} alternated repetitions; MACs are per image and guidance "
+            "branch. Decide on the error: accuracy and Frechet distance do not rank caching on small images.",
+            "",
+            f"Measured on {machine()} by `{command}`.",
+            "",
+            "![samples from the same noise](samples.png)",
+            "",
+            "![the cache graph](graph.png)",
+            "",
+            "```",
+            graph.summary(),
+            "```",
+            "",
+        ]
+    )
+    path = folder / "report.md"
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
