@@ -26,7 +26,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
     assert like.routed is not None
     target = cost.evaluations_worth(like) if evaluations_worth is None else evaluations_worth
     least = like.num_evaluations - len(like.routed) * sum(cost.layers) / cost.evaluation
-    if not least <= target <= like.num_evaluations:
+    if not least - 1e-6 <= target <= like.num_evaluations + 1e-6:  # rounding must not refuse the ends
         raise ValueError(
             f"{target:g} evaluations' worth of MACs is out of reach with {len(like.routed)} routed evaluations of "
             f"{like.num_evaluations}; the reachable range is {least:.2f}..{like.num_evaluations}"

@@ -24,6 +24,7 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
     module = LitBackbone(
         build_backbone(cfg.model),
         learning_rate=cfg.learning_rate,
+        weight_decay=cfg.weight_decay,
         max_steps=cfg.max_steps,
         warmup_steps=cfg.warmup_steps,
         label_dropout=cfg.label_dropout,

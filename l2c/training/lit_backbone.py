@@ -20,6 +20,7 @@ class LitBackbone(pl.LightningModule):
     Args:
         backbone: the network, in train mode; its conventions name the noise schedule.
         learning_rate: peak learning rate.
+        weight_decay: of AdamW.
         max_steps: length of the cosine.
         warmup_steps: steps of linear warm-up.
         label_dropout: share of labels replaced by the null label.
@@ -33,6 +34,7 @@ class LitBackbone(pl.LightningModule):
         *,
         learning_rate: float,
         max_steps: int,
+        weight_decay: float = 0.0,
         warmup_steps: int = 100,
         label_dropout: float = 0.1,
         seed: int = 0,
@@ -40,6 +42,7 @@ class LitBackbone(pl.LightningModule):
         super().__init__()
         self.backbone = backbone
         self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
         self.max_steps = max_steps
         self.warmup_steps = warmup_steps
         self.label_dropout = label_dropout
@@ -70,8 +73,8 @@ class LitBackbone(pl.LightningModule):
         return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.max_steps))))
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW without weight decay and its schedule, stepped once per training step."""
+        """Return AdamW and its schedule, stepped once per training step."""
         weights = [p for p in self.backbone.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,128 @@
+"""Tiny networks and graphs that all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import l2c  # before timm and Lightning: it makes a mismatched torchvision importable
+from l2c.diffusion import NoiseSchedule, make_solver
+
+torch.set_num_threads(1)
+# A folder of weights that the developer keeps must not decide a test.
+os.environ.pop("L2C_CHECKPOINTS", None)
+
+
+def randomised(kind: type[nn.Module], seed: int, arguments: dict[str, object]) -> nn.Module:
+    """Build a network with all weights off their start: zero gates and outputs would hide what is cached."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        network = kind(**arguments)
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def make_dit() -> Callable[..., l2c.DiT]:
+    """Return a maker of tiny DiTs: 8 x 8 inputs, 16 tokens, no two weights alike."""
+
+    def make(depth: int = 2, seed: int = 0, **changes: object) -> l2c.DiT:
+        args = {"input_size": 8, "in_channels": 4, "hidden_size": 32, "num_heads": 2, "num_classes": 5}
+        return randomised(l2c.DiT, seed, {"depth": depth, **args, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_uvit() -> Callable[..., l2c.UViT]:
+    """Return a maker of tiny U-ViTs: 8 x 8 inputs, 16 patches, `depth + 1` blocks."""
+
+    def make(depth: int = 2, seed: int = 0, **changes: object) -> l2c.UViT:
+        args = {"img_size": 8, "in_chans": 4, "embed_dim": 32, "num_heads": 2, "num_classes": 6}
+        return randomised(l2c.UViT, seed, {"depth": depth, **args, **changes})
+
+    return make
+
+
+@pytest.fixture(params=["dit", "uvit"])
+def backbone(request: pytest.FixtureRequest, make_dit: Callable, make_uvit: Callable) -> nn.Module:
+    """Each kind of backbone in turn, made anew for every test."""
+    return make_dit() if request.param == "dit" else make_uvit()
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Return a maker of inputs (x, t, y) for a tiny backbone; the last label is the null one."""
+
+    def make(backbone: nn.Module, count: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn((count, *backbone.input_shape), generator=generator)
+        t = torch.linspace(1.0, 900.5, count)
+        y = torch.arange(count) % 5
+        y[-1] = 5
+        return x, t, y
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def layers_of() -> Callable[[nn.Module], list[nn.Module]]:
+    """Return the function that lists the attention and MLP modules in the order of a row."""
+    return lambda backbone: [backbone.get_submodule(name) for name in backbone.layer_names]
+
+
+@pytest.fixture(scope="session")
+def random_rows() -> Callable[..., tuple[tuple[bool, ...], ...]]:
+    """Return a maker of random rows whose first computes everything."""
+
+    def make(num_evaluations: int, num_layers: int, seed: int = 0, fresh: float = 0.5) -> tuple:
+        draws = np.random.default_rng(seed).random((num_evaluations, num_layers)) < fresh
+        draws[0] = True
+        return tuple(tuple(bool(bit) for bit in row) for row in draws)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_graph(random_rows: Callable) -> Callable[..., l2c.CacheGraph]:
+    """Return a maker of graphs that fit a backbone and a solver."""
+
+    def make(
+        backbone: nn.Module,
+        solver: str | None = None,
+        num_evaluations: int = 6,
+        rows: Sequence[Sequence[bool]] | None = None,
+        **changes: object,
+    ) -> l2c.CacheGraph:
+        conventions = backbone.conventions
+        solver = solver or ("ddim" if conventions.guidance == "dit" else "dpm_solver_2s")
+        schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+        return l2c.CacheGraph(
+            **{
+                "rows": rows or random_rows(num_evaluations, backbone.num_layers),
+                "layers": backbone.layer_names,
+                "timesteps": make_solver(solver, schedule, num_evaluations).timesteps,
+                "model": conventions.name,
+                "solver": solver,
+                "guidance": conventions.guidance,
+                **changes,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """Return the folder of reference data, which lies beside the checkout and is not part of it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}: it is not part of the repository")
+    return folder

@@ -1,0 +1,97 @@
+"""Comparisons, reports, latencies and pictures."""
+
+import json
+
+import pytest
+import torch
+
+from l2c.evaluation.comparison import compare, sample_many
+from l2c.evaluation.cost import count_macs
+from l2c.evaluation.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
+from l2c.evaluation.latency import alternate
+from l2c.evaluation.report import markdown_table, table, write_report
+from l2c.policies.random_layers import random_layers
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+
+@pytest.fixture
+def tiny_dit(make_dit):
+    return make_dit()
+
+
+@pytest.fixture
+def samplers(tiny_dit, make_graph):
+    graph = make_graph(tiny_dit)
+    settings = {"solver": graph.solver, "cfg_scale": 2.0}
+    return graph, {
+        "uncached": [Sampler(tiny_dit, num_evaluations=graph.num_evaluations, **settings)],
+        "graph": [Sampler(tiny_dit, graph=graph, cfg_scale=2.0)],
+        "fewer steps": [Sampler(tiny_dit, num_evaluations=3, **settings)],
+        "random": [
+            Sampler(tiny_dit, graph=random_layers(graph, count_macs(tiny_dit), seed=seed), cfg_scale=2.0)
+            for seed in range(2)
+        ],
+    }
+
+
+def test_comparison_and_report(samplers, tiny_dit, tmp_path):
+    graph, methods = samplers
+    cost = count_macs(tiny_dit)
+    comparison = compare(
+        methods, cost=cost, num_images=5, seed=3, batch_size=2, timing_batch=1, timing_repetitions=2, num_shown=3
+    )
+    uncached, cached, fewer, random = comparison.results
+    assert uncached.error.mse == 0
+    assert uncached.removed == 0
+    assert cached.error.mse > 0
+    assert cached.removed == graph.removed_fraction_overall
+    assert cached.evaluations_worth == pytest.approx(cost.evaluations_worth(graph))
+    assert fewer.evaluations_worth == 3
+    assert random.num_draws == 2
+    assert random.evaluations_worth == pytest.approx(cached.evaluations_worth, rel=0.1)
+    assert comparison.images["graph"].shape[0] == 3
+
+    path = write_report(tmp_path, graph, comparison, cost, command="python scripts/evaluate.py")
+    text = path.read_text()
+    assert table(comparison, cost) in text
+    assert "![samples from the same noise](samples.png)" in text
+    numbers = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in numbers["results"]] == list(methods)
+    assert numbers["results"][0]["error"]["psnr"] is None  # infinite
+
+
+def test_images_do_not_depend_on_the_batch_size(samplers, tiny_dit):
+    sampler = samplers[1]["graph"][0]
+    noise = seeded_noise(tiny_dit.input_shape, 0, 5)
+    labels = torch.arange(5) % tiny_dit.num_labels
+    once = sample_many(sampler, labels, noise, batch_size=5)
+    parts = sample_many(sampler, labels, noise, batch_size=2)
+    torch.testing.assert_close(once, parts, atol=1e-5, rtol=1e-5)
+
+
+def test_latencies_alternate_and_refer_to_the_first():
+    calls: list[str] = []
+    result = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
+    assert calls == ["a", "b"] * 4  # one warm-up each, then three rounds
+    assert result["a"].speed_up == 1.0
+    assert result["b"].repetitions == 3
+
+
+def test_table_lines_up():
+    lines = markdown_table([("a", "long"), ("value", "1")]).splitlines()
+    assert lines == ["| a     | long |", "|-------|------|", "| value | 1    |"]
+
+
+def test_pictures_are_written_whole(tiny_dit, make_graph, tmp_path):
+    graph = make_graph(tiny_dit)
+    weights = torch.rand(len(graph.routed), graph.num_layers)
+    figures = {
+        "graph.png": graph_heatmap(graph),
+        "routers.png": router_heatmap(weights, graph.routed, graph.timesteps, step=10),
+        "grey.png": sample_grid({"a": torch.zeros(2, 1, 4, 4)}, [0, 1]),
+        "latents.svg": sample_grid({"a": torch.zeros(2, 4, 4, 4), "b": torch.ones(2, 4, 4, 4)}),
+    }
+    for name, figure in figures.items():
+        save_figure(figure, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(figures)
+    assert all((tmp_path / name).stat().st_size > 500 for name in figures)

@@ -1,0 +1,125 @@
+"""The entries as a user calls them: good runs, and bad input in one sentence with exit code 1."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["model=dit_digits", "solver.num_evaluations=4", "data.batch_size=4", "trainer.max_steps=4"]
+
+
+def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+    """Return the one sentence of a refusal."""
+    assert result.returncode == 1, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    result = call("train_router.py", *TINY, f"hydra.run.dir={folder}")
+    assert result.returncode == 0, result.stderr
+    assert str(folder / "cache_graph.json") in result.stdout
+    return folder
+
+
+def test_train_then_evaluate_then_sample(run, tmp_path):
+    report = tmp_path / "report"
+    result = call(
+        "scripts/evaluate.py",
+        f"graph={run / 'cache_graph.json'}",
+        "num_images=8",
+        "random_draws=2",
+        "timing_batch=2",
+        "timing_repetitions=1",
+        f"hydra.run.dir={report}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in report.iterdir()} == {"report.md", "results.json", "samples.png", "graph.png"}
+    methods = [row["method"] for row in json.loads((report / "results.json").read_text())["results"]]
+    assert methods == ["uncached", "l2c", "fewer steps", "random layers (mean of 2)"]
+    assert all(f"| {method}" in result.stdout for method in methods)
+
+    folder = tmp_path / "samples"
+    result = call("scripts/sample.py", f"graph={run / 'cache_graph.json'}", "labels=[3,7]", f"hydra.run.dir={folder}")
+    assert result.returncode == 0, result.stderr
+    samples = load_file(folder / "samples.safetensors")
+    assert samples["images"].shape == (2, 1, 8, 8)
+    assert torch.equal(samples["labels"], torch.tensor([3, 7]))
+    assert (folder / "samples.png").stat().st_size > 0
+
+
+def test_missing_weights_say_where_from_and_what_else(tmp_path):
+    sentence = refused(call("train_router.py", "model=dit_xl2", f"hydra.run.dir={tmp_path / 'run'}"))
+    for part in (
+        "DiT-XL-2-256x256.pt",
+        "https://dl.fbaipublicfiles.com/DiT/models/",
+        "model.checkpoint=PATH",
+        "random",
+    ):
+        assert part in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_model_names_the_near_ones():
+    assert "did you mean dit_xl2" in refused(call("train_router.py", "model=dit_xl2_"))
+
+
+def test_unknown_setting():
+    assert "router.penalti" in refused(call("train_router.py", "router.penalti=1"))
+
+
+def test_folder_that_cannot_be_written():
+    assert "/dev/null/run" in refused(call("train_router.py", *TINY, "hydra.run.dir=/dev/null/run"))
+
+
+def test_broken_graph_and_label_out_of_range(run, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text((run / "cache_graph.json").read_text()[:200])
+    folder = tmp_path / "out"
+    sentence = refused(call("scripts/sample.py", f"graph={broken}", f"hydra.run.dir={folder}"))
+    assert "not valid JSON" in sentence
+    sentence = refused(call("scripts/sample.py", "labels=[3,10]", f"hydra.run.dir={folder}"))
+    assert "label 10 is out of range" in sentence
+    assert not folder.exists()
+
+
+def test_graph_of_another_backbone(run, tmp_path):
+    sentence = refused(
+        call(
+            "scripts/sample.py",
+            f"graph={run / 'cache_graph.json'}",
+            "model=uvit_digits",
+            f"hydra.run.dir={tmp_path}/o",
+        )
+    )
+    assert "the graph was made for dit_digits" in sentence
+
+
+@pytest.mark.parametrize("entry", ["train_router.py", "scripts/evaluate.py", "scripts/sample.py"])
+def test_help_shows_commands(entry):
+    result = call(entry, "--help")
+    assert result.returncode == 0
+    assert f"python {entry}" in result.stdout
+    assert "Settings" in result.stdout
