@@ -1,7 +1,8 @@
 """The static cache graph: which layers compute at which evaluation, and what that is valid for.
 
-Pure data. A row has one bit per layer, 1 = compute and 0 = reuse the layer's output of the evaluation before
-(which may itself have been reused). The JSON form is described by `cache_graph.schema.json` beside this file.
+Pure data. A row has one bit per layer, 1 = compute and 0 = reuse: `hold` stands in with the layer's last computed
+output, `linear` with the line in t through its last two computed ones (with one only, it holds that). The JSON form
+is described by `cache_graph.schema.json` beside this file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from l2c.atomic import replacing
 
 FORMAT = "l2c-cache-graph"
 VERSION = 1
+HOLD, LINEAR = REUSES = ("hold", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class CacheGraph:
         model: name of the backbone.
         solver: name of the solver.
         routed: indices of the evaluations that may reuse; None = those that do.
+        reuse: `hold` or `linear`, what stands in for a reused layer, per evaluation; none = `hold` everywhere.
         fingerprint: digest of the weights that the graph was made for; None = any.
         solver_options: the solver's own settings, `eta` for one.
         guidance: what `cfg_scale` means, `dit` or `uvit`.
@@ -49,6 +53,7 @@ class CacheGraph:
     model: str
     solver: str
     routed: tuple[int, ...] | None = None
+    reuse: tuple[str, ...] = ()
     fingerprint: str | None = None
     solver_options: Mapping[str, float] = field(default_factory=dict)
     guidance: str | None = None
@@ -64,6 +69,7 @@ class CacheGraph:
         for name, value in (
             ("rows", rows),
             ("routed", routed),
+            ("reuse", tuple(map(str, self.reuse or (HOLD,) * len(rows)))),
             ("layers", tuple(map(str, self.layers))),
             ("timesteps", tuple(map(float, self.timesteps))),
         ):
@@ -99,6 +105,13 @@ class CacheGraph:
                     f"timesteps must decrease from noise to image, got {after:g} after {before:g}; "
                     "row 0 belongs to the noisiest evaluation"
                 )
+        if len(self.reuse) != len(self.rows):
+            raise ValueError(
+                f"reuse has {len(self.reuse)} entries, but the graph has {len(self.rows)} rows; give one per row"
+            )
+        for e, reuse in enumerate(self.reuse):
+            if reuse not in REUSES:
+                raise ValueError(f"reuse of evaluation {e} is {reuse!r}, must be {' or '.join(REUSES)}")
         assert self.routed is not None
         outside = [e for e in self.routed if not 0 < e < len(self.rows)]
         if outside:
@@ -147,18 +160,31 @@ class CacheGraph:
         return sum(not self.rows[e][i] for e in self.routed for i in chosen) / total if total else 0.0
 
     @cached_property
-    def keep(self) -> tuple[tuple[bool, ...], ...]:
-        """For each evaluation, which outputs the next one reuses: nothing else need be held.
+    def held(self) -> tuple[tuple[int, ...], ...]:
+        """For each evaluation, how many computed outputs of each layer (0, 1, 2) a later one reads.
 
-        A chain of reuses carries an output on from row to row, so its lifetime ends with its last reader.
+        Nothing else need be kept: an output's lifetime ends with its last reader.
         """
-        following = [*self.rows[1:], (True,) * self.num_layers]
-        return tuple(tuple(not bit for bit in row) for row in following)
+        columns = []
+        for bits in zip(*self.rows, strict=True):
+            computed = list(accumulate(bits))
+            wanted, column = 0, []
+            for e in reversed(range(self.num_evaluations)):
+                column.append(min(wanted, computed[e]))
+                readers = 2 if self.reuse[e] == LINEAR else 1
+                wanted = max(wanted - 1, 0) if bits[e] else max(wanted, readers)
+            columns.append(column[::-1])
+        return tuple(zip(*columns, strict=True))
+
+    @cached_property
+    def keep(self) -> tuple[tuple[bool, ...], ...]:
+        """For each evaluation, the layers of which something is held after it."""
+        return tuple(tuple(count > 0 for count in row) for row in self.held)
 
     @property
     def peak_kept(self) -> int:
         """Largest number of layer outputs held between two evaluations."""
-        return max(sum(row) for row in self.keep)
+        return max(sum(row) for row in self.held)
 
     @property
     def statistics(self) -> dict[str, Any]:
@@ -195,7 +221,7 @@ class CacheGraph:
             f"at most {self.peak_kept} outputs held",
         ]
         for e, (t, row) in enumerate(zip(self.timesteps, self.rows, strict=True)):
-            mark = "routed" if e in self.routed else "full"
+            mark = ("routed" if e in self.routed else "full") + (", linear" if self.reuse[e] == LINEAR else "")
             lines.append(f"{e:4d}  t {t:8.2f}  {''.join('#' if bit else '.' for bit in row)}  {mark}")
         return "\n".join(lines)
 
@@ -215,6 +241,7 @@ class CacheGraph:
             },
             "routed": list(self.routed),
             "rows": ["".join("1" if bit else "0" for bit in row) for row in self.rows],
+            **({"reuse": list(self.reuse)} if LINEAR in self.reuse else {}),
             "provenance": dict(self.provenance),
             "statistics": self.statistics,
         }
@@ -289,6 +316,7 @@ class CacheGraph:
             model=_member(model, "name", str, "model.name"),
             solver=_member(sampler, "solver", str, "sampler.solver"),
             routed=tuple(_items(content, "routed", int, "routed")) if "routed" in content else None,
+            reuse=tuple(_items(content, "reuse", str, "reuse")) if "reuse" in content else (),
             fingerprint=_member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
             solver_options=_member(sampler, "options", dict, "sampler.options"),
             guidance=_member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),

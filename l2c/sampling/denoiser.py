@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.layer_cache import LayerCache
 from l2c.diffusion import Guidance
 from l2c.graph import CacheGraph
+from l2c.sampling.history import Affine, LayerHistory
 
 
 class Denoiser:
@@ -19,17 +19,22 @@ class Denoiser:
         y: (N,) conditional labels on the backbone's device; None for a backbone without labels.
         guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N.
         graph: what to reuse at which evaluation; None computes everything and keeps nothing.
+        corrections: scale and shift of reused entries; see `LayerHistory`.
 
     """
 
     def __init__(
-        self, backbone: Backbone, y: Tensor | None, guidance: Guidance, graph: CacheGraph | None = None
+        self,
+        backbone: Backbone,
+        y: Tensor | None,
+        guidance: Guidance,
+        graph: CacheGraph | None = None,
+        corrections: Affine | None = None,
     ) -> None:
         self.backbone = backbone
         self.guidance = guidance
-        self.graph = graph
         self.dtype = next(backbone.parameters()).dtype
-        self._cache: LayerCache | None = None
+        self._history = None if graph is None else LayerHistory(graph, corrections)
         self._evaluation = 0
         if guidance.active:
             assert y is not None, "the sampler refuses guidance for a backbone without a null label"
@@ -40,18 +45,21 @@ class Denoiser:
         """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
         batch = torch.cat([x, x]) if self.guidance.active else x
         times = torch.full((batch.shape[0],), t, device=x.device)
-        output = self._forward(batch.to(self.dtype), times).float()
+        output = self._forward(batch.to(self.dtype), times, t).float()
         self._evaluation += 1
         return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
 
-    def _forward(self, x: Tensor, t: Tensor) -> Tensor:
-        if self.graph is None:
-            return self.backbone(x, t, self.y)
-        row, keep = self.graph.rows[self._evaluation], self.graph.keep[self._evaluation]
-        output, self._cache = self.backbone.forward_cached(x, t, self.y, row, self._cache, keep)
+    def _forward(self, x: Tensor, times: Tensor, t: float) -> Tensor:
+        if self._history is None:
+            return self.backbone(x, times, self.y)
+        e, history = self._evaluation, self._history
+        output, computed = self.backbone.forward_cached(
+            x, times, self.y, history.graph.rows[e], history.cached(e, t), history.keep(e)
+        )
+        history.update(e, t, computed)
         return output
 
     @property
     def cached_bytes(self) -> int:
         """Memory that the cache holds now, in bytes."""
-        return sum(output.nbytes for output in self._cache or () if output is not None)
+        return 0 if self._history is None else self._history.nbytes
