@@ -1,0 +1,195 @@
+"""Which entries to reuse, from the responses of the image: the sum of all changes is what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from l2c.graph import HOLD, LINEAR
+
+Array = npt.NDArray[np.float32]
+Entry = tuple[int, int]
+
+
+class Allocation:
+    """Rows and reuse that grow from all-compute by the cheapest change of the image per MAC saved.
+
+    The predicted change of the image is the sum over reused entries of their responses, so that entries which
+    cancel go together and entries which add up do not.
+
+    Args:
+        responses: (E, L, A, M), see `measure_responses`.
+        timesteps: t of each evaluation.
+        macs: of each layer, (L,).
+        routed: evaluations that may reuse; None = all but the first.
+        max_span: evaluations in a row that a layer may be reused.
+        reuses: what may stand in, of `hold` and `linear`.
+
+    """
+
+    def __init__(
+        self,
+        responses: Array,
+        timesteps: Sequence[float],
+        macs: Sequence[int],
+        *,
+        routed: Sequence[int] | None = None,
+        max_span: int = 4,
+        reuses: Sequence[str] = (HOLD, LINEAR),
+    ) -> None:
+        self.responses = responses
+        self.timesteps = tuple(timesteps)
+        self.macs = np.asarray(macs, dtype=np.float64)
+        num_evaluations, num_layers, self.max_age, size = responses.shape
+        self.routed = tuple(range(1, num_evaluations)) if routed is None else tuple(routed)
+        self.max_span = max_span
+        self.reuses = tuple(reuses)
+        self.rows = np.ones((num_evaluations, num_layers), dtype=bool)
+        self.reuse = [self.reuses[-1]] * num_evaluations
+        self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
+        self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
+        self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
+        self._refresh(range(num_layers))
+
+    @property
+    def predicted(self) -> float:
+        """Predicted mean squared error per pixel."""
+        total = self.columns.sum(axis=0)
+        return float(total @ total)
+
+    @property
+    def saved(self) -> float:
+        """MACs saved."""
+        return float((~self.rows).sum(axis=0) @ self.macs)
+
+    def column(self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str]) -> Array | None:
+        """Return the change of the image (M,) due to one layer's column of bits; None where a span is too long."""
+        change = np.zeros(self.responses.shape[3], dtype=np.float32)
+        computed: list[int] = []
+        for e, fresh in enumerate(bits):
+            if fresh:
+                computed.append(e)
+                continue
+            last = computed[-1]
+            if e - last > min(self.max_span, self.max_age):
+                return None
+            change += self.entry(e, layer, last, computed[-2] if len(computed) > 1 else None, reuse[e])
+        return change
+
+    def entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array:
+        """Return the response (M,) of an entry that reuses the outputs of evaluations `last` and `before`."""
+        t = self.timesteps
+        if reuse == HOLD or before is None or e - before > self.max_age:
+            return self.responses[e, layer, e - last - 1]
+        ratio = (t[last] - t[e]) / (t[before] - t[last])
+        ages = self.responses[e, layer]
+        return (1 + ratio) * ages[e - last - 1] - ratio * ages[e - before - 1]
+
+    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> None:
+        """Take over rows and reuse."""
+        self.rows, self.reuse = rows.copy(), list(reuse)
+        for layer in range(rows.shape[1]):
+            column = self.column(rows[:, layer], layer, reuse)
+            assert column is not None
+            self.columns[layer] = column
+        self._refresh(range(rows.shape[1]))
+
+    def _refresh(self, layers: Iterable[int]) -> None:
+        """Work out anew what each flip of a bit of these layers would add to the change of the image."""
+        for layer in layers:
+            for e in self.routed:
+                bits = self.rows[:, layer].copy()
+                bits[e] = not bits[e]
+                column = self.column(bits, layer, self.reuse)
+                self._possible[layer, e] = column is not None
+                if column is not None:
+                    self._flips[layer, e] = column - self.columns[layer]
+
+    def _flip(self, e: int, layer: int) -> None:
+        self.columns[layer] += self._flips[layer, e]
+        self.rows[e, layer] = not self.rows[e, layer]
+        self._refresh([layer])
+
+    def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:
+        """Flip the bit with the least change of the predicted error per MAC within `room`; False where there is none.
+
+        To reuse costs error, to compute gains it: either way the smallest change per MAC comes first.
+        """
+        total = self.columns.sum(axis=0)
+        change = 2 * self._flips @ total + np.square(self._flips).sum(axis=2)  # (L, E)
+        allowed = self._possible & (to != self.rows.T) & (self.macs[:, None] <= room + self.macs.min() / 2)
+        for e, layer in avoid:
+            allowed[layer, e] = False
+        if not allowed.any():
+            return False
+        per_mac = np.where(allowed, change / self.macs[:, None], np.inf)
+        chosen = np.unravel_index(int(per_mac.argmin()), per_mac.shape)
+        self._flip(int(chosen[1]), int(chosen[0]))
+        return True
+
+    def compute(self, entries: Iterable[Entry]) -> None:
+        """Compute some reused entries (evaluation, layer) again."""
+        for e, layer in entries:
+            if not self.rows[e, layer]:
+                self._flip(e, layer)
+
+    def choose_reuse(self) -> bool:
+        """Give each evaluation the reuse that predicts the smaller error; say whether one changed."""
+        changed = False
+        for e in self.routed:
+            if self.rows[e].all():
+                continue
+            best = (self.predicted, self.reuse[e])
+            for reuse in self.reuses:
+                if reuse == self.reuse[e]:
+                    continue
+                columns = self._with_reuse(e, reuse)
+                total = columns.sum(axis=0)
+                best = min(best, (float(total @ total), reuse))
+            if best[1] != self.reuse[e]:
+                self.columns, self.reuse[e] = self._with_reuse(e, best[1]), best[1]
+                changed = True
+        if changed:
+            self._refresh(range(self.rows.shape[1]))
+        return changed
+
+    def _with_reuse(self, e: int, reuse: str) -> Array:
+        modes = [*self.reuse[:e], reuse, *self.reuse[e + 1 :]]
+        columns = self.columns.copy()
+        for layer in np.flatnonzero(~self.rows[e]):
+            column = self.column(self.rows[:, layer], int(layer), modes)
+            assert column is not None
+            columns[layer] = column
+        return columns
+
+    def grow(self, to_save: float, *, avoid: Collection[Entry] = ()) -> None:
+        """Reuse entries, the least added error per MAC first, until `to_save` MACs are saved."""
+        steps = 0
+        while self.saved < to_save - self.macs.min() / 2:
+            if not self._flip_best(to=False, room=to_save - self.saved, avoid=avoid):
+                break
+            steps += 1
+            if steps % 8 == 0:
+                self.choose_reuse()
+        self.choose_reuse()
+
+    def shrink(self, to_save: float) -> None:
+        """Compute entries again, the largest drop of error per MAC first, while at least `to_save` stays saved."""
+        while self._flip_best(to=True, room=self.saved - to_save):
+            pass
+
+    def exchange(self, to_save: float, *, rounds: int = 60, depths: Sequence[int] = (1, 2, 4, 8, 16)) -> None:
+        """Overshoot the budget by a few entries and come back, as long as that lowers the predicted error."""
+        for _ in range(rounds):
+            error, rows, reuse = self.predicted, self.rows.copy(), list(self.reuse)
+            for depth in depths:
+                self.grow(to_save + depth * float(self.macs.mean()))
+                self.shrink(to_save)
+                self.choose_reuse()
+                if self.predicted < 0.999 * error:
+                    break
+                self.set(rows, reuse)
+            else:
+                return

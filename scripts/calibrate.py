@@ -1,0 +1,65 @@
+"""Measure what the calibrated policies need, once per model and sampler.
+
+python scripts/calibrate.py model=dit_digits
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from l2c import cli
+from l2c.backbones.zoo import load_backbone
+from l2c.policies.calibration import Calibration, head_of
+from l2c.policies.changes import measure_changes
+from l2c.policies.problem import Problem
+from l2c.policies.responses import measure_responses
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+SETTINGS = ("seed", "num_trajectories", "measure", "changes", "responses")
+MEASURES = ("changes", "responses")
+
+
+@cli.entry("calibrate")
+def main(cfg: DictConfig) -> None:
+    """Load, run seeded trajectories, save the statistics."""
+    unknown = [name for name in cfg.measure if name not in MEASURES]
+    if unknown:
+        raise ValueError(f"cannot measure {unknown[0]!r}; known are {', '.join(MEASURES)}")
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    backbone = load_backbone(cfg.model)
+    sampler = Sampler(
+        backbone,
+        solver=cfg.solver.name,
+        num_evaluations=cfg.solver.num_evaluations,
+        cfg_scale=cfg.solver.cfg_scale,
+        eta=cfg.solver.options.get("eta"),
+    )
+    noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_trajectories)
+    labels = torch.arange(len(noise)) % backbone.num_labels if backbone.num_labels else None
+    tensors: dict[str, torch.Tensor] = {}
+    if "changes" in cfg.measure:
+        tensors |= measure_changes(sampler, labels, noise, max_age=cfg.changes.max_age, batch_size=cfg.batch_size)
+    if "responses" in cfg.measure:
+        tensors["responses"] = measure_responses(
+            sampler,
+            labels,
+            noise,
+            num_probes=cfg.responses.num_probes,
+            max_age=cfg.responses.max_age,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+        )
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))
+    assert isinstance(settings, dict)
+    path = Path(cfg.output)
+    Calibration(tensors, head_of(Problem.of(sampler).blank), {str(k): v for k, v in settings.items()}).save(path)
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    print(
+        f"wrote {path}: {shapes}\nnext: python scripts/make_graph.py policy=smoothcache target=0.75 statistics={path}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What is measured, against finite changes made by hand."""
+
+import pytest
+import torch
+
+from l2c.diffusion import Guidance
+from l2c.graph import LINEAR
+from l2c.policies.allocation import Allocation
+from l2c.policies.calibration import Calibration, head_of
+from l2c.policies.changes import measure_changes
+from l2c.policies.problem import Problem
+from l2c.policies.responses import measure_responses
+from l2c.policies.zoo import make_graph
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+
+@pytest.fixture
+def sampler(backbone):
+    solver = "ddim" if backbone.conventions.guidance == "dit" else "dpm_solver_2s"
+    return Sampler(backbone, solver=solver, num_evaluations=6, cfg_scale=1.5)
+
+
+@pytest.fixture
+def start(sampler):
+    return torch.tensor([1, 2]), seeded_noise(sampler.backbone.input_shape, 3, 2)
+
+
+def test_changes_equal_those_of_outputs_kept_by_hand(sampler, start):
+    labels, noise = start
+    backbone, outputs = sampler.backbone, []
+    denoiser = Denoiser(backbone, labels, Guidance(backbone.conventions.guidance, 1.5))
+    everything = (True,) * backbone.num_layers
+
+    def evaluate(x, t):
+        both = torch.cat([x, x])
+        outputs.append(backbone.forward_cached(both, torch.full((4,), t), denoiser.y, everything)[1])
+        return denoiser(x, t)
+
+    with torch.no_grad():
+        sampler.solver.sample(evaluate, noise)
+    change = measure_changes(sampler, labels, noise, max_age=2, batch_size=1)
+    now, before = outputs[4][3], outputs[2][3]
+    expected = ((now - before).abs().flatten(1).sum(1) / now.abs().flatten(1).sum(1)).mean()
+    assert change["layer_change"][1, 4, 3] == pytest.approx(float(expected), rel=1e-4)
+    assert change["layer_change"].shape == (2, 6, backbone.num_layers)
+    assert change["block_change"].shape == (2, 6, backbone.num_layers // 2)
+    assert (change["block_change"][0, 1:] > 0).all()
+
+
+def test_responses_predict_the_error_of_a_small_change(make_dit):
+    """All directions of image space, an entry whose change is scaled down until first order rules."""
+    small = make_dit(input_size=4, in_channels=1)
+    sampler = Sampler(small, solver="ddim", num_evaluations=6, cfg_scale=1.5)
+    labels, noise = torch.tensor([1, 2]), seeded_noise(small.input_shape, 3, 2)
+    size = noise[0].numel()
+    responses = measure_responses(sampler, labels, noise, num_probes=size, max_age=2, batch_size=1)
+    problem = Problem.of(sampler)
+    epsilon = 0.5
+    reference = sampler.sample(labels, noise=noise)
+    held = {}
+    y = torch.cat([labels, torch.full_like(labels, sampler.backbone.conventions.null_label)])
+    everything = (True,) * problem.blank.num_layers
+
+    def evaluate(x, t):
+        e = len(held)
+        x = torch.cat([x, x])
+        cache, row = None, everything
+        if e == 4:
+            _, outputs = sampler.backbone.forward_cached(x, torch.full((4,), t), y, everything)
+            moved = outputs[1] + epsilon * (held[3] - outputs[1])
+            cache, row = [None, moved, *[None] * (len(everything) - 2)], [i != 1 for i in range(len(everything))]
+        output, outputs = sampler.backbone.forward_cached(x, torch.full((4,), t), y, row, cache)
+        held[e] = outputs[1]
+        return sampler.guidance.combine(*output.chunk(2))
+
+    with torch.no_grad():
+        moved = sampler.solver.sample(evaluate, noise)
+    error = float((moved - reference).square().mean()) / epsilon**2
+    assert float(responses[4, 1, 0].square().sum()) == pytest.approx(error, rel=0.05)
+
+
+def test_allocation_is_the_brute_force_best_of_one_entry():
+    generator = torch.Generator().manual_seed(0)
+    responses = torch.randn(4, 2, 3, 10, generator=generator).numpy()
+    allocation = Allocation(responses, (4.0, 3.0, 2.0, 1.0), (1, 1), reuses=("hold",))
+    allocation.grow(1.0)
+    errors = {(e, layer): float((responses[e, layer, 0] ** 2).sum()) for e in (1, 2, 3) for layer in (0, 1)}
+    best = min(errors, key=errors.get)
+    assert not allocation.rows[best]
+    assert (~allocation.rows).sum() == 1
+    assert allocation.predicted == pytest.approx(errors[best], rel=1e-5)
+
+
+def test_allocation_takes_entries_that_cancel():
+    responses = torch.zeros(3, 2, 2, 1)
+    responses[1, 0, 0], responses[2, 1, 0] = 5.0, -5.0  # -5 is large, but 4 - 5 is small
+    responses[1, 1, 0], responses[2, 0, 0] = 4.0, 4.0
+    responses[2, :, 1] = 9.0
+    allocation = Allocation(responses.numpy(), (3.0, 2.0, 1.0), (1, 1), reuses=("hold",), max_span=1)
+    allocation.grow(2.0)
+    assert allocation.predicted == pytest.approx(1.0)
+    assert not allocation.rows[2, 1]
+
+
+def test_allocation_forecasts_linear_reuse_from_two_ages():
+    responses = torch.randn(4, 1, 3, 5, generator=torch.Generator().manual_seed(1)).numpy()
+    allocation = Allocation(responses, (10.0, 8.0, 5.0, 4.0), (1,))
+    assert allocation.entry(3, 0, 2, 1, LINEAR) == pytest.approx(
+        (1 + 1 / 3) * responses[3, 0, 0] - 1 / 3 * responses[3, 0, 1], rel=1e-5
+    )
+
+
+def test_gram_and_best_run_from_measured_responses(sampler, start):
+    labels, noise = start
+    responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
+    blank = Problem.of(sampler).blank
+    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(blank)))
+    worst = make_graph("gram", problem, target=0.7, reuses=["hold"])
+    best = make_graph("best", problem, target=0.7, num_trajectories=2, rounds=4)
+    assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
+    reference = sampler.sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
+
+    def error(graph):
+        images = Sampler(sampler.backbone, graph=graph).sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
+        return float((images - reference).square().mean())
+
+    assert worst.cfg_scale == best.cfg_scale == 1.5
+    assert error(best) <= error(worst) * 1.001

@@ -1,0 +1,156 @@
+"""Policies on statistics made by hand, with schedules that follow from the formulas."""
+
+import json
+
+import pytest
+import torch
+
+from l2c.policies.block_caching import accumulate_rows
+from l2c.policies.calibration import Calibration, head_of
+from l2c.policies.problem import Problem
+from l2c.policies.smoothcache import longest_spans
+from l2c.policies.zoo import POLICIES, make_graph
+from l2c.sampling.sampler import Sampler
+
+E = 8
+
+
+@pytest.fixture
+def problem(make_dit):
+    sampler = Sampler(make_dit(depth=4), solver="ddim", num_evaluations=E)
+    blank = Problem.of(sampler).blank
+    generator = torch.Generator().manual_seed(0)
+    change = torch.rand(3, E, blank.num_layers, generator=generator)
+    tensors = {
+        "layer_change": change,
+        "block_change": change[:, :, ::2].contiguous(),
+        "responses": torch.randn(E, blank.num_layers, 4, 16, generator=generator),
+    }
+    return Problem.of(sampler, Calibration(tensors, head_of(blank)))
+
+
+def bits(graph, layer=0):
+    return "".join(str(int(row[layer])) for row in graph.rows)
+
+
+def test_block_caching_sums_changes_since_the_last_computing():
+    change = torch.tensor([[9.0], [0.25], [0.25], [0.25], [0.6], [0.1], [0.3], [0.2]])
+    rows = accumulate_rows(change, 0.5)
+    # 0.25 + 0.25 stays within 0.5, + 0.25 does not; 0.6 alone does not; 0.1 + 0.3 does, + 0.2 does not.
+    assert [row[0] for row in rows] == [True, False, False, True, True, False, False, True]
+    assert [row[0] for row in accumulate_rows(change, 0.5, max_span=1)][:4] == [True, False, True, False]
+
+
+def test_smoothcache_takes_the_longest_span_within_alpha():
+    errors = torch.tensor(
+        [
+            # e =  0    1    2    3    4    5    6    7
+            [0.0, 0.1, 0.9, 0.1, 0.1, 0.9, 0.1, 0.1],  # k = 1
+            [0.0, 0.0, 0.2, 0.9, 0.2, 0.9, 0.9, 0.9],  # k = 2
+            [0.0, 0.0, 0.0, 0.3, 0.9, 0.9, 0.9, 0.9],  # k = 3
+        ]
+    )
+    # From 0 the longest within 0.31 is 3; from 4 there is none; from 5 one; 7 computes.
+    assert longest_spans(errors, 0.31) == [True, False, False, False, True, True, False, True]
+    # Within 0.21: from 0 two, from 3 one, then 5, one, 7.
+    assert longest_spans(errors, 0.21) == [True, False, False, True, False, True, False, True]
+
+
+def test_smoothcache_averages_over_the_blocks_of_a_type(problem):
+    graph = make_graph("smoothcache", problem, alpha=0.5)
+    change = problem.statistics().tensor("layer_change")
+    for kind in (0, 1):
+        expected = longest_spans(change[:, :, kind::2].mean(2), 0.5)
+        assert all([row[layer] for row in graph.rows] == expected for layer in range(kind, 8, 2))
+    per_layer = make_graph("smoothcache", problem, alpha=0.5, by="layer")
+    assert [row[3] for row in per_layer.rows] == longest_spans(change[:, :, 3], 0.5)
+
+
+@pytest.mark.parametrize("name", ["30-N-2-fora.json", "50-N-2-fora.json"])
+def test_interval_agrees_with_the_published_fora_files(reference, make_dit, name):
+    path = reference / "smoothcache" / name
+    schedule = json.loads(path.read_text())["attn"]
+    sampler = Sampler(make_dit(), solver="ddim", num_evaluations=len(schedule))
+    graph = make_graph("interval", Problem.of(sampler), n=2)
+    # The published files compute the last evaluation whatever the interval; up to there they say the same.
+    assert bits(graph)[:-1] == "".join(map(str, schedule[:-1]))
+
+
+def test_interval_of_three_and_a_fraction(problem):
+    assert bits(make_graph("interval", problem, n=3)) == "10010010"
+    assert bits(make_graph("interval", problem, n=1.5)) == "10110110"
+    with pytest.raises(ValueError, match="n must be at least 1"):
+        make_graph("interval", problem, n=0.5)
+
+
+def test_deepcache_reuses_inner_blocks_and_faster_diffusion_the_first_half(problem):
+    deep = make_graph("deepcache", problem, n=2).rows[1]
+    assert deep == (True, True, False, False, False, False, True, True)
+    assert make_graph("faster_diffusion", problem, n=2).rows[1] == (False,) * 4 + (True,) * 4
+    with pytest.raises(ValueError, match="outer must lie in 1..1"):
+        make_graph("deepcache", problem, outer=2)
+
+
+def test_late_first_reuses_the_noisiest_routed_evaluations(problem):
+    graph = make_graph("late_first", problem, target=E - 1.5 * sum(problem.cost.layers) / problem.cost.evaluation)
+    reused = [sum(not bit for bit in row) for row in graph.rows]
+    assert reused[problem.alternate[0]] == 8
+    assert reused[problem.alternate[1]] == 4
+    assert sum(reused) == 12
+
+
+def test_top_k_reuses_the_smallest_scores(problem):
+    graph = make_graph("top_k", problem, target=0.8, routed="all")
+    change = problem.statistics().tensor("layer_change")[0]
+    reused = [change[e, i] for e in range(1, E) for i in range(8) if not graph.rows[e][i]]
+    kept = [change[e, i] for e in range(1, E) for i in range(8) if graph.rows[e][i]]
+    assert max(reused) < min(kept)
+
+
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"best"}))
+@pytest.mark.parametrize("target", [0.8, 5.5])
+def test_target_is_met(problem, name, target):
+    graph = make_graph(name, problem, target=target)
+    wanted = target * E if target <= 1 else target
+    coarse = {"interval": 1.0, "deepcache": 0.5, "faster_diffusion": 0.5, "smoothcache": 0.8}
+    assert problem.cost.evaluations_worth(graph) == pytest.approx(wanted, abs=coarse.get(name, 0.1))
+    assert graph.provenance["method"] == name
+    Sampler(problem.sampler.backbone, graph=graph)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("smothcache", {}, "unknown policy 'smothcache'; did you mean smoothcache"),
+        ("interval", {"delta": 1}, "policy interval has no option 'delta'; its options are n, target"),
+        ("late_first", {}, "policy late_first needs target"),
+        ("late_first", {"target": 0.01}, r"out of reach; the reachable range is \d+\.\d+\.\.8"),
+        ("interval", {"target": 99}, "out of reach"),
+        ("faster_diffusion", {"target": 3}, "out of reach; the reachable range"),
+        ("gram", {"target": 3, "max_span": 1}, "out of reach with max_span 1"),
+        ("top_k", {"target": 6, "score": "x"}, "unknown score"),
+        ("random", {"target": 6, "routed": "some"}, "routed must be"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(problem, name, options, sentence):
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        make_graph(name, problem, **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, tmp_path):
+    problem.statistics().save(tmp_path / "s.safetensors")
+    loaded = Calibration.load(tmp_path / "s.safetensors")
+    assert torch.equal(loaded.tensor("layer_change"), problem.statistics().tensor("layer_change"))
+    Problem.of(problem.sampler, loaded)
+    with pytest.raises(ValueError, match="made for weights"):
+        Problem.of(Sampler(make_dit(depth=4, seed=3), solver="ddim", num_evaluations=E), loaded)
+    with pytest.raises(ValueError, match="made for timesteps 8 evaluations from t = 999 to 0, but .* 9 evaluations"):
+        Problem.of(Sampler(problem.sampler.backbone, solver="ddim", num_evaluations=E + 1), loaded)
+    with pytest.raises(ValueError, match="made for guidance scale None"):
+        Problem.of(Sampler(problem.sampler.backbone, solver="ddim", num_evaluations=E, cfg_scale=2.0), loaded)
+    with pytest.raises(ValueError, match="needs statistics"):
+        make_graph("smoothcache", Problem.of(problem.sampler))
+    (tmp_path / "x").write_text("no")
+    with pytest.raises(ValueError, match="holds no statistics"):
+        Calibration.load(tmp_path / "x")
