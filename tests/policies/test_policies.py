@@ -87,7 +87,7 @@ def test_deepcache_reuses_inner_blocks_and_faster_diffusion_the_first_half(probl
     deep = make_graph("deepcache", problem, n=2).rows[1]
     assert deep == (True, True, False, False, False, False, True, True)
     assert make_graph("faster_diffusion", problem, n=2).rows[1] == (False,) * 4 + (True,) * 4
-    with pytest.raises(ValueError, match="outer must lie in 1..1"):
+    with pytest.raises(ValueError, match=r"outer must lie in 1..1"):
         make_graph("deepcache", problem, outer=2)
 
 
@@ -145,7 +145,7 @@ def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, t
     Problem.of(problem.sampler, loaded)
     with pytest.raises(ValueError, match="made for weights"):
         Problem.of(Sampler(make_dit(depth=4, seed=3), solver="ddim", num_evaluations=E), loaded)
-    with pytest.raises(ValueError, match="made for timesteps 8 evaluations from t = 999 to 0, but .* 9 evaluations"):
+    with pytest.raises(ValueError, match=r"made for timesteps 8 evaluations from t = 999 to 0, but .* 9 evaluations"):
         Problem.of(Sampler(problem.sampler.backbone, solver="ddim", num_evaluations=E + 1), loaded)
     with pytest.raises(ValueError, match="made for guidance scale None"):
         Problem.of(Sampler(problem.sampler.backbone, solver="ddim", num_evaluations=E, cfg_scale=2.0), loaded)
