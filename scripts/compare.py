@@ -92,7 +92,8 @@ class Comparison:
     def given(self, method: str, target: float) -> dict[int, Sampler]:
         """Return samplers of the trained graphs whose MACs are near a budget."""
         found: dict[int, Sampler] = {}
-        for path in sorted(Path().glob(self.cfg.graphs[method])):
+        pattern = Path(self.cfg.graphs[method]).absolute()
+        for path in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))):
             graph = CacheGraph.load(path)
             if abs(self.problem.cost.evaluations_worth(graph) - target) <= NEAR:
                 found[len(found)] = self.cached(graph)

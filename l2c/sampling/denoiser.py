@@ -8,7 +8,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.diffusion import Guidance
 from l2c.graph import CacheGraph
-from l2c.sampling.history import Affine, LayerHistory
+from l2c.sampling.history import LayerHistory
 
 
 class Denoiser:
@@ -19,22 +19,16 @@ class Denoiser:
         y: (N,) conditional labels on the backbone's device; None for a backbone without labels.
         guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N.
         graph: what to reuse at which evaluation; None computes everything and keeps nothing.
-        corrections: scale and shift of reused entries; see `LayerHistory`.
 
     """
 
     def __init__(
-        self,
-        backbone: Backbone,
-        y: Tensor | None,
-        guidance: Guidance,
-        graph: CacheGraph | None = None,
-        corrections: Affine | None = None,
+        self, backbone: Backbone, y: Tensor | None, guidance: Guidance, graph: CacheGraph | None = None
     ) -> None:
         self.backbone = backbone
         self.guidance = guidance
         self.dtype = next(backbone.parameters()).dtype
-        self._history = None if graph is None else LayerHistory(graph, corrections)
+        self._history = None if graph is None else LayerHistory(graph)
         self._evaluation = 0
         if guidance.active:
             assert y is not None, "the sampler refuses guidance for a backbone without a null label"

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
 from l2c.backbones.layer_cache import LayerCache
 from l2c.graph import LINEAR, CacheGraph
-
-Affine = Mapping[tuple[int, int], tuple[Tensor, Tensor]]
 
 
 def extrapolate(last: Tensor, before: Tensor, t_last: float, t_before: float, t: float) -> Tensor:
@@ -23,14 +19,11 @@ class LayerHistory:
 
     Args:
         graph: says what is read when; nothing else is held.
-        corrections: `(scale, shift)`, (D,) each, of reused entries (evaluation, layer): the value that stands in
-            becomes `scale * value + shift`; None = none.
 
     """
 
-    def __init__(self, graph: CacheGraph, corrections: Affine | None = None) -> None:
+    def __init__(self, graph: CacheGraph) -> None:
         self.graph = graph
-        self.corrections = corrections or {}
         self._computed: list[list[tuple[float, Tensor]]] = [[] for _ in graph.layers]
 
     def cached(self, evaluation: int, t: float) -> LayerCache:
@@ -44,9 +37,6 @@ class LayerHistory:
         if self.graph.reuse[evaluation] == LINEAR and earlier:
             t_before, before = earlier[0]
             value = extrapolate(value, before, t_last, t_before, t)
-        if (evaluation, layer) in self.corrections:
-            scale, shift = self.corrections[evaluation, layer]
-            value = torch.addcmul(shift, scale, value)
         return value
 
     def keep(self, evaluation: int) -> tuple[bool, ...]:

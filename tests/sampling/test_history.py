@@ -120,13 +120,6 @@ def test_span_reads_computed_outputs_only():
     assert history.cached(3, graph.timesteps[3])[0] == pytest.approx(4.0)
 
 
-def test_corrections_scale_and_shift_what_stands_in():
-    graph = one_layer((1, 0), None)
-    history = LayerHistory(graph, {(1, 0): (torch.tensor([3.0]), torch.tensor([-1.0]))})
-    history.update(0, 2.0, (torch.tensor([[[2.0]]]),))
-    assert history.cached(1, 1.0)[0].item() == 5.0
-
-
 def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     schema = json.loads((Path(l2c.__file__).parent / "cache_graph.schema.json").read_text())
     linear = one_layer((1, 1, 0), ("hold", "hold", "linear"))
