@@ -161,7 +161,7 @@ class CacheGraph:
 
     @cached_property
     def held(self) -> tuple[tuple[int, ...], ...]:
-        """For each evaluation, how many computed outputs of each layer (0, 1, 2) a later one reads: all that is held."""
+        """For each evaluation, how many computed outputs of each layer (0, 1, 2) are held, because read later."""
         columns = []
         for bits in zip(*self.rows, strict=True):
             computed = list(accumulate(bits))
