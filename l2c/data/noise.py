@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from l2c.seeding import draw_normal, make_generator
+
 
 class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
     """Batch `i` is the noise (N, C, H, W) and the labels (N,) of trajectory `i`; it depends on seed and i alone."""
@@ -18,10 +20,9 @@ class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
         self.seed = seed
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + index)
-        noise = torch.randn((self.batch_size, *self.shape), generator=generator)
-        labels = torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)
-        return noise, labels
+        noise = draw_normal((self.batch_size, *self.shape), "start of a training trajectory", self.seed, index)
+        generator = make_generator("labels of a training trajectory", self.seed, index)
+        return noise, torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)
 
 
 class NoiseDataModule(pl.LightningDataModule):

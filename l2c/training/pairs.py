@@ -16,6 +16,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
+from l2c.seeding import make_generator
 from l2c.training.step_random import drop_labels, step_generator
 
 
@@ -107,7 +108,8 @@ class DataPairs:
         generator = step_generator(self.seed, step)
         noise = torch.randn(x_0.shape, generator=generator).to(x_0)
         y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, generator)
-        return self.pair(x_0, noise, y if self.backbone.num_embedded_labels else None, self.evaluation(step))
+        y_or_none = y if self.backbone.num_embedded_labels else None
+        return self.pair(x_0, noise, y_or_none, self.evaluation(step), generator=generator)
 
     def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
         """Noise images (N, C, H, W) to the start of the solver step before a routed evaluation."""
@@ -117,10 +119,21 @@ class DataPairs:
         return alpha * x_0 + sigma * noise
 
     @torch.no_grad()
-    def pair(self, x_0: Tensor, noise: Tensor, y: Tensor | None, evaluation: int) -> Pair:
-        """Make the pair of a routed evaluation from images, their noise and their labels."""
+    def pair(
+        self,
+        x_0: Tensor,
+        noise: Tensor,
+        y: Tensor | None,
+        evaluation: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Pair:
+        """Make the pair of a routed evaluation from images, their noise and their labels.
+
+        The generator gives the noise that a stochastic solver adds.
+        """
         x = self.start(x_0, noise, evaluation)
-        trajectory = self.solver.trajectory(x, first_step=self.solver.step_of(evaluation - 1))
+        trajectory = self.solver.trajectory(x, first_step=self.solver.step_of(evaluation - 1), generator=generator)
         request = next(trajectory)
         everything = (True,) * self.backbone.num_layers
         while request.index < evaluation:
@@ -175,7 +188,7 @@ class TrajectoryPairs:
             assert y is not None
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
         if step != self._next_step or step % len(self.routed) == 0:  # a new trajectory, or resumed inside one
-            generator = step_generator(self.seed, step // len(self.routed))
+            generator = make_generator("solver noise of a training trajectory", self.seed, step // len(self.routed))
             self._trajectory = self.solver.trajectory(noise, generator=generator)
             self._request = next(self._trajectory)
         assert self._trajectory is not None
