@@ -119,6 +119,7 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     worst = make_graph("gram", problem, target=0.7, reuses=["hold"])
     best = make_graph("best", problem, target=0.7, num_trajectories=2, rounds=4)
     assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
+    labels = torch.arange(2)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
 
     def error(graph):
