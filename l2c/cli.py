@@ -28,6 +28,13 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def check_positive(cfg: DictConfig, *names: str) -> None:
+    """Refuse settings that must be whole numbers from 1 on."""
+    for name in names:
+        if not isinstance(cfg[name], int) or cfg[name] < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, got {cfg[name]!r}")
+
+
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a command of a function of a config, `configs/<config_name>.yaml` with overrides.
 

@@ -63,6 +63,8 @@ class CacheGraph:
 
     def __post_init__(self) -> None:
         # bool() each entry: numpy's True is not Python's, and the seam tells True, False and weights apart.
+        if self.cfg_scale is not None and not math.isfinite(self.cfg_scale):
+            raise ValueError(f"cfg_scale must be a finite number or None, got {self.cfg_scale}")
         if any(isinstance(row, str) for row in self.rows):
             raise ValueError("rows must hold bools, got text; CacheGraph.from_json reads rows of 0 and 1 as text")
         rows = tuple(tuple(bool(bit) for bit in row) for row in self.rows)
@@ -288,6 +290,8 @@ class CacheGraph:
         """
         try:
             content = json.loads(text, parse_constant=_refuse_constant)
+        except RecursionError as error:
+            raise ValueError("not a cache graph: its JSON is nested too deeply; export the graph again") from error
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); "

@@ -1,4 +1,4 @@
-"""Judge a cache graph: error, cost and time against the uncached sampler and baselines of equal MACs.
+"""Judge a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs.
 
 python scripts/evaluate.py graph=runs/demo/cache_graph.json
 """
@@ -29,6 +29,9 @@ def main(cfg: DictConfig) -> None:
     unknown = [name for name in cfg.baselines if name not in BASELINES]
     if unknown:
         raise ValueError(f"unknown baseline {unknown[0]!r}; known are {', '.join(BASELINES)}")
+    cli.check_positive(cfg, "num_images", "batch_size", "timing_batch", "timing_repetitions", "random_draws")
+    if cfg.num_images < 2:
+        raise ValueError("num_images must be at least 2: one image has no standard error")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)

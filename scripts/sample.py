@@ -3,8 +3,6 @@
 python scripts/sample.py graph=runs/demo/cache_graph.json
 """
 
-from pathlib import Path
-
 import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
@@ -15,6 +13,14 @@ from l2c.backbones.zoo import load_backbone, model_preset
 from l2c.evaluation.figures import sample_grid, save_figure
 from l2c.graph import CacheGraph
 from l2c.sampling.sampler import Sampler, seeded_noise
+
+
+def _wanted(labels: object) -> list[int]:
+    """Return the labels that a user names: one, a list, or none."""
+    wanted = [] if labels is None else [labels] if isinstance(labels, int) else list(labels)  # type: ignore[call-overload]
+    if not all(isinstance(label, int) and not isinstance(label, bool) for label in wanted):
+        raise ValueError(f"labels must be whole numbers, got {wanted}; say labels=[3,7]")
+    return wanted
 
 
 @cli.entry("sample")
@@ -31,13 +37,13 @@ def main(cfg: DictConfig) -> None:
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
         cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
     )
+    cli.check_positive(cfg, "num_images")
     labels = None
     if backbone.num_labels:
-        wanted = list(cfg.labels) if cfg.labels else [i % backbone.num_labels for i in range(cfg.num_images)]
-        labels = torch.tensor(wanted)
+        labels = torch.tensor(_wanted(cfg.labels) or [i % backbone.num_labels for i in range(cfg.num_images)])
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()
-    folder = Path(cfg.output) if cfg.output is not None else cli.run_folder()
+    folder = cli.run_folder()
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}
     with replacing(folder / "samples.safetensors") as temporary:
         save_file(tensors, temporary)

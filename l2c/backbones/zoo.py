@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.backbones.dit import DiT
@@ -82,7 +82,8 @@ def find_checkpoint(checkpoint: str, *, name: str, url: str | None = None) -> Pa
     published = f"the official file is published at {url}" if url else "no official file is published for it"
     raise FileNotFoundError(
         f"the weights of {name} are missing: no file {checkpoint!r}, looked at {looked}; {published}; "
-        "point to another file with model.checkpoint=PATH (Python: checkpoint=PATH) or to another folder with "
+        "point to another file with model.checkpoint=PATH (evaluate.py, sample.py and Python: checkpoint=PATH) or to "
+        "another folder with "
         "the environment variable L2C_CHECKPOINTS, or take model.checkpoint=random for benchmarks"
     )
 
@@ -120,14 +121,14 @@ def reason_of(error: Exception) -> str:
     return f"it is damaged or of another format ({type(error).__name__}); give the whole file, .safetensors or .pt"
 
 
-def load_strict(backbone: Backbone, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load weights into a backbone; every key must be there and fit.
+def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: str, *, name: str | None = None) -> None:
+    """Load weights into a module, `name` in messages; every key must be there and fit.
 
     Raises:
         ValueError: keys are missing, unexpected or of another shape; the message names the first few.
 
     """
-    expected = backbone.state_dict()
+    expected = module.state_dict()
     shapes = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
     problems = []
     for what, keys in (
@@ -143,10 +144,10 @@ def load_strict(backbone: Backbone, weights: Mapping[str, Tensor], source: str) 
             problems.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{more})")
     if problems:
         raise ValueError(
-            f"{source} does not fit {backbone.conventions.name}: keys {'; '.join(problems)}; "
+            f"{source} does not fit {name or type(module).__name__}: keys {'; '.join(problems)}; "
             "take the weights of this architecture, or the preset that these weights belong to"
         )
-    backbone.load_state_dict(dict(weights), strict=True)
+    module.load_state_dict(dict(weights), strict=True)
 
 
 def build_backbone(preset: Mapping[str, Any]) -> Backbone:
@@ -184,7 +185,7 @@ def load_backbone(model: str | Mapping[str, Any], *, checkpoint: str | Path | No
     path = None if wanted == RANDOM else find_checkpoint(wanted, name=preset["name"], url=preset.get("url"))
     backbone = build_backbone(preset)
     if path is not None:
-        load_strict(backbone, load_weights(path), str(path))
+        load_strict(backbone, load_weights(path), str(path), name=backbone.conventions.name)
     return backbone.eval().requires_grad_(False)
 
 

@@ -134,7 +134,7 @@ def compare(
         name: partial(draws[0].sample, timed_labels, noise=noise[:timing_batch], seed=seed)
         for name, draws in samplers.items()
     }
-    latencies = alternate(timed, repetitions=timing_repetitions)
+    latencies = alternate(timed, repetitions=timing_repetitions, progress=True)
     reference = images[next(iter(samplers))][0]
     results = tuple(
         _result(name, draws, images[name], reference, labels, cost, latencies[name], classifier)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.zoo import find_checkpoint, load_weights
+from l2c.backbones.zoo import find_checkpoint, load_strict, load_weights
 
 NUM_FEATURES = 64
 
@@ -52,9 +52,10 @@ def load_digits_classifier(checkpoint: str | Path = "digits_classifier.safetenso
 
     Raises:
         FileNotFoundError: its weights are not there.
+        ValueError: the file is damaged or holds other weights.
 
     """
     classifier = DigitsClassifier()
     path = find_checkpoint(str(checkpoint), name="the digits classifier")
-    classifier.load_state_dict(load_weights(path))
+    load_strict(classifier, load_weights(path), str(path), name="the digits classifier")
     return classifier.eval().requires_grad_(False)

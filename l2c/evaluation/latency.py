@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from tqdm.auto import tqdm
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(variants: Mapping[str, Callable[[], object]], *, repetitions: int = 5) -> dict[str, Latency]:
+def alternate(
+    variants: Mapping[str, Callable[[], object]], *, repetitions: int = 5, progress: bool = False
+) -> dict[str, Latency]:
     """Time variants in alternation, after one warm-up each; the first one is what speed-ups refer to."""
     for call in variants.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repetitions):
+    for _ in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
         for name, call in variants.items():
             times[name].append(_seconds(call))
     first = next(iter(times.values()))

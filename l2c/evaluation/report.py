@@ -31,7 +31,7 @@ HEADER = (
 )
 
 
-def _cells(result: Result, reference: Result, cost: Cost) -> tuple[str, ...]:
+def _cells(result: Result, cost: Cost) -> tuple[str, ...]:
     error = result.error
     exact = error.mse == 0
     return (
@@ -51,8 +51,7 @@ def _cells(result: Result, reference: Result, cost: Cost) -> tuple[str, ...]:
 
 def table(comparison: Comparison, cost: Cost) -> str:
     """Return the comparison as an aligned Markdown table."""
-    reference = comparison.results[0]
-    rows = [HEADER, *(_cells(result, reference, cost) for result in comparison.results)]
+    rows = [HEADER, *(_cells(result, cost) for result in comparison.results)]
     return markdown_table(rows)
 
 
