@@ -87,7 +87,9 @@ def _size(path: Path) -> int:
 
 def _cut_short(url: str, part: Path, total: int | None, reason: str) -> OSError:
     of = f" of {total}" if total is not None else ""
-    return OSError(f"{url} was cut short after {_size(part)}{of} bytes ({reason}); run again, it continues from there")
+    return OSError(
+        f"{url} was cut short after {_size(part)}{of} bytes ({reason}); run again, it continues from there"
+    )
 
 
 def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool) -> None:
@@ -117,7 +119,9 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else size
         if size is not None and total != size:
-            raise ValueError(f"{url} has {total} bytes, but {size} are expected; it is another file than the known one")
+            raise ValueError(
+                f"{url} has {total} bytes, but {size} are expected; it is another file than the known one"
+            )
         missing = (total or 0) - start
         free = shutil.disk_usage(part.parent).free
         if missing > free:
@@ -131,9 +135,7 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
             tag.unlink(missing_ok=True)
         with (
             part.open("ab" if start else "wb") as file,
-            tqdm(
-                total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress
-            ) as bar,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar,
         ):
             while chunk := response.read(CHUNK):
                 file.write(chunk)

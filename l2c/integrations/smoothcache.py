@@ -125,7 +125,9 @@ def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
     for key, bits in content.items():
         match = KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f"{path} names an unknown layer {key!r}; known are attn, mlp (attn1, ff) and attn-0, ...")
+            raise ValueError(
+                f"{path} names an unknown layer {key!r}; known are attn, mlp (attn1, ff) and attn-0, ..."
+            )
         if not isinstance(bits, list) or not bits or any(bit not in (0, 1) for bit in bits):
             raise ValueError(f"{path}: {key!r} must be a list of 1 (compute) and 0 (reuse), got {str(bits)[:60]}")
         columns[KINDS[match[1]], None if match[2] is None else int(match[2])] = bits

@@ -22,6 +22,12 @@ def routed_evaluations(steps: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(e for e in range(1, len(steps)) if (len(steps) - 1 - e) % 2 == 0)
 
 
+def straight_through(row: Tensor, threshold: float) -> Tensor:
+    """Return the row (2L,) thresholded to 0 and 1 in its values, with the gradient of the soft row."""
+    hard = (row > threshold).to(row)
+    return hard + row - row.detach()
+
+
 class Routers(nn.Module):
     """The routers of one trajectory.
 

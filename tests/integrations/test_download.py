@@ -111,7 +111,7 @@ def test_a_complete_part_is_taken_over(server, url, tmp_path):
 
 def test_a_wrong_file_is_refused_and_removed(url, tmp_path):
     path = tmp_path / "weights.pt"
-    with pytest.raises(ValueError, match="the SHA-256 .* instead of 00.* was removed"):
+    with pytest.raises(ValueError, match=r"the SHA-256 .* instead of 00.* was removed"):
         download(url, path, sha256="00", progress=False)
     with pytest.raises(ValueError, match="1048576 bytes, but 5 are expected"):
         download(url, path, size=5, progress=False)

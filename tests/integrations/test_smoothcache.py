@@ -95,7 +95,9 @@ def test_published_schedules_read_and_come_back(reference: Path, tmp_path, name)
     export_smoothcache(graph, tmp_path / name)
     assert import_smoothcache(tmp_path / name, "dit_xl2").rows == graph.rows
     if name != "diffuser_schedule.json":  # that one has another network's names and leaves the MLPs out
-        assert json.loads((tmp_path / name).read_text(encoding="utf-8")) == json.loads(path.read_text(encoding="utf-8"))
+        assert json.loads((tmp_path / name).read_text(encoding="utf-8")) == json.loads(
+            path.read_text(encoding="utf-8")
+        )
 
 
 def test_published_ddim50_router_in_this_form(reference: Path):
