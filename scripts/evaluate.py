@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
-    preset = model_preset(cfg.model or graph.model)
+    preset = cfg.get("model") or model_preset(graph.model)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
     cost = count_macs(backbone)
     scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)

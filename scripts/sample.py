@@ -21,7 +21,7 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 def main(cfg: DictConfig) -> None:
     """Load, sample, write."""
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
-    preset = model_preset(cfg.model or (graph.model if graph is not None else "dit_digits"))
+    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
     graph_scale = graph.cfg_scale if graph is not None else None
     sampler = Sampler(

@@ -62,8 +62,8 @@ class ImageFolder:
         ]
         if not found:
             raise ValueError(
-                f"{self.folder} has {len(classes)} sub-folders but no images in them; it must hold one sub-folder per "
-                f"class with files of {', '.join(sorted(SUFFIXES))}"
+                f"{self.folder} has {len(classes)} sub-folders but no images in them; it must hold one sub-folder "
+                f"per class with files of {', '.join(sorted(SUFFIXES))}"
             )
         self.paths = [path for path, _ in found]
         self.labels = [label for _, label in found]

@@ -15,12 +15,13 @@ from l2c.atomic import replacing
 from l2c.backbones.zoo import build_backbone
 from l2c.data.digits import DigitsDataModule
 from l2c.training.lit_backbone import LitBackbone
+from l2c.training.trainer import make_trainer
 
 
 def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
     """Train as `configs/train_backbone.yaml` says, write the EMA weights in fp16, return their path."""
     torch.set_num_threads(cfg.num_threads)
-    pl.seed_everything(cfg.seed)
+    pl.seed_everything(cfg.seed, verbose=False)
     module = LitBackbone(
         build_backbone(cfg.model),
         learning_rate=cfg.learning_rate,
@@ -30,19 +31,17 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
         label_dropout=cfg.label_dropout,
         seed=cfg.seed,
     )
-    trainer = pl.Trainer(
+    trainer = make_trainer(
         accelerator=cfg.accelerator,
         devices=1,
         max_steps=cfg.max_steps,
-        limit_train_batches=cfg.max_steps,
         gradient_clip_val=cfg.gradient_clip,
-        logger=CSVLogger(run_folder, name="", version=""),
+        logger=CSVLogger(run_folder, name="metrics"),
         callbacks=[
             EMAWeightAveraging(decay=cfg.ema_decay),
             ModelCheckpoint(run_folder, every_n_train_steps=200, save_last=True),
         ],
         log_every_n_steps=50,
-        enable_model_summary=False,
     )
     trainer.fit(module, DigitsDataModule(cfg.batch_size, seed=cfg.seed), ckpt_path=cfg.resume)
     weights = {name: value.half().contiguous() for name, value in module.backbone.state_dict().items()}

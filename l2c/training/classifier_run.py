@@ -18,6 +18,7 @@ from l2c.data.digits import digits
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.evaluation.digits_classifier import DigitsClassifier
 from l2c.training.step_random import step_generator
+from l2c.training.trainer import make_trainer
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,11 @@ def train_classifier(cfg: DictConfig) -> TrainedClassifier:
     sampler = StepBatchSampler(len(used), cfg.batch_size, seed=cfg.seed)
     loader = DataLoader(TensorDataset(images[used], labels[used]), batch_sampler=sampler)
     module = LitClassifier(cfg.learning_rate, cfg.max_steps, cfg.seed)
-    trainer = pl.Trainer(
+    trainer = make_trainer(
         accelerator="cpu",
         max_steps=cfg.max_steps,
-        limit_train_batches=cfg.max_steps,
         logger=False,
         enable_checkpointing=False,
-        enable_model_summary=False,
     )
     trainer.fit(module, loader)
     classifier = module.classifier.eval()

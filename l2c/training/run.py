@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,7 @@ from l2c.graph import CacheGraph
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
 from l2c.training.recipe import Recipe, make_recipe
-
-# Its lines on devices and tips hide what a user looks for; warnings still come through.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+from l2c.training.trainer import make_trainer
 
 LOGGERS = ("csv", "wandb")
 
@@ -74,10 +71,8 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     loggers = _loggers(cfg, folder)
     with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
         OmegaConf.save(cfg, temporary, resolve=True)
-    trainer = pl.Trainer(
+    trainer = make_trainer(
         **_plain(cfg.trainer),
-        # The loader has no end; this gives the bar a length.
-        limit_train_batches=cfg.trainer.max_steps * cfg.trainer.accumulate_grad_batches,
         use_distributed_sampler=False,  # the data modules split each step's batch themselves
         logger=loggers,
         callbacks=[
@@ -89,7 +84,6 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
             ),
             RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps),
         ],
-        enable_model_summary=False,
     )
     trainer.fit(module, recipe.data, ckpt_path=checkpoint)
     graph = _export(cfg, backbone, solver, recipe, cost, steps=trainer.global_step)
@@ -114,7 +108,7 @@ def _solver(cfg: DictConfig, backbone: Backbone) -> Solver:
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """Return the logger: CSV files in the run's folder, or Weights & Biases (offline without a key)."""
     if cfg.logger.name == "csv":
-        return [CSVLogger(folder, name="", version="")]
+        return [CSVLogger(folder, name="metrics")]
     if cfg.logger.name == "wandb":
         has_key = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().is_file()
         try:

@@ -139,6 +139,25 @@ def test_odd_number_of_2s_ends_with_a_first_order_step():
     torch.testing.assert_close(got, alpha_t * data + sigma_t * eps)
 
 
+@pytest.mark.parametrize("num_evaluations", [2, 4, 14, 15])
+def test_2m_by_hand(num_evaluations):
+    """Second order but at the first step and, below 15 evaluations, at the last one."""
+    outputs = [noise(1, 1, 2, 2, seed=e + 1) for e in range(num_evaluations)]
+    x, given = noise(1, 1, 2, 2), iter(outputs)
+    got = make_solver("dpm_solver_2m", LINEAR, num_evaluations).sample(lambda x, t: next(given), x)
+    times = [999 * (1 - k / num_evaluations) for k in range(num_evaluations + 1)]
+    before = None
+    for e, eps in enumerate(outputs):
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = LINEAR.marginal(times[e]), LINEAR.marginal(times[e + 1])
+        h = math.log(alpha_t / sigma_t) - math.log(alpha_s / sigma_s)
+        data = slope = (x - sigma_s * eps) / alpha_s
+        if before is not None and (e < num_evaluations - 1 or num_evaluations >= 15):
+            slope = data + (data - before[0]) * h / (2 * before[1])
+        x = sigma_t / sigma_s * x + alpha_t * (1 - math.exp(-h)) * slope
+        before = data, h
+    torch.testing.assert_close(got, x, rtol=1e-7, atol=1e-7)
+
+
 def test_ddim_of_two_steps_by_hand():
     x, outputs = noise(2, 1, 2, 2), [noise(2, 1, 2, 2, seed=1), noise(2, 1, 2, 2, seed=2)]
     given = iter(outputs)

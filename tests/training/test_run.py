@@ -33,7 +33,7 @@ def routers_of(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_run_leaves_graph_pictures_metrics_and_config(unbroken):
     names = {path.name for path in unbroken.folder.iterdir()}
-    assert {"cache_graph.json", "graph.png", "routers.png", "metrics.csv", "config.yaml", "last.ckpt"} <= names
+    assert {"cache_graph.json", "graph.png", "routers.png", "config.yaml", "last.ckpt"} <= names
     assert not [name for name in names if name.startswith(".")]  # no temporary is left
     graph = CacheGraph.load(unbroken.folder / "cache_graph.json")
     assert graph == unbroken.graph
@@ -50,10 +50,18 @@ def test_a_checkpoint_holds_the_routers_and_nothing_else(unbroken):
 
 def test_metrics_are_logged(tmp_path):
     train_router(config("trainer.log_every_n_steps=1"), tmp_path)
-    with (tmp_path / "metrics.csv").open() as file:
+    with (tmp_path / "metrics" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) >= 6
     assert {"train/loss", "train/error", "train/penalty", "removed"} <= set(rows[0])
+
+
+def test_a_resumed_run_keeps_the_metrics_from_before(tmp_path):
+    changes = ["checkpoint_every_n_steps=2", "trainer.log_every_n_steps=1"]
+    train_router(config(*changes, "trainer.max_steps=2"), tmp_path)
+    train_router(config(*changes, "trainer.max_steps=4", "resume=auto"), tmp_path)
+    lines = [path.read_text().splitlines() for path in sorted(tmp_path.glob("metrics/*/metrics.csv"))]
+    assert [len(part) for part in lines] == [3, 3]  # a header and two steps each
 
 
 @pytest.mark.parametrize("data", ["digits", "noise"])
