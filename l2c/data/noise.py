@@ -24,8 +24,8 @@ class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
         self.batch_size = batch_size
         self.seed = seed
 
-    def __getitem__(self, item: tuple[int, Part]) -> tuple[Tensor, Tensor]:
-        index, part = item
+    def __getitem__(self, item: int | tuple[int, Part]) -> tuple[Tensor, Tensor]:
+        index, part = item if isinstance(item, tuple) else (item, Part())
         generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + index)
         noise = torch.randn((self.batch_size, *self.shape), generator=generator)
         labels = torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)

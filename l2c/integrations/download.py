@@ -104,8 +104,7 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing left to send: complete, or longer than the server's file
             raise
-        total = (error.headers.get("Content-Range") or "").rpartition("/")[2]
-        if total == str(start):
+        if (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start):
             return
         part.unlink()
         response = urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "l2c"}), timeout=TIMEOUT)

@@ -114,7 +114,8 @@ class DataPairs:
         noise = torch.randn((total, *x_0.shape[1:]), generator=generator)[places].to(x_0)
         null_label = self.backbone.conventions.null_label
         y = drop_labels(y.repeat(part.count), null_label, self.label_dropout, generator)[places]
-        return self.pair(x_0, noise, y if self.backbone.num_embedded_labels else None, self.evaluation(step))
+        labels = y if self.backbone.num_embedded_labels else None
+        return self.pair(x_0, noise, labels, self.evaluation(step), generator=generator)
 
     def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
         """Noise images (N, C, H, W) to the start of the solver step before a routed evaluation."""
@@ -124,10 +125,22 @@ class DataPairs:
         return alpha * x_0 + sigma * noise
 
     @torch.no_grad()
-    def pair(self, x_0: Tensor, noise: Tensor, y: Tensor | None, evaluation: int) -> Pair:
-        """Make the pair of a routed evaluation from images, their noise and their labels."""
+    def pair(
+        self,
+        x_0: Tensor,
+        noise: Tensor,
+        y: Tensor | None,
+        evaluation: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Pair:
+        """Make the pair of a routed evaluation from images, their noise and their labels.
+
+        The generator is the source of what a stochastic solver adds.
+        """
         x = self.start(x_0, noise, evaluation)
-        trajectory = self.solver.trajectory(x, first_step=self.solver.step_of(evaluation - 1))
+        first = self.solver.step_of(evaluation - 1)
+        trajectory = self.solver.trajectory(x, first_step=first, generator=generator)
         request = next(trajectory)
         everything = (True,) * self.backbone.num_layers
         while request.index < evaluation:
@@ -180,7 +193,7 @@ class TrajectoryPairs:
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
         run = self._open.get(part.index)
         if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
-            generator = step_generator(self.seed + 7919 * part.index, step // len(self.routed))
+            generator = step_generator(self.seed + 7919 * (part.index + 1), step // len(self.routed))
             run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator))
             self._open[part.index] = run
         evaluation = self.evaluation(step)

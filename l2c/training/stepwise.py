@@ -149,7 +149,7 @@ class StepwiseDenoising(LearningToCache):
         if self.guidance.active:
             assert y is not None
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
-        generator = step_generator(self.seed + 7919 * part.index, step // len(self.routers.evaluations))
+        generator = step_generator(self.seed + 7919 * (part.index + 1), step // len(self.routers.evaluations))
         run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator), y, step)
         x, times = self._inputs(run.request)
         everything = (True,) * self.backbone.num_layers
