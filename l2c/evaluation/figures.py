@@ -80,7 +80,8 @@ def sample_grid(images: Mapping[str, Tensor], labels: Sequence[int] | None = Non
     """
     names = list(images)
     count = min(len(batch) for batch in images.values())
-    figure = Figure(figsize=(1.6 + 0.72 * count, 0.25 + 0.78 * len(names)), dpi=110)
+    margin = 0.3 + 0.075 * max(map(len, names))  # inches for the longest name
+    figure = Figure(figsize=(margin + 0.72 * count, 0.25 + 0.78 * len(names)), dpi=110)
     axes = figure.subplots(len(names), count, squeeze=False)
     for name, row in zip(names, axes, strict=True):
         for i, axis in enumerate(row):
@@ -98,7 +99,7 @@ def sample_grid(images: Mapping[str, Tensor], labels: Sequence[int] | None = Non
         for axis, label in zip(axes[0], labels, strict=False):
             axis.set_title(str(label), fontsize=8)
     figure.subplots_adjust(
-        left=1.5 / figure.get_figwidth(), right=0.99, bottom=0.02, top=0.9, wspace=0.06, hspace=0.06
+        left=margin / figure.get_figwidth(), right=0.99, bottom=0.02, top=0.9, wspace=0.06, hspace=0.06
     )
     return figure
 

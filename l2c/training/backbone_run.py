@@ -29,6 +29,7 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
         max_steps=cfg.max_steps,
         warmup_steps=cfg.warmup_steps,
         label_dropout=cfg.label_dropout,
+        max_loss_weight=cfg.max_loss_weight,
         seed=cfg.seed,
     )
     trainer = make_trainer(
