@@ -75,7 +75,8 @@ def test_other_objectives_run_and_resume(tmp_path, router):
         tiny = ["model=dit_digits", "model.args.hidden_size=32", "model.args.depth=2", f"router={router}", *more]
         small = [entry for entry in TINY if not entry.startswith(("trainer.max", "data"))]
         sizes = ["solver.num_evaluations=6", "data.batch_size=4", f"trainer.max_steps={steps}"]
-        cfg = composed(*tiny, *small, *sizes, "checkpoint_every_n_steps=1")
+        data = "data=noise" if router == "harmonica" else "data=digits"
+        cfg = composed(*tiny, *small, data, *sizes, "checkpoint_every_n_steps=1")
         return train_router(cfg, folder).graph
 
     whole = run(tmp_path / "whole", 10)

@@ -18,10 +18,7 @@ from l2c.data.step_sampler import NumberedBatchSampler, StepBatchSampler
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    "model=dit_digits",
-    "model.checkpoint=random",
-    "model.args.hidden_size=32",
-    "model.args.depth=2",
+    "model=dit_digits",  # with its weights: a random DiT predicts zero, and nothing would be learned
     "solver.num_evaluations=6",
     "data.batch_size=8",
     "router.learning_rate=0.2",
