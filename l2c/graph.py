@@ -58,6 +58,8 @@ class CacheGraph:
 
     def __post_init__(self) -> None:
         # bool() each entry: numpy's True is not Python's, and the seam tells True, False and weights apart.
+        if any(isinstance(row, str) for row in self.rows):
+            raise ValueError("rows must hold bools, got text; CacheGraph.from_json reads rows of 0 and 1 as text")
         rows = tuple(tuple(bool(bit) for bit in row) for row in self.rows)
         reusing = tuple(e for e, row in enumerate(rows) if not all(row))
         routed = reusing if self.routed is None else tuple(sorted({int(e) for e in self.routed}))
@@ -164,7 +166,7 @@ class CacheGraph:
     def statistics(self) -> dict[str, Any]:
         """Counts and shares that follow from the rows, and what the maker measured."""
         assert self.routed is not None
-        return {
+        counted = {
             "num_evaluations": self.num_evaluations,
             "num_routed": len(self.routed),
             "num_layers": self.num_layers,
@@ -174,8 +176,8 @@ class CacheGraph:
             "removed_fraction_mlp": round(self.removed_fraction_of("mlp"), 6),
             "removed_fraction_overall": round(self.removed_fraction_overall, 6),
             "peak_kept_outputs": self.peak_kept,
-            **self.measured,
         }
+        return {**self.measured, **counted}
 
     def replace(self, **changes: Any) -> CacheGraph:
         """Return a copy with some attributes changed; pass `routed` along when rows change."""
@@ -261,7 +263,7 @@ class CacheGraph:
 
         """
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_constant=_refuse_constant)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); "
@@ -270,7 +272,7 @@ class CacheGraph:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             got = content.get("format") if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"not a cache graph: format is {got!r}, must be {FORMAT!r}")
-        if content.get("version") != VERSION:
+        if content.get("version") != VERSION or isinstance(content["version"], bool):
             raise ValueError(
                 f"cache graph version {content.get('version')!r} is unknown, this package reads version {VERSION}; "
                 "update l2c or export the graph again"
@@ -278,6 +280,9 @@ class CacheGraph:
         sampler = _member(content, "sampler", dict)
         model = _member(content, "model", dict, "model")
         guidance = _member(sampler, "guidance", dict, "sampler.guidance")
+        options = _member(sampler, "options", dict, "sampler.options")
+        for name in options:
+            _member(options, name, (int, float), f"sampler.options.{name}")
         rows = _member(content, "rows", list)
         for e, row in enumerate(rows):
             if not isinstance(row, str) or set(row) - {"0", "1"}:
@@ -285,12 +290,12 @@ class CacheGraph:
         graph = cls(
             rows=tuple(tuple(bit == "1" for bit in row) for row in rows),
             layers=tuple(_items(model, "layers", str, "model.layers")),
-            timesteps=tuple(_items(sampler, "timesteps", (int, float), "sampler.timesteps")),
+            timesteps=tuple(_numbers(_items(sampler, "timesteps", (int, float), "sampler.timesteps"))),
             model=_member(model, "name", str, "model.name"),
             solver=_member(sampler, "solver", str, "sampler.solver"),
             routed=tuple(_items(content, "routed", int, "routed")) if "routed" in content else None,
             fingerprint=_member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
-            solver_options=_member(sampler, "options", dict, "sampler.options"),
+            solver_options=options,
             guidance=_member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
             cfg_scale=_member(guidance, "scale", (int, float, type(None)), "sampler.guidance.scale"),
             provenance=_member(content, "provenance", dict),
@@ -300,6 +305,18 @@ class CacheGraph:
             raise ValueError(f"sampler.num_evaluations is {declared}, but there are {graph.num_evaluations} rows")
         statistics = _member(content, "statistics", dict)
         return graph.replace(measured={k: v for k, v in statistics.items() if k not in graph.statistics})
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows; export the graph again")
+
+
+def _numbers(values: Sequence[float]) -> list[float]:
+    """Return numbers of JSON, which may have any size, as floats."""
+    try:
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise ValueError("a number of sampler.timesteps is too large for a float; export the graph again") from error
 
 
 def _member(content: Mapping[str, Any], key: str, kind: Any, name: str | None = None) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known_fingerprint: str | None = None  # see `zoo.fingerprint`
+        self.known_fingerprint: str | None = None  # see `fingerprint`
         self.recompute_activations = False
         self.register_load_state_dict_post_hook(Backbone._forget_fingerprint)
 
@@ -63,6 +64,13 @@ class Backbone(nn.Module, ABC):
     def _forget_fingerprint(module: nn.Module, incompatible_keys: object) -> None:
         assert isinstance(module, Backbone)
         module.known_fingerprint = None
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Backbone:
+        # A cast rounds the weights; the fingerprint is that of the weights before.
+        probe = torch.empty(0)
+        if fn(probe).dtype != probe.dtype and next(self.parameters()).dtype == torch.float32:
+            fingerprint(self)
+        return super()._apply(fn, recurse)
 
     @property
     def num_layers(self) -> int:
@@ -123,3 +131,18 @@ class Backbone(nn.Module, ABC):
             ValueError: a length differs from 2L, or a layer is reused with nothing cached for it.
 
         """
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """Return a digest of names, shapes and values of the weights (as 32-bit floats), `sha256:...`.
+
+    It is computed once per backbone, before a cast to fewer bits at the latest, and remembered until other
+    weights are loaded into it.
+    """
+    if backbone.known_fingerprint is None:
+        digest = hashlib.sha256()
+        for name, value in sorted(backbone.state_dict().items()):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+        backbone.known_fingerprint = f"sha256:{digest.hexdigest()}"
+    return backbone.known_fingerprint

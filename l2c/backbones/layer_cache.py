@@ -35,6 +35,18 @@ def mix(fresh: Fresh, compute: Callable[[], Tensor], cached: LayerOutput) -> Ten
     return fresh * compute() + (1 - fresh) * cached if isinstance(fresh, Tensor) else cached
 
 
+def _decisions(row: Row) -> tuple[Fresh, ...]:
+    """Return one decision per layer: Python bools, or 0-d tensors of soft weights."""
+    if isinstance(row, Tensor) and row.is_floating_point():
+        return row.unbind()
+    bits = row.tolist() if isinstance(row, Tensor) else list(row)
+    if any(bit not in (0, 1) for bit in bits):
+        raise ValueError(
+            f"a row holds bools, or is a float tensor of soft weights, got {bits}; pass torch.tensor(row)"
+        )
+    return tuple(bool(bit) for bit in bits)  # numpy's True is not Python's
+
+
 class LayerPlan:
     """One pass through a backbone: which layers compute, what they reuse, what is kept.
 
@@ -57,7 +69,7 @@ class LayerPlan:
         keep: Sequence[bool] | None,
     ) -> None:
         num_layers = len(layer_names)
-        self._fresh: Sequence[Fresh] = row.unbind() if isinstance(row, Tensor) else tuple(map(bool, row))
+        self._fresh = _decisions(row)
         cached = (None,) * num_layers if cache is None else tuple(cache)
         self._keep = (True,) * num_layers if keep is None else tuple(map(bool, keep))
         for what, entries in (("row", self._fresh), ("cache", cached), ("keep", self._keep)):

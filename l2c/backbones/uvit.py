@@ -18,31 +18,47 @@ from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan,
 
 
 class UViTBlock(nn.Module):
-    """Pre-norm attention and MLP; an out-block first merges the long skip connection."""
+    """Pre-norm attention and MLP."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, skip: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
 
     def forward(
         self,
         x: Tensor,
-        skip: Tensor | None = None,
         fresh: tuple[Fresh, Fresh] = (True, True),
         cached: tuple[LayerOutput, LayerOutput] = (None, None),
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return x (N, T, D) after both layers, and both layers' outputs."""
-        if self.skip_linear is not None:
-            assert skip is not None
-            x = self.skip_linear(torch.cat([x, skip], dim=-1))  # (N, T, D)
         attn = mix(fresh[0], lambda: self.attn(self.norm1(x)), cached[0])
         h = x + attn  # (N, T, D)
         mlp = mix(fresh[1], lambda: self.mlp(self.norm2(h)), cached[1])
         return h + mlp, (attn, mlp)
+
+
+class UViTOutBlock(UViTBlock):
+    """A block that first merges a long skip connection.
+
+    A class of its own, because compiled graphs are counted per forward: two kinds in one would share the limit.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, qkv_bias)
+        self.skip_linear = nn.Linear(2 * dim, dim)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        skip: Tensor,
+        fresh: tuple[Fresh, Fresh] = (True, True),
+        cached: tuple[LayerOutput, LayerOutput] = (None, None),
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return x (N, T, D) after the merge with skip (N, T, D) and both layers, and both layers' outputs."""
+        return super().forward(self.skip_linear(torch.cat([x, skip], dim=-1)), fresh, cached)
 
 
 class UViT(Backbone):
@@ -110,12 +126,10 @@ class UViT(Backbone):
         self.label_emb = nn.Embedding(num_classes, embed_dim) if labelled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_extra_tokens + num_patches, embed_dim))
 
-        def block(skip: bool) -> UViTBlock:
-            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip)
-
-        self.in_blocks = nn.ModuleList([block(skip=False) for _ in range(half)])
-        self.mid_block = block(skip=False)
-        self.out_blocks = nn.ModuleList([block(skip=True) for _ in range(half)])
+        shape = (embed_dim, num_heads, mlp_ratio, qkv_bias)
+        self.in_blocks = nn.ModuleList([UViTBlock(*shape) for _ in range(half)])
+        self.mid_block = UViTBlock(*shape)
+        self.out_blocks = nn.ModuleList([UViTOutBlock(*shape) for _ in range(half)])
         self.norm = nn.LayerNorm(embed_dim)
         self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
         self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
@@ -155,11 +169,11 @@ class UViT(Backbone):
         skips: list[Tensor] = []
         index = 0
         for block in self.in_blocks:
-            x, outputs = self._run(block, x, None, *plan.block(index))
+            x, outputs = self._run(block, x, *plan.block(index))
             plan.collect(outputs)
             skips.append(x)
             index += 1
-        x, outputs = self._run(self.mid_block, x, None, *plan.block(index))
+        x, outputs = self._run(self.mid_block, x, *plan.block(index))
         plan.collect(outputs)
         for block in self.out_blocks:
             index += 1

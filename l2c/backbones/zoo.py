@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
-import hashlib
 import os
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from l2c.backbones.backbone import Backbone
+from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
 
@@ -98,19 +99,25 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training files hold their arguments
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own exceptions for a damaged file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"cannot read weights from {path}: {reason}; "
-            "the file must be safetensors or a plain state dict, whole and without foreign classes"
-        ) from error
+        raise ValueError(f"cannot read weights from {path}: {reason_of(error)}") from error
     for key in ("ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict of tensors; give the file that the training code saved")
     return dict(content)
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one clause why a file of tensors could not be read, and what it must be."""
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            "it is damaged, or holds Python objects beside tensors; give the whole file, saved as a plain state dict"
+        )
+    return f"it is damaged or of another format ({type(error).__name__}); give the whole file, .safetensors or .pt"
 
 
 def load_strict(backbone: Backbone, weights: Mapping[str, Tensor], source: str) -> None:
@@ -181,15 +188,18 @@ def load_backbone(model: str | Mapping[str, Any], *, checkpoint: str | Path | No
     return backbone.eval().requires_grad_(False)
 
 
-def fingerprint(backbone: Backbone) -> str:
-    """Return a digest of names, shapes and values of the weights (as 32-bit floats), `sha256:...`.
-
-    It is computed once per backbone and remembered until other weights are loaded into it.
-    """
-    if backbone.known_fingerprint is None:
-        digest = hashlib.sha256()
-        for name, value in sorted(backbone.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
-        backbone.known_fingerprint = f"sha256:{digest.hexdigest()}"
-    return backbone.known_fingerprint
+__all__ = [
+    "BACKBONES",
+    "RANDOM",
+    "build_backbone",
+    "find_checkpoint",
+    "fingerprint",
+    "load_backbone",
+    "load_strict",
+    "load_weights",
+    "model_names",
+    "model_preset",
+    "near_names",
+    "project_folder",
+    "reason_of",
+]

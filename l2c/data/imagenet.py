@@ -14,6 +14,7 @@ from l2c.data.image_folder import ImageFolder
 from l2c.data.part import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.data.vae import Vae, draw_latents
+from l2c.seeding import make_generator
 
 
 class _Views(Dataset[tuple[Tensor, int, int]]):
@@ -26,7 +27,7 @@ class _Views(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
         index, draw = item
         image, label = self.images.read_next(index)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_000_009 + draw)
+        generator = make_generator("mirroring", self.seed, draw)
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
         return (image.flip(-1) if mirrored else image), label, draw
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from l2c.data.part import Part, parts
+from l2c.seeding import draw_normal, make_generator
 
 
 class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -26,8 +27,8 @@ class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, item: int | tuple[int, Part]) -> tuple[Tensor, Tensor]:
         index, part = item if isinstance(item, tuple) else (item, Part())
-        generator = torch.Generator().manual_seed(self.seed * 1_000_000_007 + index)
-        noise = torch.randn((self.batch_size, *self.shape), generator=generator)
+        noise = draw_normal((self.batch_size, *self.shape), "start of a training trajectory", self.seed, index)
+        generator = make_generator("labels of a training trajectory", self.seed, index)
         labels = torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)
         places = part.within(self.batch_size)
         return noise[places], labels[places]

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from l2c.seeding import draw_normal
+
 
 class Vae(Protocol):
     """Something that encodes images.
@@ -58,8 +60,5 @@ def load_vae(name: str) -> Vae:
 
 def draw_latents(mean: Tensor, std: Tensor, scale: float, draws: list[int], seed: int) -> Tensor:
     """Return samples (N, C, H, W) of posteriors, scaled; sample i depends on the seed and `draws[i]` alone."""
-    noise = [
-        torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(seed * 1_000_000_007 + draw))
-        for draw in draws
-    ]
+    noise = [draw_normal(tuple(mean.shape[1:]), "sample of a posterior", seed, draw) for draw in draws]
     return scale * (mean.float() + std.float() * torch.stack(noise).to(mean.device))

@@ -86,4 +86,8 @@ class NoiseSchedule:
                 f"num_evaluations must lie in 2..{self.num_steps} for this solver, got {num_evaluations}"
             )
         stride = (self.num_steps - 1) / (num_evaluations - 1)
-        return tuple(round(stride * i) for i in reversed(range(num_evaluations)))
+        indices, position = [], 0.0
+        for _ in range(num_evaluations):  # accumulated as there: it breaks ties between two indices in the same way
+            indices.append(round(position))
+            position += stride
+        return tuple(reversed(indices))

@@ -48,10 +48,12 @@ class Result:
     num_draws: int
 
     def to_dict(self) -> dict[str, object]:
-        """Return plain numbers for JSON, infinities as null."""
+        """Return plain numbers for JSON, what is not finite as null."""
         content = asdict(self)
-        if math.isinf(self.error.psnr):
-            content["error"]["psnr"] = None
+        for part in (content, content["error"], content["latency"]):
+            for key, value in part.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    part[key] = None
         return content
 
 
@@ -66,13 +68,22 @@ class Comparison:
 
 
 def sample_many(
-    sampler: Sampler, labels: Tensor | None, noise: Tensor, *, batch_size: int, advance: tqdm | None = None
+    sampler: Sampler,
+    labels: Tensor | None,
+    noise: Tensor,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    advance: tqdm | None = None,
 ) -> Tensor:
-    """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W), batch by batch, on the CPU."""
+    """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W), batch by batch, on the CPU.
+
+    The noise that a stochastic solver adds depends on `seed` and on where a batch begins.
+    """
     images = []
     for start in range(0, len(noise), batch_size):
         part = slice(start, start + batch_size)
-        batch = sampler.sample(None if labels is None else labels[part], noise=noise[part], seed=start)
+        batch = sampler.sample(None if labels is None else labels[part], noise=noise[part], seed=seed + start)
         images.append(batch.cpu())
         if advance is not None:
             advance.update(len(batch))
@@ -114,7 +125,9 @@ def compare(
     with tqdm(total=total, desc="sampling", unit="image") as bar:
         for name, draws in samplers.items():
             bar.set_postfix_str(name)
-            images[name] = [sample_many(s, labels, noise, batch_size=batch_size, advance=bar) for s in draws]
+            images[name] = [
+                sample_many(s, labels, noise, batch_size=batch_size, seed=seed, advance=bar) for s in draws
+            ]
     timed_labels = None if labels is None else labels[:timing_batch]
 
     timed = {

@@ -82,7 +82,7 @@ def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: 
         "results": [result.to_dict() for result in comparison.results],
     }
     with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1, allow_nan=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     text = "\n".join(
         [
             f"# {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",

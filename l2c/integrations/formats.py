@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from l2c.backbones.backbone import Backbone, Conventions
-from l2c.backbones.zoo import build_backbone, fingerprint, model_preset
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.zoo import build_backbone, fingerprint, model_preset, reason_of
 from l2c.diffusion import NoiseSchedule, make_solver
 from l2c.graph import CacheGraph
 
@@ -50,8 +50,17 @@ def import_l2c_router(
     else:
         network, weights = backbone, fingerprint(backbone)
     conventions = network.conventions
-    timesteps = _timesteps(conventions, solver, num_evaluations)
+    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+    announced = make_solver(solver, schedule, num_evaluations)
+    timesteps, options = announced.timesteps, announced.options
     num_steps = num_evaluations if solver != "dpm_solver_2s" else (num_evaluations + 1) // 2
+    if len(routers) != num_evaluations:
+        raise ValueError(
+            f"{path} holds {len(routers)} routers, which do not fit {solver} with {num_evaluations} evaluations; "
+            "give the number of evaluations that it was trained for"
+        )
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
     if solver == "dpm_solver_2s":
         router_of = {2 * i: i for i in range(1, num_steps)}
     else:
@@ -60,11 +69,8 @@ def import_l2c_router(
     rows = [(True,) * network.num_layers] * num_evaluations
     for evaluation, i in router_of.items():
         logits = routers.get(f"{i}.prob")
-        if logits is None or (solver == "ddim" and f"{num_steps}.prob" in routers):
-            raise ValueError(
-                f"{path} holds {len(routers)} routers, which do not fit {solver} with {num_evaluations} evaluations; "
-                "give the number of evaluations that it was trained for"
-            )
+        if logits is None:
+            raise ValueError(f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on")
         if logits.numel() != network.num_layers:
             raise ValueError(
                 f"{path} has {logits.numel()} logits per router, but {conventions.name} has {network.num_layers} "
@@ -79,6 +85,7 @@ def import_l2c_router(
         solver=solver,
         routed=tuple(sorted(router_of)),
         fingerprint=weights,
+        solver_options=options,
         guidance=conventions.guidance,
         provenance={
             "method": "l2c",
@@ -96,18 +103,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the published DiT files hold one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage has its own exception
-        raise ValueError(
-            f"cannot read a router from {path}: {str(error).strip().splitlines()[0]}; "
-            "the file must hold tensors and be whole"
-        ) from error
+        raise ValueError(f"cannot read a router from {path}: {reason_of(error)}") from error
     if isinstance(content, Mapping) and isinstance(content.get("routers"), Mapping):
         content = content["routers"]
-    routers = {k: v for k, v in content.items() if k.endswith(".prob")} if isinstance(content, Mapping) else {}
+    routers = {k: v for k, v in content.items() if str(k).endswith(".prob")} if isinstance(content, Mapping) else {}
     if not routers or not all(isinstance(v, Tensor) for v in routers.values()):
         raise ValueError(f"{path} holds no routers: expected tensors named '0.prob', '1.prob', ...")
     return routers
-
-
-def _timesteps(conventions: Conventions, solver: str, num_evaluations: int) -> tuple[float, ...]:
-    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
-    return make_solver(solver, schedule, num_evaluations).timesteps

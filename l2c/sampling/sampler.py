@@ -14,16 +14,14 @@ from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
 from l2c.graph import CacheGraph
 from l2c.sampling.denoiser import Denoiser
+from l2c.seeding import draw_normal, make_generator
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 0) -> Tensor:
     """Return noise (count, *shape) on the CPU; image `first + i` always gets the same, however it is batched."""
-    images = []
-    for i in range(first, first + count):
-        generator = torch.Generator().manual_seed((seed << 32) + i)
-        images.append(torch.randn(shape, generator=generator))
+    images = [draw_normal(shape, "start of a trajectory", seed, i) for i in range(first, first + count)]
     return torch.stack(images) if images else torch.empty(0, *shape)
 
 
@@ -58,6 +56,7 @@ class Sampler:
         any_weights: bool = False,
     ) -> None:
         conventions = backbone.conventions
+        options: dict[str, float] = {}
         if graph is not None:
             _check_backbone(graph, backbone, any_weights=any_weights)
             solver = _agreed("solver", solver, graph.solver)
@@ -69,11 +68,13 @@ class Sampler:
                     f"the graph was made under guidance {graph.guidance!r}, but {conventions.name} uses "
                     f"{conventions.guidance!r}; take a graph of this backbone"
                 )
-            if "eta" in graph.solver_options:
-                eta = _agreed("eta", eta, graph.solver_options["eta"])
+            options = dict(graph.solver_options)
+            if "eta" in options:
+                eta = _agreed("eta", eta, options["eta"])
         if solver is None or num_evaluations is None:
             raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
-        options = {} if eta is None else {"eta": eta}
+        if eta is not None:
+            options["eta"] = eta
         schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
         self.backbone = backbone
         self.graph = graph
@@ -121,8 +122,8 @@ class Sampler:
                 raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
             noise = seeded_noise(self.backbone.input_shape, seed, count)
         x = noise.to(device, torch.float32)
-        generator = torch.Generator().manual_seed(seed) if seed is not None else None
-        denoiser = Denoiser(self.backbone, y, self.guidance, self.graph)
+        generator = None if seed is None else make_generator("noise of a stochastic solver", seed)
+        denoiser = Denoiser(self.backbone, None if y is None else y.long(), self.guidance, self.graph)
         with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
             return self.solver.sample(denoiser, x, generator=generator, on_evaluation=lambda e: bar.update())
 

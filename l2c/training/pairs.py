@@ -17,6 +17,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.data.part import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
+from l2c.seeding import make_generator
 from l2c.training.step_random import drop_labels, step_generator
 
 
@@ -193,7 +194,8 @@ class TrajectoryPairs:
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
         run = self._open.get(part.index)
         if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
-            generator = step_generator(self.seed + 7919 * (part.index + 1), step // len(self.routed))
+            purpose = "solver noise of a training trajectory"
+            generator = make_generator(purpose, self.seed, step // len(self.routed), part.index)
             run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator))
             self._open[part.index] = run
         evaluation = self.evaluation(step)

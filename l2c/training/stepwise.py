@@ -12,11 +12,11 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.data.part import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
+from l2c.seeding import make_generator
 from l2c.training.error_weights import VARIANTS, ErrorWeights
 from l2c.training.objectives import LearningToCache, RouterLoss
 from l2c.training.pairs import WHOLE, Pair
 from l2c.training.router import Routers
-from l2c.training.step_random import step_generator
 
 
 class StepwiseDenoising(LearningToCache):
@@ -149,7 +149,8 @@ class StepwiseDenoising(LearningToCache):
         if self.guidance.active:
             assert y is not None
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
-        generator = step_generator(self.seed + 7919 * (part.index + 1), step // len(self.routers.evaluations))
+        trajectory = step // len(self.routers.evaluations)
+        generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
         run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator), y, step)
         x, times = self._inputs(run.request)
         everything = (True,) * self.backbone.num_layers
