@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from l2c.backbones.layer_cache import LayerCache, LayerOutput, Row
 
@@ -43,6 +44,8 @@ class Backbone(nn.Module, ABC):
         layer_names: names of the 2L layers, index `2 b` attention and `2 b + 1` MLP of block b.
         input_shape: (C, H, W) of one input image or latent.
         num_embedded_labels: rows of the label table, the null label included; 0 for a backbone without labels.
+        recompute_activations: in passes with gradients, keep only each block's input and compute the block again
+            on the way back: less memory, about a third more time.
 
     """
 
@@ -54,6 +57,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.known_fingerprint: str | None = None  # see `fingerprint`
+        self.recompute_activations = False
         self.register_load_state_dict_post_hook(Backbone._forget_fingerprint)
 
     @staticmethod
@@ -92,6 +96,12 @@ class Backbone(nn.Module, ABC):
         """
         row, keep = (True,) * self.num_layers, (False,) * self.num_layers
         return self.forward_cached(x, t, y, row, keep=keep)[0]
+
+    def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run one block, by activation checkpointing where asked for."""
+        if self.recompute_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     @abstractmethod
     def forward_cached(

@@ -201,7 +201,7 @@ class DiT(Backbone):
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         for index, block in enumerate(self.blocks):
-            x, outputs = block(x, c, *plan.block(index))  # (N, T, D)
+            x, outputs = self._run(block, x, c, *plan.block(index))  # (N, T, D)
             plan.collect(outputs)
         x = self.final_layer(x, c)  # (N, T, patch_size^2 * out_channels)
         return unpatchify(x, self.patch_size, self.out_channels), plan.new_cache

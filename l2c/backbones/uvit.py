@@ -169,15 +169,15 @@ class UViT(Backbone):
         skips: list[Tensor] = []
         index = 0
         for block in self.in_blocks:
-            x, outputs = block(x, *plan.block(index))
+            x, outputs = self._run(block, x, *plan.block(index))
             plan.collect(outputs)
             skips.append(x)
             index += 1
-        x, outputs = self.mid_block(x, *plan.block(index))
+        x, outputs = self._run(self.mid_block, x, *plan.block(index))
         plan.collect(outputs)
         for block in self.out_blocks:
             index += 1
-            x, outputs = block(x, skips.pop(), *plan.block(index))
+            x, outputs = self._run(block, x, skips.pop(), *plan.block(index))
             plan.collect(outputs)
 
         x = self.decoder_pred(self.norm(x))[:, self.num_extra_tokens :]  # (N, patches, patch_size^2 * C)

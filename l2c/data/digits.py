@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from l2c.data.part import parts
 from l2c.data.step_sampler import StepBatchSampler
 
 IMAGE_SHAPE = (1, 8, 8)
@@ -25,7 +26,7 @@ class DigitsDataModule(pl.LightningDataModule):
     """Endless batches `(x_0, y)` of the digits: (N, 1, 8, 8) in [-1, 1] and (N,) in 0..9.
 
     Args:
-        batch_size: images per step.
+        batch_size: images per step, over all processes.
         seed: seed of the order.
 
     """
@@ -42,5 +43,7 @@ class DigitsDataModule(pl.LightningDataModule):
         """Return the loader, which begins at the step that the trainer stands at."""
         start = self.trainer.global_step if self.trainer is not None else 0
         data = TensorDataset(*digits())
-        sampler = StepBatchSampler(len(data), self.batch_size, seed=self.seed, start_step=start)
+        sampler = StepBatchSampler(
+            len(data), self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
+        )
         return DataLoader(data, batch_sampler=sampler)

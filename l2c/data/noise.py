@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from l2c.data.part import Part, parts
 from l2c.seeding import draw_normal, make_generator
 
 
 class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Batch `i` is the noise (N, C, H, W) and the labels (N,) of trajectory `i`; it depends on seed and i alone."""
+    """Batch `i` is the noise (N, C, H, W) and the labels (N,) of trajectory `i`; it depends on seed and i alone.
+
+    An item `(i, part)` is a part of batch i.
+    """
 
     def __init__(self, shape: tuple[int, int, int], num_labels: int, batch_size: int, seed: int) -> None:
         self.shape = shape
@@ -19,10 +25,13 @@ class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
         self.batch_size = batch_size
         self.seed = seed
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, item: int | tuple[int, Part]) -> tuple[Tensor, Tensor]:
+        index, part = item if isinstance(item, tuple) else (item, Part())
         noise = draw_normal((self.batch_size, *self.shape), "start of a training trajectory", self.seed, index)
         generator = make_generator("labels of a training trajectory", self.seed, index)
-        return noise, torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)
+        labels = torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)
+        places = part.within(self.batch_size)
+        return noise[places], labels[places]
 
 
 class NoiseDataModule(pl.LightningDataModule):
@@ -32,7 +41,7 @@ class NoiseDataModule(pl.LightningDataModule):
         image_shape: (C, H, W) of the backbone's input.
         num_labels: labels are drawn from 0..num_labels-1.
         steps_per_trajectory: training steps that share a trajectory.
-        batch_size: trajectories per step.
+        batch_size: trajectories per step, over all processes.
         seed: seed of noise and labels.
 
     """
@@ -52,18 +61,21 @@ class NoiseDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Return the loader, which begins at the step that the trainer stands at."""
         start = self.trainer.global_step if self.trainer is not None else 0
-        return DataLoader(self.batches, batch_size=None, sampler=_TrajectoryOfStep(start, self.steps_per_trajectory))
+        order = _TrajectoryOfStep(start, self.steps_per_trajectory, parts(self.trainer))
+        return DataLoader(self.batches, batch_size=None, sampler=order)
 
 
 class _TrajectoryOfStep:
-    """Yield the number of the trajectory that each training step belongs to, without end."""
+    """Yield the number of the trajectory that each training step belongs to, and each part, without end."""
 
-    def __init__(self, start_step: int, steps_per_trajectory: int) -> None:
+    def __init__(self, start_step: int, steps_per_trajectory: int, of_step: Sequence[Part]) -> None:
         self.start_step = start_step
         self.steps_per_trajectory = steps_per_trajectory
+        self.of_step = of_step
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[tuple[int, Part]]:
         step = self.start_step
         while True:
-            yield step // self.steps_per_trajectory
+            for part in self.of_step:
+                yield step // self.steps_per_trajectory, part
             step += 1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+
+from l2c.data.part import Part
 
 
 class StepBatchSampler:
@@ -17,22 +20,37 @@ class StepBatchSampler:
         batch_size: items per step; may exceed the dataset's size.
         seed: seed of the permutations.
         start_step: the first step to yield.
+        parts: the parts of each step's batch to yield, one after the other.
 
     """
 
-    def __init__(self, num_items: int, batch_size: int, *, seed: int, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        num_items: int,
+        batch_size: int,
+        *,
+        seed: int,
+        start_step: int = 0,
+        parts: Sequence[Part] = (Part(),),
+    ) -> None:
         if num_items < 1 or batch_size < 1:
             raise ValueError(f"need at least one item and a batch of one, got {num_items} and {batch_size}")
         self.num_items = num_items
         self.batch_size = batch_size
         self.seed = seed
         self.start_step = start_step
+        self.slices = [part.within(batch_size) for part in parts]
 
     def _epoch(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (epoch + 1))
         return torch.randperm(self.num_items, generator=generator).tolist()
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def items(self, batch: list[int], step: int, places: slice) -> list[Any]:
+        """Return what the dataset is asked for, for some places of a step's batch of indices."""
+        return batch[places]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        step = self.start_step
         epoch, offset = divmod(self.start_step * self.batch_size, self.num_items)
         order = self._epoch(epoch)
         while True:
@@ -44,4 +62,14 @@ class StepBatchSampler:
                 taken = order[offset : offset + self.batch_size - len(batch)]
                 batch += taken
                 offset += len(taken)
-            yield batch
+            for places in self.slices:
+                yield self.items(batch, step, places)
+            step += 1
+
+
+class NumberedBatchSampler(StepBatchSampler):
+    """Yield items `(index, draw)`, draw being the number of the sample in the run: a seed of its own."""
+
+    def items(self, batch: list[int], step: int, places: slice) -> list[Any]:
+        """Return indices with their draws."""
+        return [(index, step * self.batch_size + places.start + i) for i, index in enumerate(batch[places])]

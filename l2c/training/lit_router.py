@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from l2c.data.part import parts
 from l2c.training.objectives import LearningToCache
 from l2c.training.pairs import PairSource
 from l2c.training.router import Routers
@@ -44,23 +45,32 @@ class LitRouter(pl.LightningModule):
         self.learning_rate = learning_rate
         self.clamp = clamp
         self.threshold = threshold
+        self._errors: list[Tensor] = []  # of the parts of this step
+        self._adapted_step = 0
         self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the objective of the router that this step visits, on a batch of the data module."""
         step = self.global_step
-        pair = self.pairs.draw(batch, step)
+        of_step = parts(self._trainer)
+        pair = self.pairs.draw(batch, step, of_step[batch_index % len(of_step)])
         loss = self.objective(pair, self.routers.row(self.pairs.evaluation(step)))
         self.log_dict(
             {"train/error": loss.error.detach(), "train/penalty": loss.penalty.detach()},
             batch_size=len(pair.x),
         )
         self.log("train/loss", loss.loss.detach(), prog_bar=True, batch_size=len(pair.x))
+        self._errors.append(loss.error.detach())
         return loss.loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Clamp the logits and log the share of layers that the threshold would remove now."""
+        """Clamp the logits, let the objective adapt, log the share of layers that the threshold would remove."""
         self.routers.clamp_(self.clamp)
+        if self.global_step > self._adapted_step:  # an optimiser step, not the part of an accumulated batch
+            self._adapted_step = self.global_step
+            error = self.trainer.strategy.reduce(torch.stack(self._errors).mean(), reduce_op="mean")
+            self._errors.clear()
+            self.objective.after_step(self.routers, float(error), self.global_step)
         self.log("removed", self.routers.removed_fraction(self.threshold), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -72,3 +82,9 @@ class LitRouter(pl.LightningModule):
         checkpoint["state_dict"] = {
             key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("backbone.")
         }
+        checkpoint["objective"] = dict(self.objective.state())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the objective back what it had learned."""
+        self.objective.load_state(checkpoint.get("objective", {}))
+        self._adapted_step = checkpoint["global_step"]

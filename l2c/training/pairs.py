@@ -15,6 +15,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
+from l2c.data.part import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
 from l2c.seeding import make_generator
 from l2c.training.step_random import drop_labels, step_generator
@@ -40,14 +41,17 @@ class Pair:
     teacher: Tensor
 
 
+WHOLE = Part()
+
+
 class PairSource(Protocol):
     """A way to obtain the pairs of the training steps."""
 
     def evaluation(self, step: int) -> int:
         """Return the routed evaluation that a training step visits."""
 
-    def draw(self, batch: tuple[Tensor, Tensor], step: int) -> Pair:
-        """Make the pair of a training step from a batch of the data module; no gradients."""
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
+        """Make the pair of a training step from a batch of the data module, or a part of it; no gradients."""
 
 
 def _times(x: Tensor, t: float) -> Tensor:
@@ -102,14 +106,17 @@ class DataPairs:
         order = torch.randperm(count, generator=step_generator(self.seed + 1, cycle))
         return self.routed[int(order[position])]
 
-    def draw(self, batch: tuple[Tensor, Tensor], step: int) -> Pair:
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
         """Make the pair of a training step from images (N, C, H, W) and labels (N,)."""
         x_0, y = batch
+        total = len(x_0) * part.count  # drawn for the whole step, so that parts get what the whole would
+        places = part.within(total)
         generator = step_generator(self.seed, step)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, generator)
-        y_or_none = y if self.backbone.num_embedded_labels else None
-        return self.pair(x_0, noise, y_or_none, self.evaluation(step), generator=generator)
+        noise = torch.randn((total, *x_0.shape[1:]), generator=generator)[places].to(x_0)
+        null_label = self.backbone.conventions.null_label
+        y = drop_labels(y.repeat(part.count), null_label, self.label_dropout, generator)[places]
+        labels = y if self.backbone.num_embedded_labels else None
+        return self.pair(x_0, noise, labels, self.evaluation(step), generator=generator)
 
     def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
         """Noise images (N, C, H, W) to the start of the solver step before a routed evaluation."""
@@ -130,10 +137,11 @@ class DataPairs:
     ) -> Pair:
         """Make the pair of a routed evaluation from images, their noise and their labels.
 
-        The generator gives the noise that a stochastic solver adds.
+        The generator is the source of what a stochastic solver adds.
         """
         x = self.start(x_0, noise, evaluation)
-        trajectory = self.solver.trajectory(x, first_step=self.solver.step_of(evaluation - 1), generator=generator)
+        first = self.solver.step_of(evaluation - 1)
+        trajectory = self.solver.trajectory(x, first_step=first, generator=generator)
         request = next(trajectory)
         everything = (True,) * self.backbone.num_layers
         while request.index < evaluation:
@@ -170,41 +178,48 @@ class TrajectoryPairs:
         self.routed = tuple(routed)
         self.guidance = guidance
         self.seed = seed
-        self._next_step: int | None = None
-        self._trajectory: Trajectory | None = None
-        self._request: Evaluation | None = None
-        self._cache: LayerCache | None = None
+        self._open: dict[int, _OpenTrajectory] = {}  # by part
 
     def evaluation(self, step: int) -> int:
         """Return the routed evaluation that a training step visits."""
         return self.routed[step % len(self.routed)]
 
     @torch.no_grad()
-    def draw(self, batch: tuple[Tensor, Tensor], step: int) -> Pair:
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
         """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
         noise, labels = batch
         y = labels if self.backbone.num_embedded_labels else None
         if self.guidance.active:
             assert y is not None
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
-        if step != self._next_step or step % len(self.routed) == 0:  # a new trajectory, or resumed inside one
-            generator = make_generator("solver noise of a training trajectory", self.seed, step // len(self.routed))
-            self._trajectory = self.solver.trajectory(noise, generator=generator)
-            self._request = next(self._trajectory)
-        assert self._trajectory is not None
-        assert self._request is not None
+        run = self._open.get(part.index)
+        if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
+            purpose = "solver noise of a training trajectory"
+            generator = make_generator(purpose, self.seed, step // len(self.routed), part.index)
+            run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator))
+            self._open[part.index] = run
         evaluation = self.evaluation(step)
         everything = (True,) * self.backbone.num_layers
         while True:
-            request, cache = self._request, self._cache
+            request, cache = run.request, run.cache
             x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
             times = _times(x, request.t)
             keep = (request.index + 1 in self.routed,) * self.backbone.num_layers
-            output, self._cache = self.backbone.forward_cached(x, times, y, everything, None, keep)
+            output, run.cache = self.backbone.forward_cached(x, times, y, everything, None, keep)
             if request.index < self.solver.num_evaluations - 1:
                 guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
-                self._request = self._trajectory.send(guided)
+                run.request = run.trajectory.send(guided)
             if request.index == evaluation:
                 assert cache is not None
-                self._next_step = step + 1
+                run.next_step = step + 1
                 return Pair(x, times, y, cache, output)
+
+
+class _OpenTrajectory:
+    """Where a trajectory stands between two training steps."""
+
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
+        self.request: Evaluation = next(trajectory)
+        self.cache: LayerCache | None = None
+        self.next_step: int | None = None

@@ -13,6 +13,12 @@ __all__ = ["Routers", "routed_evaluations"]
 RANDOM_INIT = "normal"
 
 
+def straight_through(row: Tensor, threshold: float) -> Tensor:
+    """Return the row (2L,) thresholded to 0 and 1 in its values, with the gradient of the soft row."""
+    hard = (row > threshold).to(row)
+    return hard + (row - row.detach())  # this order keeps 0 and 1 exact
+
+
 class Routers(nn.Module):
     """The routers of one trajectory.
 

@@ -17,20 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import RANDOM, fingerprint, load_backbone
-from l2c.data.digits import DigitsDataModule
-from l2c.data.noise import NoiseDataModule
-from l2c.diffusion import Guidance, NoiseSchedule, Solver, make_solver
+from l2c.diffusion import NoiseSchedule, Solver, make_solver
 from l2c.evaluation.cost import Cost, count_macs
 from l2c.evaluation.figures import graph_heatmap, save_figure
 from l2c.graph import CacheGraph
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
-from l2c.training.objectives import LearningToCache
-from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
-from l2c.training.router import Routers, routed_evaluations
+from l2c.training.recipe import Recipe, make_recipe
 from l2c.training.trainer import make_trainer
 
-DATA = ("digits", "noise")
 LOGGERS = ("csv", "wandb")
 
 
@@ -60,20 +55,14 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     """
     pl.seed_everything(cfg.seed, verbose=False)
     backbone = load_backbone(cfg.model)
+    backbone.recompute_activations = cfg.recompute_activations
     solver = _solver(cfg, backbone)
-    routed = routed_evaluations(solver.steps)
     cost = count_macs(backbone)
-    routers = Routers(routed, backbone.num_layers, init=cfg.router.init, seed=cfg.seed)
-    data, pairs = _data(cfg, backbone, solver, routed)
+    recipe = make_recipe(cfg, backbone, solver, cost)
     module = LitRouter(
-        routers,
-        pairs,
-        LearningToCache(
-            backbone,
-            penalty=cfg.router.penalty,
-            layer_weights=_layer_weights(cost, cfg.router.penalty_weights),
-            error=cfg.router.error,
-        ),
+        recipe.routers,
+        recipe.pairs,
+        recipe.objective,
         learning_rate=cfg.router.learning_rate,
         clamp=cfg.router.clamp,
         threshold=cfg.router.threshold,
@@ -84,6 +73,7 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
         OmegaConf.save(cfg, temporary, resolve=True)
     trainer = make_trainer(
         **_plain(cfg.trainer),
+        use_distributed_sampler=False,  # the data modules split each step's batch themselves
         logger=loggers,
         callbacks=[
             ModelCheckpoint(
@@ -95,8 +85,8 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
             RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps),
         ],
     )
-    trainer.fit(module, data, ckpt_path=checkpoint)
-    graph = _export(cfg, backbone, solver, routers.cpu(), cost, steps=trainer.global_step)
+    trainer.fit(module, recipe.data, ckpt_path=checkpoint)
+    graph = _export(cfg, backbone, solver, recipe, cost, steps=trainer.global_step)
     if trainer.is_global_zero:
         graph.save(folder / "cache_graph.json")
         save_figure(graph_heatmap(graph), folder / "graph.png")
@@ -113,43 +103,6 @@ def _solver(cfg: DictConfig, backbone: Backbone) -> Solver:
     conventions = backbone.conventions
     schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
     return make_solver(cfg.solver.name, schedule, cfg.solver.num_evaluations, **_plain(cfg.solver.options))
-
-
-def _layer_weights(cost: Cost, kind: str) -> torch.Tensor:
-    """Return what each layer's computing costs in the penalty: its share of the layers' MACs, or 1."""
-    if kind not in ("macs", "ones"):
-        raise ValueError(f"router.penalty_weights must be macs or ones, got {kind!r}")
-    macs = torch.tensor(cost.layers, dtype=torch.float64)
-    return (macs / macs.sum() if kind == "macs" else torch.ones_like(macs)).float()
-
-
-def _data(
-    cfg: DictConfig, backbone: Backbone, solver: Solver, routed: tuple[int, ...]
-) -> tuple[pl.LightningDataModule, PairSource]:
-    """Return the data module and the way its batches become pairs."""
-    if cfg.data.name == "digits":
-        if backbone.input_shape != DigitsDataModule.image_shape or backbone.num_labels != 10:
-            raise ValueError(
-                f"data=digits has images {DigitsDataModule.image_shape} of 10 classes, but {cfg.model.name} takes "
-                f"{backbone.input_shape} of {backbone.num_labels}; take data=noise, which needs no images"
-            )
-        pairs: PairSource = DataPairs(
-            backbone,
-            solver,
-            routed,
-            seed=cfg.seed,
-            label_dropout=cfg.router.label_dropout,
-            visits=cfg.router.visits,
-            round_times=cfg.router.round_times,
-        )
-        return DigitsDataModule(cfg.data.batch_size, seed=cfg.seed), pairs
-    if cfg.data.name == "noise":
-        guidance = Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale)
-        data = NoiseDataModule(
-            backbone.input_shape, backbone.num_labels, len(routed), cfg.data.batch_size, seed=cfg.seed
-        )
-        return data, TrajectoryPairs(backbone, solver, routed, guidance=guidance, seed=cfg.seed)
-    raise ValueError(f"unknown data {cfg.data.name!r}; known are {', '.join(DATA)}")
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
@@ -188,13 +141,14 @@ def _resume_from(resume: str | None, folder: Path) -> str | None:
 
 
 def _export(
-    cfg: DictConfig, backbone: Backbone, solver: Solver, routers: Routers, cost: Cost, *, steps: int
+    cfg: DictConfig, backbone: Backbone, solver: Solver, recipe: Recipe, cost: Cost, *, steps: int
 ) -> CacheGraph:
     """Threshold the routers and say what the graph is valid for."""
     conventions = backbone.conventions
+    routers = recipe.routers.cpu()
     from_images = cfg.data.name != "noise"
     graph = CacheGraph(
-        rows=routers.rows(solver.num_evaluations, cfg.router.threshold),
+        rows=recipe.objective.rows(routers, solver.num_evaluations),
         layers=backbone.layer_names,
         timesteps=solver.timesteps,
         model=conventions.name,

@@ -1,0 +1,134 @@
+"""Images to latents, shard by shard; continues where a killed run stopped."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from l2c.data.image_folder import ImageFolder
+from l2c.data.latent_shards import MANIFEST, Manifest, write_shard
+from l2c.data.vae import Vae
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encode did: images written and skipped by this process, shards that others still have to write."""
+
+    num_images: int
+    skipped: tuple[str, ...]
+    missing_shards: int
+
+
+def encode_folder(
+    images: ImageFolder,
+    vae: Vae,
+    output: str | Path,
+    *,
+    vae_name: str,
+    batch_size: int = 32,
+    shard_size: int = 4096,
+    mirrored: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> Encoded:
+    """Encode all images of a folder.
+
+    Args:
+        images: the images; unreadable ones are left out, counted and named.
+        vae: the autoencoder.
+        output: folder of the shards.
+        vae_name: goes into the manifest.
+        batch_size: images at a time.
+        shard_size: images per file.
+        mirrored: encode each image a second time, mirrored.
+        rank: this process; it writes every `world_size`-th of the missing shards.
+        world_size: number of processes.
+        device: where to encode.
+        progress: show a bar.
+
+    Raises:
+        ValueError: the folder holds latents made with other settings.
+        OSError: the folder cannot be written, or the disk is full; whole shards stay.
+
+    """
+    folder = Path(output).expanduser()
+    shape = tuple(vae.encode(torch.zeros(1, 3, images.size, images.size, device=device))[0].shape[1:])
+    assert len(shape) == 3
+    wanted = Manifest(
+        vae=vae_name,
+        scale=vae.scale,
+        image_size=images.size,
+        shape=shape,
+        num_images=len(images),
+        num_classes=images.num_classes,
+        shard_size=shard_size,
+        mirrored=mirrored,
+    )
+    if (folder / MANIFEST).is_file():
+        found = Manifest.load(folder)
+        different = [name for name in vars(wanted) if getattr(wanted, name) != getattr(found, name)]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{folder} holds latents with {name} {getattr(found, name)}, not {getattr(wanted, name)}; continue "
+                "with the same settings or choose another folder"
+            )
+    else:
+        wanted.save(folder)
+    mine = [k for k in range(wanted.num_shards) if k % world_size == rank]
+    todo = [k for k in mine if k in set(wanted.missing(folder))]
+    done = sum(_count(wanted, k) for k in mine if k not in todo)
+    skipped: list[str] = []
+    total = sum(_count(wanted, k) for k in mine)
+    written = 0
+    with tqdm(total=total, initial=done, unit="image", desc="encoding", disable=not progress) as bar:
+        for k in todo:
+            before = len(images.unreadable)
+            places = range(k * shard_size, k * shard_size + _count(wanted, k))
+            mean, std, labels = _encode(images, vae, places, batch_size, mirrored, torch.device(device), shape, bar)
+            left_out = images.unreadable[before:]
+            write_shard(wanted.shard(folder, k), mean, std, labels, left_out)
+            skipped += left_out
+            written += len(labels) // (2 if mirrored else 1)
+    return Encoded(written, tuple(skipped), len(wanted.missing(folder)))
+
+
+def _count(manifest: Manifest, shard: int) -> int:
+    return min(manifest.shard_size, manifest.num_images - shard * manifest.shard_size)
+
+
+def _encode(
+    images: ImageFolder,
+    vae: Vae,
+    places: range,
+    batch_size: int,
+    mirrored: bool,
+    device: torch.device,
+    shape: tuple[int, ...],
+    bar: tqdm,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean, std (N, C, H, W) and labels (N,) of one shard."""
+    means, stds, labels = [torch.empty(0, *shape)], [torch.empty(0, *shape)], [torch.empty(0, dtype=torch.long)]
+    for start in range(places.start, places.stop, batch_size):
+        batch = range(start, min(start + batch_size, places.stop))
+        read = [(images.read(i), images.labels[i]) for i in batch]
+        pixels = [image for image, _ in read if image is not None]
+        if pixels:
+            x = torch.stack(pixels).to(device)
+            y = torch.tensor([label for image, label in read if image is not None])
+            for view in (x, x.flip(-1)) if mirrored else (x,):
+                mean, std = vae.encode(view)
+                means.append(mean.float().cpu())
+                stds.append(std.float().cpu())
+                labels.append(y)
+        bar.update(len(batch))
+    return torch.cat(means), torch.cat(stds), torch.cat(labels)

@@ -1,0 +1,95 @@
+"""A folder of images, cropped, flipped and encoded on the fly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from l2c.data.image_folder import ImageFolder
+from l2c.data.part import parts
+from l2c.data.step_sampler import NumberedBatchSampler
+from l2c.data.vae import Vae, draw_latents
+from l2c.seeding import make_generator
+
+
+class _Views(Dataset[tuple[Tensor, int, int]]):
+    """Item `(index, draw)` is an image, mirrored or not as the draw says, its label, and the draw."""
+
+    def __init__(self, images: ImageFolder, seed: int) -> None:
+        self.images = images
+        self.seed = seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
+        index, draw = item
+        image, label = self.images.read_next(index)
+        generator = make_generator("mirroring", self.seed, draw)
+        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+        return (image.flip(-1) if mirrored else image), label, draw
+
+
+class ImageNetDataModule(pl.LightningDataModule):
+    """Endless batches `(x_0, y)` of latents (N, C, H, W), encoded on the training device, and labels (N,).
+
+    Args:
+        folder: one sub-folder of images per class.
+        vae: the autoencoder.
+        image_shape: (C, H, W) of the backbone's input; images are 8 times as high and wide.
+        num_labels: labels of the backbone.
+        vae_scale: the scale that the backbone was trained with.
+        batch_size: images per step, over all processes.
+        seed: seed of order, flips and samples.
+        num_workers: processes that read images.
+
+    Raises:
+        FileNotFoundError, ValueError: there are no images, or they or the VAE do not fit.
+
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        vae: Vae,
+        *,
+        image_shape: tuple[int, int, int],
+        num_labels: int,
+        vae_scale: float,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.images = ImageFolder(folder, 8 * image_shape[1])
+        if self.images.num_classes > num_labels:
+            raise ValueError(
+                f"{folder} has {self.images.num_classes} classes, but the backbone knows {num_labels}; take the "
+                "images that it was trained on"
+            )
+        if abs(vae.scale - vae_scale) > 1e-6:
+            raise ValueError(
+                f"the VAE has the scale {vae.scale:g}, but data.vae_scale is {vae_scale:g}; take the backbone's VAE"
+            )
+        self.vae = vae
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
+        """Return the loader, which begins at the step that the trainer stands at."""
+        start = self.trainer.global_step if self.trainer is not None else 0
+        sampler = NumberedBatchSampler(
+            len(self.images), self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
+        )
+        views = _Views(self.images, self.seed)
+        return DataLoader(views, batch_sampler=sampler, num_workers=self.num_workers)
+
+    @torch.no_grad()
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Encode images (N, 3, H, W) into samples of their latents."""
+        images, labels, draws = batch
+        mean, std = self.vae.encode(images)
+        return draw_latents(mean, std, self.vae.scale, draws.tolist(), self.seed), labels

@@ -1,0 +1,64 @@
+"""The autoencoder between images and latents, as far as training data needs it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from l2c.seeding import draw_normal
+
+
+class Vae(Protocol):
+    """Something that encodes images.
+
+    Attributes:
+        scale: latents are multiplied by it before the backbone sees them.
+
+    """
+
+    scale: float
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation (N, C, H / 8, W / 8) of images (N, 3, H, W) in [-1, 1]."""
+
+
+class DiffusersVae:
+    """diffusers' AutoencoderKL.
+
+    Args:
+        network: the autoencoder.
+
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.scale = float(network.config.scaling_factor)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of images; the network follows them to their device."""
+        posterior = self.network.to(images.device).encode(images).latent_dist
+        return posterior.mean, posterior.std
+
+
+def load_vae(name: str) -> Vae:
+    """Load an AutoencoderKL by its name on the Hub or from a local folder.
+
+    Raises:
+        ValueError: diffusers is not installed.
+        OSError: there is no such autoencoder, or it cannot be fetched.
+
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ModuleNotFoundError as error:
+        raise ValueError("encoding images needs the package diffusers; run pip install 'l2c[imagenet]'") from error
+    return DiffusersVae(AutoencoderKL.from_pretrained(name))
+
+
+def draw_latents(mean: Tensor, std: Tensor, scale: float, draws: list[int], seed: int) -> Tensor:
+    """Return samples (N, C, H, W) of posteriors, scaled; sample i depends on the seed and `draws[i]` alone."""
+    noise = [draw_normal(tuple(mean.shape[1:]), "sample of a posterior", seed, draw) for draw in draws]
+    return scale * (mean.float() + std.float() * torch.stack(noise).to(mean.device))

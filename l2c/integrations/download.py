@@ -1,0 +1,164 @@
+"""Fetch one large file: resumed after a break, checked, and there whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+import shutil
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+CHUNK = 1 << 20
+TIMEOUT = 60.0  # seconds without a byte
+
+
+def direct_address(url: str) -> str:
+    """Return the address of the file itself for a Google Drive page; other addresses as they are."""
+    match = re.search(r"drive\.google\.com/file/d/([\w-]+)", url)
+    return f"https://drive.usercontent.google.com/download?id={match[1]}&export=download&confirm=t" if match else url
+
+
+def download(
+    url: str,
+    path: str | Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Download a file; an interrupted one continues where it stopped.
+
+    The bytes so far lie in `<path>.part`, beside a `<path>.part.tag` with the server's mark of the version, so
+    that a file which has changed in between is fetched anew. The size is checked against what the server
+    announces.
+
+    Args:
+        url: the address.
+        path: where the file is to appear; an existing file that passes the checks is left alone.
+        size: bytes it must have, where known.
+        sha256: hexadecimal digest it must have, where known.
+        progress: show a bar.
+
+    Raises:
+        OSError: no connection, no such file, cut short, disk full; what is there already is kept for next time.
+        ValueError: the file is not the expected one; it is removed.
+
+    """
+    target = Path(path)
+    if target.is_file():
+        _check(target, size=size, sha256=sha256, url=url)
+        return target
+    part = target.with_name(target.name + ".part")
+    tag = target.with_name(target.name + ".part.tag")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, tag, size=size, progress=progress)
+    except urllib.error.HTTPError as error:
+        raise OSError(
+            f"{url} answers {error.code} {error.reason}; check the address, or fetch the file by hand to {target}"
+        ) from error
+    except urllib.error.URLError as error:
+        raise OSError(
+            f"cannot reach {url}: {error.reason}; check the network and run again, or copy the file to {target}"
+        ) from error
+    except (HTTPException, ConnectionError, TimeoutError) as error:
+        raise _cut_short(url, part, None, str(error) or type(error).__name__) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OSError(
+            f"the disk of {target.parent} is full after {_size(part)} bytes of {url}; free some space and run again, "
+            "it continues from there"
+        ) from error
+    _check(part, size=size, sha256=sha256, url=url)
+    part.replace(target)
+    tag.unlink(missing_ok=True)
+    return target
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _cut_short(url: str, part: Path, total: int | None, reason: str) -> OSError:
+    of = f" of {total}" if total is not None else ""
+    return OSError(
+        f"{url} was cut short after {_size(part)}{of} bytes ({reason}); run again, it continues from there"
+    )
+
+
+def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool) -> None:
+    """Append what is missing to the partial file."""
+    request = urllib.request.Request(url, headers={"User-Agent": "l2c"})
+    start = _size(part)
+    if start and tag.is_file():
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", tag.read_text(encoding="utf-8"))
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing left to send: complete, or longer than the server's file
+            raise
+        if (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start):
+            return
+        part.unlink()
+        response = urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "l2c"}), timeout=TIMEOUT)
+    with response:
+        if response.headers.get_content_type() == "text/html":
+            raise ValueError(
+                f"{url} gives a web page, not a file; open it in a browser and save the file to "
+                f"{part.with_suffix('')}"
+            )
+        start = start if response.status == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length is not None else size
+        if size is not None and total != size:
+            raise ValueError(
+                f"{url} has {total} bytes, but {size} are expected; it is another file than the known one"
+            )
+        missing = (total or 0) - start
+        free = shutil.disk_usage(part.parent).free
+        if missing > free:
+            raise OSError(
+                f"{url} needs {missing} more bytes, but only {free} are free in {part.parent}; free some space first"
+            )
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if mark and not mark.startswith("W/"):
+            tag.write_text(mark, encoding="utf-8")
+        else:
+            tag.unlink(missing_ok=True)
+        with (
+            part.open("ab" if start else "wb") as file,
+            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar,
+        ):
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and _size(part) != total:
+        raise _cut_short(url, part, total, "the connection closed early")
+
+
+def _check(path: Path, *, size: int | None, sha256: str | None, url: str) -> None:
+    """Refuse a file of another size or digest; a downloaded one is removed."""
+    got_size = _size(path)
+    problem = None
+    if size is not None and got_size != size:
+        problem = f"{got_size} bytes instead of {size}"
+    elif sha256 is not None:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        if digest.hexdigest() != sha256.lower():
+            problem = f"the SHA-256 {digest.hexdigest()} instead of {sha256}"
+    if problem is None:
+        return
+    if path.suffix == ".part":
+        path.unlink()
+        raise ValueError(f"what came from {url} has {problem} and was removed; run again, or check the address")
+    raise ValueError(f"{path} is there already but has {problem}; delete it and run again")

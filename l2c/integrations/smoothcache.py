@@ -1,0 +1,137 @@
+"""Schedule files of SmoothCache (Roblox/SmoothCache) in and out.
+
+JSON: `{"attn": [1, 0, ...], "mlp": [...]}` for all blocks, or one list per block, `"attn-0"`. 1 = compute;
+index 0 = the first evaluation. Files for diffusers call the layers `attn1` and `ff`. A kind of layer that a file
+does not name is always computed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from l2c.atomic import replacing
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.zoo import build_backbone, fingerprint, model_preset
+from l2c.diffusion import NoiseSchedule, make_solver
+from l2c.graph import CacheGraph
+
+KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
+KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")
+
+
+def import_smoothcache(
+    path: str | Path,
+    backbone: str | Backbone,
+    *,
+    solver: str = "ddim",
+    routed: Sequence[int] | str | None = None,
+) -> CacheGraph:
+    """Read a SmoothCache schedule as a cache graph; the lists' length is the number of evaluations.
+
+    Args:
+        path: the `.json` file.
+        backbone: the backbone it was made for, or the name of its preset.
+        solver: the solver it was made for.
+        routed: evaluations that its method lets reuse: indices, `l2c` for those of Learning-to-Cache with DDIM
+            (every second one, the last among them), or None for those that do.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no such schedule, or of another depth; the message says which key.
+
+    """
+    columns = _read(Path(path))
+    weights = None
+    if isinstance(backbone, str):
+        with torch.device("meta"):  # names are all that is wanted
+            network = build_backbone(model_preset(backbone))
+    else:
+        network, weights = backbone, fingerprint(backbone)
+    conventions = network.conventions
+    num_evaluations = len(next(iter(columns.values())))
+    rows = [[True] * network.num_layers for _ in range(num_evaluations)]
+    depth = network.num_layers // 2
+    for (kind, block), bits in columns.items():
+        if block is not None and block >= depth:
+            raise ValueError(
+                f"{path} names block {block}, but {conventions.name} has {depth} blocks (0..{depth - 1}); "
+                "give the backbone that it was made for"
+            )
+        for b in range(depth) if block is None else (block,):
+            for e, bit in enumerate(bits):
+                rows[e][2 * b + kind] = bool(bit)
+    named = {block for _, block in columns}
+    if None not in named and len(named) != depth:
+        raise ValueError(
+            f"{path} names {len(named)} blocks, but {conventions.name} has {depth}; "
+            "give the backbone that it was made for"
+        )
+    if isinstance(routed, str):
+        if routed != "l2c":
+            raise ValueError(f"routed must be indices, 'l2c' or None, got {routed!r}")
+        routed = [e for e in range(1, num_evaluations) if (num_evaluations - 1 - e) % 2 == 0]
+    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+    return CacheGraph(
+        rows=tuple(map(tuple, rows)),
+        layers=network.layer_names,
+        timesteps=make_solver(solver, schedule, num_evaluations).timesteps,
+        model=conventions.name,
+        solver=solver,
+        routed=None if routed is None else tuple(routed),
+        fingerprint=weights,
+        guidance=conventions.guidance,
+        provenance={"method": "smoothcache schedule", "imported_from": Path(path).name},
+    )
+
+
+def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
+    """Write a graph's rows as a SmoothCache schedule: `attn` and `mlp` where all blocks agree, else per block.
+
+    The form has no place for solver, timesteps, guidance and fingerprint: whoever uses the file must know them.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    """
+    columns = [[int(row[i]) for row in graph.rows] for i in range(graph.num_layers)]
+    alike = all(column == columns[i % 2] for i, column in enumerate(columns))
+    kinds = ("attn", "mlp")
+    schedule = (
+        {kind: columns[i] for i, kind in enumerate(kinds)}
+        if alike
+        else {f"{kinds[i % 2]}-{i // 2}": column for i, column in enumerate(columns)}
+    )
+    with replacing(path) as temporary:
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(column)}" for key, column in schedule.items())
+        temporary.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+
+
+def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
+    """Return the lists by (0 attention or 1 MLP, block or None)."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no schedule at {path}; give the path of a SmoothCache .json file")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); the file may be cut short: copy it again") from error
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"{path} holds no schedule: expected an object like {{'attn': [1, 0], 'mlp': [1, 1]}}")
+    columns: dict[tuple[int, int | None], list[int]] = {}
+    for key, bits in content.items():
+        match = KEY.fullmatch(key)
+        if match is None:
+            raise ValueError(
+                f"{path} names an unknown layer {key!r}; known are attn, mlp (attn1, ff) and attn-0, ..."
+            )
+        if not isinstance(bits, list) or not bits or any(bit not in (0, 1) for bit in bits):
+            raise ValueError(f"{path}: {key!r} must be a list of 1 (compute) and 0 (reuse), got {str(bits)[:60]}")
+        columns[KINDS[match[1]], None if match[2] is None else int(match[2])] = bits
+    lengths = {len(bits) for bits in columns.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"{path}: lists of different lengths {sorted(lengths)}; give one entry per evaluation")
+    return columns

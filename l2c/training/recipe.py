@@ -1,0 +1,153 @@
+"""What a config's router and data groups stand for: routers, pairs, objective and data module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig
+
+from l2c.backbones.backbone import Backbone
+from l2c.data.digits import DigitsDataModule
+from l2c.data.imagenet import ImageNetDataModule
+from l2c.data.latents import LatentsDataModule
+from l2c.data.noise import NoiseDataModule
+from l2c.data.vae import load_vae
+from l2c.diffusion import Guidance, Solver
+from l2c.evaluation.cost import Cost
+from l2c.training.budget import BudgetedLearningToCache, removal_target
+from l2c.training.objectives import LearningToCache
+from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
+from l2c.training.router import Routers, routed_evaluations
+from l2c.training.stepwise import StepwiseDenoising
+
+DATA = ("digits", "noise", "latents", "imagenet")
+ROUTERS = ("l2c", "l2c_summed", "budget", "harmonica")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The parts of one run of router training.
+
+    Attributes:
+        routers: the routers.
+        data: the data module.
+        pairs: makes pairs of its batches.
+        objective: what to minimise.
+
+    """
+
+    routers: Routers
+    data: pl.LightningDataModule
+    pairs: PairSource
+    objective: LearningToCache
+
+
+def make_recipe(cfg: DictConfig, backbone: Backbone, solver: Solver, cost: Cost) -> Recipe:
+    """Build what `router=` and `data=` name.
+
+    Raises:
+        ValueError: an unknown name, or a setting that does not fit the backbone.
+
+    """
+    if cfg.router.name not in ROUTERS:
+        raise ValueError(f"unknown router {cfg.router.name!r}; known are {', '.join(ROUTERS)}")
+    stepwise = cfg.router.name == "harmonica"
+    routed = tuple(range(1, solver.num_evaluations)) if stepwise else routed_evaluations(solver.steps)
+    routers = Routers(routed, backbone.num_layers, init=cfg.router.init, seed=cfg.seed)
+    if stepwise and cfg.data.name != "noise":
+        raise ValueError(
+            "router=harmonica trains on the sampler's own trajectories and takes no images, "
+            f"got data={cfg.data.name}; say data=noise"
+        )
+    data, pairs = make_data(cfg, backbone, solver, routed)
+    weights = layer_weights(cost, cfg.router.penalty_weights)
+    shared = {
+        "layer_weights": weights,
+        "error": cfg.router.error,
+        "threshold": cfg.router.threshold,
+        "straight_through": cfg.router.straight_through,
+    }
+    if cfg.router.name == "budget":
+        remove = removal_target(
+            cost,
+            num_evaluations=solver.num_evaluations,
+            num_routed=len(routed),
+            remove=cfg.router.remove,
+            speed_up=cfg.router.speed_up,
+        )
+        budgeted = BudgetedLearningToCache(
+            backbone, cost=cost, remove=remove, ascent=cfg.router.ascent, damping=cfg.router.damping, **shared
+        )
+        return Recipe(routers, data, pairs, budgeted)
+    if stepwise:
+        walk = StepwiseDenoising(
+            backbone,
+            solver,
+            routers,
+            guidance=Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale),
+            penalty=cfg.router.penalty,
+            error_weights=cfg.router.error_weights,
+            weights_every=cfg.router.weights_every,
+            weight_images=cfg.router.weight_images,
+            seed=cfg.seed,
+            **shared,
+        )
+        return Recipe(routers, data, walk, walk)
+    return Recipe(routers, data, pairs, LearningToCache(backbone, penalty=cfg.router.penalty, **shared))
+
+
+def layer_weights(cost: Cost, kind: str) -> torch.Tensor:
+    """Return what each layer's computing costs in the penalty: its share of the layers' MACs, or 1."""
+    if kind not in ("macs", "ones"):
+        raise ValueError(f"router.penalty_weights must be macs or ones, got {kind!r}")
+    macs = torch.tensor(cost.layers, dtype=torch.float64)
+    return (macs / macs.sum() if kind == "macs" else torch.ones_like(macs)).float()
+
+
+def make_data(
+    cfg: DictConfig, backbone: Backbone, solver: Solver, routed: tuple[int, ...]
+) -> tuple[pl.LightningDataModule, PairSource]:
+    """Return the data module and the way its batches become pairs."""
+    if cfg.data.name not in DATA:
+        raise ValueError(f"unknown data {cfg.data.name!r}; known are {', '.join(DATA)}")
+    if cfg.data.name == "noise":
+        guidance = Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale)
+        noise = NoiseDataModule(
+            backbone.input_shape, backbone.num_labels, len(routed), cfg.data.batch_size, seed=cfg.seed
+        )
+        return noise, TrajectoryPairs(backbone, solver, routed, guidance=guidance, seed=cfg.seed)
+    images = _images(cfg, backbone)
+    pairs = DataPairs(
+        backbone,
+        solver,
+        routed,
+        seed=cfg.seed,
+        label_dropout=cfg.router.label_dropout,
+        visits=cfg.router.visits,
+        round_times=cfg.router.round_times,
+    )
+    return images, pairs
+
+
+def _images(cfg: DictConfig, backbone: Backbone) -> pl.LightningDataModule:
+    """Return the data module of real images or their latents."""
+    if cfg.data.name in ("latents", "imagenet"):
+        fitting = {
+            "image_shape": backbone.input_shape,
+            "num_labels": backbone.num_labels,
+            "vae_scale": cfg.data.vae_scale,
+            "batch_size": cfg.data.batch_size,
+            "seed": cfg.seed,
+            "num_workers": cfg.data.num_workers,
+        }
+        if cfg.data.name == "latents":
+            return LatentsDataModule(cfg.data.folder, **fitting)
+        return ImageNetDataModule(cfg.data.folder, load_vae(cfg.data.vae), **fitting)
+    if backbone.input_shape != DigitsDataModule.image_shape or backbone.num_labels != 10:
+        raise ValueError(
+            f"data=digits has images {DigitsDataModule.image_shape} of 10 classes, but {cfg.model.name} takes "
+            f"{backbone.input_shape} of {backbone.num_labels}; take data=noise, which needs no images"
+        )
+    return DigitsDataModule(cfg.data.batch_size, seed=cfg.seed)

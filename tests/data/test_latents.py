@@ -1,0 +1,173 @@
+"""Images, latents and the encode between them, with a stand-in for the autoencoder."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from l2c.data import vae as vae_module
+from l2c.data.encode import encode_folder
+from l2c.data.image_folder import ImageFolder, centre_crop
+from l2c.data.imagenet import ImageNetDataModule
+from l2c.data.latent_shards import LatentShards, Manifest
+from l2c.data.latents import LatentsDataModule
+from l2c.data.vae import load_vae
+
+SIZE = 64
+FITS = {"image_shape": (4, 8, 8), "num_labels": 5, "vae_scale": 0.5}
+
+
+class HalvingVae:
+    """Means of 8 x 8 patches; the fourth channel is their sum. Dies after some calls where asked to."""
+
+    scale = 0.5
+
+    def __init__(self, calls=None):
+        self.calls = calls
+
+    def encode(self, images):
+        if self.calls is not None:
+            self.calls -= 1
+            if self.calls < 0:
+                raise KeyboardInterrupt
+        mean = torch.nn.functional.avg_pool2d(images, 8)
+        mean = torch.cat([mean, mean.sum(1, keepdim=True)], dim=1)
+        return mean, torch.full_like(mean, 0.1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = np.random.default_rng(0)
+    for label in range(3):
+        (tmp_path / "images" / f"class{label}").mkdir(parents=True)
+        for i in range(4):
+            pixels = generator.integers(0, 256, (70 + i, 90, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"class{label}" / f"{i}.png")
+    return tmp_path / "images"
+
+
+def encode(folder, output, vae=None, **changes):
+    settings = {"vae_name": "halving", "batch_size": 2, "shard_size": 5, "progress": False, **changes}
+    return encode_folder(ImageFolder(folder, SIZE), vae or HalvingVae(), output, **settings)
+
+
+def test_the_crop_is_the_centre_of_the_shorter_side():
+    pixels = np.zeros((512, 768, 3), dtype=np.uint8)
+    pixels[:, 128:640] = 200
+    pixels[200:300, 300:400] = 90
+    cropped = np.asarray(centre_crop(Image.fromarray(pixels), 128))
+    assert cropped.shape == (128, 128, 3)
+    assert cropped[:, 1:-1].min() >= 85  # the black margins are gone
+    assert abs(int(cropped[62, 55, 0]) - 90) <= 2
+    assert centre_crop(Image.new("RGB", (33, 64)), 64).size == (64, 64)
+
+
+def test_encode_writes_every_image_and_its_mirror(folder, tmp_path):
+    result = encode(folder, tmp_path / "latents")
+    assert (result.num_images, result.skipped, result.missing_shards) == (12, (), 0)
+    shards = LatentShards(tmp_path / "latents")
+    assert len(shards) == 24
+    labels = torch.stack([shards[i][2] for i in range(24)])
+    assert labels.bincount().tolist() == [8, 8, 8]
+    image = ImageFolder(folder, SIZE).read(0)
+    mean, _ = HalvingVae().encode(torch.stack([image, image.flip(-1)]))
+    torch.testing.assert_close(shards[0][0].float(), mean[0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(shards[2][0].float(), mean[1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_killed_encode_continues(folder, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        encode(folder, tmp_path / "broken", HalvingVae(calls=9))
+    names = {path.name for path in (tmp_path / "broken").iterdir()}
+    assert names == {"latents.json", "latents-00000-of-00003.safetensors"}
+    with pytest.raises(ValueError, match="incomplete: 2 of 3 shards are missing; run scripts/encode_latents"):
+        LatentShards(tmp_path / "broken")
+    assert encode(folder, tmp_path / "broken").num_images == 7
+    encode(folder, tmp_path / "whole")
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "broken" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_processes_share_the_shards(folder, tmp_path):
+    assert encode(folder, tmp_path / "shared", rank=1, world_size=2).missing_shards == 2
+    assert encode(folder, tmp_path / "shared", rank=0, world_size=2).missing_shards == 0
+    assert len(LatentShards(tmp_path / "shared")) == 24
+
+
+def test_unreadable_images_are_skipped_counted_and_named(folder, tmp_path, caplog):
+    (folder / "class1" / "2.png").write_bytes(b"no image")
+    result = encode(folder, tmp_path / "latents")
+    assert (result.num_images, result.skipped) == (11, ("class1/2.png",))
+    assert "skipped the unreadable image" in caplog.text
+    assert LatentShards(tmp_path / "latents").skipped == ["class1/2.png"]
+    images = ImageFolder(folder, SIZE)
+    assert torch.equal(images.read_next(6)[0], images.read(7))
+
+
+def test_folders_without_images_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no image folder at"):
+        ImageFolder(tmp_path / "missing", SIZE)
+    (tmp_path / "class").mkdir()
+    with pytest.raises(ValueError, match="1 sub-folders but no images"):
+        ImageFolder(tmp_path, SIZE)
+    (tmp_path / "class" / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the 1 images"):
+        ImageFolder(tmp_path, SIZE).read_next(0)
+
+
+def test_latents_of_something_else_are_refused(folder, tmp_path):
+    path = tmp_path / "latents"
+    encode(folder, path)
+    for change, message in (
+        ({"image_shape": (4, 16, 16)}, r"shape \(4, 8, 8\) \(images of 64\), but the backbone takes \(4, 16, 16\)"),
+        ({"vae_scale": 0.18215}, r"VAE scale 0.5 \(halving\), but data.vae_scale is 0.18215"),
+        ({"num_labels": 2}, "have 3 classes, but the backbone knows 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LatentsDataModule(path, **{**FITS, **change})
+    with pytest.raises(ValueError, match="holds latents with shard_size 5, not 6"):
+        encode(folder, path, shard_size=6)
+    with pytest.raises(FileNotFoundError, match="no latents at"):
+        LatentsDataModule(tmp_path, **FITS)
+    shard = Manifest.load(path).shard(path, 1)
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot read latents from"):
+        LatentsDataModule(path, **FITS)
+    (path / "latents.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match="is no manifest of latents"):
+        LatentsDataModule(path, **FITS)
+
+
+def test_samples_are_scaled_and_redrawn(folder, tmp_path):
+    encode(folder, tmp_path / "latents", mirrored=False)
+    module = LatentsDataModule(tmp_path / "latents", **FITS, batch_size=12)
+    batches = iter(module.train_dataloader())
+    (x, y), (x_again, y_again) = next(batches), next(batches)
+    assert x.shape == (12, 4, 8, 8)
+    first = {int(label): x[y == label].sum() for label in range(3)}
+    assert all(first[label] != x_again[y_again == label].sum() for label in first)  # other samples
+    assert torch.equal(next(iter(module.train_dataloader()))[0], x)  # the same step, the same sample
+    # The same posteriors, each sample within five standard deviations of its scaled mean.
+    means = torch.stack([module.shards[i][0].float() for i in range(12)])
+    distance = (x[:, None] / 0.5 - means[None]).abs().amax(dim=(2, 3, 4)).amin(dim=1)
+    assert float(distance.max()) < 0.5
+
+
+def test_images_are_encoded_on_the_fly(folder):
+    module = ImageNetDataModule(folder, HalvingVae(), **FITS, batch_size=4)
+    x, y = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+    assert (x.shape, y.shape) == ((4, 4, 8, 8), (4,))
+    with pytest.raises(ValueError, match=r"the VAE has the scale 0\.5, but"):
+        ImageNetDataModule(folder, HalvingVae(), **{**FITS, "vae_scale": 0.18215})
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
+    with pytest.raises(ValueError, match=r"pip install 'l2c\[imagenet\]'"):
+        load_vae("stabilityai/sd-vae-ft-ema")
+
+
+def test_a_draw_depends_on_its_number_alone():
+    mean, std = torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2)
+    both = vae_module.draw_latents(mean, std, 1.0, [7, 8], seed=0)
+    assert torch.equal(vae_module.draw_latents(mean[:1], std[:1], 1.0, [8], seed=0)[0], both[1])
