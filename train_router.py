@@ -6,6 +6,7 @@ python train_router.py model=dit_digits router.penalty=3e-3 trainer.max_steps=30
 from omegaconf import DictConfig
 
 from l2c import cli
+from l2c.backbones.zoo import model_preset
 from l2c.training.run import train_router
 
 
@@ -19,7 +20,9 @@ def main(cfg: DictConfig) -> None:
         f"{result.cost.evaluations_worth(result.graph):.2f} evaluations' worth of MACs instead of "
         f"{result.graph.num_evaluations}: {result.cost.speed_up(result.graph):.2f} x by MACs"
     )
-    print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
+    own_weights = cfg.model.checkpoint != model_preset(cfg.model.name).checkpoint
+    weights = f" checkpoint={cfg.model.checkpoint}" if own_weights else ""
+    print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}{weights}")
 
 
 if __name__ == "__main__":

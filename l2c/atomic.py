@@ -35,3 +35,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Find out that a file could be written, before the work that it is to hold.
+
+    Raises:
+        OSError: its folder cannot be made or written.
+
+    """
+    probe = Path(path).with_name(f".{Path(path).name}.probe")
+    with replacing(probe):
+        pass
+    probe.unlink()

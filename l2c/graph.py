@@ -20,6 +20,7 @@ from l2c.atomic import replacing
 
 FORMAT = "l2c-cache-graph"
 VERSION = 1
+FIELDS = {"format", "version", "model", "sampler", "routed", "reuse", "rows", "provenance", "statistics"}
 HOLD, LINEAR = REUSES = ("hold", "linear")
 
 
@@ -305,6 +306,9 @@ class CacheGraph:
                 f"cache graph version {content.get('version')!r} is unknown, this package reads version {VERSION}; "
                 "update l2c or export the graph again"
             )
+        unknown = sorted(set(content) - FIELDS)
+        if unknown:
+            raise ValueError(f"the field {unknown[0]} is unknown; the fields are {', '.join(sorted(FIELDS))}")
         sampler = _member(content, "sampler", dict)
         model = _member(content, "model", dict, "model")
         guidance = _member(sampler, "guidance", dict, "sampler.guidance")

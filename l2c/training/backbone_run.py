@@ -11,11 +11,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from l2c.atomic import replacing
+from l2c.atomic import check_writable, replacing
 from l2c.backbones.zoo import build_backbone
 from l2c.data.digits import DigitsDataModule
 from l2c.training.lit_backbone import LitBackbone
-from l2c.training.trainer import make_trainer
+from l2c.training.trainer import check_checkpoint, make_trainer
 
 
 def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
@@ -31,6 +31,10 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
         label_dropout=cfg.label_dropout,
         seed=cfg.seed,
     )
+    if cfg.resume is not None:
+        check_checkpoint(cfg.resume, "backbone.", module.backbone.state_dict())
+    output = Path(cfg.output)
+    check_writable(output)
     trainer = make_trainer(
         accelerator=cfg.accelerator,
         devices=1,
@@ -39,13 +43,12 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
         logger=CSVLogger(run_folder, name="metrics"),
         callbacks=[
             EMAWeightAveraging(decay=cfg.ema_decay),
-            ModelCheckpoint(run_folder, every_n_train_steps=200, save_last=True),
+            ModelCheckpoint(run_folder, every_n_train_steps=200, save_last=True, enable_version_counter=False),
         ],
         log_every_n_steps=50,
     )
     trainer.fit(module, DigitsDataModule(cfg.batch_size, seed=cfg.seed), ckpt_path=cfg.resume)
     weights = {name: value.half().contiguous() for name, value in module.backbone.state_dict().items()}
-    output = Path(cfg.output)
     with replacing(output) as temporary:
         save_file(weights, temporary)
     return output

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from l2c.atomic import replacing
+from l2c.atomic import check_writable, replacing
 from l2c.data.digits import digits
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.evaluation.digits_classifier import DigitsClassifier
@@ -63,6 +63,7 @@ def train_classifier(cfg: DictConfig) -> TrainedClassifier:
     """Train as `configs/train_classifier.yaml` says and write the weights."""
     torch.set_num_threads(cfg.num_threads)
     pl.seed_everything(cfg.seed, verbose=False)
+    check_writable(cfg.output)
     images, labels = digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))
     held_out, used = order[: len(order) // 5], order[len(order) // 5 :]

@@ -24,7 +24,7 @@ from l2c.graph import CacheGraph
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
 from l2c.training.recipe import Recipe, make_recipe
-from l2c.training.trainer import make_trainer
+from l2c.training.trainer import check_checkpoint, make_trainer
 
 LOGGERS = ("csv", "wandb")
 
@@ -68,9 +68,9 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
         threshold=cfg.router.threshold,
     )
     checkpoint = _resume_from(cfg.resume, folder)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, "routers.", recipe.routers.state_dict())
     loggers = _loggers(cfg, folder)
-    with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
-        OmegaConf.save(cfg, temporary, resolve=True)
     trainer = make_trainer(
         **_plain(cfg.trainer),
         use_distributed_sampler=False,  # the data modules split each step's batch themselves
@@ -81,10 +81,13 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
                 filename="routers-{step}",
                 every_n_train_steps=cfg.checkpoint_every_n_steps,
                 save_last=True,
+                enable_version_counter=False,  # a second run's last.ckpt must not hide behind the first one's
             ),
             RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps),
         ],
     )
+    with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
+        OmegaConf.save(cfg, temporary, resolve=True)
     trainer.fit(module, recipe.data, ckpt_path=checkpoint)
     graph = _export(cfg, backbone, solver, recipe, cost, steps=trainer.global_step)
     if trainer.is_global_zero:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from l2c.backbones.zoo import reason_of
 
 # Lines on devices and tips; warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -32,4 +39,39 @@ def make_trainer(*, max_steps: int, **settings: Any) -> pl.Trainer:
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     batches = max_steps * settings.get("accumulate_grad_batches", 1)
-    return pl.Trainer(max_steps=max_steps, limit_train_batches=batches, enable_model_summary=False, **settings)
+    try:
+        return pl.Trainer(max_steps=max_steps, limit_train_batches=batches, enable_model_summary=False, **settings)
+    except MisconfigurationException as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"the trainer's settings do not fit this machine: {reason}; change trainer.*") from error
+
+
+def check_checkpoint(path: str | Path, prefix: str, expected: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint to resume from that is damaged or belongs to another run.
+
+    Args:
+        path: the checkpoint.
+        prefix: what the names of the trained weights begin with in it.
+        expected: names after the prefix and tensors of this run's trained weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, or its weights have other names or shapes; the message names the first few.
+
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint to resume from at {path}; give the last.ckpt of a run")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # each kind of damage has its own exception
+        raise ValueError(f"cannot resume from {path}: {reason_of(error)}") from error
+    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    wrong = sorted(
+        set(found.keys() ^ expected.keys())
+        | {name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape}
+    )
+    if wrong:
+        raise ValueError(
+            f"{path} belongs to another run: {len(wrong)} weights are missing, unexpected or of another shape "
+            f"({', '.join(wrong[:3])}); resume with the settings it was made with, or start anew without resume"
+        )

@@ -118,3 +118,28 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, change, m
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train_router(config(prefix + change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(unbroken, tmp_path):
+    last = unbroken.folder / "last.ckpt"
+    with pytest.raises(ValueError, match=r"belongs to another run: .*logits"):
+        train_router(config("solver.num_evaluations=8", f"resume={last}"), tmp_path / "run")
+    (tmp_path / "cut.ckpt").write_bytes(last.read_bytes()[:500])
+    with pytest.raises(ValueError, match="cannot resume from"):
+        train_router(config(f"resume={tmp_path / 'cut.ckpt'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_in_the_same_folder_replaces_the_first(tmp_path):
+    train_router(config("trainer.max_steps=4", "checkpoint_every_n_steps=2"), tmp_path)
+    train_router(config("trainer.max_steps=2", "checkpoint_every_n_steps=2"), tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert not list(tmp_path.glob("last-v*"))
+
+
+def test_an_accelerator_that_is_not_there_is_said_in_a_sentence(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ValueError, match="do not fit this machine"):
+        train_router(config("trainer.accelerator=gpu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
