@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.atomic import replacing
+from l2c.json_fields import items, member, numbers, refuse_constant
 
 FORMAT = "l2c-cache-graph"
 VERSION = 1
@@ -290,7 +291,7 @@ class CacheGraph:
 
         """
         try:
-            content = json.loads(text, parse_constant=_refuse_constant)
+            content = json.loads(text, parse_constant=refuse_constant)
         except RecursionError as error:
             raise ValueError("not a cache graph: its JSON is nested too deeply; export the graph again") from error
         except json.JSONDecodeError as error:
@@ -309,65 +310,32 @@ class CacheGraph:
         unknown = sorted(set(content) - FIELDS)
         if unknown:
             raise ValueError(f"the field {unknown[0]} is unknown; the fields are {', '.join(sorted(FIELDS))}")
-        sampler = _member(content, "sampler", dict)
-        model = _member(content, "model", dict, "model")
-        guidance = _member(sampler, "guidance", dict, "sampler.guidance")
-        options = _member(sampler, "options", dict, "sampler.options")
+        sampler = member(content, "sampler", dict)
+        model = member(content, "model", dict, "model")
+        guidance = member(sampler, "guidance", dict, "sampler.guidance")
+        options = member(sampler, "options", dict, "sampler.options")
         for name in options:
-            _member(options, name, (int, float), f"sampler.options.{name}")
-        rows = _member(content, "rows", list)
+            member(options, name, (int, float), f"sampler.options.{name}")
+        rows = member(content, "rows", list)
         for e, row in enumerate(rows):
             if not isinstance(row, str) or set(row) - {"0", "1"}:
                 raise ValueError(f"row {e} must be a string of 0 (reuse) and 1 (compute), got {row!r}")
         graph = cls(
             rows=tuple(tuple(bit == "1" for bit in row) for row in rows),
-            layers=tuple(_items(model, "layers", str, "model.layers")),
-            timesteps=tuple(_numbers(_items(sampler, "timesteps", (int, float), "sampler.timesteps"))),
-            model=_member(model, "name", str, "model.name"),
-            solver=_member(sampler, "solver", str, "sampler.solver"),
-            routed=tuple(_items(content, "routed", int, "routed")) if "routed" in content else None,
-            reuse=tuple(_items(content, "reuse", str, "reuse")) if "reuse" in content else (),
-            fingerprint=_member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
+            layers=tuple(items(model, "layers", str, "model.layers")),
+            timesteps=tuple(numbers(items(sampler, "timesteps", (int, float), "sampler.timesteps"))),
+            model=member(model, "name", str, "model.name"),
+            solver=member(sampler, "solver", str, "sampler.solver"),
+            routed=tuple(items(content, "routed", int, "routed")) if "routed" in content else None,
+            reuse=tuple(items(content, "reuse", str, "reuse")) if "reuse" in content else (),
+            fingerprint=member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
             solver_options=options,
-            guidance=_member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
-            cfg_scale=_member(guidance, "scale", (int, float, type(None)), "sampler.guidance.scale"),
-            provenance=_member(content, "provenance", dict),
+            guidance=member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
+            cfg_scale=member(guidance, "scale", (int, float, type(None)), "sampler.guidance.scale"),
+            provenance=member(content, "provenance", dict),
         )
-        declared = _member(sampler, "num_evaluations", int, "sampler.num_evaluations")
+        declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")
         if declared != graph.num_evaluations:
             raise ValueError(f"sampler.num_evaluations is {declared}, but there are {graph.num_evaluations} rows")
-        statistics = _member(content, "statistics", dict)
+        statistics = member(content, "statistics", dict)
         return graph.replace(measured={k: v for k, v in statistics.items() if k not in graph.statistics})
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows; export the graph again")
-
-
-def _numbers(values: Sequence[float]) -> list[float]:
-    """Return numbers of JSON, which may have any size, as floats."""
-    try:
-        return [float(value) for value in values]
-    except OverflowError as error:
-        raise ValueError("a number of sampler.timesteps is too large for a float; export the graph again") from error
-
-
-def _member(content: Mapping[str, Any], key: str, kind: Any, name: str | None = None) -> Any:
-    """Return a required member of a JSON object, of the given type."""
-    name = name or key
-    if key not in content:
-        raise ValueError(f"the field {name} is missing; export the graph again")
-    value = content[key]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ValueError(f"the field {name} must be {wanted}, got {type(value).__name__}")
-    return value
-
-
-def _items(content: Mapping[str, Any], key: str, kind: Any, name: str) -> Sequence[Any]:
-    """Return a required list whose items all have the given type."""
-    values = _member(content, key, list, name)
-    for i, value in enumerate(values):
-        _member({name: value}, name, kind, f"{name}[{i}]")
-    return values

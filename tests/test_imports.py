@@ -11,7 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"graph", "diffusion", "data", "backbones"}
 MIDDLE = {"sampling", "evaluation", "integrations"}
 TOP = {"training", "policies"}
-LEAVES = {"atomic", "seeding", "_torchvision"}  # helpers that import nothing of ours; `cli` serves the entries
+LEAVES = {
+    "atomic",
+    "json_fields",
+    "seeding",
+    "_torchvision",
+}  # helpers that import nothing of ours; `cli` serves the entries
 MAY_IMPORT = {
     **{part: {part} for part in GROUND},
     "sampling": {"sampling"} | GROUND,
