@@ -214,7 +214,7 @@ def test_contradictions_are_refused_in_one_sentence(content, path, value, says):
     ids=["scale NaN", "eta a word", "t beyond floats", "version true"],
 )
 def test_numbers_that_are_none_are_refused(content, path, value):
-    refused(with_change(content, path, value))
+    assert refused(with_change(content, path, value))
 
 
 @pytest.mark.parametrize("key", ["sampler", "model", "rows", "provenance", "statistics"])

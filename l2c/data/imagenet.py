@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from l2c.data.image_folder import ImageFolder
 from l2c.data.part import parts
 from l2c.data.step_sampler import NumberedBatchSampler
-from l2c.data.vae import Vae, draw_latents
+from l2c.data.vae import SCALE_TOLERANCE, Vae, draw_latents
 from l2c.seeding import make_generator
 
 
@@ -69,7 +69,7 @@ class ImageNetDataModule(pl.LightningDataModule):
                 f"{folder} has {self.images.num_classes} classes, but the backbone knows {num_labels}; take the "
                 "images that it was trained on"
             )
-        if abs(vae.scale - vae_scale) > 1e-6:
+        if abs(vae.scale - vae_scale) > SCALE_TOLERANCE:
             raise ValueError(
                 f"the VAE has the scale {vae.scale:g}, but data.vae_scale is {vae_scale:g}; take the backbone's VAE"
             )

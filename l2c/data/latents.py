@@ -12,9 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from l2c.data.latent_shards import LatentShards
 from l2c.data.part import parts
 from l2c.data.step_sampler import NumberedBatchSampler
-from l2c.data.vae import draw_latents
-
-SCALE_TOLERANCE = 1e-6
+from l2c.data.vae import SCALE_TOLERANCE, draw_latents
 
 
 class _Samples(Dataset[tuple[Tensor, Tensor]]):

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from l2c.seeding import draw_normal
 
+SCALE_TOLERANCE = 1e-6  # scales that differ by more belong to different autoencoders
+
 
 class Vae(Protocol):
     """Something that encodes images.

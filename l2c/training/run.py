@@ -130,17 +130,11 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
 
 
 def _resume_from(resume: str | None, folder: Path) -> str | None:
-    """Return the checkpoint to continue from: none, the folder's last one, or a given file."""
+    """Return the checkpoint to continue from: none, the folder's last one, or a given file, not yet checked."""
     if resume is None:
         return None
     path = folder / "last.ckpt" if resume == "auto" else Path(resume).expanduser()
-    if path.is_file():
-        return str(path)
-    if resume == "auto":
-        return None
-    raise FileNotFoundError(
-        f"no checkpoint to resume from at {path}; give the last.ckpt of a run, or resume=auto with its hydra.run.dir"
-    )
+    return None if resume == "auto" and not path.is_file() else str(path)
 
 
 def _export(
