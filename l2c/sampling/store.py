@@ -1,0 +1,56 @@
+"""Where a trajectory's layer outputs are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LayerStore:
+    """Slots for layer outputs, held as they are or as copies of another kind.
+
+    An output that is kept as it was computed is held by reference: it costs no copy, and its memory goes back to
+    torch when it is dropped. Copies go into buffers that are allocated once and serve every later trajectory.
+
+    Args:
+        dtype: what copies are stored in; None = as computed.
+        device: where copies are stored, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
+
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        self.dtype = dtype
+        self.device = None if device is None else torch.device(device)
+        self._held: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
+
+    def put(self, slot: int, output: Tensor) -> None:
+        """Keep an output (N, T, D) in a slot."""
+        dtype, device = self.dtype or output.dtype, self.device or output.device
+        if (dtype, device.type) == (output.dtype, output.device.type):
+            self._held[slot] = output
+            return
+        buffer = self._buffers.get(slot)
+        if buffer is None or buffer.shape != output.shape:
+            pinned = device.type == "cpu" and output.is_cuda
+            buffer = torch.empty(output.shape, dtype=dtype, device=device, pin_memory=pinned)
+            self._buffers[slot] = buffer
+        buffer.copy_(output, non_blocking=True)
+        self._held[slot] = buffer
+
+    def get(self, slot: int, like: Tensor) -> Tensor:
+        """Return what a slot keeps, of the kind of another tensor."""
+        return self._held[slot].to(like.device, like.dtype, non_blocking=True)
+
+    def drop(self, slot: int) -> None:
+        """Let go of what a slot keeps."""
+        del self._held[slot]
+
+    def clear(self) -> None:
+        """Let go of everything that is kept; buffers stay for the next trajectory."""
+        self._held.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept now, in bytes."""
+        return sum(output.nbytes for output in self._held.values())
