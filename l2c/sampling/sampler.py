@@ -54,6 +54,7 @@ class Sampler:
 
     Attributes:
         lifetimes: what the cache holds when; None without a graph.
+        matmul: torch's setting of matrix products while this sampler runs; None = as it is.
 
     Raises:
         ValueError: the graph does not fit, or an argument is out of range; the message says how to mend it.
@@ -108,7 +109,7 @@ class Sampler:
             _check_timesteps(graph, self.solver.timesteps)
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else Lifetimes.of(graph, sums=not backbone.gated)
-        self._matmul = matmul_setting(precision, matmul)
+        self.matmul = matmul_setting(precision, matmul)
         self._store = LayerStore(cache_dtype, cache_device)
         self._call: BlockCall = call_block
         self._captured: CapturedTrajectory | None = None
@@ -149,7 +150,7 @@ class Sampler:
         x = noise.to(device, torch.float32)
         y = None if y is None else y.long()
         generator = None if seed is None else make_generator("noise of a stochastic solver", seed)
-        with matmuls(self._matmul), self._memory_explained(count):
+        with matmuls(self.matmul), self._memory_explained(count):
             if self._captured is not None and self._replayable(x):
                 return self._replay(x, y)
             with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
@@ -157,7 +158,11 @@ class Sampler:
 
     def _trajectory(self, x: Tensor, y: Tensor | None, **options: Any) -> Tensor:
         """Return the images (N, C, H, W) that noise x (N, C, H, W) leads to."""
-        denoiser = Denoiser(
+        return self.solver.sample(self.denoiser(y), x, **options)
+
+    def denoiser(self, y: Tensor | None) -> Denoiser:
+        """Return the executor of one trajectory for labels y (N,), as `sample` uses it."""
+        return Denoiser(
             self.backbone,
             y,
             self.guidance,
@@ -167,7 +172,21 @@ class Sampler:
             store=self._store,
             call=self._call,
         )
-        return self.solver.sample(denoiser, x, **options)
+
+    @property
+    def cache_peak_bytes(self) -> int:
+        """The most memory that the cache has held in any trajectory so far, in bytes."""
+        return self._store.peak_bytes
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks run compiled."""
+        return isinstance(self._call, CompiledBlocks)
+
+    @property
+    def captured(self) -> bool:
+        """Whether trajectories are replayed as a CUDA graph, from the next batch on at the latest."""
+        return self._captured is not None
 
     def cache_bytes(self, num_images: int) -> int:
         """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph."""
@@ -191,13 +210,17 @@ class Sampler:
         y = torch.zeros(rows, dtype=torch.long, device=device) if self.backbone.num_labels else None
         blocks = CompiledBlocks(backend)
         try:
-            with matmuls(self._matmul):
+            with matmuls(self.matmul):
                 blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
             _warn(f"the blocks run uncompiled, because compiling them failed: {_first_line(error)}")
             return self
-        self._call = blocks
+        self.blocks_by(blocks)
         return self
+
+    def blocks_by(self, call: BlockCall) -> None:
+        """Let blocks be run by a call of one's own, `call(block, *inputs, fresh, cached)`; see `Pass`."""
+        self._call = call
 
     def capture(self) -> Sampler:
         """Let whole trajectories be replayed as one CUDA graph from the next batch on; return the sampler.

@@ -23,12 +23,14 @@ class LayerStore:
         self.device = None if device is None else torch.device(device)
         self._held: dict[int, Tensor] = {}
         self._buffers: dict[int, Tensor] = {}
+        self._bytes = 0
+        self.peak_bytes = 0  # the most that was kept at once, whole storages counted
 
     def put(self, slot: int, output: Tensor) -> None:
         """Keep an output (N, T, D) in a slot."""
         dtype, device = self.dtype or output.dtype, self.device or output.device
         if (dtype, device.type) == (output.dtype, output.device.type):
-            self._held[slot] = output
+            self._hold(slot, output)
             return
         buffer = self._buffers.get(slot)
         if buffer is None or buffer.shape != output.shape:
@@ -36,7 +38,12 @@ class LayerStore:
             buffer = torch.empty(output.shape, dtype=dtype, device=device, pin_memory=pinned)
             self._buffers[slot] = buffer
         buffer.copy_(output, non_blocking=True)
-        self._held[slot] = buffer
+        self._hold(slot, buffer)
+
+    def _hold(self, slot: int, output: Tensor) -> None:
+        self._held[slot] = output
+        self._bytes += output.untyped_storage().nbytes()
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
 
     def get(self, slot: int, like: Tensor) -> Tensor:
         """Return what a slot keeps, of the kind of another tensor."""
@@ -44,13 +51,14 @@ class LayerStore:
 
     def drop(self, slot: int) -> None:
         """Let go of what a slot keeps."""
-        del self._held[slot]
+        self._bytes -= self._held.pop(slot).untyped_storage().nbytes()
 
     def clear(self) -> None:
         """Let go of everything that is kept; buffers stay for the next trajectory."""
         self._held.clear()
+        self._bytes = 0
 
     @property
     def nbytes(self) -> int:
         """Memory of what is kept now, in bytes."""
-        return sum(output.nbytes for output in self._held.values())
+        return self._bytes
