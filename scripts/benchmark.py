@@ -117,7 +117,7 @@ def _preparation(backbone: Backbone, graph: CacheGraph, scale: float | None) -> 
 
 
 def _python_overhead(graph: CacheGraph) -> str:
-    """Say what the executor itself takes: an evaluation of as many blocks that do nothing, in a network of width 16."""
+    """Say what the executor itself takes: an evaluation of as many blocks that do nothing, in a narrow network."""
     depth = graph.num_layers // 2
     net = DiT(input_size=4, patch_size=2, hidden_size=16, depth=depth, num_heads=1, num_classes=2).eval()
     sampler = Sampler(net, solver="ddim", num_evaluations=graph.num_evaluations, cfg_scale=4.0)
