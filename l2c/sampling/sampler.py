@@ -213,7 +213,7 @@ class Sampler:
             with matmuls(self.matmul):
                 blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
-            _warn(f"the blocks run uncompiled, because compiling them failed: {_first_line(error)}")
+            _warn(f"the blocks run uncompiled, because compiling them failed: {_reason(error)}")
             return self
         self.blocks_by(blocks)
         return self
@@ -245,7 +245,7 @@ class Sampler:
             raise
         except RuntimeError as error:
             self._captured = None
-            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_first_line(error)}")
+            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_reason(error)}")
             return self._trajectory(x, y)
 
     @contextmanager
@@ -267,8 +267,10 @@ def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+def _reason(error: Exception) -> str:
+    """Return an exception's message as one short line."""
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"
 
 
 T = TypeVar("T", str, int, float)
