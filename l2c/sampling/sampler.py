@@ -20,7 +20,7 @@ from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.lifetimes import Lifetimes
-from l2c.sampling.precision import in_precision, matmul_setting, matmuls
+from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.store import LayerStore
 from l2c.seeding import draw_normal, make_generator
 
@@ -49,7 +49,7 @@ class Sampler:
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
         matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.precision`.
-        cache_dtype: what cached outputs are kept in, e.g. `torch.bfloat16` for half the memory; None = as computed.
+        cache_dtype: what cached outputs are kept in, e.g. `bf16` for half the memory; None = as computed.
         cache_device: where they are kept, e.g. `cpu` beside a GPU; None = where computed.
 
     Attributes:
@@ -73,7 +73,7 @@ class Sampler:
         any_weights: bool = False,
         precision: str | None = None,
         matmul: str = "default",
-        cache_dtype: torch.dtype | None = None,
+        cache_dtype: torch.dtype | str | None = None,
         cache_device: torch.device | str | None = None,
     ) -> None:
         conventions = backbone.conventions
@@ -110,7 +110,7 @@ class Sampler:
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else Lifetimes.of(graph, sums=not backbone.gated)
         self.matmul = matmul_setting(precision, matmul)
-        self._store = LayerStore(cache_dtype, cache_device)
+        self._store = LayerStore(dtype_of(cache_dtype, "cache_dtype"), cache_device)
         self._call: BlockCall = call_block
         self._captured: CapturedTrajectory | None = None
 
@@ -258,7 +258,7 @@ class Sampler:
                 raise
             raise MemoryError(
                 f"out of memory with {num_images} images; the graph's cache needs {self.cache_bytes(num_images)} "
-                "bytes of it: take fewer images at a time, cache_dtype=torch.bfloat16 (half of the cache), "
+                "bytes of it: take fewer images at a time, cache_dtype='bf16' (half of the cache), "
                 "cache_device='cpu' (none of it on the GPU), or precision='bf16'"
             ) from error
 
