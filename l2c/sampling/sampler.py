@@ -22,7 +22,7 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.lifetimes import Lifetimes
 from l2c.sampling.precision import in_precision, matmul_setting, matmuls
 from l2c.sampling.store import LayerStore
-from l2c.seeding import draw_normal, make_generator
+from l2c.seeding import ImageNoise, draw_normal
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
@@ -125,6 +125,7 @@ class Sampler:
         *,
         noise: Tensor | None = None,
         seed: int | None = None,
+        first_image: int = 0,
         progress: bool = False,
     ) -> Tensor:
         """Return images (N, C, H, W) in the backbone's own space (latents or pixels), as 32-bit floats.
@@ -132,7 +133,9 @@ class Sampler:
         Args:
             labels: (N,) labels in 0..num_labels-1; None for a backbone without labels.
             noise: (N, C, H, W) standard normal noise to start from.
-            seed: draws the noise instead (image i always gets the same one), and what a stochastic solver adds.
+            seed: draws the noise instead, and what a stochastic solver adds: each image has streams of its own, so
+                that it is the same however images are batched.
+            first_image: number of the batch's first image among all images of the seed.
             progress: show a bar over the evaluations.
 
         Raises:
@@ -145,10 +148,11 @@ class Sampler:
         if noise is None:
             if seed is None:
                 raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
-            noise = seeded_noise(self.backbone.input_shape, seed, count)
+            noise = seeded_noise(self.backbone.input_shape, seed, count, first=first_image)
         x = noise.to(device, torch.float32)
         y = None if y is None else y.long()
-        generator = None if seed is None else make_generator("noise of a stochastic solver", seed)
+        images = range(first_image, first_image + count)
+        generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
         with matmuls(self._matmul), self._memory_explained(count):
             if self._captured is not None and self._replayable(x):
                 return self._replay(x, y)
