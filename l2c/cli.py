@@ -35,11 +35,6 @@ def check_positive(cfg: DictConfig, *names: str) -> None:
             raise ValueError(f"{name} must be a whole number from 1 on, got {cfg[name]!r}")
 
 
-def experiment(name: str | None) -> DictConfig | None:
-    """Return the router training that `configs/experiment/<name>.yaml` stands for; None for none."""
-    return None if name is None else hydra.compose("train_router", [f"experiment={name}"])
-
-
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a command of a function of a config, `configs/<config_name>.yaml` with overrides.
 

@@ -14,7 +14,7 @@ from l2c.training.sampling_run import sample_by
 def main(cfg: DictConfig) -> None:
     """Load, draw this process's share, say how fast, write the archive."""
     cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
-    drawn = sample_by(cfg, cli.run_folder(), cli.experiment(cfg.experiment))
+    drawn = sample_by(cfg, cli.run_folder())
     if not drawn.first_process:
         return
     print(

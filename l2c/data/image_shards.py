@@ -138,8 +138,8 @@ class ImageShards:
         missing = self.samples.missing(self.folder)
         if missing:
             raise ValueError(
-                f"the samples in {self.folder} are incomplete: {len(missing)} of {self.samples.num_shards} shards are "
-                "missing; run scripts/sample_many.py again with the same settings, it continues"
+                f"the samples in {self.folder} are incomplete: {len(missing)} of {self.samples.num_shards} shards "
+                "are missing; run scripts/sample_many.py again with the same settings, it continues"
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Real images as scores see them: statistics of their features, and the features themselves where there are images."""
+"""Real images as scores see them: statistics of features, and the features themselves where there are images."""
 
 from __future__ import annotations
 

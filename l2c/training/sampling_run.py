@@ -54,39 +54,43 @@ class Drawn:
         return write_archive(path, shards.batches(512), len(shards), shards.shape, shards.labels())
 
 
-def make_sampler(cfg: DictConfig, experiment: DictConfig | None = None) -> Sampler:
+def make_sampler(cfg: DictConfig) -> Sampler:
     """Return the sampler that a config of `sample_many` or `evaluate` asks for.
 
     Args:
-        cfg: with graph, checkpoint, cfg_scale, precision and, for an uncached sampler, solver and num_evaluations.
-        experiment: a composed config of router training, whose model, solver and guidance are taken.
+        cfg: with graph, checkpoint, cfg_scale and precision; a model and a solver may be named, as experiments do.
 
     Raises:
         ValueError, FileNotFoundError: the graph, the weights or the settings do not fit together.
 
     """
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
-    if experiment is not None:
-        preset, solver, num_evaluations = experiment.model, experiment.solver.name, experiment.solver.num_evaluations
-        scale = experiment.solver.cfg_scale
+    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
+    solver = cfg.get("solver")
+    scale = graph.cfg_scale if graph is not None else None
+    if solver is not None:
+        name, num_evaluations, eta = solver.name, solver.num_evaluations, solver.options.get("eta")
+        scale = solver.cfg_scale
+    elif graph is not None:
+        name = num_evaluations = eta = None
+        scale = preset.sampling.cfg_scale if scale is None else scale
     else:
-        preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
-        solver = None if graph is not None else preset.sampling.solver
-        num_evaluations = None if graph is not None else preset.sampling.num_evaluations
-        scale = graph.cfg_scale if graph is not None and graph.cfg_scale is not None else preset.sampling.cfg_scale
+        name, num_evaluations, eta = preset.sampling.solver, preset.sampling.num_evaluations, None
+        scale = preset.sampling.cfg_scale
     return Sampler(
         load_backbone(preset, checkpoint=cfg.checkpoint),
         graph=graph,
-        solver=cfg.get("solver") or solver,
-        num_evaluations=cfg.get("num_evaluations") or num_evaluations,
+        solver=name,
+        num_evaluations=num_evaluations,
         cfg_scale=scale if cfg.cfg_scale is None else cfg.cfg_scale,
+        eta=eta,
         precision=cfg.precision,
     )
 
 
-def sample_by(cfg: DictConfig, folder: Path, experiment: DictConfig | None = None) -> Drawn:
+def sample_by(cfg: DictConfig, folder: Path) -> Drawn:
     """Draw the images that a config of `sample_many` or `evaluate` asks for; latents are decoded by its VAE."""
-    sampler = make_sampler(cfg, experiment)
+    sampler = make_sampler(cfg)
     latent = sampler.backbone.input_shape[0] == LATENT_CHANNELS
     return sample_images(
         sampler,
@@ -98,7 +102,7 @@ def sample_by(cfg: DictConfig, folder: Path, experiment: DictConfig | None = Non
         shard_size=cfg.shard_size,
         vae=load_vae(cfg.vae) if latent else None,
         vae_name=cfg.vae if latent else None,
-        trainer={str(key): value for key, value in cfg.trainer.items()},
+        trainer={key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")},
     )
 
 
@@ -127,7 +131,7 @@ def sample_images(
         shard_size: images per file; what a kill costs at most.
         vae: decodes latents.
         vae_name: goes into the manifest.
-        trainer: settings of Lightning's Trainer, devices and nodes among them.
+        trainer: settings of Lightning's Trainer: accelerator, devices, num_nodes.
 
     Raises:
         ValueError: the folder holds other samples, or a setting is out of range.

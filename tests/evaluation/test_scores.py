@@ -130,7 +130,9 @@ def test_neighbours_by_hand():
 
     def share(points, features):
         reach = [sorted(np.linalg.norm(f - g) for g in features)[3] for f in features]  # the nearest is itself
-        return np.mean([any(np.linalg.norm(p - f) <= r for f, r in zip(features, reach, strict=True)) for p in points])
+        return np.mean(
+            [any(np.linalg.norm(p - f) <= r for f, r in zip(features, reach, strict=True)) for p in points]
+        )
 
     expected = share(fake.numpy(), real.numpy()), share(real.numpy(), fake.numpy())
     assert precision_recall(fake, real) == pytest.approx(expected)
@@ -169,11 +171,11 @@ def test_bad_input_is_one_sentence(extractor, noisy, tmp_path):
         scored(colour, load_reference("digits", extractor, progress=False), extractor)
     path = write_archive(tmp_path / "cut.npz", [noisy.pixels], 400, (1, 8, 8))
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ValueError, match="cut.npz is no"):
+    with pytest.raises(ValueError, match=r"cut\.npz is no"):
         load_reference(path, extractor)
     with pytest.raises(ValueError, match="unknown features 'vgg'"):
         load_features("vgg")
-    with pytest.raises(FileNotFoundError, match="https://github.com/toshas/torch-fidelity"):
+    with pytest.raises(FileNotFoundError, match=r"https://github\.com/toshas/torch-fidelity"):
         InceptionFeatures()
 
 
