@@ -5,20 +5,22 @@ python scripts/benchmark_training.py model=dit_b2 batch_size=2
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from tqdm.auto import tqdm
 
 from l2c import cli
 from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import load_backbone
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
-from l2c.evaluation.latency import Latency, alternate
 from l2c.evaluation.report import machine, markdown_table
 from l2c.seeding import draw_normal
 from l2c.training.objectives import LearningToCache
@@ -122,22 +124,42 @@ def main(cfg: DictConfig) -> None:
         print(_peak_of(cfg, cfg.child))
         return
     schemes = Schemes(load_backbone(cfg.model, checkpoint=cfg.checkpoint), cfg.batch_size)
-    times = alternate({name: schemes.step(name) for name in cfg.schemes}, repetitions=cfg.repetitions, progress=True)
+    clock = time.process_time if cfg.cpu_time else time.perf_counter
+    times = _alternated({name: schemes.step(name) for name in cfg.schemes}, cfg.repetitions, clock)
     peaks = {name: _measured_peak(name) for name in cfg.schemes} if cfg.memory else {}
     _report(cfg, times, peaks)
 
 
-def _report(cfg: DictConfig, times: dict[str, Latency], peaks: dict[str, int]) -> None:
+def _alternated(
+    steps: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Return the seconds of each step of each scheme, in turn, after one warm-up."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in tqdm(range(repetitions), desc="timing", unit="round"):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def _report(cfg: DictConfig, seconds: dict[str, list[float]], peaks: dict[str, int]) -> None:
+    """Print and write medians, each ratio within its round."""
     rows: list[tuple[str, ...]] = [("scheme", "seconds a step", "steps/s", "peak memory", "of the first's")]
-    first = next(iter(peaks.values()), 1)
-    for name, time in times.items():
-        memory = (f"{peaks[name] / 2**30:.2f} GiB", f"{peaks[name] / first:.3f} x") if peaks else ("-", "-")
-        rows.append((name, f"{time.seconds:.3f} ± {time.spread:.3f}", f"{time.speed_up:.2f} x", *memory))
+    first_seconds, first_peak = next(iter(seconds.values())), next(iter(peaks.values()), 1)
+    for name, own in seconds.items():
+        faster = statistics.median(a / b for a, b in zip(first_seconds, own, strict=True))
+        memory = (f"{peaks[name] / 2**30:.2f} GiB", f"{peaks[name] / first_peak:.3f} x") if peaks else ("-", "-")
+        spread = f"{statistics.median(own):.3f} ({min(own):.3f} .. {max(own):.3f})"
+        rows.append((name, spread, f"{faster:.2f} x", *memory))
     content = {
         "machine": machine(),
         "model": cfg.model.name,
         "batch_size": cfg.batch_size,
-        "schemes": {name: {**vars(time), "peak_bytes": peaks.get(name)} for name, time in times.items()},
+        "clock": "cpu" if cfg.cpu_time else "wall",
+        "schemes": {name: {"seconds": own, "peak_bytes": peaks.get(name)} for name, own in seconds.items()},
     }
     path = cli.run_folder() / "results.json"
     with replacing(path) as temporary:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from l2c.data.digits import digits
@@ -45,16 +44,9 @@ def test_samples_are_scored(tmp_path):
     assert (tmp_path / "statistics.npz").is_file()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["experiment=l2c_dit_xl2_ddim50"], "no reference given; say reference=PATH"),
-        (["reference=none.npz", "samples=none", "features=digits"], "no reference at none.npz"),
-    ],
-)
-def test_bad_input_is_one_sentence(tmp_path, arguments, message):
-    result = call(*arguments, f"hydra.run.dir={tmp_path / 'run'}")
+def test_a_missing_reference_is_one_sentence(tmp_path):
+    result = call("experiment=l2c_dit_xl2_ddim50", f"hydra.run.dir={tmp_path / 'run'}")
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert message in result.stderr
+    assert "no reference given; say reference=PATH" in result.stderr
     assert not (tmp_path / "run").exists()
