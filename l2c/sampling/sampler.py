@@ -15,6 +15,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, call_block
 from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks
@@ -22,7 +23,7 @@ from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.lifetimes import Lifetimes
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.store import LayerStore
-from l2c.seeding import draw_normal, make_generator
+from l2c.seeding import ImageNoise, draw_normal
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
@@ -126,6 +127,7 @@ class Sampler:
         *,
         noise: Tensor | None = None,
         seed: int | None = None,
+        first_image: int = 0,
         progress: bool = False,
     ) -> Tensor:
         """Return images (N, C, H, W) in the backbone's own space (latents or pixels), as 32-bit floats.
@@ -133,7 +135,9 @@ class Sampler:
         Args:
             labels: (N,) labels in 0..num_labels-1; None for a backbone without labels.
             noise: (N, C, H, W) standard normal noise to start from.
-            seed: draws the noise instead (image i always gets the same one), and what a stochastic solver adds.
+            seed: draws the noise instead, and what a stochastic solver adds: each image has streams of its own, so
+                that it is the same however images are batched.
+            first_image: number of the batch's first image among all images of the seed.
             progress: show a bar over the evaluations.
 
         Raises:
@@ -146,13 +150,14 @@ class Sampler:
         if noise is None:
             if seed is None:
                 raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
-            noise = seeded_noise(self.backbone.input_shape, seed, count)
+            noise = seeded_noise(self.backbone.input_shape, seed, count, first=first_image)
         x = noise.to(device, torch.float32)
         y = None if y is None else y.long()
-        generator = None if seed is None else make_generator("noise of a stochastic solver", seed)
+        images = range(first_image, first_image + count)
+        generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
         with matmuls(self.matmul), self._memory_explained(count):
             if self._captured is not None and self._replayable(x):
-                return self._replay(x, y)
+                return self._replay(x, y, generator)
             with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
                 return self._trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
 
@@ -227,26 +232,35 @@ class Sampler:
 
         Where that cannot be done, one warning says why and sampling goes on as before.
         """
-        self._captured = CapturedTrajectory(self._trajectory)
+        self._captured = CapturedTrajectory(self._trajectory_of)
         return self
 
+    def _trajectory_of(self, x: Tensor, y: Tensor | None, step_noise: Tensor | None) -> Tensor:
+        """Return the images that noise x leads to, with the noise of each step, (steps, N, C, H, W), drawn before."""
+        steps = iter(() if step_noise is None else step_noise)
+        return self._trajectory(x, y, generator=lambda shape: next(steps))
+
     def _replayable(self, x: Tensor) -> bool:
-        obstacle = why_not(x, stochastic=self.solver.stochastic, offloaded=self._store.device is not None)
+        obstacle = why_not(x, offloaded=self._store.device is not None)
         if obstacle is not None:
             self._captured = None
             _warn(f"the trajectory is not captured as a CUDA graph: {obstacle}")
         return obstacle is None
 
-    def _replay(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def _replay(self, x: Tensor, y: Tensor | None, generator: ImageNoise | None) -> Tensor:
         assert self._captured is not None
+        drawn = None
+        if self.solver.stochastic:
+            steps = range(self.solver.num_evaluations)
+            drawn = torch.stack([draw_noise(x, generator) for _ in steps])
         try:
-            return self._captured(x, y)
+            return self._captured(x, y, drawn)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._captured = None
             _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_reason(error)}")
-            return self._trajectory(x, y)
+            return self._trajectory_of(x, y, drawn)
 
     @contextmanager
     def _memory_explained(self, num_images: int) -> Iterator[None]:

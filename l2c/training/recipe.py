@@ -114,10 +114,24 @@ def make_data(
         raise ValueError(f"unknown data {cfg.data.name!r}; known are {', '.join(DATA)}")
     if cfg.data.name == "noise":
         guidance = Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale)
+        limit = cfg.data.get("num_trajectories")
         noise = NoiseDataModule(
-            backbone.input_shape, backbone.num_labels, len(routed), cfg.data.batch_size, seed=cfg.seed
+            backbone.input_shape,
+            backbone.num_labels,
+            len(routed),
+            cfg.data.batch_size,
+            seed=cfg.seed,
+            num_trajectories=limit,
         )
-        return noise, TrajectoryPairs(backbone, solver, routed, guidance=guidance, seed=cfg.seed)
+        return noise, TrajectoryPairs(
+            backbone,
+            solver,
+            routed,
+            guidance=guidance,
+            seed=cfg.seed,
+            num_trajectories=limit,
+            store_outputs=cfg.data.get("store_outputs", False),
+        )
     images = _images(cfg, backbone)
     pairs = DataPairs(
         backbone,

@@ -249,9 +249,20 @@ def test_without_cuda_capturing_falls_back_with_one_warning(backbone, graph):
 
 def test_obstacles_to_capturing_are_named():
     on_gpu = SimpleNamespace(is_cuda=True)
-    assert why_not(on_gpu, stochastic=False, offloaded=False) is None
-    assert "draws noise at every step" in why_not(on_gpu, stochastic=True, offloaded=False)
-    assert "kept on the host" in why_not(on_gpu, stochastic=False, offloaded=True)
+    assert why_not(on_gpu, offloaded=False) is None
+    assert "kept on the host" in why_not(on_gpu, offloaded=True)
+    assert "only a CUDA device" in why_not(torch.zeros(1), offloaded=False)
+
+
+@pytest.mark.parametrize(("solver", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0})])
+def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, solver, options):
+    """Stochastic solvers are captured too: what a replay is given leads to the images of the seed."""
+    sampler = Sampler(make_dit(), solver=solver, num_evaluations=5, **options)
+    expected = sampler.sample(LABELS, seed=3)
+    sampler.capture()
+    sampler._captured = sampler._trajectory_of  # a replay without a device
+    sampler._replayable = lambda x: True
+    assert torch.equal(sampler.sample(LABELS, seed=3), expected)
 
 
 def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(monkeypatch):
@@ -259,7 +270,7 @@ def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(m
 
     class Graph:
         def replay(self):
-            captured._images.copy_(run(captured._x, captured._y))
+            captured._images.copy_(run(*captured._inputs))
 
     class Nothing:
         def __init__(self, *_):
@@ -289,7 +300,7 @@ def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(m
         x = torch.randn(2, 3)
         assert torch.equal(captured(x, y), x * 2 + y[:, None])
     assert runs == [2] * 5  # two to warm up, one captured, two replays
-    with pytest.warns(UserWarning, match="is for 2 images and is captured anew for 1"):
+    with pytest.warns(UserWarning, match="was captured for 2 images and is captured anew for 1"):
         assert torch.equal(captured(x[:1], y[:1]), x[:1] * 2 + 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -297,7 +308,7 @@ def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(m
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("solver", ["ddim", "dpm_solver_2s", "dpm_solver_2m"])
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm_solver_2s", "dpm_solver_2m"])
 def test_captured_images_equal_eager_ones(backbone, make_graph, solver, scale):
     graph = make_graph(backbone.cuda(), solver, num_evaluations=8, reuse=MIXED)
     sampler = Sampler(backbone, graph=graph, cfg_scale=scale).capture()
