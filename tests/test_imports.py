@@ -14,6 +14,7 @@ TOP = {"training", "policies"}
 LEAVES = {
     "atomic",
     "json_fields",
+    "layer_names",
     "seeding",
     "_torchvision",
 }  # helpers that import nothing of ours; `cli` serves the entries

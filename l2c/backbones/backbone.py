@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,9 +140,14 @@ def fingerprint(backbone: Backbone) -> str:
     weights are loaded into it.
     """
     if backbone.known_fingerprint is None:
-        digest = hashlib.sha256()
-        for name, value in sorted(backbone.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
-        backbone.known_fingerprint = f"sha256:{digest.hexdigest()}"
+        backbone.known_fingerprint = weights_digest(backbone.state_dict())
     return backbone.known_fingerprint
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the digest of a state dict, see `fingerprint`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return f"sha256:{digest.hexdigest()}"
