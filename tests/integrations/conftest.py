@@ -238,3 +238,99 @@ def family_graph(random_rows: Callable) -> Callable[..., l2c.CacheGraph]:
         )
 
     return make
+
+
+def _vae():  # type: ignore[no-untyped-def]
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8,),
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+
+
+def _tokenizer(length: int):  # type: ignore[no-untyped-def]
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "cat", "blue", "dog"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
+    )
+
+
+def _dit_pipeline() -> Any:
+    from diffusers import DDIMScheduler, DiTPipeline
+
+    return DiTPipeline(transformer=_dit().model, vae=_vae(), scheduler=DDIMScheduler())
+
+
+def _pixart_pipeline() -> Any:
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return PixArtSigmaPipeline(
+        tokenizer=_tokenizer(7),
+        text_encoder=T5EncoderModel(config).eval(),
+        vae=_vae(),
+        transformer=_pixart().model,
+        scheduler=DPMSolverMultistepScheduler(),
+    )
+
+
+def _stable_diffusion() -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=8,
+        hidden_size=24,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=7,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(config).eval(),
+        tokenizer=_tokenizer(7),
+        unet=_unet().model,
+        scheduler=DDIMScheduler(steps_offset=1, clip_sample=False, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "dit": _dit_pipeline,
+    "pixart": _pixart_pipeline,
+    "stable_diffusion": _stable_diffusion,
+}
+
+
+@pytest.fixture(scope="session")
+def make_pipeline() -> Callable[[str], Any]:
+    """Return a maker of whole pipelines from tiny random parts."""
+    for package in ("diffusers", "transformers"):
+        pytest.importorskip(package, reason=f"needs the package {package}: pip install 'l2c[diffusers]'")
+
+    def make(name: str, seed: int = 0) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            pipe = PIPELINES[name]()
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return make
