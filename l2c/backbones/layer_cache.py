@@ -93,10 +93,14 @@ class LayerPlan:
         a, m = 2 * index, 2 * index + 1
         return (self._fresh[a], self._fresh[m]), (self._cached[a], self._cached[m])
 
-    def collect(self, outputs: tuple[Tensor, Tensor]) -> None:
-        """Take the next block's two layer outputs and hold on only to those that are to be kept."""
+    def layers(self) -> tuple[tuple[Fresh, ...], LayerCache, tuple[bool, ...]]:
+        """Return `(fresh, cached, keep)` of all layers."""
+        return self._fresh, self._cached, self._keep
+
+    def collect(self, outputs: Sequence[LayerOutput]) -> None:
+        """Take the outputs of the next layers, of a block or of all, and hold on only to those to be kept."""
         start = len(self._kept)
-        keep = self._keep[start : start + 2]
+        keep = self._keep[start : start + len(outputs)]
         self._kept.extend(output if kept else None for output, kept in zip(outputs, keep, strict=True))
 
     @property
