@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def block_of(name: str) -> str:
-    """Return the block that a layer belongs to; a layer that is a whole block, `blocks.3`, is its own."""
+    """Return the block that a layer belongs to; a layer that is a whole block, `blocks.3` or `tail`, is its own."""
     head, _, tail = name.rpartition(".")
-    return name if tail.isdigit() else head
+    return name if tail.isdigit() or not head else head
 
 
 def kind_of(name: str) -> str:

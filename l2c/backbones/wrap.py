@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions
-from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Row, mix
+from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Pass, Row, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, first
 from l2c.layer_names import block_of
 
@@ -51,6 +51,8 @@ class WrappedModule(Backbone):
         num_embedded_labels: rows of the label table, the null label included.
 
     """
+
+    layers_per_block = 1
 
     def __init__(
         self,
@@ -109,13 +111,13 @@ class WrappedModule(Backbone):
         """Call the module as its own code would."""
         conditions = {self.timestep: t}
         if self.labels is not None:
-            assert y is not None, "refused by forward_cached"
+            if y is None:
+                raise ValueError(f"{self.conventions.name} needs labels: give y (N,) for {self.labels!r}")
             conditions[self.labels] = y
         return self.module(x, **conditions)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict, computing every layer: the module's own forward; see `Backbone.forward`."""
-        self._check_labels(y)
         return first(self.call(x, t, y))
 
     def forward_cached(
@@ -131,54 +133,43 @@ class WrappedModule(Backbone):
 
         Outputs of layers that work on two streams of tokens are kept as one tensor, one stream after the other.
         """
-        self._check_labels(y)
         if self.recompute_activations and torch.is_grad_enabled():
             raise ValueError("recompute_activations needs a backbone of our own; leave it off for wrapped modules")
-        plan = LayerPlan(self.layer_names, row, cache, keep)
-        kept: dict[int, LayerOutput] = {}
-        calls: dict[nn.Module, Callable[..., Any]] = {}
-        for index, (layer, fresh, cached, wanted) in enumerate(zip(self.layers, *plan.layers(), strict=True)):
-            if fresh is not True or wanted:
-                calls[layer.module] = self._caller(index, fresh, cached, kept)
-            if fresh is False:
-                calls.update(dict.fromkeys(layer.silent, _nothing))
+        plan = SinglePlan(self.layer_names, row, cache, keep)
+        return self.run(x, self.condition(t, y), plan), plan.checked_cache()
+
+    def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
+        """Predict from x and (t,) or (t, y), each layer being a block of the pass; see `Backbone.run`."""
+        t, *y = condition
+        calls = {layer.module: self._caller(index, layers) for index, layer in enumerate(self.layers)}
         with _forwards(calls):
-            output = first(self.call(x, t, y))
-        self._check_ran(calls, kept)
-        plan.collect([kept.get(index) for index in range(self.num_layers)])
-        return output, plan.new_cache
+            return first(self.call(x, t, y[0] if y else None))
 
-    def _check_labels(self, y: Tensor | None) -> None:
-        if self.labels is not None and y is None:
-            raise ValueError(f"{self.conventions.name} needs labels: give y (N,) for its parameter {self.labels!r}")
-
-    def _check_ran(self, calls: Mapping[nn.Module, Any], kept: Mapping[int, LayerOutput]) -> None:
-        for index, layer in enumerate(self.layers):
-            if layer.module in calls and index not in kept:
-                raise ValueError(
-                    f"layer {layer.name} did not run in this evaluation; leave it out of the patterns given to l2c.wrap"
-                )
-
-    def _caller(
-        self, index: int, fresh: Fresh, cached: LayerOutput, kept: dict[int, LayerOutput]
-    ) -> Callable[..., Any]:
+    def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
         """Return what runs in a layer's place in one evaluation."""
         layer = self.layers[index]
         original = layer.module.forward
 
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if index in kept:
-                raise ValueError(f"layer {layer.name} ran twice in one evaluation, so that no output is its own")
+        def compute_or_reuse(
+            like: Tensor,
+            args: tuple[Any, ...],
+            kwargs: Mapping[str, Any],
+            fresh: tuple[Fresh, Fresh],
+            cached: tuple[LayerOutput, LayerOutput],
+        ) -> tuple[Any, Any]:
+            def branch_of(output: Any) -> Tensor:
+                return self._packed(index, layer.form.branch(layer.module, args, kwargs, output))
 
-            def compute() -> Tensor:
-                return self._packed(index, layer.form.branch(layer.module, args, kwargs, original(*args, **kwargs)))
-
-            if fresh is True:  # the output itself, bit for bit
+            if fresh[0] is True:  # the output itself, bit for bit
                 output = original(*args, **kwargs)
-                kept[index] = self._packed(index, layer.form.branch(layer.module, args, kwargs, output))
-                return output
-            kept[index] = branch = mix(fresh, compute, cached)
-            return layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
+                return output, _Outputs(lambda: branch_of(output))
+            branch = mix(fresh[0], lambda: branch_of(original(*args, **kwargs)), cached[0])
+            output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
+            return output, _Outputs(lambda: branch)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            return layers.run(index, compute_or_reuse, like, args, kwargs)  # type: ignore[arg-type]
 
         return call
 
@@ -197,10 +188,49 @@ class WrappedModule(Backbone):
         return tuple(None if size is None else next(parts) for size in sizes)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> Tensor:
-    """Stand in for a module that feeds nothing but a reused layer."""
-    x: Tensor = args[0] if args else kwargs["hidden_states"]
-    return x[..., :0]
+class _Outputs:
+    """The output of a layer where two of a block are expected, worked out where it is wanted."""
+
+    def __init__(self, branch: Callable[[], Tensor]) -> None:
+        self._branch = branch
+
+    def __getitem__(self, part: int) -> Tensor:
+        return self._branch()
+
+
+class SinglePlan(LayerPlan):
+    """A `LayerPlan` of blocks of one layer each."""
+
+    def __init__(self, layer_names: Sequence[str], *decisions: Any) -> None:
+        super().__init__(layer_names, *decisions)
+        self._names = layer_names
+        self._ran: set[int] = set()
+
+    def block(self, index: int) -> tuple[tuple[Fresh, Fresh], tuple[LayerOutput, LayerOutput]]:
+        """Return `(fresh, cached)` of layer `index`, each with an idle second place."""
+        return (self._fresh[index], True), (self._cached[index], None)
+
+    def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
+        """Run layer `index`, hold on to its output if it is to be kept; see `Pass.run`."""
+        if index in self._ran:
+            raise ValueError(
+                f"layer {self._names[index]} ran twice in one evaluation, so that no output is its own; "
+                "leave it out of the patterns given to l2c.wrap"
+            )
+        self._ran.add(index)
+        output, outputs = self._call(block, *inputs, *self.block(index))
+        if self._keep[index]:
+            self._kept[index] = outputs[0]
+        return output
+
+    def checked_cache(self) -> LayerCache:
+        """Return the new cache; refuse layers that did not run."""
+        idle = [name for index, name in enumerate(self._names) if index not in self._ran]
+        if idle:
+            raise ValueError(
+                f"layer {idle[0]} did not run in this evaluation; leave it out of the patterns given to l2c.wrap"
+            )
+        return self.new_cache
 
 
 @contextmanager

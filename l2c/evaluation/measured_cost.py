@@ -38,7 +38,7 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     return tuple(layers), total - sum(layers)
 
 
-@contextmanager  # type: ignore[arg-type]
+@contextmanager
 def _metered(module: nn.Module, counter: FlopCounterMode, layers: list[int], index: int):  # type: ignore[no-untyped-def]
     original: Callable[..., Any] = module.forward
     own = module.__dict__.get("forward")

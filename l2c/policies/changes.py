@@ -26,7 +26,8 @@ def measure_changes(
 ) -> dict[str, Tensor]:
     """Return `layer_change` (K, E, L) and `block_change` (K, E, B) against outputs 1..K = max_age evaluations old.
 
-    Entries whose older output would lie before evaluation 0 are 0. Blocks are measured by what they add to their
+    Entries whose older output would lie before evaluation 0 are 0. Without `block_change` where a wrapped module's
+    blocks cannot be told. Blocks are measured by what they add to their
     input. With guidance both halves count alike.
 
     Args:
@@ -44,11 +45,9 @@ def measure_changes(
     device = next(backbone.parameters()).device
     everything = (True,) * num_layers
     residuals: list[Tensor] = []
-    collect = _wrapped_collector if isinstance(backbone, WrappedModule) else _collector
-    hooks = [
-        block.register_forward_hook(collect(backbone, residuals), with_kwargs=isinstance(backbone, WrappedModule))
-        for block in _blocks(backbone)
-    ]
+    wrapped = isinstance(backbone, WrappedModule)
+    collect = _wrapped_collector(backbone, residuals) if wrapped else _collector(backbone, residuals)
+    hooks = [block.register_forward_hook(collect, with_kwargs=wrapped) for block in _blocks(backbone)]
     try:
         with tqdm(total=-(-len(noise) // batch_size) * num_evaluations, desc="changes", unit="evaluation") as bar:
             for start in range(0, len(noise), batch_size):
@@ -83,6 +82,8 @@ def measure_changes(
     finally:
         for hook in hooks:
             hook.remove()
+    if len(residuals) < block_change.shape[2]:  # of a wrapped module whose blocks are never called as such
+        return {"layer_change": layer_change.float()}
     return {"layer_change": layer_change.float(), "block_change": block_change.float()}
 
 
@@ -105,11 +106,13 @@ def _collector(backbone: nn.Module, residuals: list[Tensor]):  # type: ignore[no
     return collect
 
 
-def _wrapped_collector(backbone: WrappedModule, residuals: list[Tensor]):  # type: ignore[no-untyped-def]
+def _wrapped_collector(backbone: Any, residuals: list[Tensor]):  # type: ignore[no-untyped-def]
     """Return a hook that appends what a block of a wrapped module adds to its input."""
     forms = {layer.module: layer.form for layer in backbone.layers}
 
     def collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not args and "hidden_states" not in kwargs:
+            return
         branch = forms.get(module, RESIDUAL).branch(module, args, kwargs, output)
         streams = (branch,) if isinstance(branch, Tensor) else branch
         residuals.append(torch.cat([stream for stream in streams if stream is not None], dim=1))
