@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from diffusers.hooks._common import _ATTENTION_CLASSES, _FEEDFORWARD_CLASSES
@@ -11,7 +10,8 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm
+from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch
+from l2c.backbones.wrap import WrappedLayer
 from l2c.layer_names import block_of
 
 LAYERS = ("layer", "block", "resnet")
@@ -37,24 +37,6 @@ class ResnetForm:
 
 
 RESNET = ResnetForm()
-
-
-@dataclass(frozen=True)
-class DiffusersLayer:
-    """One layer of a diffusers model.
-
-    Attributes:
-        name: the module's name in the model.
-        module: the module whose output holds the layer's.
-        form: how it holds it.
-        silent: modules that feed nothing but this layer; they need not run where it is reused.
-
-    """
-
-    name: str
-    module: nn.Module
-    form: LayerForm
-    silent: tuple[nn.Module, ...] = ()
 
 
 def find_layers(model: nn.Module, *, of: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -90,7 +72,7 @@ def find_layers(model: nn.Module, *, of: tuple[str, ...] | None = None) -> tuple
     return tuple(sorted(names, key=_position(model)))
 
 
-def make_layer(model: nn.Module, name: str) -> DiffusersLayer:
+def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     """Return the layer of a name, with its form.
 
     Raises:
@@ -107,11 +89,11 @@ def make_layer(model: nn.Module, name: str) -> DiffusersLayer:
             f"{name} runs in chunks, so that its output is never whole; call disable_forward_chunking() first"
         )
     if isinstance(module, ResnetBlock2D):
-        return DiffusersLayer(name, module, RESNET)
+        return WrappedLayer(name, module, RESNET)
     if _fused(owner) and module is owner.proj_out:
-        return DiffusersLayer(name, module, OUTPUT, (owner.attn, owner.proj_mlp))
+        return WrappedLayer(name, module, OUTPUT, (owner.attn, owner.proj_mlp))
     adds_its_input = block_of(name) == name or getattr(module, "residual_connection", False)
-    return DiffusersLayer(name, module, RESIDUAL if adds_its_input else OUTPUT)
+    return WrappedLayer(name, module, RESIDUAL if adds_its_input else OUTPUT)
 
 
 def _fused(block: Any) -> bool:

@@ -89,7 +89,7 @@ class Schedule:
         if timesteps is None or timesteps is self._scheduled:
             return False
         self._scheduled = timesteps
-        values = _as_model_sees(timesteps, t, scheduler)
+        values = as_model_sees(timesteps, t, scheduler)
         if self.resample:
             self.graph = resampled(self._given, values)
         else:
@@ -122,7 +122,7 @@ def _shown(timesteps: Sequence[float]) -> str:
     return ", ".join(f"{t:g}" for t in timesteps[:3]) + (f", ..., {timesteps[-1]:g}" if len(timesteps) > 3 else "")
 
 
-def _as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]:
+def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]:
     """Return a scheduler's timesteps in the units of the model, which some pipelines divide by the training steps."""
     values = tuple(float(value) for value in torch.as_tensor(timesteps).tolist())
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
