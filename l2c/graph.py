@@ -18,10 +18,12 @@ from typing import Any
 
 from l2c.atomic import replacing
 from l2c.json_fields import items, member, numbers, refuse_constant
+from l2c.layer_names import kind_of
 
 FORMAT = "l2c-cache-graph"
 VERSION = 1
 FIELDS = {"format", "version", "model", "sampler", "routed", "reuse", "rows", "provenance", "statistics"}
+KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
 HOLD, LINEAR = REUSES = ("hold", "linear")
 
 
@@ -159,9 +161,9 @@ class CacheGraph:
         return self.num_reused / (self.num_evaluations * self.num_layers)
 
     def removed_fraction_of(self, kind: str) -> float:
-        """Return the share of one kind of layer (`attn`, `mlp`: its name's ending) reused in the routed rows."""
+        """Return the share of one kind of layer (`attn`, `mlp`) reused in the routed rows."""
         assert self.routed is not None
-        chosen = [i for i, name in enumerate(self.layers) if name.endswith(kind)]
+        chosen = [i for i, name in enumerate(self.layers) if kind_of(name).startswith(KINDS[kind])]
         total = len(self.routed) * len(chosen)
         return sum(not self.rows[e][i] for e in self.routed for i in chosen) / total if total else 0.0
 

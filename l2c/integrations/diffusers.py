@@ -77,7 +77,7 @@ def remove_cache_graph(pipe_or_model: Any) -> None:
     root.invalidate_child_registries_cache()
 
 
-def denoiser_of(pipe_or_model: Any) -> nn.Module:
+def denoiser_of(pipe_or_model: Any) -> Any:
     """Return the transformer or U-Net of a pipeline; a model is its own.
 
     Raises:

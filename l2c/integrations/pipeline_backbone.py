@@ -137,7 +137,7 @@ def load_pipeline(settings: Mapping[str, Any], *, num_evaluations: int, guidance
     """
     from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], torch_dtype=getattr(torch, settings["dtype"]))
+    pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(settings["device"])
     of = settings.get("layers")
