@@ -167,6 +167,7 @@ class Called:
         self._registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
 
     def __call__(self, **options: Any) -> Any:
+        """Call the pipeline."""
         from diffusers.hooks.hooks import CacheContext, _set_cache_context
 
         self._registry.reset_stateful_hooks()
@@ -220,7 +221,9 @@ def main(cfg: DictConfig) -> None:
         if name != "cache-dit" or "cache_dit" in cfg.compare
     }
     report: dict[str, Any] = {"versions": versions, "processor": platform.processor() or platform.machine()}
-    print(", ".join(f"{name} {version}" for name, version in versions.items()), f"; {torch.get_num_threads()} threads")
+    print(
+        ", ".join(f"{name} {version}" for name, version in versions.items()), f"; {torch.get_num_threads()} threads"
+    )
     options = {"class_labels": [207] * cfg.num_labels, "num_inference_steps": cfg.steps, "output_type": "np"}
     for comparison in cfg.compare:
         pipes = {"uncached": plain, **getattr(rivals, comparison)()}

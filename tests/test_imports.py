@@ -13,6 +13,7 @@ MIDDLE = {"sampling", "evaluation", "integrations"}
 TOP = {"training", "policies"}
 LEAVES = {
     "atomic",
+    "hub",
     "json_fields",
     "layer_names",
     "seeding",
