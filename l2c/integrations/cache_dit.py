@@ -34,8 +34,8 @@ class StepMask:
         bits = "".join(map(str, self.mask))
         return (
             f"step mask {bits}: {self.now_reused} of {self.num_entries} entries that the graph computes are skipped "
-            f"(but for cache-dit's first blocks), {self.now_computed} that it reuses are computed, {self.linear} steps "
-            "lose their extrapolation; timesteps, weights and guidance are not checked"
+            f"(but for cache-dit's first blocks), {self.now_computed} that it reuses are computed, {self.linear} "
+            "steps lose their extrapolation; timesteps, weights and guidance are not checked"
         )
 
 
