@@ -224,7 +224,12 @@ def main(cfg: DictConfig) -> None:
     print(
         ", ".join(f"{name} {version}" for name, version in versions.items()), f"; {torch.get_num_threads()} threads"
     )
-    options = {"class_labels": [207] * cfg.num_labels, "num_inference_steps": cfg.steps, "output_type": "np"}
+    options = {
+        "class_labels": [207] * cfg.num_labels,
+        "num_inference_steps": cfg.steps,
+        "guidance_scale": cfg.guidance_scale,
+        "output_type": "np",
+    }
     for comparison in cfg.compare:
         pipes = {"uncached": plain, **getattr(rivals, comparison)()}
         if len(pipes) == 1:

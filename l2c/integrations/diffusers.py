@@ -16,12 +16,13 @@ except ModuleNotFoundError as error:
 from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.backbone import weights_digest
-from l2c.graph import CacheGraph
+from l2c.graph import HOLD, LINEAR, CacheGraph
 from l2c.integrations.diffusers_hooks import GraphHook, LayerHook, SilentHook
 from l2c.integrations.diffusers_layers import find_layers, make_layer
 from l2c.integrations.diffusers_timesteps import Schedule, check_scheduler
 from l2c.integrations.dit_weights import diffusers_layer_names
 
+REUSED = (HOLD, LINEAR)
 ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"
 # Memory and precision; everything else that hooks into a forward may change what it computes.
 HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution")
@@ -53,6 +54,7 @@ def apply_cache_graph(
     if resample and pipe is None:
         raise ValueError("resample=True reads the timesteps from the scheduler; give the pipeline, not its model")
     _check_uncached(model)
+    _check_reuse(graph)
     graph = _fitting(graph, model, any_weights=any_weights)
     layers = [make_layer(model, name) for name in graph.layers]
     if pipe is not None and not resample:
@@ -108,6 +110,16 @@ def _check_uncached(model: nn.Module) -> None:
         raise ValueError(f"the model is already cached by {by}; call its disable_cache() before applying a graph")
     if getattr(model, "_is_cached", False) or getattr(model, "_context_manager", None) is not None:
         raise ValueError("the model is already cached by cache-dit; call cache_dit.disable_cache(pipe) first")
+
+
+def _check_reuse(graph: CacheGraph) -> None:
+    """Refuse stand-ins that the hooks do not make."""
+    beyond = [reuse for reuse in graph.reuse if reuse not in REUSED]
+    if beyond or getattr(graph, "correction", None) is not None:
+        what = f"reuse {beyond[0]!r}" if beyond else "a file of scales and shifts"
+        raise ValueError(
+            f"the graph has {what}, which pipelines are not run with; make one with reuse {' or '.join(REUSED)} alone"
+        )
 
 
 def _fitting(graph: CacheGraph, model: nn.Module, *, any_weights: bool) -> CacheGraph:
