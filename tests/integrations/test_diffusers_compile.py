@@ -14,7 +14,9 @@ from l2c.integrations.diffusers import apply_cache_graph
 
 @pytest.mark.parametrize("name", ["dit", "sd3"])
 @torch.no_grad()
-def test_no_graph_breaks(name, make_family, family_graph, monkeypatch):
+# diffusers' registry puts objects of its own on every module, by which each block is compiled apart.
+@torch._dynamo.config.patch(recompile_limit=64)
+def test_no_graph_breaks(name, make_family, family_graph):
     family = make_family(name)
     apply_cache_graph(family.model, family_graph(family))
     expected = family.trajectory()
@@ -25,8 +27,6 @@ def test_no_graph_breaks(name, make_family, family_graph, monkeypatch):
         return module.forward
 
     torch._dynamo.reset()
-    # diffusers' registry puts objects of its own on every module, by which each block is compiled apart.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     for block in family.model.transformer_blocks:
         block.compile(backend=backend, fullgraph=True)  # a graph break would raise
     for ours, theirs in zip(family.trajectory(), expected, strict=True):
