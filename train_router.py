@@ -20,6 +20,9 @@ def main(cfg: DictConfig) -> None:
         f"{result.cost.evaluations_worth(result.graph):.2f} evaluations' worth of MACs instead of "
         f"{result.graph.num_evaluations}: {result.cost.speed_up(result.graph):.2f} x by MACs"
     )
+    if "pipeline" in cfg.model:
+        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
+        return
     own_weights = cfg.model.checkpoint != model_preset(cfg.model.name).checkpoint
     weights = f" checkpoint={cfg.model.checkpoint}" if own_weights else ""
     print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}{weights}")

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from l2c import hub
 from l2c.atomic import replacing
 from l2c.json_fields import items, member, numbers, refuse_constant
+from l2c.layer_names import kind_of
 
 FORMAT = "l2c-cache-graph"
+FILE = "cache_graph.json"
 VERSION = 1
 FIELDS = {"format", "version", "model", "sampler", "routed", "reuse", "rows", "provenance", "statistics"}
+KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
 HOLD, LINEAR = REUSES = ("hold", "linear")
 
 
@@ -159,9 +164,9 @@ class CacheGraph:
         return self.num_reused / (self.num_evaluations * self.num_layers)
 
     def removed_fraction_of(self, kind: str) -> float:
-        """Return the share of one kind of layer (`attn`, `mlp`: its name's ending) reused in the routed rows."""
+        """Return the share of one kind of layer (`attn`, `mlp`) reused in the routed rows."""
         assert self.routed is not None
-        chosen = [i for i, name in enumerate(self.layers) if name.endswith(kind)]
+        chosen = [i for i, name in enumerate(self.layers) if kind_of(name).startswith(KINDS[kind])]
         total = len(self.routed) * len(chosen)
         return sum(not self.rows[e][i] for e in self.routed for i in chosen) / total if total else 0.0
 
@@ -281,6 +286,48 @@ class CacheGraph:
             return cls.from_json(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:
+        """Write `cache_graph.json`, a model card and copies of `files` (pictures, reports) into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = hub.copy_files(files, folder)
+        title = f"Cache graph for {self.model}, {self.solver}, {self.num_evaluations} evaluations"
+        with replacing(folder / "README.md") as temporary:
+            text = hub.card(
+                title=title,
+                summary=self.summary(),
+                statistics=self.statistics,
+                provenance=self.provenance,
+                files=names,
+            )
+            temporary.write_text(text, encoding="utf-8")
+        self.save(folder / FILE)
+
+    def push_to_hub(
+        self, repo: str, *, files: Sequence[str | Path] = (), private: bool = False, token: str | None = None
+    ) -> str:
+        """Send what `save_pretrained` writes to a Hub repository; return the address of the commit.
+
+        Raises:
+            OSError: the Hub cannot be reached, or refuses.
+            ValueError: huggingface_hub is not installed.
+
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, files=files)
+            return hub.upload(Path(folder), repo, private=private, token=token, message=f"Graph for {self.model}")
+
+    @classmethod
+    def from_pretrained(cls, repo: str | Path, *, revision: str | None = None) -> CacheGraph:
+        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote.
+
+        Raises:
+            OSError: there is none, or the Hub cannot be reached.
+            ValueError: the file is damaged; see `load`.
+
+        """
+        return cls.load(hub.find_file(repo, FILE, revision=revision))
 
     @classmethod
     def from_json(cls, text: str) -> CacheGraph:

@@ -9,11 +9,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from l2c import cli
-from l2c.backbones.zoo import load_backbone
+from l2c.evaluation.figures import graph_heatmap, save_figure
+from l2c.integrations.backends import configured_backbone
 from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.changes import measure_changes
 from l2c.policies.problem import Problem
 from l2c.policies.responses import measure_responses
+from l2c.policies.zoo import make_graph
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 SETTINGS = ("seed", "num_trajectories", "measure", "changes", "responses")
@@ -28,7 +30,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"cannot measure {unknown[0]!r}; known are {', '.join(MEASURES)}")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
-    backbone = load_backbone(cfg.model)
+    backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = Sampler(
         backbone,
         solver=cfg.solver.name,
@@ -56,9 +58,21 @@ def main(cfg: DictConfig) -> None:
     path = Path(cfg.output)
     Calibration(tensors, head_of(Problem.of(sampler).blank), {str(k): v for k, v in settings.items()}).save(path)
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-    print(
-        f"wrote {path}: {shapes}\nnext: python scripts/make_graph.py policy=smoothcache target=0.75 statistics={path}"
-    )
+    print(f"wrote {path}: {shapes}")
+    if "policy" in cfg:
+        _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
+    else:
+        print(f"next: python scripts/make_graph.py policy=smoothcache target=0.75 statistics={path}")
+
+
+def _write_graph(cfg: DictConfig, problem: Problem) -> None:
+    """Make the graph of the policy that was asked for beside the statistics."""
+    options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.target is None else {"target": cfg.target}))
+    folder = cli.run_folder()
+    graph.save(folder / "cache_graph.json")
+    save_figure(graph_heatmap(graph), folder / "graph.png")
+    print(f"{graph.summary()}\nwrote {folder / 'cache_graph.json'}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ MIDDLE = {"sampling", "evaluation", "integrations"}
 TOP = {"training", "policies"}
 LEAVES = {
     "atomic",
+    "hub",
     "json_fields",
+    "layer_names",
     "seeding",
     "_torchvision",
 }  # helpers that import nothing of ours; `cli` serves the entries

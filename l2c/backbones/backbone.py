@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class Backbone(nn.Module, ABC):
         input_shape: (C, H, W) of one input image or latent.
         num_embedded_labels: rows of the label table, the null label included; 0 for a backbone without labels.
         layer_shape: (T, D), tokens and width of a layer's output; None where not known.
+        layers_per_block: layers of one block of a pass, 2 or, where layers are found by name, 1.
         condition_size: numbers that `condition` returns for one sample.
         gated: whether a layer's contribution is scaled by a gate that depends on t; where not, what a block with
             both layers reused adds is the sum of the two outputs, and its class has `reuse(*inputs, total)`.
@@ -58,6 +59,7 @@ class Backbone(nn.Module, ABC):
     input_shape: tuple[int, int, int]
     num_embedded_labels: int
     layer_shape: tuple[int, int] | None = None
+    layers_per_block: int = 2
     condition_size: int = 2
     gated: bool = True
 
@@ -159,9 +161,14 @@ def fingerprint(backbone: Backbone) -> str:
     weights are loaded into it.
     """
     if backbone.known_fingerprint is None:
-        digest = hashlib.sha256()
-        for name, value in sorted(backbone.state_dict().items()):
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
-        backbone.known_fingerprint = f"sha256:{digest.hexdigest()}"
+        backbone.known_fingerprint = weights_digest(backbone.state_dict())
     return backbone.known_fingerprint
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the digest of a state dict, see `fingerprint`."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return f"sha256:{digest.hexdigest()}"

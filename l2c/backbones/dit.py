@@ -21,10 +21,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Embed timesteps t (N,) as (N, dim): cosines, then sines, of geometrically spaced frequencies."""
+def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0, shift: int = 0) -> Tensor:
+    """Embed timesteps t (N,) as (N, dim): cosines, then sines, of geometrically spaced frequencies.
+
+    With `shift=1` the last frequency is `1 / max_period` itself, as diffusers has it.
+    """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
+    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / (half - shift)
     angles = t[:, None].float() * torch.exp(-math.log(max_period) * exponent)[None]  # (N, dim / 2)
     embedding = torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
     return nn.functional.pad(embedding, (0, dim % 2))  # (N, dim)
@@ -54,13 +57,14 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int, frequency_size: int = 256) -> None:
         super().__init__()
         self.frequency_size = frequency_size
+        self.frequency_shift = 0  # 1 in weights that come from diffusers
         self.mlp = nn.Sequential(
             nn.Linear(frequency_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed t (N,) as (N, D)."""
-        frequencies = timestep_embedding(t, self.frequency_size)
+        frequencies = timestep_embedding(t, self.frequency_size, shift=self.frequency_shift)
         return self.mlp(frequencies.to(next(self.parameters()).dtype))
 
 

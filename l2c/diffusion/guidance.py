@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) in the two conventions of the publications."""
+"""Classifier-free guidance (Ho & Salimans, arXiv 2207.12598) in the conventions of the publications."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GUIDANCE_MODES = ("dit", "uvit")
-NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0}
+GUIDANCE_MODES = ("dit", "uvit", "cfg")
+NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Guidance:
 
     Attributes:
         mode: `dit`: uncond + s (cond - uncond) on the first three channels, the others conditional (the rule
-            of the published DiT code, which its figures were made with); `uvit`: cond + s (cond - uncond).
-        scale: s; None or the neutral value (`dit` 1.0, `uvit` 0.0) switches guidance off.
+            of the published DiT code, which its figures were made with); `uvit`: cond + s (cond - uncond);
+            `cfg`: uncond + s (cond - uncond) on all channels, as diffusers' pipelines have it.
+        scale: s; None or the neutral value (`dit` and `cfg` 1.0, `uvit` 0.0) switches guidance off.
 
     """
 
@@ -38,6 +39,8 @@ class Guidance:
         assert self.scale is not None, "an inactive guidance has nothing to combine"
         if self.mode == "uvit":
             return cond + self.scale * (cond - uncond)
+        if self.mode == "cfg":
+            return uncond + self.scale * (cond - uncond)
         guided = cond.clone()
         guided[:, :3] = uncond[:, :3] + self.scale * (cond[:, :3] - uncond[:, :3])
         return guided

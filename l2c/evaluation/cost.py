@@ -15,6 +15,8 @@ from torch import nn
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
+from l2c.backbones.wrap import WrappedModule
+from l2c.evaluation.measured_cost import measure_macs
 from l2c.graph import CacheGraph
 
 
@@ -74,7 +76,7 @@ def _convolution(module: nn.Conv2d, outputs: int) -> int:
 
 
 def count_macs(backbone: Backbone) -> Cost:
-    """Count the MACs of one evaluation for one sample.
+    """Count the MACs of one evaluation for one sample; of a wrapped module, by running it once.
 
     Raises:
         TypeError: the backbone is of a kind whose shapes are not known here.
@@ -106,4 +108,6 @@ def count_macs(backbone: Backbone) -> Cost:
         if isinstance(backbone.final_layer, nn.Conv2d):
             fixed += _convolution(backbone.final_layer, backbone.input_shape[1] * backbone.input_shape[2])
         return Cost(layers, fixed)
-    raise TypeError(f"cannot count the MACs of a {type(backbone).__name__}; known are DiT and UViT")
+    if isinstance(backbone, WrappedModule):
+        return Cost(*measure_macs(backbone))
+    raise TypeError(f"cannot count the MACs of a {type(backbone).__name__}; known are DiT, UViT and wrapped modules")

@@ -13,21 +13,22 @@ from torch import Tensor
 
 from l2c.atomic import replacing
 from l2c.graph import CacheGraph
+from l2c.layer_names import blocks
 
 COMPUTED, REUSED = "#20455f", "#f3c35b"
 
 
-def _layer_axis(figure: Figure, num_rows: int, num_layers: int, title: str) -> Axes:
+def _layer_axis(figure: Figure, num_rows: int, of_block: Sequence[Sequence[int]], title: str) -> Axes:
     """Make an axis with a row per evaluation and a column per layer, blocks separated by thin lines."""
     axis = figure.add_subplot()
     axis.set_title(title, fontsize=10, loc="left")
-    axis.set_xlabel("layer: attention and MLP of each block")
+    axis.set_xlabel("layer: attention and MLP of each block" if len(of_block[0]) == 2 else "layer")
     axis.set_ylabel("evaluation (t), noise at the top")
-    step = max(1, num_layers // 2 // 14)
-    blocks = np.arange(0, num_layers // 2, step)
-    axis.set_xticks(2 * blocks + 0.5, [f"block {b}" for b in blocks], fontsize=7, rotation=45, ha="right")
-    for edge in range(2, num_layers, 2):
-        axis.axvline(edge - 0.5, color="white", linewidth=0.6)
+    shown = range(0, len(of_block), max(1, len(of_block) // 14))
+    middles = [sum(of_block[b]) / len(of_block[b]) for b in shown]
+    axis.set_xticks(middles, [f"block {b}" for b in shown], fontsize=7, rotation=45, ha="right")
+    for block in of_block[1:]:
+        axis.axvline(block[0] - 0.5, color="white", linewidth=0.6)
     for edge in range(1, num_rows):
         axis.axhline(edge - 0.5, color="white", linewidth=0.4)
     return axis
@@ -44,7 +45,8 @@ def router_heatmap(
     num_rows, num_layers = weights.shape
     figure = Figure(figsize=_size(num_rows, num_layers), dpi=110, layout="constrained")
     when = "" if step is None else f" after {step} steps"
-    axis = _layer_axis(figure, num_rows, num_layers, f"routers{when}: weight of the newly computed output")
+    pairs = [(layer, layer + 1) for layer in range(0, num_layers - 1, 2)]
+    axis = _layer_axis(figure, num_rows, pairs, f"routers{when}: weight of the newly computed output")
     image = axis.imshow(weights.numpy(), cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.set_yticks(range(num_rows), [f"{e} ({timesteps[e]:.0f})" for e in evaluations], fontsize=7)
     figure.colorbar(image, ax=axis, shrink=0.8)
@@ -59,7 +61,7 @@ def graph_heatmap(graph: CacheGraph) -> Figure:
         f"{graph.model}, {graph.solver}, {graph.num_evaluations} evaluations: "
         f"{100 * graph.removed_fraction_overall:.1f} % of layers reused"
     )
-    axis = _layer_axis(figure, len(graph.rows), graph.num_layers, title)
+    axis = _layer_axis(figure, len(graph.rows), blocks(graph.layers), title)
     axis.imshow(bits, cmap=ListedColormap([REUSED, COMPUTED]), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     labels = [f"{e} ({t:.0f})" for e, t in enumerate(graph.timesteps)]
     axis.set_yticks(range(len(labels)), labels, fontsize=7)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from l2c.graph import CacheGraph
+from l2c.layer_names import blocks
 from l2c.policies.problem import Problem
 
-GRANULARITIES = {"layer": 1, "block": 2}
+GRANULARITIES = ("layer", "block")
 
 
 def accumulate_rows(change: Tensor, delta: float, max_span: int | None = None) -> list[list[bool]]:
@@ -42,11 +43,14 @@ def block_caching(
     """Reuse a block (or layer) while its summed relative L1 change stays within delta (published: 0.5)."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be layer or block, got {granularity!r}")
+    layers = problem.blank.layers
+    units = blocks(layers) if granularity == "block" else [(layer,) for layer in range(len(layers))]
+    unit_of = [next(u for u, unit in enumerate(units) if layer in unit) for layer in range(len(layers))]
     change = problem.statistics().tensor(f"{granularity}_change")[0]  # (E, units)
 
     def make(threshold: float) -> CacheGraph:
         bits = accumulate_rows(change, threshold, max_span)
-        rows = [[bit for bit in row for _ in range(GRANULARITIES[granularity])] for row in bits]
+        rows = [[row[unit] for unit in unit_of] for row in bits]
         return problem.graph(
             rows, "block_caching", delta=round(threshold, 9), granularity=granularity, max_span=max_span
         )

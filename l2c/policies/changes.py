@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from l2c.backbones.dit import DiT
+from l2c.backbones.layer_form import RESIDUAL
 from l2c.backbones.uvit import UViT
+from l2c.backbones.wrap import WrappedModule
 from l2c.sampling.sampler import Sampler
 
 
@@ -22,7 +26,8 @@ def measure_changes(
 ) -> dict[str, Tensor]:
     """Return `layer_change` (K, E, L) and `block_change` (K, E, B) against outputs 1..K = max_age evaluations old.
 
-    Entries whose older output would lie before evaluation 0 are 0. Blocks are measured by what they add to their
+    Entries whose older output would lie before evaluation 0 are 0. Without `block_change` where a wrapped module's
+    blocks cannot be told. Blocks are measured by what they add to their
     input. With guidance both halves count alike.
 
     Args:
@@ -36,11 +41,13 @@ def measure_changes(
     backbone, guidance = sampler.backbone, sampler.guidance
     num_evaluations, num_layers = sampler.solver.num_evaluations, backbone.num_layers
     layer_change = torch.zeros(max_age, num_evaluations, num_layers, dtype=torch.float64)
-    block_change = torch.zeros(max_age, num_evaluations, num_layers // 2, dtype=torch.float64)
+    block_change = torch.zeros(max_age, num_evaluations, len(_blocks(backbone)), dtype=torch.float64)
     device = next(backbone.parameters()).device
     everything = (True,) * num_layers
     residuals: list[Tensor] = []
-    hooks = [block.register_forward_hook(_collector(backbone, residuals)) for block in _blocks(backbone)]
+    wrapped = isinstance(backbone, WrappedModule)
+    collect = _wrapped_collector(backbone, residuals) if wrapped else _collector(backbone, residuals)
+    hooks = [block.register_forward_hook(collect, with_kwargs=wrapped) for block in _blocks(backbone)]
     try:
         with tqdm(total=-(-len(noise) // batch_size) * num_evaluations, desc="changes", unit="evaluation") as bar:
             for start in range(0, len(noise), batch_size):
@@ -75,12 +82,16 @@ def measure_changes(
     finally:
         for hook in hooks:
             hook.remove()
+    if len(residuals) < block_change.shape[2]:  # of a wrapped module whose blocks are never called as such
+        return {"layer_change": layer_change.float()}
     return {"layer_change": layer_change.float(), "block_change": block_change.float()}
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module]:
     if isinstance(backbone, DiT):
         return list(backbone.blocks)
+    if isinstance(backbone, WrappedModule):
+        return backbone.blocks()
     assert isinstance(backbone, UViT)
     return [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
 
@@ -91,5 +102,19 @@ def _collector(backbone: nn.Module, residuals: list[Tensor]):  # type: ignore[no
     def collect(module: nn.Module, inputs: tuple[Tensor, ...], result: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
         x, (attn, mlp) = result
         residuals.append(x - inputs[0] if isinstance(backbone, DiT) else attn + mlp)
+
+    return collect
+
+
+def _wrapped_collector(backbone: Any, residuals: list[Tensor]):  # type: ignore[no-untyped-def]
+    """Return a hook that appends what a block of a wrapped module adds to its input."""
+    forms = {layer.module: layer.form for layer in backbone.layers}
+
+    def collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not args and "hidden_states" not in kwargs:
+            return
+        branch = forms.get(module, RESIDUAL).branch(module, args, kwargs, output)
+        streams = (branch,) if isinstance(branch, Tensor) else branch
+        residuals.append(torch.cat([stream for stream in streams if stream is not None], dim=1))
 
     return collect

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from l2c.graph import CacheGraph
+from l2c.layer_names import blocks
 from l2c.policies.problem import Problem
 
 
@@ -37,14 +38,16 @@ def interval(problem: Problem, *, n: float = 2, target: float | None = None) -> 
 
 def deepcache(problem: Problem, *, outer: int = 1, n: float = 2, target: float | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse all but the `outer` first and last blocks (DeepCache, arXiv 2312.00858)."""
-    blocks = problem.blank.num_layers // 2
-    if not 0 < 2 * outer < blocks:
-        raise ValueError(f"outer must lie in 1..{(blocks - 1) // 2} for {blocks} blocks, got {outer}")
-    inner = set(range(2 * outer, 2 * (blocks - outer)))
+    of_block = blocks(problem.blank.layers)
+    count = len(of_block)
+    if not 0 < 2 * outer < count:
+        raise ValueError(f"outer must lie in 1..{(count - 1) // 2} for {count} blocks, got {outer}")
+    inner = {layer for block in of_block[outer : count - outer] for layer in block}
     return _at(problem, inner, "deepcache", n, target, outer=outer)
 
 
 def faster_diffusion(problem: Problem, *, n: float = 2, target: float | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse the first half of the blocks (Faster Diffusion, arXiv 2312.09608)."""
-    half = set(range(2 * (problem.blank.num_layers // 4)))
+    of_block = blocks(problem.blank.layers)
+    half = {layer for block in of_block[: len(of_block) // 2] for layer in block}
     return _at(problem, half, "faster_diffusion", n, target)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph import CacheGraph
+from l2c.layer_names import kinds
 from l2c.policies.problem import Problem
 
 
@@ -62,7 +63,5 @@ def smoothcache(
     return problem.meet(problem.evaluations(target), make, float(finite.max()) + 1)
 
 
-def _groups(layers: Sequence[str], by: str) -> list[Sequence[int]]:
-    if by == "layer":
-        return [(layer,) for layer in range(len(layers))]
-    return [range(kind, len(layers), 2) for kind in (0, 1)]
+def _groups(layers: Sequence[str], by: str) -> Sequence[Sequence[int]]:
+    return [(layer,) for layer in range(len(layers))] if by == "layer" else kinds(layers)

@@ -51,7 +51,7 @@ class Denoiser:
         self.guidance = guidance
         self.dtype = next(backbone.parameters()).dtype
         if graph is not None and lifetimes is None:
-            lifetimes = Lifetimes.of(graph, sums=not backbone.gated)
+            lifetimes = lifetimes_for(backbone, graph)
         if guidance.active:
             assert y is not None, "the sampler refuses guidance for a backbone without a null label"
             y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])  # (2 N,)
@@ -81,6 +81,11 @@ class Denoiser:
     def cached_bytes(self) -> int:
         """Memory that the cache holds now, in bytes."""
         return self._pass.store.nbytes
+
+
+def lifetimes_for(backbone: Backbone, graph: CacheGraph) -> Lifetimes:
+    """Return a graph's lifetimes on a backbone."""
+    return Lifetimes.of(graph, sums=not backbone.gated, layers_per_block=backbone.layers_per_block)
 
 
 class _ScheduledPass(Pass):

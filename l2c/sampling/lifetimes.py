@@ -59,16 +59,19 @@ class Lifetimes:
     num_slots: int
 
     @classmethod
-    def of(cls, graph: CacheGraph, *, sums: bool = False) -> Lifetimes:
+    def of(cls, graph: CacheGraph, *, sums: bool = False, layers_per_block: int = 2) -> Lifetimes:
         """Work out a graph's lifetimes.
 
         Args:
             graph: rows and ways of reuse.
             sums: store the sum of a block's two outputs where both are computed at the same evaluation and all
                 reads of them are of both; for backbones without gates.
+            layers_per_block: 2, or 1: then a block's second place is never reused.
 
         """
         columns = list(zip(*graph.rows, strict=True))
+        if layers_per_block == 1:
+            columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
         blocks = [_Block(graph, pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
         for block in blocks if sums else ():
             block.merge()

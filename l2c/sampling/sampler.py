@@ -14,13 +14,12 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, call_block
 from l2c.backbones.zoo import fingerprint
-from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion import Guidance, NoiseSchedule, Solver, make_solver
 from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks
-from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.lifetimes import Lifetimes
+from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.store import LayerStore
 from l2c.seeding import ImageNoise, draw_normal
@@ -97,9 +96,8 @@ class Sampler:
             raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
         if eta is not None:
             options["eta"] = eta
-        schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
         self.graph = graph
-        self.solver = make_solver(solver, schedule, num_evaluations, **options)
+        self.solver = solver_for(backbone, solver, num_evaluations, **options)
         self.guidance = Guidance(conventions.guidance, cfg_scale)
         if self.guidance.active and conventions.null_label is None:
             raise ValueError(
@@ -109,7 +107,7 @@ class Sampler:
         if graph is not None:
             _check_timesteps(graph, self.solver.timesteps)
         self.backbone = in_precision(backbone, precision)
-        self.lifetimes = None if graph is None else Lifetimes.of(graph, sums=not backbone.gated)
+        self.lifetimes = None if graph is None else lifetimes_for(backbone, graph)
         self.matmul = matmul_setting(precision, matmul)
         self._store = LayerStore(dtype_of(cache_dtype, "cache_dtype"), cache_device)
         self._call: BlockCall = call_block
@@ -288,6 +286,25 @@ def _reason(error: Exception) -> str:
 
 
 T = TypeVar("T", str, int, float)
+
+
+def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: float) -> Solver:
+    """Return a solver on the backbone's noise schedule, or the one that a pipeline brings along.
+
+    Raises:
+        ValueError: an unknown name or option, or not the pipeline's.
+
+    """
+    own: Solver | None = getattr(backbone, "own_solver", None)
+    if own is None:
+        schedule = NoiseSchedule(backbone.conventions.schedule, backbone.conventions.first_timestep)
+        return make_solver(name, schedule, num_evaluations, **options)
+    if name not in ("pipeline", own.name) or num_evaluations != own.num_evaluations:
+        raise ValueError(
+            f"the pipeline was read with {own.name} and {own.num_evaluations} steps, got {name} and "
+            f"{num_evaluations}; read it again with those"
+        )
+    return own
 
 
 def _agreed(what: str, given: T | None, of_graph: T) -> T:

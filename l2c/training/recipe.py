@@ -22,7 +22,8 @@ from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
 from l2c.training.router import Routers, routed_evaluations
 from l2c.training.stepwise import StepwiseDenoising
 
-DATA = ("digits", "noise", "latents", "imagenet")
+DATA = ("digits", "noise", "prompts", "latents", "imagenet")
+FROM_NOISE = ("noise", "prompts")
 ROUTERS = ("l2c", "l2c_summed", "budget", "harmonica")
 
 
@@ -56,7 +57,7 @@ def make_recipe(cfg: DictConfig, backbone: Backbone, solver: Solver, cost: Cost)
     stepwise = cfg.router.name == "harmonica"
     routed = tuple(range(1, solver.num_evaluations)) if stepwise else routed_evaluations(solver.steps)
     routers = Routers(routed, backbone.num_layers, init=cfg.router.init, seed=cfg.seed)
-    if stepwise and cfg.data.name != "noise":
+    if stepwise and cfg.data.name not in FROM_NOISE:
         raise ValueError(
             "router=harmonica trains on the sampler's own trajectories and takes no images, "
             f"got data={cfg.data.name}; say data=noise"
@@ -112,7 +113,7 @@ def make_data(
     """Return the data module and the way its batches become pairs."""
     if cfg.data.name not in DATA:
         raise ValueError(f"unknown data {cfg.data.name!r}; known are {', '.join(DATA)}")
-    if cfg.data.name == "noise":
+    if cfg.data.name in FROM_NOISE:
         guidance = Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale)
         limit = cfg.data.get("num_trajectories")
         noise = NoiseDataModule(

@@ -16,14 +16,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.zoo import RANDOM, fingerprint, load_backbone
-from l2c.diffusion import NoiseSchedule, Solver, make_solver
+from l2c.backbones.zoo import RANDOM, fingerprint
+from l2c.diffusion import Solver
 from l2c.evaluation.cost import Cost, count_macs
 from l2c.evaluation.figures import graph_heatmap, save_figure
 from l2c.graph import CacheGraph
+from l2c.integrations.backends import configured_backbone
+from l2c.sampling.sampler import solver_for
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
-from l2c.training.recipe import Recipe, make_recipe
+from l2c.training.recipe import FROM_NOISE, Recipe, make_recipe
 from l2c.training.trainer import check_checkpoint, make_trainer
 
 LOGGERS = ("csv", "wandb")
@@ -54,9 +56,9 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
 
     """
     pl.seed_everything(cfg.seed, verbose=False)
-    backbone = load_backbone(cfg.model)
+    backbone = configured_backbone(cfg.model, cfg.solver)
     backbone.recompute_activations = cfg.recompute_activations
-    solver = _solver(cfg, backbone)
+    solver = solver_for(backbone, cfg.solver.name, cfg.solver.num_evaluations, **_plain(cfg.solver.options))
     cost = count_macs(backbone)
     recipe = make_recipe(cfg, backbone, solver, cost)
     module = LitRouter(
@@ -102,12 +104,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def _solver(cfg: DictConfig, backbone: Backbone) -> Solver:
-    conventions = backbone.conventions
-    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
-    return make_solver(cfg.solver.name, schedule, cfg.solver.num_evaluations, **_plain(cfg.solver.options))
-
-
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """Return the logger: CSV files in the run's folder, or Weights & Biases (offline without a key)."""
     if cfg.logger.name == "csv":
@@ -143,7 +139,7 @@ def _export(
     """Threshold the routers and say what the graph is valid for."""
     conventions = backbone.conventions
     routers = recipe.routers.cpu()
-    from_images = cfg.data.name != "noise"
+    from_images = cfg.data.name not in FROM_NOISE
     graph = CacheGraph(
         rows=recipe.objective.rows(routers, solver.num_evaluations),
         layers=backbone.layer_names,

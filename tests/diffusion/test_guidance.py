@@ -24,13 +24,18 @@ def test_uvit_guides_all_channels_from_the_conditional_output():
     assert got == [c + 0.5 * (c - 2) for c in range(1, 9)]
 
 
+def test_cfg_guides_all_channels_from_the_unconditional_output():
+    got = Guidance("cfg", 4.0).combine(COND, UNCOND).flatten().tolist()
+    assert got == [2 + 4 * (c - 2) for c in range(1, 9)]
+
+
 def test_conventions_agree_up_to_one():
     """DiT's scale s is U-ViT's s - 1, on the channels that DiT guides."""
     dit, uvit = Guidance("dit", 1.5).combine(COND, UNCOND), Guidance("uvit", 0.5).combine(COND, UNCOND)
     torch.testing.assert_close(dit[:, :3], uvit[:, :3])
 
 
-@pytest.mark.parametrize(("mode", "neutral"), [("dit", 1.0), ("uvit", 0.0)])
+@pytest.mark.parametrize(("mode", "neutral"), [("dit", 1.0), ("uvit", 0.0), ("cfg", 1.0)])
 def test_neutral_scale_switches_it_off(mode, neutral):
     assert not Guidance(mode).active
     assert not Guidance(mode, neutral).active
@@ -39,5 +44,5 @@ def test_neutral_scale_switches_it_off(mode, neutral):
 
 
 def test_unknown_mode_is_refused():
-    with pytest.raises(ValueError, match="unknown guidance 'cfg'; known are dit, uvit"):
-        Guidance("cfg", 1.0)
+    with pytest.raises(ValueError, match="unknown guidance 'apg'; known are dit, uvit, cfg"):
+        Guidance("apg", 1.0)

@@ -79,5 +79,5 @@ def test_trajectories_by_hand():
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(TypeError, match="cannot count the MACs of a Linear; known are DiT and UViT"):
+    with pytest.raises(TypeError, match="cannot count the MACs of a Linear; known are DiT, UViT and wrapped"):
         count_macs(nn.Linear(2, 2))

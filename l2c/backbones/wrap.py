@@ -1,0 +1,344 @@
+"""Any torch module as a backbone: its layers are found by name, and intercepted for the time of one evaluation."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Pass, Row, mix
+from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, first
+from l2c.layer_names import block_of
+
+
+@dataclass(frozen=True)
+class WrappedLayer:
+    """One layer of a module that is not ours.
+
+    Attributes:
+        name: the module's name.
+        module: its output holds the layer's.
+        form: how it holds it.
+        silent: modules that feed nothing but this layer.
+
+    """
+
+    name: str
+    module: nn.Module
+    form: LayerForm = OUTPUT
+    silent: tuple[nn.Module, ...] = ()
+
+
+class WrappedModule(Backbone):
+    """A module of any kind whose residual branches can be reused across evaluations; see `wrap`.
+
+    It is not changed: between two evaluations its forwards are its own, and saved weights keep its keys.
+
+    Args:
+        module: the network, `module(x, timestep=t)` or with labels beside.
+        layers: its layers, in the order in which they run.
+        timestep: the name of the parameter of its forward that takes t (N,).
+        labels: the name of the one that takes y (N,); None = it takes none.
+        conventions: of the weights.
+        input_shape: (C, H, W) of one input; None = unknown, then noise must be given and costs cannot be measured.
+        num_embedded_labels: rows of the label table, the null label included.
+
+    """
+
+    layers_per_block = 1
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[WrappedLayer],
+        *,
+        timestep: str,
+        labels: str | None,
+        conventions: Conventions,
+        input_shape: tuple[int, ...] | None,
+        num_embedded_labels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.module = module.eval().requires_grad_(False)
+        self.layers = tuple(layers)
+        self.layer_names = tuple(layer.name for layer in self.layers)
+        self.timestep = timestep
+        self.labels = labels
+        self.conventions = conventions
+        self.num_embedded_labels = num_embedded_labels
+        self._input_shape = input_shape
+        self._streams: dict[int, tuple[int | None, ...]] = {}
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """Shape of one input.
+
+        Raises:
+            ValueError: it was not given.
+
+        """
+        if self._input_shape is None:
+            raise ValueError("the shape of an input is needed here; say l2c.wrap(..., input_shape=(C, H, W))")
+        return self._input_shape  # type: ignore[return-value]  # (T, D) for models that are given tokens
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's own state dict, with its own keys."""
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load the module's own state dict."""
+        self.known_fingerprint = None
+        return self.module.load_state_dict(state_dict, *args, **kwargs)
+
+    def summary(self) -> str:
+        """Return the list of layers, one a line, for people."""
+        lines = [f"{len(self.layers)} layers of {self.conventions.name}"]
+        lines += [f"{i:4d}  {layer.name}  {type(layer.module).__name__}" for i, layer in enumerate(self.layers)]
+        return "\n".join(lines)
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the modules that the layers are parts of, each once; a layer that is a whole block is its own."""
+        return [self.module.get_submodule(name) for name in dict.fromkeys(map(block_of, self.layer_names))]
+
+    def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
+        """Call the module as its own code would."""
+        conditions = {self.timestep: t}
+        if self.labels is not None:
+            if y is None:
+                raise ValueError(f"{self.conventions.name} needs labels: give y (N,) for {self.labels!r}")
+            conditions[self.labels] = y
+        return self.module(x, **conditions)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict, computing every layer: the module's own forward; see `Backbone.forward`."""
+        return first(self.call(x, t, y))
+
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        row: Row,
+        cache: Sequence[LayerOutput] | None = None,
+        keep: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, LayerCache]:
+        """Predict with some layers reused; see `Backbone.forward_cached`.
+
+        Outputs of layers that work on two streams of tokens are kept as one tensor, one stream after the other.
+        """
+        if self.recompute_activations and torch.is_grad_enabled():
+            raise ValueError("recompute_activations needs a backbone of our own; leave it off for wrapped modules")
+        plan = SinglePlan(self.layer_names, row, cache, keep)
+        return self.run(x, self.condition(t, y), plan), plan.checked_cache()
+
+    def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
+        """Predict from x and (t,) or (t, y), each layer being a block of the pass; see `Backbone.run`."""
+        t, *y = condition
+        calls = {layer.module: self._caller(index, layers) for index, layer in enumerate(self.layers)}
+        with _forwards(calls):
+            return first(self.call(x, t, y[0] if y else None))
+
+    def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
+        """Return what runs in a layer's place in one evaluation."""
+        layer = self.layers[index]
+        original = layer.module.forward
+
+        def compute_or_reuse(
+            like: Tensor,
+            args: tuple[Any, ...],
+            kwargs: Mapping[str, Any],
+            fresh: tuple[Fresh, Fresh],
+            cached: tuple[LayerOutput, LayerOutput],
+        ) -> tuple[Any, Any]:
+            def branch_of(output: Any) -> Tensor:
+                return self._packed(index, layer.form.branch(layer.module, args, kwargs, output))
+
+            if fresh[0] is True:  # the output itself, bit for bit
+                output = original(*args, **kwargs)
+                return output, _Outputs(lambda: branch_of(output))
+            branch = mix(fresh[0], lambda: branch_of(original(*args, **kwargs)), cached[0])
+            output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
+            return output, _Outputs(lambda: branch)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            return layers.run(index, compute_or_reuse, like, args, kwargs)  # type: ignore[arg-type]
+
+        return call
+
+    def _packed(self, index: int, branch: Branch) -> Tensor:
+        """Return a branch as one tensor; streams (N, T_i, D) one after the other."""
+        if isinstance(branch, Tensor):
+            return branch
+        self._streams[index] = tuple(None if stream is None else stream.shape[1] for stream in branch)
+        return torch.cat([stream for stream in branch if stream is not None], dim=1)
+
+    def _unpacked(self, index: int, branch: Tensor) -> Branch:
+        if index not in self._streams:
+            return branch
+        sizes = self._streams[index]
+        parts = iter(branch.split([size for size in sizes if size is not None], dim=1))
+        return tuple(None if size is None else next(parts) for size in sizes)
+
+
+class _Outputs:
+    """The output of a layer where two of a block are expected, worked out where it is wanted."""
+
+    def __init__(self, branch: Callable[[], Tensor]) -> None:
+        self._branch = branch
+
+    def __getitem__(self, part: int) -> Tensor:
+        return self._branch()
+
+
+class SinglePlan(LayerPlan):
+    """A `LayerPlan` of blocks of one layer each."""
+
+    def __init__(self, layer_names: Sequence[str], *decisions: Any) -> None:
+        super().__init__(layer_names, *decisions)
+        self._names = layer_names
+        self._ran: set[int] = set()
+
+    def block(self, index: int) -> tuple[tuple[Fresh, Fresh], tuple[LayerOutput, LayerOutput]]:
+        """Return `(fresh, cached)` of layer `index`, each with an idle second place."""
+        return (self._fresh[index], True), (self._cached[index], None)
+
+    def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
+        """Run layer `index`, hold on to its output if it is to be kept; see `Pass.run`."""
+        if index in self._ran:
+            raise ValueError(
+                f"layer {self._names[index]} ran twice in one evaluation, so that no output is its own; "
+                "leave it out of the patterns given to l2c.wrap"
+            )
+        self._ran.add(index)
+        output, outputs = self._call(block, *inputs, *self.block(index))
+        if self._keep[index]:
+            self._kept[index] = outputs[0]
+        return output
+
+    def checked_cache(self) -> LayerCache:
+        """Return the new cache; refuse layers that did not run."""
+        idle = [name for index, name in enumerate(self._names) if index not in self._ran]
+        if idle:
+            raise ValueError(
+                f"layer {idle[0]} did not run in this evaluation; leave it out of the patterns given to l2c.wrap"
+            )
+        return self.new_cache
+
+
+@contextmanager
+def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules run other forwards for a while."""
+    own = {module: module.__dict__.get("forward") for module in calls}
+    for module, call in calls.items():
+        module.__dict__["forward"] = call
+    try:
+        yield
+    finally:
+        for module, forward in own.items():
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+
+def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the modules that patterns match, in the module's own order.
+
+    A pattern has as many parts as the name, separated by dots; `*` stands for any one part or a piece of it.
+
+    Raises:
+        ValueError: a pattern matches nothing, or one layer lies inside another.
+
+    """
+    names = [name for name, _ in module.named_modules() if name]
+    found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
+    for pattern, matched in found.items():
+        if not matched:
+            some = dict.fromkeys(".".join("*" if p.isdigit() else p for p in name.split(".")) for name in names)
+            raise ValueError(
+                f"the pattern {pattern!r} matches nothing in {type(module).__name__}; its modules are like "
+                f"{', '.join(list(some)[:12])}"
+            )
+    chosen = {name for matched in found.values() for name in matched}
+    for name in chosen:
+        inside = next((other for other in chosen if name.startswith(f"{other}.")), None)
+        if inside is not None:
+            raise ValueError(f"layer {name} lies inside layer {inside}; match one of them")
+    if not chosen:
+        raise ValueError("no patterns given; say layers=['blocks.*.attn', 'blocks.*.mlp'] or the like")
+    return tuple(name for name in names if name in chosen)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def wrap(
+    module: nn.Module,
+    layers: Sequence[str],
+    timestep: str = "t",
+    *,
+    labels: str | None = None,
+    num_labels: int = 0,
+    null_label: int | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    residual: Sequence[str] = (),
+    name: str | None = None,
+    schedule: str = "linear",
+    first_timestep: int = 0,
+    guidance: str = "cfg",
+) -> WrappedModule:
+    """Return a backbone of any module that predicts noise from x and t: for policies, router training, the sampler.
+
+    The module is frozen and put into eval mode; its forwards and the keys of its weights stay as they are. What was
+    matched is in `.layer_names` and, for people, in `.summary()`.
+
+    Args:
+        module: its first positional argument is x (N, C, H, W); it returns the prediction, or a tuple or output
+            object that begins with it.
+        layers: patterns of module names, one branch of a block each, `blocks.*.attn`; `*` is one part of a name.
+        timestep: the parameter of its forward that takes t (N,).
+        labels: the one that takes labels y (N,); None = the module takes none.
+        num_labels: labels are 0..num_labels-1.
+        null_label: the unconditional label, for guidance; None = there is none.
+        input_shape: (C, H, W) of one x; needed to draw noise and to measure costs.
+        residual: patterns of modules, among those matched, that add their input themselves (whole blocks).
+        name: the backbone's name in cache graphs; None = the module's class.
+        schedule: noise schedule of the weights, `linear` or `scaled_linear`.
+        first_timestep: t at the least noisy training step.
+        guidance: what `cfg_scale` means: `cfg`, `dit` or `uvit`.
+
+    Raises:
+        ValueError: a pattern matches nothing, or the forward has no such parameter.
+
+    """
+    parameters = list(inspect.signature(module.forward).parameters)
+    for what, parameter in (("timestep", timestep), ("labels", labels)):
+        if parameter is not None and parameter not in parameters:
+            raise ValueError(
+                f"the forward of {type(module).__name__} has no parameter {parameter!r}; say {what}= one of "
+                f"{', '.join(parameters[1:])}"
+            )
+    names = match_layers(module, layers)
+    whole = match_layers(module, residual) if residual else ()
+    stray = [found for found in whole if found not in names]
+    if stray:
+        raise ValueError(f"residual= matches {stray[0]}, which is no layer; match it in layers= too")
+    return WrappedModule(
+        module,
+        [WrappedLayer(n, module.get_submodule(n), RESIDUAL if n in whole else OUTPUT) for n in names],
+        timestep=timestep,
+        labels=labels,
+        conventions=Conventions(name or type(module).__name__, schedule, first_timestep, guidance, null_label),
+        input_shape=input_shape,
+        num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
+    )

@@ -1,0 +1,117 @@
+"""Folders and Hub repositories that hold a file of ours with a card; huggingface_hub is imported where needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PICTURES = (".png", ".svg", ".jpg")
+
+
+def find_file(repo: str | Path, name: str, *, revision: str | None = None) -> Path:
+    """Return a file of a local folder, or of a Hub repository, downloaded once.
+
+    Raises:
+        FileNotFoundError: the folder has no such file.
+        OSError: it is no folder, and the Hub has no such repository, file or revision, or cannot be reached.
+        ValueError: huggingface_hub is not installed.
+
+    """
+    if Path(repo).is_dir():
+        path = Path(repo) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"the folder {repo} has no {name}; give the folder that save_pretrained wrote")
+        return path
+    hub = _hub()
+    try:
+        return Path(hub.hf_hub_download(str(repo), name, revision=revision))
+    except Exception as error:  # the Hub's client has many; those of requests among them
+        raise OSError(
+            f"no {name} at {repo}: it is no folder here, and the Hub says {type(error).__name__}; "
+            "check the name, the revision and the connection"
+        ) from error
+
+
+def upload(folder: Path, repo: str, *, private: bool, token: str | None, message: str) -> str:
+    """Send a folder to a Hub repository, which is created where it does not exist; return its address.
+
+    Raises:
+        OSError: the Hub cannot be reached, or refuses.
+        ValueError: huggingface_hub is not installed.
+
+    """
+    hub = _hub()
+    try:
+        api = hub.HfApi(token=token)
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except Exception as error:
+        raise OSError(
+            f"cannot push to {repo}: {type(error).__name__}; log in with `hf auth login` and check the name"
+        ) from error
+    return str(commit)
+
+
+def copy_files(files: Iterable[str | Path], folder: Path) -> list[str]:
+    """Copy files beside the card; return their names."""
+    names = []
+    for file in map(Path, files):
+        shutil.copyfile(file, folder / file.name)
+        names.append(file.name)
+    return names
+
+
+def card(
+    *,
+    title: str,
+    summary: str,
+    statistics: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    files: Sequence[str] = (),
+) -> str:
+    """Return a model card in Markdown: what the graph is for, its figures, how to use it."""
+    figures = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in statistics.items())
+    pictures = "\n".join(f"![{name}]({name})" for name in files if Path(name).suffix in PICTURES)
+    return f"""---
+library_name: l2c
+tags: [diffusion, caching, cache-graph]
+---
+
+# {title}
+
+A cache graph of [l2c](https://pypi.org/project/l2c/): which layers are computed (`#`) and reused (`.`) at each
+evaluation. It holds no weights, and is refused by a model or sampler that it was not made for.
+
+```
+{summary}
+```
+
+{pictures}
+
+| figure | |
+|---|---|
+{figures}
+
+```python
+graph = l2c.CacheGraph.from_pretrained("this repository")
+l2c.Sampler(backbone, graph=graph)                                   # a backbone of l2c
+l2c.integrations.diffusers.apply_cache_graph(pipe, graph)            # a diffusers pipeline
+```
+
+Made with:
+
+```json
+{json.dumps(dict(provenance), indent=1, ensure_ascii=False)}
+```
+"""
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ModuleNotFoundError as error:
+        raise ValueError("the Hub needs the package huggingface_hub; run pip install 'l2c[diffusers]'") from error
+    return huggingface_hub

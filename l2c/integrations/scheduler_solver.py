@@ -1,0 +1,67 @@
+"""A diffusers scheduler as a solver: the same steps, asked for one evaluation at a time."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.diffusion import Evaluation, NoiseSchedule, Solver, Trajectory
+from l2c.diffusion.solver import NoiseSource, split_variance
+
+
+class SchedulerSolver(Solver):
+    """The steps of a scheduler whose timesteps are set.
+
+    Args:
+        scheduler: copied, as it stands.
+        timesteps: t that the model is given at each evaluation, which some pipelines scale.
+
+    Raises:
+        ValueError: it evaluates twice at one timestep.
+
+    """
+
+    def __init__(self, scheduler: Any, timesteps: Sequence[float]) -> None:
+        name = type(scheduler).__name__
+        for before, after in itertools.pairwise(timesteps):
+            if not before > after:
+                raise ValueError(
+                    f"{name} evaluates at t = {after:g} after {before:g}, but a cache graph needs one evaluation at "
+                    "each of decreasing timesteps; take a scheduler of one evaluation a step, e.g. "
+                    "DPMSolverMultistepScheduler"
+                )
+        self.name = name  # type: ignore[misc]
+        self.schedule = NoiseSchedule()
+        self.timesteps = self.indices = tuple(timesteps)
+        self.steps = tuple((e,) for e in range(len(self.timesteps)))
+        self._scheduler = copy.deepcopy(scheduler)
+        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self.stochastic = "Ancestral" in name or name.startswith("DDPM")
+
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
+        """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
+        scheduler = copy.deepcopy(self._scheduler)  # multistep schedulers remember
+        if first_step == 0:
+            x = x * scheduler.init_noise_sigma
+        options = {"generator": _generators(generator, len(x))} if self._takes_generator else {}
+        for e in range(first_step, self.num_evaluations):
+            t = scheduler.timesteps[e]
+            scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            output = yield Evaluation(e, scaled, self.timesteps[e])
+            predicted, _ = split_variance(output, x.shape[1])
+            x = scheduler.step(predicted, t, x, **options).prev_sample
+        return x
+
+
+def _generators(source: NoiseSource | None, count: int) -> torch.Generator | list[torch.Generator] | None:
+    """Return what schedulers draw from: a source with a stream for each image becomes a generator for each."""
+    if source is None or isinstance(source, torch.Generator):
+        return source
+    seeds = source((count, 1)).flatten().view(torch.int32).tolist()
+    return [torch.Generator().manual_seed(seed & 0xFFFFFFFF) for seed in seeds]

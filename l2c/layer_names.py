@@ -1,0 +1,33 @@
+"""What the names of layers say about blocks and kinds: `blocks.3.attn` is the kind `attn` of the block `blocks.3`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def block_of(name: str) -> str:
+    """Return the block that a layer belongs to; a layer that is a whole block, `blocks.3` or `tail`, is its own."""
+    head, _, tail = name.rpartition(".")
+    return name if tail.isdigit() or not head else head
+
+
+def kind_of(name: str) -> str:
+    """Return what a layer is: the last part of its name that is no number."""
+    return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
+
+
+def _grouped(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    groups: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(name, []).append(index)
+    return tuple(map(tuple, groups.values()))
+
+
+def blocks(layers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the indices of the layers of each block, in the order of the layers."""
+    return _grouped([block_of(name) for name in layers])
+
+
+def kinds(layers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the indices of the layers of each kind."""
+    return _grouped([kind_of(name) for name in layers])

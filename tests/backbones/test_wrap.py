@@ -1,0 +1,253 @@
+"""Any module as a backbone: our DiT, wrapped by name, is the DiT; a foreign one equals a loop by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import l2c
+from l2c.backbones.dit import modulate, unpatchify
+from l2c.backbones.zoo import fingerprint
+from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.evaluation.cost import count_macs
+from l2c.policies.calibration import Calibration, head_of
+from l2c.policies.changes import measure_changes
+from l2c.policies.problem import Problem
+from l2c.policies.responses import measure_responses
+from l2c.policies.zoo import make_graph as apply_policy
+from l2c.training.objectives import LearningToCache
+from l2c.training.pairs import TrajectoryPairs
+from l2c.training.router import Routers
+
+LAYERS = ["blocks.*.attn", "blocks.*.mlp"]
+
+
+class Mixer(nn.Module):
+    """Three blocks of two branches on tokens, a whole block, and a branch on two streams."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(1, 6)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)}) for _ in range(3))
+        self.whole = nn.Linear(6, 6)
+        self.tail = Whole(self.whole)
+        self.joint = Joint()
+
+    def forward(self, x, when):
+        h = x.flatten(2).transpose(1, 2) + self.embed(when[:, None] / 1000)[:, None]  # (N, T, 6)
+        for block in self.blocks:
+            h = h + torch.tanh(when.mean() / 500) * block["a"](h)
+            h = h + block["b"](torch.relu(h))
+        left, right = self.joint(h[:, :2], h[:, 2:])
+        h = self.tail(h + torch.cat([left, right], dim=1))
+        return (h.transpose(1, 2).reshape(x.shape),)
+
+
+class Whole(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states):
+        return hidden_states + self.inner(hidden_states)
+
+
+class Joint(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, a, b):
+        return self.left(a), self.right(b)
+
+
+@pytest.fixture
+def mixer():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Mixer()
+
+
+@pytest.fixture
+def wrapped(mixer):
+    return l2c.wrap(
+        mixer, ["blocks.*.?", "joint", "tail"], "when", residual=["tail"], input_shape=(6, 2, 4), name="mixer"
+    )
+
+
+@pytest.fixture
+def twin(make_dit):
+    """A DiT and itself, wrapped."""
+    dit = make_dit(depth=3)
+    options = {"labels": "y", "num_labels": 5, "null_label": 5, "guidance": "dit", "name": "DiT"}
+    return dit, l2c.wrap(Plain(copy.deepcopy(dit)), LAYERS, "t", input_shape=dit.input_shape, **options)
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        for name, child in block.named_children():
+            self.add_module(name, child)
+
+    def forward(self, x, c):
+        s1, c1, g1, s2, c2, g2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + g1.unsqueeze(1) * self.attn(modulate(self.norm1(x), s1, c1))
+        return x + g2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), s2, c2))
+
+
+class Plain(nn.Module):
+    """A DiT whose forward takes (x, t, y) and whose blocks return x alone: what a foreign module looks like."""
+
+    def __init__(self, dit):
+        super().__init__()
+        for name, child in dit.named_children():
+            self.add_module(name, child)
+        self.blocks = nn.ModuleList(map(PlainBlock, dit.blocks))
+        self.pos_embed = dit.pos_embed
+        self.patch_size, self.out_channels = dit.patch_size, dit.out_channels
+
+    def forward(self, x, t, y):
+        c = self.t_embedder(t) + self.y_embedder(y)
+        x = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            x = block(x, c)
+        shift, scale = self.final_layer.adaLN_modulation(c).chunk(2, dim=1)
+        x = self.final_layer.linear(modulate(self.final_layer.norm_final(x), shift, scale))
+        return unpatchify(x, self.patch_size, self.out_channels)
+
+
+def test_a_wrapped_dit_is_the_dit(twin, make_batch, random_rows, make_graph):
+    dit, wrapped = twin
+    assert wrapped.layer_names == dit.layer_names
+    x, t, y = make_batch(dit)
+    torch.testing.assert_close(wrapped(x, t, y), dit(x, t, y))
+    cache = own = None
+    for row in random_rows(5, dit.num_layers, seed=2):
+        theirs, cache = dit.forward_cached(x, t, y, row, cache)
+        ours, own = wrapped.forward_cached(x, t, y, row, own)
+        torch.testing.assert_close(ours, theirs)
+    soft = torch.linspace(0.1, 0.9, dit.num_layers, requires_grad=True)
+    twin_soft = soft.detach().clone().requires_grad_(True)
+    wrapped.forward_cached(x, t, y, soft, own)[0].square().sum().backward()
+    dit.forward_cached(x, t, y, twin_soft, cache)[0].square().sum().backward()
+    torch.testing.assert_close(soft.grad, twin_soft.grad, rtol=1e-4, atol=1e-4)
+    graph = make_graph(dit, reuse=("hold", "hold", "linear") * 2)
+    noise = torch.randn(3, *dit.input_shape)
+    images = [l2c.Sampler(b, graph=graph, cfg_scale=2.0).sample([0, 1, 2], noise=noise) for b in (dit, wrapped)]
+    torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)
+
+
+def test_measured_macs_are_the_counted_ones(twin):
+    dit, wrapped = twin
+    assert count_macs(wrapped) == count_macs(dit)
+
+
+def test_statistics_and_policies_are_those_of_the_dit(twin):
+    noise, labels = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
+    graphs = []
+    for backbone in twin:
+        sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=5, cfg_scale=2.0)
+        tensors = measure_changes(sampler, labels, noise, batch_size=2)
+        tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=2, max_age=3, seed=0)
+        calibration = Calibration(tensors, head_of(Problem.of(sampler).blank))
+        problem = Problem.of(sampler, calibration)
+        names = ("block_caching", "smoothcache", "gram", "interval", "faster_diffusion", "top_k", "late_first")
+        graphs.append([apply_policy(name, problem, target=0.8).rows for name in names])
+        graphs[-1].append(apply_policy("block_caching", problem, target=0.8, granularity="block").rows)
+        graphs[-1].append(apply_policy("deepcache", problem, target=0.9).rows)
+    assert graphs[0] == graphs[1]
+
+
+def test_blocks_that_are_no_modules_of_their_own_are_left_out(wrapped):
+    sampler = l2c.Sampler(wrapped, solver="ddim", num_evaluations=3)
+    tensors = measure_changes(sampler, None, torch.randn(2, 6, 2, 4), batch_size=2)
+    assert set(tensors) == {"layer_change"}  # a ModuleDict is never called
+    assert (tensors["layer_change"][0, 1:] > 0).all()
+
+
+def test_routers_train_on_it(wrapped):
+    solver = make_solver("ddim", NoiseSchedule(), 4)
+    routers = Routers((1, 3), wrapped.num_layers, init=0.0)
+    pairs = TrajectoryPairs(wrapped, solver, (1, 3), guidance=Guidance("cfg"))
+    objective = LearningToCache(wrapped, penalty=0.0, layer_weights=torch.ones(wrapped.num_layers))
+    pair = pairs.draw((torch.randn(2, 6, 2, 4), torch.zeros(2, dtype=torch.long)), 0)
+    objective(pair, routers.row(1)).loss.backward()
+    gradient = next(p.grad for p in routers.parameters() if p.grad is not None)
+    assert gradient.abs().min() > 0  # every layer, the whole block and the two streams among them
+    assert all(p.grad is None for p in wrapped.parameters())
+
+
+def test_a_foreign_module_equals_the_loop_by_hand(mixer, wrapped):
+    x, t = torch.randn(2, 6, 2, 4), torch.tensor([500.0, 500.0])
+    names = ["blocks.0.a", "blocks.0.b", "blocks.1.a", "blocks.1.b", "blocks.2.a", "blocks.2.b", "tail", "joint"]
+    assert wrapped.layer_names == tuple(names)
+    assert "8 layers of mixer" in wrapped.summary()
+    assert "   6  tail  Whole" in wrapped.summary()
+    output, cache = wrapped.forward_cached(x, t, None, (True,) * 8)
+    assert torch.equal(output, mixer(x, t)[0])
+    row = (True, False, False, True, True, True, False, False)
+    reused, again = wrapped.forward_cached(x + 1, t - 100, None, row, cache, keep=(False, True) * 4)
+    stored = {}
+    hooks = [
+        mixer.get_submodule(name).register_forward_hook(
+            lambda m, a, o, n=name: stored.update({n: o if n != "tail" else o - a[0]})
+        )
+        for name in names
+    ]
+    mixer(x, t)
+    for hook in hooks:
+        hook.remove()
+    hooks = [
+        mixer.get_submodule(name).register_forward_hook(
+            lambda m, a, o, n=name: stored[n] if n != "tail" else a[0] + stored[n]
+        )
+        for name, fresh in zip(names, row, strict=True)
+        if not fresh
+    ]
+    torch.testing.assert_close(reused, mixer(x + 1, t - 100)[0])
+    for hook in hooks:
+        hook.remove()
+    assert [entry is not None for entry in again] == [False, True] * 4
+    assert torch.equal(output, mixer(x, t)[0])  # untouched
+
+
+def test_keys_of_the_weights_stay(mixer, wrapped):
+    assert list(wrapped.state_dict()) == list(mixer.state_dict())
+    before = fingerprint(wrapped)
+    wrapped.load_state_dict({k: v + 1 for k, v in mixer.state_dict().items()})
+    assert fingerprint(wrapped) != before
+
+
+def test_a_seven_layer_graph_runs(mixer):
+    wrapped = l2c.wrap(mixer, ["blocks.*.?", "joint"], "when", input_shape=(6, 2, 4))
+    sampler = l2c.Sampler(wrapped, solver="ddim", num_evaluations=4)
+    problem = Problem.of(sampler)
+    graph = apply_policy("interval", problem, n=2)
+    assert graph.num_layers == 7
+    cached = l2c.Sampler(wrapped, graph=graph)
+    noise = torch.randn(2, 6, 2, 4)
+    assert not torch.equal(cached.sample(noise=noise), sampler.sample(noise=noise))
+
+
+def test_bad_input_is_one_sentence(mixer, wrapped):
+    with pytest.raises(ValueError, match=r"'blocks.\*.attn' matches nothing in Mixer; its modules are like embed, "):
+        l2c.wrap(mixer, ["blocks.*.attn"], "when")
+    with pytest.raises(ValueError, match="no parameter 't'; say timestep= one of when"):
+        l2c.wrap(mixer, ["joint"])
+    with pytest.raises(ValueError, match=r"layer joint.left lies inside layer joint"):
+        l2c.wrap(mixer, ["joint", "joint.left"], "when")
+    with pytest.raises(ValueError, match=r"input_shape=\(C, H, W\)"):
+        count_macs(l2c.wrap(mixer, ["joint"], "when"))
+    with pytest.raises(ValueError, match="residual= matches tail, which is no layer"):
+        l2c.wrap(mixer, ["joint"], "when", residual=["tail"])
+    mixer.idle = nn.Linear(2, 2)
+    idle = l2c.wrap(mixer, ["joint", "idle"], "when")
+    with pytest.raises(ValueError, match="layer idle did not run"):
+        idle.forward_cached(torch.zeros(1, 6, 2, 4), torch.ones(1), None, (True, True))
+    mixer.blocks[1]["a"] = mixer.blocks[0]["a"]
+    twice = l2c.wrap(mixer, ["blocks.0.a"], "when")
+    with pytest.raises(ValueError, match="ran twice in one evaluation"):
+        twice.forward_cached(torch.zeros(1, 6, 2, 4), torch.ones(1), None, (True,))

@@ -1,0 +1,213 @@
+"""Cache graphs on the real diffusers classes, against a loop of torch hooks that computes everything and swaps."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+
+from diffusers.hooks import HookRegistry
+
+from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers_layers import find_layers
+
+NAMES = ("dit", "pixart", "sd3", "flux", "sana", "hunyuan", "unet")
+CASES = [*((name, None) for name in NAMES), ("unet", ("block", "resnet")), ("unet", ("layer",))]
+CASES += [(name, ("block",)) for name in ("dit", "sd3", "flux", "hunyuan")]
+
+
+def parts(output):
+    return list(output) if isinstance(output, tuple) else [output]
+
+
+def whole_blocks(name):
+    return name.rpartition(".")[2].isdigit()
+
+
+@contextmanager
+def swapped(family, graph):
+    """Let every module compute, then swap what it adds by hand; yields a setter of the evaluation."""
+    at = {"e": 0}
+    stored = {name: [] for name in graph.layers}
+
+    def hook_of(index, name):
+        def swap(module, args, kwargs, output):
+            if "resnets" in name:
+                x = args[0] if module.conv_shortcut is None else module.conv_shortcut(args[0])
+                base = [x]
+            elif whole_blocks(name):
+                x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+                base = [kwargs["encoder_hidden_states"], x] if len(parts(output)) == 2 else [x]
+            else:
+                base = [0.0] * len(parts(output))
+            e, t = at["e"], graph.timesteps[at["e"]]
+            added = [None if o is None else o - b for o, b in zip(parts(output), base, strict=True)]
+            if graph.rows[e][index]:
+                stored[name].append((t, added))
+                return output
+            (t1, new), *older = reversed(stored[name])
+            if graph.reuse[e] == "linear" and older:
+                t0, old = older[0]
+                slope = (t - t1) / (t1 - t0)
+                new = [None if a is None else a + slope * (a - b) for a, b in zip(new, old, strict=True)]
+            result = tuple(None if a is None else b + a for a, b in zip(new, base, strict=True))
+            return result if isinstance(output, tuple) else result[0]
+
+        return swap
+
+    handles = [
+        family.model.get_submodule(name).register_forward_hook(hook_of(i, name), with_kwargs=True)
+        for i, name in enumerate(graph.layers)
+    ]
+    try:
+        yield at
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def by_hand(family, graph):
+    x, outputs = family.x, []
+    with swapped(family, graph) as at:
+        for e, t in enumerate(family.timesteps):
+            at["e"] = e
+            outputs.append(family(x, t))
+            x = x - 0.15 * outputs[-1][:, : x.shape[1]]
+    return outputs
+
+
+def hook_of(family):
+    return HookRegistry.check_if_exists_or_initialize(family.model).get_hook(ROOT)
+
+
+@pytest.mark.parametrize(("name", "of"), CASES)
+@torch.no_grad()
+def test_a_graph_equals_the_hand_written_loop(name, of, make_family, family_graph):
+    family = make_family(name)
+    plain = family.trajectory()
+    graph = family_graph(family, of=of, reuse=("hold", "hold", "linear", "hold", "linear", "linear"))
+    expected = by_hand(family, graph)
+    apply_cache_graph(family.model, graph)
+    for _ in range(3):  # second and third calls are as cached as the first, without any reset
+        for ours, theirs in zip(family.trajectory(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert hook_of(family).cached_bytes == 0  # nothing is read after the last evaluation
+    assert not torch.equal(expected[-1], plain[-1])
+    remove_cache_graph(family.model)
+    for after, before in zip(family.trajectory(), plain, strict=True):
+        assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize(("name", "of"), CASES)
+@torch.no_grad()
+def test_an_all_compute_graph_changes_no_bit(name, of, make_family, family_graph):
+    family = make_family(name)
+    plain = family.trajectory()
+    rows = ((True,) * len(find_layers(family.model, of=of)),) * len(family.timesteps)
+    apply_cache_graph(family.model, family_graph(family, of=of, rows=rows))
+    for after, before in zip(family.trajectory(), plain, strict=True):
+        assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_reused_layers_do_not_run(name, make_family, family_graph):
+    family = make_family(name)
+    graph = family_graph(family)
+    calls = dict.fromkeys(graph.layers, 0)
+    for layer in graph.layers:
+        inner = next(m for m in family.model.get_submodule(layer).modules() if hasattr(m, "weight"))
+        original = inner.forward
+
+        def counted(*args, layer=layer, original=original, **kwargs):
+            calls[layer] += 1
+            return original(*args, **kwargs)
+
+        inner.forward = counted
+    family(family.x, family.timesteps[0])
+    once = dict(calls)  # some modules run more than once in a forward
+    apply_cache_graph(family.model, graph)
+    calls.update(dict.fromkeys(calls, 0))
+    family.trajectory()
+    for index, layer in enumerate(graph.layers):
+        assert calls[layer] == once[layer] * sum(row[index] for row in graph.rows), layer
+
+
+@torch.no_grad()
+def test_a_late_start_computes_what_was_never_computed(make_family, family_graph):
+    family = make_family("pixart")
+    plain = family.trajectory(range(3, 6))
+    graph = family_graph(family)
+    apply_cache_graph(family.model, graph)
+    family.trajectory(range(2))  # broken off
+    late = family.trajectory(range(3, 6))
+    remove_cache_graph(family.model)
+    apply_cache_graph(family.model, graph)
+    again = family.trajectory(range(3, 6))
+    assert torch.equal(late[0], plain[0]) or not torch.equal(late[0], again[0])  # kept from evaluations 0 and 1
+    assert torch.equal(again[0], plain[0])
+    assert not torch.equal(again[-1], plain[-1])
+
+
+@torch.no_grad()
+def test_guidance_branches_do_not_share(make_family, family_graph):
+    family = make_family("pixart")
+    graph = family_graph(family)
+    other = {**family.conditions, "encoder_hidden_states": torch.randn(2, 7, 24)}
+    cond, uncond = family, type(family)(family.model, family.x, other, family.timesteps)
+    apply_cache_graph(family.model, graph)
+    expected = [branch.trajectory() for branch in (cond, uncond)]
+
+    def interleaved(context):
+        x, outputs = [family.x, family.x], []
+        for t in family.timesteps:
+            for i, branch in enumerate((cond, uncond)):
+                with context(i):
+                    outputs.append(branch(x[i], t))
+                x[i] = x[i] - 0.15 * outputs[-1][:, :4]
+        return outputs
+
+    @contextmanager
+    def nameless(i):
+        yield
+
+    for context in (nameless, lambda i: family.model.cache_context(("cond", "uncond")[i])):
+        if context is not nameless and not hasattr(family.model, "cache_context"):
+            continue
+        outputs = interleaved(context)
+        for i in (0, 1):
+            for ours, theirs in zip(outputs[i::2], expected[i], strict=True):
+                assert torch.equal(ours, theirs)
+
+
+def test_bad_input_is_one_sentence(make_family, family_graph):
+    family, other = make_family("dit"), make_family("pixart")
+    graph = family_graph(family)
+    for stranger in ("sd3", "pixart"):
+        with pytest.raises(ValueError, match=r"made for DiTTransformer2DModel with 6 layers .* but the model is a "):
+            apply_cache_graph(make_family(stranger).model, graph)
+    shallower = family_graph(family, layers=graph.layers[:4], rows=[row[:4] for row in graph.rows])
+    with pytest.raises(ValueError, match=r"has 2 more of their kind \(transformer_blocks.2.attn1"):
+        apply_cache_graph(family.model, shallower)
+    with pytest.raises(ValueError, match="other weights of DiTTransformer2DModel"):
+        apply_cache_graph(family.model, graph.replace(fingerprint="sha256:" + "0" * 64))
+    with pytest.raises(ValueError, match="neither a transformer nor a unet"):
+        apply_cache_graph(object(), graph)
+    apply_cache_graph(family.model, graph)
+    with pytest.raises(ValueError, match="already applied"):
+        apply_cache_graph(family.model, graph)
+    with pytest.raises(ValueError, match=r"called at t = 980, but the graph's 6 evaluations lie at 951, 751, 501"):
+        family(family.x, 980.0)
+    from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+    )
+    apply_pyramid_attention_broadcast(other.model, config)
+    with pytest.raises(ValueError, match="already cached by pyramid_attention_broadcast"):
+        apply_cache_graph(other.model, family_graph(other))
+    with pytest.raises(ValueError, match="give the pipeline"):
+        apply_cache_graph(family.model, graph, resample=True)
