@@ -9,11 +9,11 @@ import torch
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.data.digits import DigitsDataModule
 from l2c.data.imagenet import ImageNetDataModule
 from l2c.data.latents import LatentsDataModule
 from l2c.data.noise import NoiseDataModule
 from l2c.data.vae import load_vae
+from l2c.data.zoo import PIXEL_DATA, pixel_data
 from l2c.diffusion import Guidance, Solver
 from l2c.evaluation.cost import Cost
 from l2c.training.budget import BudgetedLearningToCache, removal_target
@@ -22,7 +22,7 @@ from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
 from l2c.training.router import Routers, routed_evaluations
 from l2c.training.stepwise import StepwiseDenoising
 
-DATA = ("digits", "noise", "latents", "imagenet")
+DATA = (*PIXEL_DATA, "noise", "latents", "imagenet")
 ROUTERS = ("l2c", "l2c_summed", "budget", "harmonica")
 
 
@@ -145,9 +145,10 @@ def _images(cfg: DictConfig, backbone: Backbone) -> pl.LightningDataModule:
         if cfg.data.name == "latents":
             return LatentsDataModule(cfg.data.folder, **fitting)
         return ImageNetDataModule(cfg.data.folder, load_vae(cfg.data.vae), **fitting)
-    if backbone.input_shape != DigitsDataModule.image_shape or backbone.num_labels != 10:
-        raise ValueError(
-            f"data=digits has images {DigitsDataModule.image_shape} of 10 classes, but {cfg.model.name} takes "
-            f"{backbone.input_shape} of {backbone.num_labels}; take data=noise, which needs no images"
-        )
-    return DigitsDataModule(cfg.data.batch_size, seed=cfg.seed)
+    return pixel_data(
+        cfg.data.name,
+        image_shape=backbone.input_shape,
+        num_labels=backbone.num_labels,
+        batch_size=cfg.data.batch_size,
+        seed=cfg.seed,
+    )
