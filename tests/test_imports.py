@@ -13,6 +13,7 @@ MIDDLE = {"sampling", "evaluation", "integrations"}
 TOP = {"training", "policies"}
 LEAVES = {
     "atomic",
+    "correction_file",
     "json_fields",
     "seeding",
     "_torchvision",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from l2c.graph import HOLD, LINEAR, CacheGraph
+from l2c.graph import FITTED, HOLD, LINEAR, REUSES, CacheGraph
 from l2c.policies.allocation import Allocation
 from l2c.policies.problem import Problem
 from l2c.policies.refine import Judge, refine
@@ -16,7 +16,7 @@ def gram(
     problem: Problem,
     *,
     target: float,
-    reuses: Sequence[str] = (HOLD, LINEAR),
+    reuses: Sequence[str] = (FITTED,),
     max_span: int = 4,
     routed: str = "all",
     exchanges: int = 0,
@@ -26,13 +26,16 @@ def gram(
     Args:
         problem: with `responses` among its statistics.
         target: budget in evaluations' worth of MACs, or a share of them.
-        reuses: what may stand in for a layer, of `hold` and `linear`.
+        reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
         max_span: evaluations in a row that a layer may be reused.
         routed: `all` but the first evaluation, `alternate` or `auto`.
         exchanges: rounds of overshooting the budget and coming back.
 
     """
     worth = problem.evaluations(target)
+    unknown = [reuse for reuse in reuses if reuse not in REUSES]
+    if unknown or not reuses:
+        raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
     allocation = Allocation(
         problem.statistics().tensor("responses").numpy(),
         problem.blank.timesteps,
@@ -48,6 +51,7 @@ def gram(
         allocation.rows.tolist(),
         "gram",
         reuse=allocation.reuse,
+        fitted=allocation.fitted,
         target=worth,
         reuses=list(reuses),
         max_span=max_span,

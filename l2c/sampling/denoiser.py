@@ -39,18 +39,18 @@ class Denoiser:
         """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
         batch = torch.cat([x, x]) if self.guidance.active else x
         times = torch.full((batch.shape[0],), t, device=x.device)
-        output = self._forward(batch.to(self.dtype), times, t).float()
+        output = self._forward(batch.to(self.dtype), times).float()
         self._evaluation += 1
         return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
 
-    def _forward(self, x: Tensor, times: Tensor, t: float) -> Tensor:
+    def _forward(self, x: Tensor, times: Tensor) -> Tensor:
         if self._history is None:
             return self.backbone(x, times, self.y)
         e, history = self._evaluation, self._history
         output, computed = self.backbone.forward_cached(
-            x, times, self.y, history.graph.rows[e], history.cached(e, t), history.keep(e)
+            x, times, self.y, history.graph.rows[e], history.cached(e), history.keep(e)
         )
-        history.update(e, t, computed)
+        history.update(e, computed)
         return output
 
     @property

@@ -13,6 +13,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
 from l2c.graph import CacheGraph
+from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser
 from l2c.seeding import draw_normal, make_generator
 
@@ -87,6 +88,7 @@ class Sampler:
             )
         if graph is not None:
             _check_timesteps(graph, self.solver.timesteps)
+            Correction.of(graph)  # refuses a file that does not belong
 
     @property
     def timesteps(self) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import l2c
 from l2c.diffusion import Guidance
 from l2c.graph import CacheGraph
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.history import LayerHistory, extrapolate
+from l2c.sampling.history import LayerHistory
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 MODES = ("hold", "hold", "linear", "linear", "hold", "linear")
@@ -34,6 +34,9 @@ def by_hand(backbone, graph, noise, labels, scale):
             past = computed.get(layer, [])
             if fresh:
                 cache.append(None)
+            elif graph.reuse[e] == "fitted" and len(past) > 1:
+                slope = graph.fitted[e][sum(not bit for bit in graph.rows[e][:layer])]
+                cache.append(past[-1][1] + slope * (past[-1][1] - past[-2][1]))
             elif graph.reuse[e] == "linear" and len(past) > 1:
                 (t0, a), (t1, b) = past[-2:]
                 cache.append(b + (b - a) * (t - t1) / (t1 - t0))
@@ -80,12 +83,20 @@ def test_memory_held_equals_the_prediction(backbone, make_graph):
     assert held[-1] == 0
 
 
-def test_a_straight_line_is_forecast_exactly():
-    line = [torch.full((1, 2, 3), 2.0 * t + 1) for t in (9.0, 6.0, 4.0)]
-    torch.testing.assert_close(extrapolate(line[1], line[0], 6.0, 9.0, 4.0), line[2])
+def test_fitted_slopes_equal_a_loop_by_hand(backbone, make_graph):
+    plain = make_graph(backbone, cfg_scale=2.0)
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(len(row) - sum(row), generator=generator).tolist() for row in plain.rows]
+    graph = plain.replace(reuse=("fitted",) * 6, fitted=tuple(map(tuple, draws)))
+    labels, noise = torch.tensor([1, 4]), seeded_noise(backbone.input_shape, 0, 2)
+    with torch.no_grad():
+        expected = by_hand(backbone, graph, noise, labels, 2.0)
+    images = Sampler(backbone, graph=graph).sample(labels, noise=noise)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(images, Sampler(backbone, graph=plain).sample(labels, noise=noise))
 
 
-def one_layer(bits, reuse):
+def one_layer(bits, reuse, **changes):
     return CacheGraph(
         rows=[(bit,) for bit in bits],
         layers=("a",),
@@ -93,6 +104,7 @@ def one_layer(bits, reuse):
         model="m",
         solver="ddim",
         reuse=reuse,
+        **changes,
     )
 
 
@@ -114,20 +126,22 @@ def test_span_reads_computed_outputs_only():
     graph = one_layer((1, 1, 0, 0), ("hold", "hold", "linear", "linear"))
     history = LayerHistory(graph)
     for e, value in ((0, 1.0), (1, 2.0)):
-        history.update(e, graph.timesteps[e], (torch.tensor([value]),))
-    assert history.cached(2, graph.timesteps[2])[0] == pytest.approx(3.0)
-    history.update(2, graph.timesteps[2], (None,))
-    assert history.cached(3, graph.timesteps[3])[0] == pytest.approx(4.0)
+        history.update(e, (torch.tensor([value]),))
+    assert history.cached(2)[0] == pytest.approx(3.0)  # a straight line is forecast exactly
+    history.update(2, (None,))
+    assert history.cached(3)[0] == pytest.approx(4.0)
 
 
 def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     schema = json.loads((Path(l2c.__file__).parent / "cache_graph.schema.json").read_text())
     linear = one_layer((1, 1, 0), ("hold", "hold", "linear"))
-    for graph, written in ((linear, True), (one_layer((1, 1, 0), None), False)):
+    fitted = one_layer((1, 1, 0), ("hold", "hold", "fitted"), fitted=((), (), (0.25,)))
+    for graph, written in ((linear, True), (fitted, True), (one_layer((1, 1, 0), None), False)):
         graph.save(tmp_path / "g.json")
         content = json.loads((tmp_path / "g.json").read_text())
         jsonschema.validate(content, schema)
         assert ("reuse" in content) == written
+        assert ("slopes" in content) == (graph is fitted)
         assert CacheGraph.load(tmp_path / "g.json") == graph
     assert "linear" in linear.summary()
 
@@ -136,9 +150,20 @@ def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     ("reuse", "sentence"),
     [
         (("hold",), "reuse has 1 entries, but the graph has 3 rows"),
-        (("hold", "hold", "cubic"), "must be hold or lin"),
+        (("hold", "hold", "cubic"), "must be hold or linear or fitted"),
+        (("hold", "hold", "fitted"), r"evaluation 2 reuses 1 layers by fitted and needs 1 finite slopes, got \[\]"),
     ],
 )
 def test_bad_reuse_is_refused(reuse, sentence):
     with pytest.raises(ValueError, match=sentence):
         one_layer((1, 1, 0), reuse)
+
+
+def test_slopes_are_given_or_those_of_the_line_or_none():
+    reuse = ("hold", "fitted", "linear", "hold", "fitted")
+    graph = one_layer((1, 1, 0, 0, 0), reuse, fitted=((), (), (), (), (0.5,)))
+    assert graph.slopes == ((0.0,), (0.0,), (1.0,), (0.0,), (0.5,))
+    early = one_layer((1, 0, 1), ("fitted",) * 3, fitted=((), (0.5,), ()))
+    assert early.slopes[1] == (0.0,)  # with one output only it is held
+    with pytest.raises(ValueError, match="by hold and needs 0 finite slopes"):
+        one_layer((1, 0), ("hold",) * 2, fitted=((), (0.5,)))
