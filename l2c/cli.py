@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from l2c.backbones.zoo import near_names, project_folder
 
 TRACEBACK = "L2C_TRACEBACK"
-BAD_INPUT = (ValueError, OSError, HydraException, OmegaConfBaseException)
+BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException)
 
 
 def run_folder() -> Path:

@@ -189,12 +189,12 @@ class CacheGraph:
     def held(self) -> tuple[tuple[int, ...], ...]:
         """For each evaluation, how many computed outputs of each layer (0, 1, 2) are held, because read later."""
         columns = []
-        for bits in zip(*self.rows, strict=True):
+        for bits, slopes in zip(zip(*self.rows, strict=True), zip(*self.slopes, strict=True), strict=True):
             computed = list(accumulate(bits))
             wanted, column = 0, []
             for e in reversed(range(self.num_evaluations)):
                 column.append(min(wanted, computed[e]))
-                readers = 1 if self.reuse[e] == HOLD else 2
+                readers = 2 if slopes[e] else 1
                 wanted = max(wanted - 1, 0) if bits[e] else max(wanted, readers)
             columns.append(column[::-1])
         return tuple(zip(*columns, strict=True))

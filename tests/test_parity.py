@@ -82,7 +82,8 @@ def trace(sampler: l2c.Sampler, labels: torch.Tensor, noise: torch.Tensor):
 def test_dit_forward_and_its_parts(dit, data):
     expected, inputs = data.tensors("dit_samples"), data.tensors("dit_inputs")
     parts = {}
-    dit.blocks[0].register_forward_pre_hook(lambda _, args: parts.update(x_embed=args[0], c=args[1]))
+    dit.blocks[0].register_forward_pre_hook(lambda _, args: parts.update(x_embed=args[0]))
+    dit.final_layer.adaLN_modulation.register_forward_pre_hook(lambda _, args: parts.update(c=args[0]))
     for b, block in enumerate(dit.blocks):
         block.register_forward_hook(lambda _, args, output, b=b: parts.update({f"block{b}": output[0]}))
     parts["out"] = dit(inputs["z"], expected["fwd.t"], inputs["y"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from l2c.backbones.layer_cache import LayerCache, LayerOutput, Row
+from l2c.backbones.layer_cache import LayerCache, LayerOutput, LayerPlan, Pass, Row
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Backbone(nn.Module, ABC):
         layer_names: names of the 2L layers, index `2 b` attention and `2 b + 1` MLP of block b.
         input_shape: (C, H, W) of one input image or latent.
         num_embedded_labels: rows of the label table, the null label included; 0 for a backbone without labels.
+        layer_shape: (T, D), tokens and width of a layer's output; None where not known.
+        condition_size: numbers that `condition` returns for one sample.
+        gated: whether a layer's contribution is scaled by a gate that depends on t; where not, what a block with
+            both layers reused adds is the sum of the two outputs, and its class has `reuse(*inputs, total)`.
         recompute_activations: in passes with gradients, keep only each block's input and compute the block again
             on the way back: less memory, about a third more time.
 
@@ -53,6 +57,9 @@ class Backbone(nn.Module, ABC):
     layer_names: tuple[str, ...]
     input_shape: tuple[int, int, int]
     num_embedded_labels: int
+    layer_shape: tuple[int, int] | None = None
+    condition_size: int = 2
+    gated: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,13 +104,6 @@ class Backbone(nn.Module, ABC):
         row, keep = (True,) * self.num_layers, (False,) * self.num_layers
         return self.forward_cached(x, t, y, row, keep=keep)[0]
 
-    def _run(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run one block, by activation checkpointing where asked for."""
-        if self.recompute_activations and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
-
-    @abstractmethod
     def forward_cached(
         self,
         x: Tensor,
@@ -131,6 +131,25 @@ class Backbone(nn.Module, ABC):
             ValueError: a length differs from 2L, or a layer is reused with nothing cached for it.
 
         """
+        plan = LayerPlan(self.layer_names, row, cache, keep, self._call)
+        return self.run(x, self.condition(t, y), plan), plan.new_cache
+
+    def _call(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run one block, by activation checkpointing where asked for."""
+        if self.recompute_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+    def condition(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """Return all that depends on timesteps t (N,) and labels y (N,) alone; each part begins with N.
+
+        Known before sampling starts: a sampler asks once for many evaluations, with N rows for each.
+        """
+        return (t,) if y is None else (t, y)
+
+    @abstractmethod
+    def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
+        """Predict from x (N, C, H, W) and its `condition`; `layers` decides and keeps."""
 
 
 def fingerprint(backbone: Backbone) -> str:

@@ -6,19 +6,18 @@ N: batch, C: channels, H = W: input_size, T = (H / patch_size)^2 tokens, D: hidd
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from timm.layers import Attention, GELUTanh, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions
-from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Row, mix
+from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Scale and shift the channels of x (N, T, D) by (N, D) each."""
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
 
 
 def timestep_embedding(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
@@ -88,18 +87,17 @@ class DiTBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(
-        self,
-        x: Tensor,
-        c: Tensor,
-        fresh: tuple[Fresh, Fresh] = (True, True),
-        cached: tuple[LayerOutput, LayerOutput] = (None, None),
+        self, x: Tensor, modulation: Tensor, fresh: tuple[Fresh, Fresh] = (True, True), cached: Pair = (None, None)
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Return x (N, T, D) after both layers, and both layers' outputs before their gates."""
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.adaLN_modulation(c).chunk(6, dim=1)
+        """Return x (N, T, D) after both layers, and both layers' outputs before their gates.
+
+        The modulation (N, 6 D) is `adaLN_modulation` of the conditioning.
+        """
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation.chunk(6, dim=1)
         attn = mix(fresh[0], lambda: self.attn(modulate(self.norm1(x), shift_msa, scale_msa)), cached[0])
-        h = x + gate_msa.unsqueeze(1) * attn  # (N, T, D)
+        h = torch.addcmul(x, gate_msa.unsqueeze(1), attn)  # (N, T, D)
         mlp = mix(fresh[1], lambda: self.mlp(modulate(self.norm2(h), shift_mlp, scale_mlp)), cached[1])
-        return h + gate_mlp.unsqueeze(1) * mlp, (attn, mlp)
+        return torch.addcmul(h, gate_mlp.unsqueeze(1), mlp), (attn, mlp)
 
 
 class FinalLayer(nn.Module):
@@ -111,9 +109,9 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Project tokens x (N, T, D) to (N, T, patch_size^2 * out_channels)."""
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Project tokens x (N, T, D), modulated by (N, 2 D), to (N, T, patch_size^2 * out_channels)."""
+        shift, scale = modulation.chunk(2, dim=1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
@@ -157,6 +155,8 @@ class DiT(Backbone):
         self.patch_size = patch_size
         self.hidden_size = hidden_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
+        self.layer_shape = ((input_size // patch_size) ** 2, hidden_size)
+        self.condition_size = (6 * depth + 2) * hidden_size
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -185,23 +185,18 @@ class DiT(Backbone):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward_cached(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        row: Row,
-        cache: Sequence[LayerOutput] | None = None,
-        keep: Sequence[bool] | None = None,
-    ) -> tuple[Tensor, LayerCache]:
-        """Predict with some layers reused; see `Backbone.forward_cached`."""
-        plan = LayerPlan(self.layer_names, row, cache, keep)
+    def condition(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the modulation (N, 6 D) of each block and that of the final layer (N, 2 D)."""
         if y is None:
             raise ValueError(f"DiT needs labels: give y (N,), with {self.conventions.null_label} for no label")
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
+        return tuple(module.adaLN_modulation(c) for module in (*self.blocks, self.final_layer))
+
+    def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
+        """Predict from x and its modulations; see `Backbone.run`."""
+        *modulations, final = condition
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
-        for index, block in enumerate(self.blocks):
-            x, outputs = self._run(block, x, c, *plan.block(index))  # (N, T, D)
-            plan.collect(outputs)
-        x = self.final_layer(x, c)  # (N, T, patch_size^2 * out_channels)
-        return unpatchify(x, self.patch_size, self.out_channels), plan.new_cache
+        for index, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
+            x = layers.run(index, block, x, modulation)  # (N, T, D)
+        x = self.final_layer(x, final)  # (N, T, patch_size^2 * out_channels)
+        return unpatchify(x, self.patch_size, self.out_channels)

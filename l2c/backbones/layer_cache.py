@@ -1,21 +1,25 @@
 """The one seam: what a cached layer is.
 
 A layer is one residual branch of a transformer block (index `2 b` attention, `2 b + 1` MLP). Its output
-before the gate is what is kept and reused. `mix` decides between computing and reusing; `LayerPlan` hands
-each block its part of a row and collects what a later evaluation will read.
+before the gate is what is kept and reused. `mix` decides between computing and reusing; a `Pass` hands each
+block its decisions and takes what a later evaluation will read. `LayerPlan` is the pass whose row and cache are
+plain data; the sampler has one of its own.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Fresh: TypeAlias = "bool | Tensor"
 LayerOutput: TypeAlias = "Tensor | None"
 LayerCache: TypeAlias = "tuple[LayerOutput, ...]"
 Row: TypeAlias = "Sequence[bool] | Tensor"
+Pair: TypeAlias = "tuple[LayerOutput, LayerOutput]"
+BlockCall: TypeAlias = "Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]"
 
 
 def mix(fresh: Fresh, compute: Callable[[], Tensor], cached: LayerOutput) -> Tensor:
@@ -47,14 +51,36 @@ def _decisions(row: Row) -> tuple[Fresh, ...]:
     return tuple(bool(bit) for bit in bits)  # numpy's True is not Python's
 
 
-class LayerPlan:
-    """One pass through a backbone: which layers compute, what they reuse, what is kept.
+def call_block(block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Run a block as it is; its other runners compile it, or compute it again on the way back."""
+    return block(*inputs)
+
+
+class Pass(ABC):
+    """One pass through a backbone: which layers compute, what stands in for the others, what is kept.
+
+    Args:
+        call: runs a block, `call(block, *inputs, fresh, cached)`.
+
+    """
+
+    def __init__(self, call: BlockCall = call_block) -> None:
+        self._call = call
+
+    @abstractmethod
+    def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
+        """Run block `index` on its inputs, the tokens x (N, T, D) first; return x after it."""
+
+
+class LayerPlan(Pass):
+    """A pass whose decisions and cache are plain data.
 
     Args:
         layer_names: names of the 2L layers, for messages.
         row: 2L decisions: bools (True = compute), or a float tensor (2L,) of soft weights.
         cache: 2L outputs kept by an earlier evaluation, None where nothing is; None = an empty cache.
         keep: 2L bools, the outputs to hand on; None = all of them.
+        call: runs a block; see `Pass`.
 
     Raises:
         ValueError: a length differs from 2L, or a layer is to be reused with nothing cached for it.
@@ -67,7 +93,9 @@ class LayerPlan:
         row: Row,
         cache: Sequence[LayerOutput] | None,
         keep: Sequence[bool] | None,
+        call: BlockCall = call_block,
     ) -> None:
+        super().__init__(call)
         num_layers = len(layer_names)
         self._fresh = _decisions(row)
         cached = (None,) * num_layers if cache is None else tuple(cache)
@@ -86,18 +114,19 @@ class LayerPlan:
                     f"layer {name} is to be reused, but nothing is cached for it; "
                     "compute it at an earlier evaluation and keep its output"
                 )
-        self._kept: list[LayerOutput] = []
+        self._kept: list[LayerOutput] = [None] * num_layers
 
-    def block(self, index: int) -> tuple[tuple[Fresh, Fresh], tuple[LayerOutput, LayerOutput]]:
+    def block(self, index: int) -> tuple[tuple[Fresh, Fresh], Pair]:
         """Return `(fresh, cached)` of block `index`, each as (attention, MLP)."""
         a, m = 2 * index, 2 * index + 1
         return (self._fresh[a], self._fresh[m]), (self._cached[a], self._cached[m])
 
-    def collect(self, outputs: tuple[Tensor, Tensor]) -> None:
-        """Take the next block's two layer outputs and hold on only to those that are to be kept."""
-        start = len(self._kept)
-        keep = self._keep[start : start + 2]
-        self._kept.extend(output if kept else None for output, kept in zip(outputs, keep, strict=True))
+    def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
+        """Run block `index`, hold on to those of its two outputs that are to be kept; see `Pass.run`."""
+        x, outputs = self._call(block, *inputs, *self.block(index))
+        for layer, output in zip((2 * index, 2 * index + 1), outputs, strict=True):
+            self._kept[layer] = output if self._keep[layer] else None
+        return x
 
     @property
     def new_cache(self) -> LayerCache:

@@ -6,15 +6,13 @@ A U-ViT of even `depth` has `depth / 2` in-blocks, a middle block and `depth / 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from timm.layers import Attention, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions
 from l2c.backbones.dit import timestep_embedding, unpatchify
-from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Row, mix
+from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 
 
 class UViTBlock(nn.Module):
@@ -31,13 +29,17 @@ class UViTBlock(nn.Module):
         self,
         x: Tensor,
         fresh: tuple[Fresh, Fresh] = (True, True),
-        cached: tuple[LayerOutput, LayerOutput] = (None, None),
+        cached: Pair = (None, None),
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return x (N, T, D) after both layers, and both layers' outputs."""
         attn = mix(fresh[0], lambda: self.attn(self.norm1(x)), cached[0])
         h = x + attn  # (N, T, D)
         mlp = mix(fresh[1], lambda: self.mlp(self.norm2(h)), cached[1])
         return h + mlp, (attn, mlp)
+
+    def reuse(self, x: Tensor, total: Tensor) -> Tensor:
+        """Return x (N, T, D) after both layers, both reused, from the sum of their outputs (N, T, D)."""
+        return x + total
 
 
 class UViTOutBlock(UViTBlock):
@@ -55,10 +57,14 @@ class UViTOutBlock(UViTBlock):
         x: Tensor,
         skip: Tensor,
         fresh: tuple[Fresh, Fresh] = (True, True),
-        cached: tuple[LayerOutput, LayerOutput] = (None, None),
+        cached: Pair = (None, None),
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return x (N, T, D) after the merge with skip (N, T, D) and both layers, and both layers' outputs."""
         return super().forward(self.skip_linear(torch.cat([x, skip], dim=-1)), fresh, cached)
+
+    def reuse(self, x: Tensor, skip: Tensor, total: Tensor) -> Tensor:  # type: ignore[override]
+        """Return x (N, T, D) after the merge and both layers, both reused, from the sum of their outputs."""
+        return self.skip_linear(torch.cat([x, skip], dim=-1)) + total
 
 
 class UViT(Backbone):
@@ -78,6 +84,8 @@ class UViT(Backbone):
         conv: whether a 3x3 convolution follows the output projection.
 
     """
+
+    gated = False
 
     def __init__(
         self,
@@ -116,6 +124,8 @@ class UViT(Backbone):
         self.in_chans = in_chans
         self.num_extra_tokens = 2 if labelled else 1
         num_patches = (img_size // patch_size) ** 2
+        self.layer_shape = (self.num_extra_tokens + num_patches, embed_dim)
+        self.condition_size = self.num_extra_tokens * embed_dim
 
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.time_embed = (
@@ -144,41 +154,25 @@ class UViT(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward_cached(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        row: Row,
-        cache: Sequence[LayerOutput] | None = None,
-        keep: Sequence[bool] | None = None,
-    ) -> tuple[Tensor, LayerCache]:
-        """Predict with some layers reused; see `Backbone.forward_cached`."""
-        plan = LayerPlan(self.layer_names, row, cache, keep)
-        x = self.patch_embed(x)  # (N, patches, D)
-        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(x.dtype)).unsqueeze(1)  # (N, 1, D)
-        x = torch.cat([time_token, x], dim=1)
-        if self.label_emb is not None:
-            if y is None:
-                raise ValueError(
-                    f"this U-ViT needs labels: give y (N,), with {self.conventions.null_label} for no label"
-                )
-            x = torch.cat([self.label_emb(y).unsqueeze(1), x], dim=1)
-        x = x + self.pos_embed  # (N, T, D)
+    def condition(self, t: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """Return the tokens of label and time, (N, 1 or 2, D), without their positions."""
+        time_token = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype)).unsqueeze(1)
+        if self.label_emb is None:
+            return (time_token,)
+        if y is None:
+            raise ValueError(f"this U-ViT needs labels: give y (N,), with {self.conventions.null_label} for no label")
+        return (torch.cat([self.label_emb(y).unsqueeze(1), time_token], dim=1),)
 
+    def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
+        """Predict from x and its tokens of label and time; see `Backbone.run`."""
+        x = torch.cat([*condition, self.patch_embed(x)], dim=1) + self.pos_embed  # (N, T, D)
         skips: list[Tensor] = []
-        index = 0
-        for block in self.in_blocks:
-            x, outputs = self._run(block, x, *plan.block(index))
-            plan.collect(outputs)
+        half = len(self.in_blocks)
+        for index, block in enumerate(self.in_blocks):
+            x = layers.run(index, block, x)
             skips.append(x)
-            index += 1
-        x, outputs = self._run(self.mid_block, x, *plan.block(index))
-        plan.collect(outputs)
-        for block in self.out_blocks:
-            index += 1
-            x, outputs = self._run(block, x, skips.pop(), *plan.block(index))
-            plan.collect(outputs)
-
+        x = layers.run(half, self.mid_block, x)
+        for index, block in enumerate(self.out_blocks, start=half + 1):
+            x = layers.run(index, block, x, skips.pop())
         x = self.decoder_pred(self.norm(x))[:, self.num_extra_tokens :]  # (N, patches, patch_size^2 * C)
-        return self.final_layer(unpatchify(x, self.patch_size, self.in_chans)), plan.new_cache
+        return self.final_layer(unpatchify(x, self.patch_size, self.in_chans))

@@ -186,6 +186,7 @@ def load_backbone(model: str | Mapping[str, Any], *, checkpoint: str | Path | No
     backbone = build_backbone(preset)
     if path is not None:
         load_strict(backbone, load_weights(path), str(path), name=backbone.conventions.name)
+        fingerprint(backbone)  # with the weights at hand, so that samplers need not wait for it
     return backbone.eval().requires_grad_(False)
 
 

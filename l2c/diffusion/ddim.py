@@ -34,6 +34,7 @@ class DDIM(Solver):
             tuple((e,) for e in range(num_evaluations)),
         )
         self.eta = eta
+        self.stochastic = eta > 0
 
     @property
     def options(self) -> Mapping[str, float]:
@@ -65,6 +66,7 @@ class DDPM(Solver):
     """
 
     name = "ddpm"
+    stochastic = True
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
         super().__init__(

@@ -44,10 +44,12 @@ class Solver(ABC):
         schedule: the noise schedule of the weights.
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
+        stochastic: whether steps add noise.
 
     """
 
     name: ClassVar[str]
+    stochastic: bool = False
 
     def __init__(
         self, schedule: NoiseSchedule, indices: tuple[float, ...], steps: tuple[tuple[int, ...], ...]

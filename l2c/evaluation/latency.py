@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
+
+from l2c.diffusion import Solver
 
 
 @dataclass(frozen=True)
@@ -61,3 +64,63 @@ def alternate(
             repetitions=repetitions,
         )
     return result
+
+
+def evaluations(solver: Solver, model: Callable[[Tensor, float], Tensor], x: Tensor) -> Iterator[Tensor]:
+    """Sample from noise x (N, C, H, W), giving the state after each evaluation."""
+    trajectory = solver.trajectory(x)
+    request = next(trajectory)
+    while True:
+        output = model(request.x, request.t)
+        try:
+            request = trajectory.send(output)
+        except StopIteration as stop:
+            yield stop.value
+            return
+        yield request.x
+
+
+def alternate_pieces(
+    variants: Mapping[str, Callable[[], Iterator[object]]], *, repetitions: int, progress: bool = False
+) -> dict[str, Tensor]:
+    """Time runs that come in pieces (evaluations, say), in alternation piece by piece.
+
+    What else the machine does then falls on all variants alike. Who goes first changes with every piece.
+
+    Returns:
+        For each variant the seconds (repetitions, pieces).
+
+    """
+    times: dict[str, list[list[float]]] = {name: [] for name in variants}
+    with tqdm(desc="timing", unit="piece", disable=not progress) as bar:
+        for _ in range(repetitions):
+            running = {name: start() for name, start in variants.items()}
+            for pieces in times.values():
+                pieces.append([])
+            turn = 0
+            while running:
+                names = list(running)
+                for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                    piece = _Piece(running[name])
+                    seconds = _seconds(piece)
+                    if piece.ended:
+                        del running[name]
+                    else:
+                        times[name][-1].append(seconds)
+                        bar.update()
+                turn += 1
+    return {name: torch.tensor(pieces) for name, pieces in times.items()}
+
+
+class _Piece:
+    """The next piece of a run, as a call."""
+
+    def __init__(self, run: Iterator[object]) -> None:
+        self._run = run
+        self.ended = False
+
+    def __call__(self) -> None:
+        try:
+            next(self._run)
+        except StopIteration:
+            self.ended = True

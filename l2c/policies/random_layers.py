@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from l2c.evaluation.cost import Cost
@@ -45,4 +47,38 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         rows=tuple(map(tuple, rows)),
         provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": target}},
         measured={},
+    )
+
+
+def counted_layers(blank: CacheGraph, routed: Sequence[int], counts: Sequence[int], *, seed: int) -> CacheGraph:
+    """Return a graph in which each routed evaluation computes a given number of layers, drawn at random.
+
+    Speed depends on how many layers a row computes, hardly on which.
+
+    Args:
+        blank: gives backbone and sampler.
+        routed: the routed evaluations, noisiest first.
+        counts: layers to compute in each of them.
+        seed: seed of the draw.
+
+    Raises:
+        ValueError: the counts do not fit.
+
+    """
+    if len(counts) != len(routed):
+        raise ValueError(
+            f"computed has {len(counts)} counts, but {len(routed)} evaluations are routed; give one each"
+        )
+    wrong = [count for count in counts if not 0 <= count <= blank.num_layers]
+    if wrong:
+        raise ValueError(f"computed has a count of {wrong[0]}; a row computes 0..{blank.num_layers} layers")
+    generator = torch.Generator().manual_seed(seed)
+    rows = [[True] * blank.num_layers for _ in range(blank.num_evaluations)]
+    for e, count in zip(routed, counts, strict=True):
+        for layer in torch.randperm(blank.num_layers, generator=generator)[count:].tolist():
+            rows[e][layer] = False
+    return blank.replace(
+        rows=tuple(map(tuple, rows)),
+        routed=tuple(routed),
+        provenance={"method": "random", "hyperparameters": {"seed": seed, "computed": list(counts)}},
     )

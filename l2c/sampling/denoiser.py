@@ -1,59 +1,128 @@
-"""A backbone, a graph and guidance as one callable for a solver; owns the cache of one trajectory."""
+"""The executor: a backbone, a graph and guidance as one callable for a solver; owns the cache of one trajectory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
+from l2c.backbones.layer_cache import BlockCall, Pass, call_block
 from l2c.diffusion import Guidance
 from l2c.graph import CacheGraph
-from l2c.sampling.history import LayerHistory
+from l2c.sampling.conditions import Conditions
+from l2c.sampling.correction import Correction
+from l2c.sampling.lifetimes import SUM, BlockStep, Lifetimes, Source
+from l2c.sampling.store import LayerStore
 
 
 class Denoiser:
     """Answer a solver's evaluations in order, reusing what the graph says; make a new one per trajectory.
+
+    Nothing is decided here: what each block computes, reads, stores and frees was worked out from the graph.
 
     Args:
         backbone: the frozen network.
         y: (N,) conditional labels on the backbone's device; None for a backbone without labels.
         guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N.
         graph: what to reuse at which evaluation; None computes everything and keeps nothing.
+        timesteps: t of all evaluations, noisiest first, so that what depends on t alone is worked out for many at
+            once; None = for each as it comes.
+        lifetimes: those of the graph, where they are at hand already.
+        store: where outputs are kept; None = as they are.
+        call: runs a block, see `Pass`.
 
     """
 
     def __init__(
-        self, backbone: Backbone, y: Tensor | None, guidance: Guidance, graph: CacheGraph | None = None
+        self,
+        backbone: Backbone,
+        y: Tensor | None,
+        guidance: Guidance,
+        graph: CacheGraph | None = None,
+        *,
+        timesteps: Sequence[float] | None = None,
+        lifetimes: Lifetimes | None = None,
+        store: LayerStore | None = None,
+        call: BlockCall = call_block,
     ) -> None:
         self.backbone = backbone
         self.guidance = guidance
         self.dtype = next(backbone.parameters()).dtype
-        self._history = None if graph is None else LayerHistory(graph)
-        self._evaluation = 0
+        if graph is not None and lifetimes is None:
+            lifetimes = Lifetimes.of(graph, sums=not backbone.gated)
         if guidance.active:
             assert y is not None, "the sampler refuses guidance for a backbone without a null label"
             y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])  # (2 N,)
         self.y = y
+        self._timesteps = timesteps
+        self._conditions: Conditions | None = None
+        correction = None if graph is None else Correction.of(graph)
+        self._pass = _ScheduledPass(lifetimes, store or LayerStore(), call, correction)
+        self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
         batch = torch.cat([x, x]) if self.guidance.active else x
-        times = torch.full((batch.shape[0],), t, device=x.device)
-        output = self._forward(batch.to(self.dtype), times).float()
+        condition = self._condition(len(batch), t)
+        self._pass.begin(self._evaluation)
+        output = self.backbone.run(batch.to(self.dtype), condition, self._pass).float()
         self._evaluation += 1
         return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
 
-    def _forward(self, x: Tensor, times: Tensor) -> Tensor:
-        if self._history is None:
-            return self.backbone(x, times, self.y)
-        e, history = self._evaluation, self._history
-        output, computed = self.backbone.forward_cached(
-            x, times, self.y, history.graph.rows[e], history.cached(e), history.keep(e)
-        )
-        history.update(e, computed)
-        return output
+    def _condition(self, count: int, t: float) -> tuple[Tensor, ...]:
+        if self._timesteps is None:
+            return Conditions(self.backbone, self.y, [t], count).at(0)
+        if self._conditions is None:
+            self._conditions = Conditions(self.backbone, self.y, self._timesteps, count)
+        return self._conditions.at(self._evaluation)
 
     @property
     def cached_bytes(self) -> int:
         """Memory that the cache holds now, in bytes."""
-        return 0 if self._history is None else self._history.nbytes
+        return self._pass.store.nbytes
+
+
+class _ScheduledPass(Pass):
+    """The passes of a trajectory, one after the other, by the steps of its lifetimes."""
+
+    def __init__(
+        self, lifetimes: Lifetimes | None, store: LayerStore, call: BlockCall, correction: Correction | None
+    ) -> None:
+        super().__init__(call)
+        self.store = store
+        self.store.clear()  # what a trajectory that was broken off left
+        self._lifetimes = lifetimes
+        self._correction = correction
+        self._steps: tuple[BlockStep, ...] = ()
+
+    def begin(self, evaluation: int) -> None:
+        """Turn to an evaluation."""
+        if self._lifetimes is not None:
+            self._steps = self._lifetimes.steps[evaluation]
+
+    def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
+        """Run block `index` on its inputs, the tokens x (N, T, D) first; return x after it."""
+        if not self._steps:
+            return self._call(block, *inputs, (True, True), (None, None))[0]
+        step, like = self._steps[index], inputs[0]
+        outputs: tuple[Tensor, ...] = ()
+        if step.total is not None:
+            x = block.reuse(*inputs, self._value(step.total, like))  # type: ignore[operator]
+        else:
+            attention, mlp = step.sources
+            cached = (attention and self._value(attention, like), mlp and self._value(mlp, like))
+            x, outputs = self._call(block, *inputs, step.fresh, cached)
+        for slot in step.frees:
+            self.store.drop(slot)
+        for part, slot in step.stores:
+            self.store.put(slot, outputs[0] + outputs[1] if part == SUM else outputs[part])
+        return x
+
+    def _value(self, source: Source, like: Tensor) -> Tensor:
+        """Return what stands in for a reused output (N, T, D)."""
+        newest, *earlier = (self.store.get(slot, like) for slot in source.slots)
+        value = torch.lerp(earlier[0], newest, source.weights[0]) if earlier else newest
+        return value if self._correction is None else self._correction.apply(*source.entry, value)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
+from l2c.backbones.layer_cache import BlockCall, call_block
 from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
 from l2c.graph import CacheGraph
+from l2c.sampling.captured import CapturedTrajectory, why_not
+from l2c.sampling.compiled import CompiledBlocks
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.lifetimes import Lifetimes
+from l2c.sampling.precision import in_precision, matmul_setting, matmuls
+from l2c.sampling.store import LayerStore
 from l2c.seeding import draw_normal, make_generator
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
@@ -39,6 +47,15 @@ class Sampler:
             off); None = the graph's, and off where it has none.
         eta: stochasticity of DDIM in [0, 1]; None = the graph's, else 0.
         any_weights: accept a graph that was made for other weights of the same architecture (benchmarks).
+        precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
+            solver's arithmetic is in 32 bits always. None = as the backbone is.
+        matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.precision`.
+        cache_dtype: what cached outputs are kept in, e.g. `torch.bfloat16` for half the memory; None = as computed.
+        cache_device: where they are kept, e.g. `cpu` beside a GPU; None = where computed.
+
+    Attributes:
+        lifetimes: what the cache holds when; None without a graph.
+        matmul: torch's setting of matrix products while this sampler runs; None = as it is.
 
     Raises:
         ValueError: the graph does not fit, or an argument is out of range; the message says how to mend it.
@@ -55,6 +72,10 @@ class Sampler:
         cfg_scale: float | None = None,
         eta: float | None = None,
         any_weights: bool = False,
+        precision: str | None = None,
+        matmul: str = "default",
+        cache_dtype: torch.dtype | None = None,
+        cache_device: torch.device | str | None = None,
     ) -> None:
         conventions = backbone.conventions
         options: dict[str, float] = {}
@@ -77,7 +98,6 @@ class Sampler:
         if eta is not None:
             options["eta"] = eta
         schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
-        self.backbone = backbone
         self.graph = graph
         self.solver = make_solver(solver, schedule, num_evaluations, **options)
         self.guidance = Guidance(conventions.guidance, cfg_scale)
@@ -89,6 +109,12 @@ class Sampler:
         if graph is not None:
             _check_timesteps(graph, self.solver.timesteps)
             Correction.of(graph)  # refuses a file that does not belong
+        self.backbone = in_precision(backbone, precision)
+        self.lifetimes = None if graph is None else Lifetimes.of(graph, sums=not backbone.gated)
+        self.matmul = matmul_setting(precision, matmul)
+        self._store = LayerStore(cache_dtype, cache_device)
+        self._call: BlockCall = call_block
+        self._captured: CapturedTrajectory | None = None
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -124,10 +150,127 @@ class Sampler:
                 raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
             noise = seeded_noise(self.backbone.input_shape, seed, count)
         x = noise.to(device, torch.float32)
+        y = None if y is None else y.long()
         generator = None if seed is None else make_generator("noise of a stochastic solver", seed)
-        denoiser = Denoiser(self.backbone, None if y is None else y.long(), self.guidance, self.graph)
-        with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
-            return self.solver.sample(denoiser, x, generator=generator, on_evaluation=lambda e: bar.update())
+        with matmuls(self.matmul), self._memory_explained(count):
+            if self._captured is not None and self._replayable(x):
+                return self._replay(x, y)
+            with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
+                return self._trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
+
+    def _trajectory(self, x: Tensor, y: Tensor | None, **options: Any) -> Tensor:
+        """Return the images (N, C, H, W) that noise x (N, C, H, W) leads to."""
+        return self.solver.sample(self.denoiser(y), x, **options)
+
+    def denoiser(self, y: Tensor | None) -> Denoiser:
+        """Return the executor of one trajectory for labels y (N,), as `sample` uses it."""
+        return Denoiser(
+            self.backbone,
+            y,
+            self.guidance,
+            self.graph,
+            timesteps=self.timesteps,
+            lifetimes=self.lifetimes,
+            store=self._store,
+            call=self._call,
+        )
+
+    @property
+    def cache_peak_bytes(self) -> int:
+        """The most memory that the cache has held in any trajectory so far, in bytes."""
+        return self._store.peak_bytes
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks run compiled."""
+        return isinstance(self._call, CompiledBlocks)
+
+    @property
+    def captured(self) -> bool:
+        """Whether trajectories are replayed as a CUDA graph, from the next batch on at the latest."""
+        return self._captured is not None
+
+    def cache_bytes(self, num_images: int) -> int:
+        """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph."""
+        if self.lifetimes is None or self.backbone.layer_shape is None:
+            return 0
+        rows = num_images * (2 if self.guidance.active else 1)
+        tokens, width = self.backbone.layer_shape
+        dtype = self._store.dtype or next(self.backbone.parameters()).dtype
+        return self.lifetimes.num_slots * rows * tokens * width * dtype.itemsize
+
+    def compile(
+        self, num_images: int = 1, *, backend: str | Callable[..., Any] = "inductor", progress: bool = True
+    ) -> Sampler:
+        """Compile the backbone's blocks for this sampler, with a batch of some images as a warm-up; return it.
+
+        A compiler that fails is reported by one warning; the sampler goes on without it.
+        """
+        device = next(self.backbone.parameters()).device
+        rows = num_images * (2 if self.guidance.active else 1)
+        x = torch.zeros(rows, *self.backbone.input_shape, device=device, dtype=next(self.backbone.parameters()).dtype)
+        y = torch.zeros(rows, dtype=torch.long, device=device) if self.backbone.num_labels else None
+        blocks = CompiledBlocks(backend)
+        try:
+            with matmuls(self.matmul):
+                blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
+        except Exception as error:  # compilers and the tools that they call fail in ways of their own
+            _warn(f"the blocks run uncompiled, because compiling them failed: {_first_line(error)}")
+            return self
+        self.blocks_by(blocks)
+        return self
+
+    def blocks_by(self, call: BlockCall) -> None:
+        """Let blocks be run by a call of one's own, `call(block, *inputs, fresh, cached)`; see `Pass`."""
+        self._call = call
+
+    def capture(self) -> Sampler:
+        """Let whole trajectories be replayed as one CUDA graph from the next batch on; return the sampler.
+
+        Where that cannot be done, one warning says why and sampling goes on as before.
+        """
+        self._captured = CapturedTrajectory(self._trajectory)
+        return self
+
+    def _replayable(self, x: Tensor) -> bool:
+        obstacle = why_not(x, stochastic=self.solver.stochastic, offloaded=self._store.device is not None)
+        if obstacle is not None:
+            self._captured = None
+            _warn(f"the trajectory is not captured as a CUDA graph: {obstacle}")
+        return obstacle is None
+
+    def _replay(self, x: Tensor, y: Tensor | None) -> Tensor:
+        assert self._captured is not None
+        try:
+            return self._captured(x, y)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._captured = None
+            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_first_line(error)}")
+            return self._trajectory(x, y)
+
+    @contextmanager
+    def _memory_explained(self, num_images: int) -> Iterator[None]:
+        """Say what the cache needs when memory runs out."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if type(error) is RuntimeError and "not enough memory" not in str(error):
+                raise
+            raise MemoryError(
+                f"out of memory with {num_images} images; the graph's cache needs {self.cache_bytes(num_images)} "
+                "bytes of it: take fewer images at a time, cache_dtype=torch.bfloat16 (half of the cache), "
+                "cache_device='cpu' (none of it on the GPU), or precision='bf16'"
+            ) from error
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
 
 
 T = TypeVar("T", str, int, float)

@@ -22,7 +22,7 @@ from l2c.training.trainer import check_checkpoint, make_trainer
 
 
 def train_correction(cfg: DictConfig, folder: Path) -> Path:
-    """Train as `configs/train_scale_shift.yaml` says; write graph and scales into the folder, return the graph's path.
+    """Train as `configs/train_scale_shift.yaml` says; write graph and scales, return the graph's path.
 
     Raises:
         ValueError, FileNotFoundError: the graph, the weights or a setting do not fit; nothing is written then.
@@ -85,7 +85,11 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
         cfg_scale=scale,
         eta=graph.solver_options.get("eta"),
     )
-    sampler.solver.check_deterministic("scale-shift training compares images from the same noise")
+    if sampler.solver.stochastic:
+        raise ValueError(
+            f"training compares images from the same noise, but {graph.solver} adds noise of its own; "
+            "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
+        )
     return LitCorrection(
         sampler,
         graph,

@@ -1,7 +1,8 @@
-"""Training of what stands in for reused layers: slopes, scales and shifts, by distillation along the cached trajectory.
+"""Training of what stands in for reused layers, by distillation along the cached trajectory.
 
-Block Caching (CVPR 2024, section 3.4) trains scales and shifts as a linear map of the timestep embedding, evaluation by
-evaluation. Here the whole trajectory may be differentiated instead, so that the final image decides.
+Block Caching (CVPR 2024, section 3.4) trains scales and shifts as a linear map of the timestep embedding, at one
+evaluation at a time. Here slopes are trained too, and the whole trajectory may be differentiated, so that the final
+image decides.
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ class LitCorrection(pl.LightningModule):
         self.entries = reused_entries(graph)
         if not self.entries:
             raise ValueError("the graph reuses nothing, so there is nothing to correct; take one that does")
-        width = next(iter(self.backbone.state_dict()[f"{graph.layers[0]}.{key}"] for key in ("proj.bias", "fc2.bias")))
+        layer_shape = self.backbone.layer_shape
+        assert layer_shape is not None, "ours all know it"
         start = [graph.slopes[e][layer] for e, layer in self.entries]
         self.slopes = nn.Parameter(torch.tensor(start), requires_grad=slopes)
-        shape = (graph.num_layers, EMBEDDING_SIZE, 2 * len(width))
+        shape = (graph.num_layers, EMBEDDING_SIZE, 2 * layer_shape[1])
         self.maps = nn.Parameter(torch.zeros(shape), requires_grad=scale_shift)
         embedding = timestep_embedding(torch.tensor(graph.timesteps), EMBEDDING_SIZE)  # (E, embedding size)
         self.register_buffer("embedding", embedding / embedding.abs().sum(dim=1, keepdim=True), persistent=False)
@@ -74,7 +76,9 @@ class LitCorrection(pl.LightningModule):
 
     def corrections(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift, (R, D) each, of all reused entries."""
-        evaluations, layers = (torch.tensor(index, device=self.maps.device) for index in zip(*self.entries, strict=True))
+        evaluations, layers = (
+            torch.tensor(index, device=self.maps.device) for index in zip(*self.entries, strict=True)
+        )
         assert isinstance(self.embedding, Tensor)
         change = torch.einsum("rk,rkd->rd", self.embedding[evaluations], self.maps[layers])
         scale, shift = change.chunk(2, dim=1)

@@ -28,11 +28,12 @@ def plain_forward(net, x, t, y):
 
 
 @pytest.mark.parametrize("learn_sigma", [True, False])
-def test_forward_is_bitwise_the_network_without_the_seam(make_dit, make_batch, learn_sigma):
-    net = make_dit(depth=3, learn_sigma=learn_sigma)
-    batch = make_batch(net)
-    output = net(*batch)
-    assert torch.equal(output, plain_forward(net, *batch))
+def test_forward_equals_the_network_without_the_seam(make_dit, make_batch, learn_sigma):
+    net = make_dit(depth=3, learn_sigma=learn_sigma).double()
+    x, t, y = make_batch(net)
+    output = net(x.double(), t, y)
+    # Fused multiply-adds round once where the published text rounds twice; in 64 bits that is all there is.
+    torch.testing.assert_close(output, plain_forward(net, x.double(), t, y), rtol=1e-12, atol=1e-12)
     assert output.shape == (3, 8 if learn_sigma else 4, 8, 8)
 
 

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 import l2c
+from l2c.diffusion import Guidance
 from l2c.graph import CacheGraph
 from l2c.sampling.correction import Correction, reused_entries, save_correction
-from l2c.sampling.history import LayerHistory
+from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 
@@ -24,14 +25,22 @@ def corrected(backbone, make_graph, tmp_path):
     return save_correction(tmp_path / "c.safetensors", graph, scale, shift, steps=3), scale, shift
 
 
-def test_what_stands_in_is_scaled_and_shifted(corrected):
+def test_what_stands_in_is_scaled_and_shifted(corrected, backbone):
     graph, scale, shift = corrected
-    history = LayerHistory(graph)
-    outputs = tuple(torch.randn(2, 4, 32) for _ in graph.layers)
-    history.update(0, outputs)
-    first = reused_entries(graph)[0]
-    assert first[0] == 1
-    assert torch.allclose(history.cached(1)[first[1]], scale[0] * outputs[first[1]] + shift[0], atol=1e-6)
+    denoiser = Denoiser(backbone, torch.tensor([1, 2]), Guidance(backbone.conventions.guidance), graph)
+    noise = seeded_noise(backbone.input_shape, 0, 2)
+    times = [torch.full((2,), t) for t in graph.timesteps[:2]]
+    with torch.no_grad():
+        denoiser(noise, graph.timesteps[0])
+        output = denoiser(noise, graph.timesteps[1])
+        _, outputs = backbone.forward_cached(noise, times[0], denoiser.y, graph.rows[0])
+        entries = [(i, layer) for i, (e, layer) in enumerate(reused_entries(graph)) if e == 1]
+        cache = [None] * graph.num_layers
+        for i, layer in entries:
+            cache[layer] = scale[i] * outputs[layer] + shift[i]
+        expected, _ = backbone.forward_cached(noise, times[1], denoiser.y, graph.rows[1], cache)
+    assert entries
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_scale_one_and_shift_nought_change_nothing(backbone, make_graph, tmp_path):

@@ -114,7 +114,8 @@ def test_ddim_images_equal_a_loop_written_by_hand(make_dit):
 
 def test_neutral_guidance_runs_one_pass(backbone, noise):
     sizes = []
-    handle = backbone.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
+    embedder = backbone.x_embedder if backbone.conventions.guidance == "dit" else backbone.patch_embed
+    handle = embedder.register_forward_hook(lambda _, args, output: sizes.append(len(args[0])))
     neutral = {"dit": 1.0, "uvit": 0.0}[backbone.conventions.guidance]
     for cfg_scale in (None, neutral, SCALES[backbone.conventions.guidance]):
         l2c.Sampler(backbone, solver="ddim", num_evaluations=2, cfg_scale=cfg_scale).sample(LABELS, noise=noise)

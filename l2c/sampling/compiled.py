@@ -1,0 +1,69 @@
+"""Blocks as compiled code, one graph for each way in which a block can compute and reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.layer_cache import LayerPlan
+from l2c.graph import CacheGraph
+
+KEPT_GRAPHS = 64  # four for each class, shape and precision
+
+
+class CompiledBlocks:
+    """Run blocks by `torch.compile`: `fresh` and what is cached make four graphs per class and shape, no more.
+
+    The modules are left as they are: other samplers run the same blocks uncompiled. Inductor keeps its code on disk,
+    so a later process starts warm.
+
+    Args:
+        backend: of `torch.compile`.
+
+    """
+
+    def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        self.backend = backend
+        self._functions: dict[type[nn.Module], Callable[..., Any]] = {}
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KEPT_GRAPHS)
+
+    def __call__(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run a block on `(*inputs, fresh, cached)`."""
+        kind = type(block)
+        if kind not in self._functions:
+            self._functions[kind] = torch.compile(kind.forward, backend=self.backend, dynamic=False, fullgraph=True)
+        return self._functions[kind](block, *inputs)
+
+    def warm_up(
+        self, backbone: Backbone, graph: CacheGraph | None, x: Tensor, y: Tensor | None, *, progress: bool = False
+    ) -> None:
+        """Compile what a graph needs, for the batch of x (N, C, H, W) and labels y (N,)."""
+        rows = _covering_rows(graph) if graph is not None else []
+        t = torch.full((len(x),), 500.0, device=x.device)
+        condition = backbone.condition(t, y)
+        names = backbone.layer_names
+        bar = tqdm(total=1 + len(rows), desc="compiling", unit="pass", disable=not progress, leave=False)
+        with torch.no_grad(), bar:
+            plan = LayerPlan(names, (True,) * len(names), None, None, self)
+            backbone.run(x, condition, plan)
+            bar.update()
+            for row in rows:
+                backbone.run(x, condition, LayerPlan(names, row, plan.new_cache, None, self))
+                bar.update()
+
+
+def _covering_rows(graph: CacheGraph) -> list[tuple[bool, ...]]:
+    """Return few rows in which every block does, between them, what it does in any."""
+    seen: set[tuple[int, tuple[bool, ...]]] = set()
+    chosen = []
+    for row in graph.rows:
+        ways = {(b, row[2 * b : 2 * b + 2]) for b in range(len(row) // 2)}
+        if ways - seen:
+            chosen.append(row)
+            seen |= ways
+    return chosen

@@ -1,0 +1,184 @@
+"""What a graph says of memory: which outputs are stored, in which slot, until which read.
+
+Pure data, worked out once per graph. A stored output lives from the block that computes it to the last block that
+reads it; outputs whose lives do not overlap share a slot, so the number of slots is the peak of the cache, reached
+inside an evaluation or between two.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass
+
+from l2c.graph import CacheGraph
+
+ATTENTION, MLP, SUM = range(3)  # the parts of a block that can be stored
+Read = tuple[tuple[int, float], ...]  # (evaluation, weight) of what is read, newest first
+Reads = dict[int, Read]  # by part
+
+
+@dataclass(frozen=True)
+class Source:
+    """What stands in for a reused output: stored ones, newest first, and their weights (which add up to 1).
+
+    The entry (evaluation, layer) says which correction applies.
+    """
+
+    slots: tuple[int, ...]
+    weights: tuple[float, ...]
+    entry: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """What happens at one block of one evaluation, in this order.
+
+    Attributes:
+        fresh: (attention, MLP), True = compute.
+        sources: what stands in for a reused layer; None for a computed one, and where `total` serves for both.
+        total: what stands in for the sum of both layers, where a sum was stored.
+        frees: slots that nobody reads after this block.
+        stores: (part, slot) of what is stored; the part is 0 attention, 1 MLP, or 2 their sum.
+
+    """
+
+    fresh: tuple[bool, bool]
+    sources: tuple[Source | None, Source | None]
+    total: Source | None
+    frees: tuple[int, ...]
+    stores: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Lifetimes:
+    """The steps of a whole trajectory.
+
+    Attributes:
+        steps: for each evaluation and block.
+        num_slots: outputs (N, T, D) that the cache holds at its peak.
+
+    """
+
+    steps: tuple[tuple[BlockStep, ...], ...]
+    num_slots: int
+
+    @classmethod
+    def of(cls, graph: CacheGraph, *, sums: bool = False) -> Lifetimes:
+        """Work out a graph's lifetimes.
+
+        Args:
+            graph: rows and ways of reuse.
+            sums: store the sum of a block's two outputs where both are computed at the same evaluation and all
+                reads of them are of both; for backbones without gates.
+
+        """
+        columns = list(zip(*graph.rows, strict=True))
+        reads = [_column_reads(*column) for column in zip(columns, zip(*graph.slopes, strict=True), strict=True)]
+        pairs = zip(columns[::2], columns[1::2], reads[::2], reads[1::2], strict=True)
+        blocks = [_Block((a, m), (reads_a, reads_m)) for a, m, reads_a, reads_m in pairs]
+        for block in blocks if sums and graph.correction is None else ():
+            block.merge()
+        deaths = [block.last_reads() for block in blocks]
+        free: list[int] = []
+        slots: list[dict[tuple[int, int], int]] = [{} for _ in blocks]  # (evaluation, part) -> slot
+        num_slots = 0
+        steps = []
+        for e in range(graph.num_evaluations):
+            row = []
+            for b, (block, last_reads, slot_of) in enumerate(zip(blocks, deaths, slots, strict=True)):
+                found: list[Source | None] = [None] * 3
+                for part, read in block.reads[e].items():
+                    weights = tuple(w for _, w in read)
+                    found[part] = Source(tuple(slot_of[s, part] for s, _ in read), weights, (e, 2 * b + part))
+                frees = tuple(slot_of[key] for key in last_reads.dying[e])
+                for slot in frees:
+                    heapq.heappush(free, slot)
+                stores = []
+                for part in last_reads.born[e]:
+                    if not free:
+                        free, num_slots = [num_slots], num_slots + 1
+                    slot_of[e, part] = heapq.heappop(free)
+                    stores.append((part, slot_of[e, part]))
+                row.append(BlockStep(block.fresh[e], (found[0], found[1]), found[SUM], frees, tuple(stores)))
+            steps.append(tuple(row))
+        return cls(tuple(steps), num_slots)
+
+
+@dataclass(frozen=True)
+class _Lives:
+    """The keys (evaluation, part) whose last reader an evaluation is, and the parts that are born in it."""
+
+    dying: dict[int, list[tuple[int, int]]]
+    born: dict[int, list[int]]
+
+
+class _Block:
+    """Which computed outputs of one block each evaluation reads, and with which weights.
+
+    Attributes:
+        fresh: for each evaluation, (attention, MLP), True = compute.
+        reads: for each evaluation.
+
+    """
+
+    def __init__(
+        self, columns: tuple[tuple[bool, ...], tuple[bool, ...]], reads: tuple[list[Read], list[Read]]
+    ) -> None:
+        self.fresh = list(zip(*columns, strict=True))
+        attention, mlp = reads
+        self.reads: list[Reads] = [
+            {part: read for part, read in ((ATTENTION, a), (MLP, m)) if read}
+            for a, m in zip(attention, mlp, strict=True)
+        ]
+
+    def merge(self) -> None:
+        """Let sums serve where both outputs are computed at the same evaluation and only ever read together."""
+        readers: dict[int, set[int]] = defaultdict(set)
+        for e, reads in enumerate(self.reads):
+            for read in reads.values():
+                for source, _ in read:
+                    readers[source].add(e)
+        merged = {e for e in readers if all(self.fresh[e])}
+        before: set[int] = set()
+        while merged != before:  # a linear read needs a sum at both of its ends
+            before = merged
+            merged = {
+                e
+                for e in merged
+                if all(
+                    self.reads[r].get(ATTENTION) == self.reads[r].get(MLP)
+                    and {source for source, _ in self.reads[r][MLP]} <= merged
+                    for r in readers[e]
+                )
+            }
+        self.reads = [
+            {SUM: reads[MLP]} if MLP in reads and reads[MLP][0][0] in merged else reads for reads in self.reads
+        ]
+
+    def last_reads(self) -> _Lives:
+        """Return when stored outputs are born, and at which evaluation they die."""
+        last: dict[tuple[int, int], int] = {}
+        for e, reads in enumerate(self.reads):
+            for part, read in reads.items():
+                last.update({(source, part): e for source, _ in read})
+        dying, born = defaultdict(list), defaultdict(list)
+        for (source, part), e in sorted(last.items()):
+            dying[e].append((source, part))
+            born[source].append(part)
+        return _Lives(dying, born)
+
+
+def _column_reads(bits: tuple[bool, ...], slopes: tuple[float, ...]) -> list[Read]:
+    """Return for each evaluation the (evaluation, weight) that a layer reads, newest first."""
+    computed: list[int] = []
+    result: list[Read] = []
+    for e, (fresh, slope) in enumerate(zip(bits, slopes, strict=True)):
+        if fresh:
+            computed.append(e)
+            result.append(())
+        elif slope:
+            result.append(((computed[-1], 1 + slope), (computed[-2], -slope)))
+        else:
+            result.append(((computed[-1], 1.0),))
+    return result

@@ -1,0 +1,90 @@
+"""In how many bits a network runs, and who multiplies its matrices."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from l2c.backbones.backbone import Backbone
+
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MATMULS = ("default", "onednn")
+ONEDNN_TOLERANCE = 1e-5  # of the largest entry of a product; one in reduced precision is off by 1e-3
+
+
+def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
+    """Return the backbone in a precision: itself where it is in it already, else a copy; None = as it is.
+
+    Args:
+        backbone: the network; it is left as it is.
+        precision: `fp32`, `tf32` (32-bit weights, products in TF32 on GPUs that have it), `bf16` or `fp16`. The
+            solver's arithmetic stays in 32 bits.
+
+    Raises:
+        ValueError: an unknown precision.
+
+    """
+    if precision is None:
+        return backbone
+    if precision not in DTYPES:
+        raise ValueError(f"unknown precision {precision!r}; choose {', '.join(DTYPES)}")
+    dtype = DTYPES[precision]
+    if next(backbone.parameters()).dtype == dtype:
+        return backbone
+    return copy.deepcopy(backbone).to(dtype)
+
+
+def matmul_setting(precision: str | None, matmul: str) -> str | None:
+    """Return torch's matrix-product setting for a precision; None = leave torch's as it is.
+
+    Args:
+        precision: see `in_precision`.
+        matmul: `onednn` sends 32-bit products on a CPU to oneDNN, which is up to twice as fast as MKL on some
+            processors. Torch lets it take fewer bits where the processor has instructions for them, so its accuracy
+            is checked on this machine first; where it is not that of 32 bits, one warning and the default.
+
+    Raises:
+        ValueError: an unknown way to multiply.
+
+    """
+    if matmul not in MATMULS:
+        raise ValueError(f"unknown matmul {matmul!r}; choose {' or '.join(MATMULS)}")
+    if matmul == "onednn":
+        error = _onednn_error()
+        if error <= ONEDNN_TOLERANCE:
+            return "medium"
+        warnings.warn(
+            f"oneDNN multiplies 32-bit matrices with an error of {error:.0e} on this processor, not that of 32 bits "
+            f"({ONEDNN_TOLERANCE:.0e}): matmul='default' is used; choose precision='bf16' if fewer bits are welcome",
+            stacklevel=3,
+        )
+    return {"tf32": "high", "fp32": "highest"}.get(precision or "")
+
+
+@contextmanager
+def matmuls(setting: str | None) -> Iterator[None]:
+    """Let matrix products be done as `torch.set_float32_matmul_precision(setting)` says, for a while."""
+    if setting is None:
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _onednn_error() -> float:
+    """Return the largest error of a 32-bit product under `medium`, over its largest entry."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    with matmuls("medium"):
+        product: Tensor = torch.nn.functional.linear(a, b)
+    exact = a.double() @ b.double().T
+    return float((product - exact).abs().max() / exact.abs().max())

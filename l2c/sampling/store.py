@@ -1,0 +1,64 @@
+"""Where a trajectory's layer outputs are kept."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LayerStore:
+    """Slots for layer outputs, held as they are or as copies of another kind.
+
+    An output that is kept as it was computed is held by reference: it costs no copy, and its memory goes back to
+    torch when it is dropped. Copies go into buffers that are allocated once and serve every later trajectory.
+
+    Args:
+        dtype: what copies are stored in; None = as computed.
+        device: where copies are stored, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
+
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        self.dtype = dtype
+        self.device = None if device is None else torch.device(device)
+        self._held: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
+        self._bytes = 0
+        self.peak_bytes = 0  # the most that was kept at once, whole storages counted
+
+    def put(self, slot: int, output: Tensor) -> None:
+        """Keep an output (N, T, D) in a slot."""
+        dtype, device = self.dtype or output.dtype, self.device or output.device
+        if (dtype, device.type) == (output.dtype, output.device.type):
+            self._hold(slot, output)
+            return
+        buffer = self._buffers.get(slot)
+        if buffer is None or buffer.shape != output.shape:
+            pinned = device.type == "cpu" and output.is_cuda
+            buffer = torch.empty(output.shape, dtype=dtype, device=device, pin_memory=pinned)
+            self._buffers[slot] = buffer
+        buffer.copy_(output, non_blocking=True)
+        self._hold(slot, buffer)
+
+    def _hold(self, slot: int, output: Tensor) -> None:
+        self._held[slot] = output
+        self._bytes += output.untyped_storage().nbytes()
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+
+    def get(self, slot: int, like: Tensor) -> Tensor:
+        """Return what a slot keeps, of the kind of another tensor."""
+        return self._held[slot].to(like.device, like.dtype, non_blocking=True)
+
+    def drop(self, slot: int) -> None:
+        """Let go of what a slot keeps."""
+        self._bytes -= self._held.pop(slot).untyped_storage().nbytes()
+
+    def clear(self) -> None:
+        """Let go of everything that is kept; buffers stay for the next trajectory."""
+        self._held.clear()
+        self._bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept now, in bytes."""
+        return self._bytes
