@@ -3,11 +3,14 @@
 python scripts/compare.py model=dit_digits statistics=runs/calibrate/dit_digits.safetensors
 """
 
+import hashlib
 import json
 import re
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -31,7 +34,22 @@ from l2c.policies.zoo import POLICIES, make_graph
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 FEWER_STEPS = "fewer_steps"
+BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One seed of a method at a budget.
+
+    Attributes:
+        sampler: makes its sampler; None where the budget is out of reach.
+        origin: what its cell follows from beside the common settings.
+
+    """
+
+    sampler: Callable[[], Sampler | None]
+    origin: str
 
 
 class Comparison:
@@ -39,11 +57,12 @@ class Comparison:
 
     def __init__(self, cfg: DictConfig, folder: Path) -> None:
         self.cfg = cfg
+        self.graphs = dict(cfg.graphs or {})  # name: pattern
         self.folder = folder
         self.backbone = load_backbone(cfg.model)
         self.uncached = self.plain(cfg.solver.num_evaluations)
-        calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
-        self.problem = Problem.of(self.uncached, calibration)
+        self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in statistics(cfg)]
+        self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
         self.noise = seeded_noise(self.backbone.input_shape, cfg.seed, cfg.num_images)
         count = self.backbone.num_labels
         self.labels = torch.arange(cfg.num_images) % count if count else None
@@ -67,95 +86,138 @@ class Comparison:
             self._reference = sample_many(self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size)
         return self._reference
 
-    def samplers(self, method: str, target: float) -> dict[int, Sampler]:
-        """Return a method's samplers at a budget by seed; none where it cannot reach it."""
+    def draws(self, method: str, target: float) -> list[Draw]:
+        """Return what a method has at a budget, one draw per seed."""
         if method == FEWER_STEPS:
-            return {0: self.plain(max(2, round(target)))}
-        if method in self.cfg.graphs:
+            # An odd number would end 2S with a first-order step, which makes the baseline look far worse than it is.
+            unit = 2 if self.cfg.solver.name == "dpm_solver_2s" else 1
+            return [Draw(partial(self.plain, max(2, unit * round(target / unit))), "")]
+        if method in self.graphs:
             return self.given(method, target)
         options = dict(self.cfg.methods[method] or {})
         policy = options.pop("policy", method)
-        seeds = range(self.cfg.num_seeds) if policy == "random" else (0,)
-        found: dict[int, Sampler] = {}
-        for seed in seeds:
-            extra = {"seed": seed} if policy == "random" else {}
-            try:
-                graph = make_graph(policy, self.problem, target=target, **options, **extra)
-            except ValueError as error:
-                if "out of reach" not in str(error):
-                    raise
-                tqdm.write(f"{method} at {target:g}: {error}")
-                continue
-            found[seed] = self.cached(graph)
-        return found
+        if policy == "random":
+            chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.cfg.num_seeds)]
+        elif policy in BY_RESPONSES and self.problems:
+            files = map(digest, statistics(self.cfg))
+            chosen = [(problem, options, file) for problem, file in zip(self.problems, files, strict=True)]
+        else:
+            chosen = [(self.problem, options, "".join(map(digest, statistics(self.cfg)[:1])))]
+        return [
+            Draw(partial(self.made, method, policy, problem, target, given), json.dumps([given, file], default=list))
+            for problem, given, file in chosen
+        ]
 
-    def given(self, method: str, target: float) -> dict[int, Sampler]:
-        """Return samplers of the trained graphs whose MACs are near a budget."""
-        found: dict[int, Sampler] = {}
-        pattern = Path(self.cfg.graphs[method]).absolute()
-        for path in sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))):
+    def made(
+        self, method: str, policy: str, problem: Problem, target: float, options: dict[str, Any]
+    ) -> Sampler | None:
+        """Return the sampler of a policy's graph; None where it cannot reach the budget."""
+        try:
+            return self.cached(make_graph(policy, problem, target=target, **options))
+        except ValueError as error:
+            if "out of reach" not in str(error):
+                raise
+            tqdm.write(f"{method} at {target:g}: {error}")
+            return None
+
+    def given(self, method: str, target: float) -> list[Draw]:
+        """Return the trained graphs whose MACs are near a budget."""
+        found = []
+        for path in matching(self.graphs[method]):
             graph = CacheGraph.load(path)
             if abs(self.problem.cost.evaluations_worth(graph) - target) <= NEAR:
-                found[len(found)] = self.cached(graph)
+                found.append(Draw(partial(self.cached, graph), digest(path)))
         return found
 
     def cached(self, graph: CacheGraph) -> Sampler:
         """Return the sampler of a graph under the comparison's guidance."""
         return Sampler(self.backbone, graph=graph, cfg_scale=self.cfg.solver.cfg_scale)
 
-    def measure(self, method: str, target: float) -> list[Cell]:
-        """Return the cells of a method at a budget, from the folder where they are there already."""
-        name = re.sub(r"\W+", "_", method)
-        path = self.folder / "cells" / f"{name}-{target:g}.json"
+    def measure(self, method: str, target: float, seed: int, draw: Draw) -> list[Cell]:
+        """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
+        name = f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{target:g}"
+        path = self.folder / "cells" / f"{name}-{seed}.json"
         if path.is_file():
-            return [Cell(**cell) for cell in json.loads(path.read_text(encoding="utf-8"))]
-        cells = []
-        for seed, sampler in self.samplers(method, target).items():
-            images = sample_many(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
-            error = image_error(images, self.reference)
-            count = self.cfg.timing_batch
-            labels = None if self.labels is None else self.labels[:count]
-            draw = {
-                "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
-                "this": partial(sampler.sample, labels, noise=self.noise[:count]),
-            }
-            times = alternate(draw, repetitions=self.cfg.timing_repetitions)
-            graph = sampler.graph
-            worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
-            cells.append(
-                Cell(
-                    method,
-                    target,
-                    seed,
-                    float(worth),
-                    error.mse,
-                    error.mse_standard_error,
-                    times["this"].seconds,
-                    times["uncached"].seconds,
-                )
-            )
-            if seed == 0:
-                shown = {"uncached": self.reference[:10], f"{method} {target:g}": images[:10]}
-                save_figure(sample_grid(shown, None), self.folder / "samples" / f"{name}-{target:g}.png")
-                if graph is not None:
-                    graph.save(self.folder / "graphs" / f"{name}-{target:g}.json")
-                    save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}-{target:g}.png")
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["origin"] == draw.origin:
+                return [Cell(**cell) for cell in content["cells"]]
+            tqdm.write(f"{method} at {target:g}: its options or files have changed, so it is measured again")
+        sampler = draw.sampler()
+        cells = [] if sampler is None else [self.cell(method, target, seed, name, sampler)]
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps([asdict(cell) for cell in cells], indent=1), encoding="utf-8")
+            content = {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]}
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return cells
+
+    def cell(self, method: str, target: float, seed: int, name: str, sampler: Sampler) -> Cell:
+        """Sample and time; keep a picture of the first seed."""
+        images = sample_many(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
+        error = image_error(images, self.reference)
+        count = self.cfg.timing_batch
+        labels = None if self.labels is None else self.labels[:count]
+        timed = {
+            "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
+            "this": partial(sampler.sample, labels, noise=self.noise[:count]),
+        }
+        times = alternate(timed, repetitions=self.cfg.timing_repetitions)
+        graph = sampler.graph
+        worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
+        if seed == 0:
+            shown = {"uncached": self.reference[:10], f"{method} {target:g}": images[:10]}
+            save_figure(sample_grid(shown, None), self.folder / "samples" / f"{name}.png")
+            if graph is not None:
+                graph.save(self.folder / "graphs" / f"{name}.json")
+                save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")
+        return Cell(
+            method,
+            target,
+            seed,
+            float(worth),
+            error.mse,
+            error.mse_standard_error,
+            times["this"].seconds,
+            times["uncached"].seconds,
+        )
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the files that a glob pattern names, in order."""
+    full = Path(pattern).absolute()
+    return sorted(Path(full.anchor).glob(str(full.relative_to(full.anchor))))
+
+
+def statistics(cfg: DictConfig) -> list[Path]:
+    """Return the files of statistics: one, or as many as a glob pattern or a list names.
+
+    Raises:
+        FileNotFoundError: there is none where some are asked for.
+
+    """
+    patterns = [cfg.statistics] if isinstance(cfg.statistics, str) else list(cfg.statistics or [])
+    for pattern in patterns:
+        if not matching(pattern):
+            raise FileNotFoundError(f"no statistics at {pattern}; scripts/calibrate.py writes them")
+    return [path for pattern in patterns for path in matching(pattern)]
 
 
 def check(cfg: DictConfig) -> list[str]:
     """Return the names of all methods, or refuse an unknown one."""
     known = [FEWER_STEPS, *POLICIES]
-    for method, options in cfg.methods.items():
+    chosen = {name: options for name, options in cfg.methods.items() if options is not False}
+    for method, options in chosen.items():
         policy = (options or {}).get("policy", method)
         if policy not in known:
             raise ValueError(f"unknown method {policy!r}; {near_names(policy, known)}")
-    both = [name for name in cfg.graphs if name in cfg.methods]
+    graphs = list(cfg.graphs or {})
+    both = [name for name in graphs if name in chosen]
     if both:
         raise ValueError(f"{both[0]!r} is both in methods and in graphs; give one of them another name")
-    return [*cfg.methods, *cfg.graphs]
+    return [*chosen, *graphs]
 
 
 @cli.entry("compare")
@@ -179,7 +241,8 @@ def main(cfg: DictConfig) -> None:
         for target in cfg.targets:
             for name in names:
                 bar.set_postfix_str(f"{name} {target:g}")
-                cells += comparison.measure(name, float(target))
+                for seed, draw in enumerate(comparison.draws(name, float(target))):
+                    cells += comparison.measure(name, float(target), seed, draw)
                 bar.update()
     if not cells:
         raise ValueError("no method reaches any of the targets; raise them")

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.dit import timestep_embedding
-from l2c.graph import FITTED, CacheGraph
+from l2c.graph import CacheGraph
 from l2c.sampling.correction import reused_entries
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
 LOSSES = ("image", "output")
 EMBEDDING_SIZE = 256
@@ -92,59 +93,21 @@ class LitCorrection(pl.LightningModule):
             _, loss = self.walk(noise, y, teach=True)
         else:
             images, _ = self.walk(noise, y)
-            error = (images - self.sampler.sample(y, noise=noise)).square().flatten(1).mean(dim=1)  # (N,)
-            loss = error.clamp_min(1e-12).sqrt().mean()  # of squares a few images would be all that counts
-            self.log("train/error", error.mean().detach())
+            loss, error = image_loss(images, self.sampler.sample(y, noise=noise))
+            self.log("train/error", error)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def walk(self, noise: Tensor, y: Tensor | None, *, teach: bool = False) -> tuple[Tensor, Tensor]:
-        """Follow the cached trajectory; return its images (N, C, H, W) and, with `teach`, the loss of its outputs."""
-        backbone, guidance, graph = self.backbone, self.sampler.guidance, self.graph
-        if guidance.active and y is not None:
-            y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])  # (2 N,)
-        scale, shift = self.corrections()
-        index = {entry: i for i, entry in enumerate(self.entries)}
-        computed: list[list[Tensor]] = [[] for _ in graph.layers]
-        loss = noise.new_zeros(())
-        trajectory = self.sampler.solver.trajectory(noise)
-        request = next(trajectory)
-        while True:
-            e, row = request.index, graph.rows[request.index]
-            x = torch.cat([request.x, request.x]) if guidance.active else request.x
-            times = torch.full((len(x),), request.t, device=x.device)
-            cache: list[Tensor | None] = [None] * len(row)
-            for layer in (layer for layer, fresh in enumerate(row) if not fresh):
-                i, (value, *earlier) = index[e, layer], computed[layer]
-                if earlier:
-                    value = torch.lerp(earlier[0], value, 1 + self.slopes[i])
-                cache[layer] = torch.addcmul(shift[i], value, scale[i]) if self.scale_shift else value
-            output, outputs = backbone.forward_cached(x, times, y, row, cache)
-            if teach and not all(row):
-                with torch.no_grad():
-                    teacher = backbone(x, times, y)
-                loss = loss + (output - teacher).square().mean()
-            for layer in (layer for layer, fresh in enumerate(row) if fresh):
-                fresh_output = outputs[layer]
-                assert fresh_output is not None
-                computed[layer] = [fresh_output.detach() if teach else fresh_output, *computed[layer][:1]]
-            guided = guidance.combine(*output.chunk(2)) if guidance.active else output
-            try:
-                request = trajectory.send(guided.detach() if teach else guided)
-            except StopIteration as stop:
-                return stop.value, loss
+        """Follow the trajectory with today's slopes, scales and shifts; see `unroll`."""
+        corrections = self.corrections() if self.scale_shift else None
+        return unroll(self.sampler, self.graph, noise, y, self.slopes, corrections, teach=teach)
 
     @torch.no_grad()
     def corrected(self) -> tuple[CacheGraph, Tensor | None, Tensor | None]:
         """Return the graph with the trained slopes, and scale and shift (R, D) where they were trained."""
-        graph, (scale, shift) = self.graph, self.corrections()
-        if self.rates[0]:
-            slopes = dict(zip(self.entries, self.slopes.tolist(), strict=True))
-            fitted = tuple(
-                tuple(round(slopes[e, layer], 6) for layer, fresh in enumerate(row) if not fresh)
-                for e, row in enumerate(graph.rows)
-            )
-            graph = graph.replace(reuse=(FITTED,) * len(graph.rows), fitted=fitted)
+        graph = with_slopes(self.graph, self.slopes) if self.rates[0] else self.graph
+        scale, shift = self.corrections()
         return (graph, scale, shift) if self.scale_shift else (graph, None, None)
 
     def configure_optimizers(self) -> Any:

@@ -16,10 +16,12 @@ from l2c.data.vae import load_vae
 from l2c.data.zoo import PIXEL_DATA, pixel_data
 from l2c.diffusion import Guidance, Solver
 from l2c.evaluation.cost import Cost
+from l2c.graph import HOLD
 from l2c.training.budget import BudgetedLearningToCache, removal_target
 from l2c.training.objectives import LearningToCache
 from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
 from l2c.training.router import Routers, routed_evaluations
+from l2c.training.stand_in import StandIn
 from l2c.training.stepwise import StepwiseDenoising
 
 DATA = (*PIXEL_DATA, "noise", "latents", "imagenet")
@@ -61,7 +63,11 @@ def make_recipe(cfg: DictConfig, backbone: Backbone, solver: Solver, cost: Cost)
             "router=harmonica trains on the sampler's own trajectories and takes no images, "
             f"got data={cfg.data.name}; say data=noise"
         )
-    data, pairs = make_data(cfg, backbone, solver, routed)
+    reuse = cfg.router.get("reuse", HOLD)
+    stand_in = StandIn(solver, routers, reuse=reuse, threshold=cfg.router.threshold)
+    if stepwise and reuse != HOLD:
+        raise ValueError(f"router=harmonica holds what it reuses, got router.reuse={reuse}; say router.reuse=hold")
+    data, pairs = make_data(cfg, backbone, solver, routed, None if reuse == HOLD else stand_in)
     weights = layer_weights(cost, cfg.router.penalty_weights)
     shared = {
         "layer_weights": weights,
@@ -107,7 +113,7 @@ def layer_weights(cost: Cost, kind: str) -> torch.Tensor:
 
 
 def make_data(
-    cfg: DictConfig, backbone: Backbone, solver: Solver, routed: tuple[int, ...]
+    cfg: DictConfig, backbone: Backbone, solver: Solver, routed: tuple[int, ...], stand_in: StandIn | None = None
 ) -> tuple[pl.LightningDataModule, PairSource]:
     """Return the data module and the way its batches become pairs."""
     if cfg.data.name not in DATA:
@@ -117,7 +123,7 @@ def make_data(
         noise = NoiseDataModule(
             backbone.input_shape, backbone.num_labels, len(routed), cfg.data.batch_size, seed=cfg.seed
         )
-        return noise, TrajectoryPairs(backbone, solver, routed, guidance=guidance, seed=cfg.seed)
+        return noise, TrajectoryPairs(backbone, solver, routed, guidance=guidance, seed=cfg.seed, stand_in=stand_in)
     images = _images(cfg, backbone)
     pairs = DataPairs(
         backbone,
@@ -127,6 +133,7 @@ def make_data(
         label_dropout=cfg.router.label_dropout,
         visits=cfg.router.visits,
         round_times=cfg.router.round_times,
+        stand_in=stand_in,
     )
     return images, pairs
 
