@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from l2c import cli
 from l2c.atomic import replacing
-from l2c.backbones.zoo import load_backbone, near_names
+from l2c.backbones.zoo import fingerprint, load_backbone, near_names
 from l2c.evaluation.comparison import sample_many
 from l2c.evaluation.figures import graph_heatmap, sample_grid, save_figure
 from l2c.evaluation.html_report import html_report
@@ -81,9 +82,14 @@ class Comparison:
 
     @property
     def reference(self) -> torch.Tensor:
-        """The uncached images, drawn once."""
+        """The uncached images, drawn once and kept in the folder."""
+        path = self.folder / "reference.safetensors"
+        if self._reference is None and path.is_file():
+            self._reference = load_file(path)["images"]
         if self._reference is None:
             self._reference = sample_many(self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size)
+            with replacing(path) as temporary:
+                save_file({"images": self._reference}, temporary)
         return self._reference
 
     def draws(self, method: str, target: float) -> list[Draw]:
@@ -227,13 +233,13 @@ def main(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
+    comparison = Comparison(cfg, folder)
     settings = json.dumps(
-        [cfg.model.name, cfg.num_images, cfg.seed, dict(cfg.solver.items()), str(cfg.model.checkpoint)], default=str
+        [cfg.num_images, cfg.seed, dict(cfg.solver.items()), fingerprint(comparison.backbone)], default=str
     )
     record = folder / "settings.json"
     if record.is_file() and record.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
-    comparison = Comparison(cfg, folder)
     with replacing(record) as temporary:
         temporary.write_text(settings, encoding="utf-8")
     cells: list[Cell] = []
