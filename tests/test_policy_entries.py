@@ -65,3 +65,18 @@ def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     assert "the statistics were made for timesteps 4 evaluations" in refused(other)
     reach = call("scripts/make_graph.py", *SMALL, "target=0.1", run)
     assert "the reachable range is" in refused(reach)
+
+
+def test_scale_shift_is_trained_and_written_beside_the_graph(call, refused, tmp_path):
+    assert call("scripts/make_graph.py", *SMALL, "target=0.7", f"hydra.run.dir={tmp_path / 'g'}").returncode == 0
+    graph = f"graph={tmp_path / 'g' / 'cache_graph.json'}"
+    settings = ["max_steps=2", "batch_size=2", "accelerator=cpu", f"hydra.run.dir={tmp_path / 'c'}"]
+    result = call("scripts/train_scale_shift.py", graph, *settings)
+    assert result.returncode == 0, result.stderr
+    corrected = l2c.CacheGraph.load(tmp_path / "c" / "cache_graph.json")
+    assert corrected.rows == l2c.CacheGraph.load(tmp_path / "g" / "cache_graph.json").rows
+    assert corrected.provenance["trained"]["steps"] == 2
+    l2c.Sampler(l2c.load_backbone("dit_digits"), graph=corrected)
+    again = call("scripts/train_scale_shift.py", f"graph={tmp_path / 'c' / 'cache_graph.json'}", *settings)
+    assert "has a correction already; give the graph that it was trained from" in refused(again)
+    assert "say graph=PATH" in refused(call("scripts/train_scale_shift.py", f"hydra.run.dir={tmp_path / 'd'}"))
