@@ -24,6 +24,7 @@ def best(
     target: float,
     max_span: int = 6,
     num_trajectories: int = 64,
+    pool: int = 512,
     steps: int = 50,
     batch_size: int = 8,
     learning_rate: float = 0.02,
@@ -36,6 +37,7 @@ def best(
         target: budget in evaluations' worth of MACs, or a share of them.
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
+        pool: noises of which those are chosen; see `Judge`.
         steps: of training, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: of the slopes.
@@ -52,14 +54,14 @@ def best(
             f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
             "take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
         )
-    judge = Judge.of(problem.sampler, num_trajectories, seed)
+    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool)
     start = _best_start(problem, judge, worth, max_span)
     slopes = torch.tensor([start.slopes[e][layer] for e, layer in reused_entries(start)])
-    trained = _train_slopes(problem.sampler, start, slopes, steps, batch_size, learning_rate, seed, num_trajectories)
+    trained = _train_slopes(problem.sampler, start, slopes, steps, batch_size, learning_rate, seed, pool)
     candidates = [start, with_slopes(start, trained)] if steps else [start]
     chosen = min(candidates, key=judge.error)
-    settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "steps": steps}
-    provenance = {**start.provenance, "method": "best", "hyperparameters": {**settings, "seed": seed}}
+    settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
+    provenance = {**start.provenance, "method": "best", "hyperparameters": {**settings, "steps": steps, "seed": seed}}
     return chosen.replace(provenance=provenance)
 
 

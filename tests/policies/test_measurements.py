@@ -8,6 +8,7 @@ from l2c.graph import LINEAR
 from l2c.policies.allocation import Allocation
 from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.changes import measure_changes
+from l2c.policies.judge import Judge
 from l2c.policies.problem import Problem
 from l2c.policies.responses import measure_responses
 from l2c.policies.zoo import make_graph
@@ -117,7 +118,7 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     blank = Problem.of(sampler).blank
     problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(blank)))
     worst = make_graph("gram", problem, target=0.7, reuses=["hold"], max_span=6)
-    best = make_graph("best", problem, target=0.7, num_trajectories=2, steps=2, batch_size=2)
+    best = make_graph("best", problem, target=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
     assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
     labels = torch.arange(2)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
@@ -161,3 +162,15 @@ def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     assert two
     assert all(-1 <= graph.slopes[e][i] <= 4 for e, i in entries)
     assert any(graph.slopes[e][i] for e, i in two)
+
+
+def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
+    graph = make_graph(sampler.backbone, cfg_scale=1.5)
+    whole, part = Judge.of(sampler, 24, 3, pool=0), Judge.of(sampler, 8, 3, pool=24)
+    assert float(part.weights.sum()) == pytest.approx(1.0)
+    assert len(part.noise) == 8
+    largest = whole.reference.abs().flatten(1).amax(1).topk(2).values
+    assert torch.allclose(part.reference[:2].abs().flatten(1).amax(1), largest, rtol=1e-4)
+    images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
+    assert whole.error(graph) == pytest.approx(float((images - whole.reference).square().mean()), rel=1e-4)
+    assert Judge.of(sampler, 8, 3, pool=24) is part
