@@ -1,8 +1,9 @@
 """The static cache graph: which layers compute at which evaluation, and what that is valid for.
 
-Pure data. A row has one bit per layer, 1 = compute and 0 = reuse: `hold` stands in with the layer's last computed
-output, `linear` with the line in t through its last two computed ones (with one only, it holds that). The JSON form
-is described by `cache_graph.schema.json` beside this file.
+Pure data. A row has one bit per layer, 1 = compute and 0 = reuse. With `a` the layer's last computed output and `b`
+the one before, `a + slope (a - b)` stands in: slope 0 is `hold`, that of the line in t through both is `linear`, a
+number per entry is `fitted`; with one output only, it is held. The JSON form is described by
+`cache_graph.schema.json` beside this file.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ from typing import Any
 
 from l2c import hub
 from l2c.atomic import replacing
+from l2c.correction_file import CorrectionFile
 from l2c.json_fields import items, member, numbers, refuse_constant
 from l2c.layer_names import kind_of
 
 FORMAT = "l2c-cache-graph"
 FILE = "cache_graph.json"
 VERSION = 1
-FIELDS = {"format", "version", "model", "sampler", "routed", "reuse", "rows", "provenance", "statistics"}
+FIELDS = {
+    *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "rows", "correction"),
+    *("provenance", "statistics"),
+}
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
-HOLD, LINEAR = REUSES = ("hold", "linear")
+HOLD, LINEAR, FITTED = REUSES = ("hold", "linear", "fitted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,9 @@ class CacheGraph:
         model: name of the backbone.
         solver: name of the solver.
         routed: indices of the evaluations that may reuse; None = those that do.
-        reuse: `hold` or `linear`, what stands in for a reused layer, per evaluation; none = `hold` everywhere.
+        reuse: `hold`, `linear` or `fitted`, what stands in for a reused layer, per evaluation; none = all `hold`.
+        fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
+        correction: file of scales and shifts of what stands in; None = none.
         fingerprint: digest of the weights that the graph was made for; None = any.
         solver_options: the solver's own settings, `eta` for one.
         guidance: what `cfg_scale` means, `dit` or `uvit`.
@@ -61,6 +68,8 @@ class CacheGraph:
     solver: str
     routed: tuple[int, ...] | None = None
     reuse: tuple[str, ...] = ()
+    fitted: tuple[tuple[float, ...], ...] = ()
+    correction: CorrectionFile | None = None
     fingerprint: str | None = None
     solver_options: Mapping[str, float] = field(default_factory=dict)
     guidance: str | None = None
@@ -81,6 +90,7 @@ class CacheGraph:
             ("rows", rows),
             ("routed", routed),
             ("reuse", tuple(map(str, self.reuse or (HOLD,) * len(rows)))),
+            ("fitted", tuple(tuple(map(float, slopes)) for slopes in self.fitted or ((),) * len(rows))),
             ("layers", tuple(map(str, self.layers))),
             ("timesteps", tuple(map(float, self.timesteps))),
         ):
@@ -123,6 +133,16 @@ class CacheGraph:
         for e, reuse in enumerate(self.reuse):
             if reuse not in REUSES:
                 raise ValueError(f"reuse of evaluation {e} is {reuse!r}, must be {' or '.join(REUSES)}")
+        if len(self.fitted) != len(self.rows):
+            raise ValueError(f"slopes has {len(self.fitted)} entries, but the graph has {len(self.rows)} rows")
+        for e, (row, slopes) in enumerate(zip(self.rows, self.fitted, strict=True)):
+            reused = len(row) - sum(row)
+            wanted = reused if self.reuse[e] == FITTED else 0
+            if len(slopes) != wanted or not all(map(math.isfinite, slopes)):
+                raise ValueError(
+                    f"evaluation {e} reuses {reused} layers by {self.reuse[e]} and needs {wanted} finite slopes, got "
+                    f"{list(slopes)}; give one per reused layer where reuse is {FITTED}, none elsewhere"
+                )
         assert self.routed is not None
         outside = [e for e in self.routed if not 0 < e < len(self.rows)]
         if outside:
@@ -174,15 +194,33 @@ class CacheGraph:
     def held(self) -> tuple[tuple[int, ...], ...]:
         """For each evaluation, how many computed outputs of each layer (0, 1, 2) are held, because read later."""
         columns = []
-        for bits in zip(*self.rows, strict=True):
+        for bits, slopes in zip(zip(*self.rows, strict=True), zip(*self.slopes, strict=True), strict=True):
             computed = list(accumulate(bits))
             wanted, column = 0, []
             for e in reversed(range(self.num_evaluations)):
                 column.append(min(wanted, computed[e]))
-                readers = 2 if self.reuse[e] == LINEAR else 1
+                readers = 2 if slopes[e] else 1
                 wanted = max(wanted - 1, 0) if bits[e] else max(wanted, readers)
             columns.append(column[::-1])
         return tuple(zip(*columns, strict=True))
+
+    @cached_property
+    def slopes(self) -> tuple[tuple[float, ...], ...]:
+        """The slope of each entry: 0 where the layer is computed or held, that of the line in t for `linear`."""
+        t, found = self.timesteps, []
+        computed: list[list[int]] = [[] for _ in self.layers]
+        for e, row in enumerate(self.rows):
+            slopes, given = [0.0] * len(row), iter(self.fitted[e])
+            for layer, fresh in enumerate(row):
+                past = computed[layer]
+                value = next(given) if self.reuse[e] == FITTED and not fresh else None
+                if fresh:
+                    past.append(e)
+                elif self.reuse[e] != HOLD and len(past) > 1:
+                    line = (t[past[-1]] - t[e]) / (t[past[-2]] - t[past[-1]])
+                    slopes[layer] = line if value is None else value
+            found.append(tuple(slopes))
+        return tuple(found)
 
     @cached_property
     def keep(self) -> tuple[tuple[bool, ...], ...]:
@@ -226,10 +264,13 @@ class CacheGraph:
             f"(attention {100 * self.removed_fraction_of('attn'):.2f} %, "
             f"MLP {100 * self.removed_fraction_of('mlp'):.2f} %), "
             f"{100 * self.removed_fraction_overall:.2f} % of all; "
-            f"at most {self.peak_kept} outputs held",
+            f"at most {self.peak_kept} outputs held"
+            + ("" if self.correction is None else f"; corrected by {self.correction.path.name}"),
         ]
         for e, (t, row) in enumerate(zip(self.timesteps, self.rows, strict=True)):
-            mark = ("routed" if e in self.routed else "full") + (", linear" if self.reuse[e] == LINEAR else "")
+            mark = ("routed" if e in self.routed else "full") + (
+                "" if self.reuse[e] == HOLD else f", {self.reuse[e]}"
+            )
             lines.append(f"{e:4d}  t {t:8.2f}  {''.join('#' if bit else '.' for bit in row)}  {mark}")
         return "\n".join(lines)
 
@@ -249,21 +290,24 @@ class CacheGraph:
             },
             "routed": list(self.routed),
             "rows": ["".join("1" if bit else "0" for bit in row) for row in self.rows],
-            **({"reuse": list(self.reuse)} if LINEAR in self.reuse else {}),
+            **({"reuse": list(self.reuse)} if {LINEAR, FITTED} & set(self.reuse) else {}),
+            **({"slopes": list(map(list, self.fitted))} if FITTED in self.reuse else {}),
+            **({"correction": self.correction.to_json()} if self.correction is not None else {}),
             "provenance": dict(self.provenance),
             "statistics": self.statistics,
         }
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the graph as JSON; the file appears whole or not at all.
+        """Write the graph as JSON, its correction beside it under the same name; files appear whole or not at all.
 
         Raises:
             OSError: the folder cannot be made or written.
 
         """
+        graph = self if self.correction is None else self.replace(correction=self.correction.beside(Path(path)))
         with replacing(path) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+            temporary.write_text(graph.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraph:
@@ -283,7 +327,7 @@ class CacheGraph:
         except (UnicodeDecodeError, IsADirectoryError) as error:
             raise ValueError(f"{path} is not a text file in UTF-8; give the cache_graph.json itself") from error
         try:
-            return cls.from_json(text)
+            return cls.from_json(text, folder=Path(path).parent)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -330,8 +374,8 @@ class CacheGraph:
         return cls.load(hub.find_file(repo, FILE, revision=revision))
 
     @classmethod
-    def from_json(cls, text: str) -> CacheGraph:
-        """Read and validate a graph from the file's text.
+    def from_json(cls, text: str, *, folder: Path = Path()) -> CacheGraph:
+        """Read and validate a graph from the file's text; a correction that it names lies in `folder`.
 
         Raises:
             ValueError: the text is damaged, of another format or version, or contradicts itself.
@@ -375,14 +419,26 @@ class CacheGraph:
             solver=member(sampler, "solver", str, "sampler.solver"),
             routed=tuple(items(content, "routed", int, "routed")) if "routed" in content else None,
             reuse=tuple(items(content, "reuse", str, "reuse")) if "reuse" in content else (),
+            fitted=_slopes(content) if "slopes" in content else (),
             fingerprint=member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
             solver_options=options,
             guidance=member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
             cfg_scale=member(guidance, "scale", (int, float, type(None)), "sampler.guidance.scale"),
             provenance=member(content, "provenance", dict),
         )
+        if "correction" in content:
+            named = CorrectionFile.from_json(member(content, "correction", dict), folder)
+            graph = graph.replace(correction=named)
         declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")
         if declared != graph.num_evaluations:
             raise ValueError(f"sampler.num_evaluations is {declared}, but there are {graph.num_evaluations} rows")
         statistics = member(content, "statistics", dict)
         return graph.replace(measured={k: v for k, v in statistics.items() if k not in graph.statistics})
+
+
+def _slopes(content: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
+    """Return the field `slopes`: a list of numbers per evaluation."""
+    rows = items(content, "slopes", list, "slopes")
+    return tuple(
+        tuple(numbers(items({"slopes": row}, "slopes", (int, float), f"slopes[{e}]"))) for e, row in enumerate(rows)
+    )

@@ -1,42 +1,17 @@
 """The entries as a user calls them: good runs, and bad input in one sentence with exit code 1."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
 TINY = ["model=dit_digits", "solver.num_evaluations=4", "data.batch_size=4", "trainer.max_steps=4"]
 
 
-def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def refused(result: subprocess.CompletedProcess) -> str:
-    """Return the one sentence of a refusal."""
-    assert result.returncode == 1, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(call, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     result = call("train_router.py", *TINY, f"hydra.run.dir={folder}")
     assert result.returncode == 0, result.stderr
@@ -44,7 +19,7 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_train_then_evaluate_then_sample(run, tmp_path):
+def test_train_then_evaluate_then_sample(call, run, tmp_path):
     report = tmp_path / "report"
     result = call(
         "scripts/evaluate.py",
@@ -70,7 +45,7 @@ def test_train_then_evaluate_then_sample(run, tmp_path):
     assert (folder / "samples.png").stat().st_size > 0
 
 
-def test_missing_weights_say_where_from_and_what_else(tmp_path):
+def test_missing_weights_say_where_from_and_what_else(call, refused, tmp_path):
     sentence = refused(call("train_router.py", "model=dit_xl2", f"hydra.run.dir={tmp_path / 'run'}"))
     for part in (
         "DiT-XL-2-256x256.pt",
@@ -82,19 +57,19 @@ def test_missing_weights_say_where_from_and_what_else(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_model_names_the_near_ones():
+def test_unknown_model_names_the_near_ones(call, refused):
     assert "did you mean dit_xl2" in refused(call("train_router.py", "model=dit_xl2_"))
 
 
-def test_unknown_setting():
+def test_unknown_setting(call, refused):
     assert "router.penalti" in refused(call("train_router.py", "router.penalti=1"))
 
 
-def test_folder_that_cannot_be_written():
+def test_folder_that_cannot_be_written(call, refused):
     assert "/dev/null/run" in refused(call("train_router.py", *TINY, "hydra.run.dir=/dev/null/run"))
 
 
-def test_broken_graph_and_label_out_of_range(run, tmp_path):
+def test_broken_graph_and_label_out_of_range(call, refused, run, tmp_path):
     broken = tmp_path / "broken.json"
     broken.write_text((run / "cache_graph.json").read_text()[:200])
     folder = tmp_path / "out"
@@ -105,7 +80,7 @@ def test_broken_graph_and_label_out_of_range(run, tmp_path):
     assert not folder.exists()
 
 
-def test_graph_of_another_backbone(run, tmp_path):
+def test_graph_of_another_backbone(call, refused, run, tmp_path):
     sentence = refused(
         call(
             "scripts/sample.py",
@@ -118,7 +93,7 @@ def test_graph_of_another_backbone(run, tmp_path):
 
 
 @pytest.mark.parametrize("entry", ["train_router.py", "scripts/evaluate.py", "scripts/sample.py"])
-def test_help_shows_commands(entry):
+def test_help_shows_commands(call, entry):
     result = call(entry, "--help")
     assert result.returncode == 0
     assert f"python {entry}" in result.stdout

@@ -14,6 +14,7 @@ TOP = {"training", "policies"}
 LEAVES = {
     "atomic",
     "hub",
+    "correction_file",
     "json_fields",
     "layer_names",
     "seeding",

@@ -1,39 +1,14 @@
 """The entries around policies as a user calls them: calibrate, make a graph, compare, and their refusals."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 import l2c
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["model=dit_digits", "solver.num_evaluations=4"]
 
 
-def call(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def refused(result: subprocess.CompletedProcess) -> str:
-    assert result.returncode == 1, result.stderr
-    found = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(found) == 1, result.stderr
-    return found[0]
-
-
 @pytest.fixture(scope="module")
-def statistics(tmp_path_factory):
+def statistics(call, tmp_path_factory):
     path = tmp_path_factory.mktemp("statistics") / "s.safetensors"
     sizes = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3"]
     folder = path.parent / "run"
@@ -49,7 +24,7 @@ def statistics(tmp_path_factory):
     return path
 
 
-def test_make_graph_by_a_budget(statistics, tmp_path):
+def test_make_graph_by_a_budget(call, statistics, tmp_path):
     options = ["policy=gram", "budget=0.6", f"statistics={statistics}", f"hydra.run.dir={tmp_path}"]
     result = call("scripts/make_graph.py", *SMALL, *options)
     assert result.returncode == 0, result.stderr
@@ -58,7 +33,7 @@ def test_make_graph_by_a_budget(statistics, tmp_path):
     assert graph.statistics["evaluations_worth_of_macs"] == pytest.approx(2.4, abs=0.1)
 
 
-def test_compare_writes_reports_and_continues(statistics, tmp_path):
+def test_compare_writes_reports_and_continues(call, refused, statistics, tmp_path):
     options = [
         f"statistics={statistics}",
         "targets=[3]",
@@ -66,23 +41,23 @@ def test_compare_writes_reports_and_continues(statistics, tmp_path):
         "num_seeds=2",
         "timing_batch=2",
         "timing_repetitions=1",
-        "~methods.best",
+        "methods.best=false",
         f"hydra.run.dir={tmp_path}",
     ]
     result = call("scripts/compare.py", *SMALL, *options)
     assert result.returncode == 0, result.stderr
     names = {"table.md", "table.csv", "pareto.png", "pareto.svg", "report.html", "cells", "graphs", "samples"}
     assert names <= {path.name for path in tmp_path.iterdir()}
-    (tmp_path / "cells" / "gram-3.json").unlink()
-    before = (tmp_path / "cells" / "interval-3.json").stat().st_mtime_ns
+    (tmp_path / "cells" / "gram-3-0.json").unlink()
+    before = (tmp_path / "cells" / "interval-3-0.json").stat().st_mtime_ns
     assert call("scripts/compare.py", *SMALL, *options).returncode == 0
-    assert (tmp_path / "cells" / "gram-3.json").is_file()
-    assert (tmp_path / "cells" / "interval-3.json").stat().st_mtime_ns == before
+    assert (tmp_path / "cells" / "gram-3-0.json").is_file()
+    assert (tmp_path / "cells" / "interval-3-0.json").stat().st_mtime_ns == before
     other = call("scripts/compare.py", *SMALL, *options, "seed=5")
     assert "holds a comparison with other settings" in refused(other)
 
 
-def test_bad_input_ends_in_one_sentence(statistics, tmp_path):
+def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     run = f"hydra.run.dir={tmp_path / 'x'}"
     unknown = call("scripts/compare.py", *SMALL, "+methods.smothcache={}", run)
     assert "unknown method 'smothcache'; did you mean smoothcache" in refused(unknown)
@@ -90,3 +65,18 @@ def test_bad_input_ends_in_one_sentence(statistics, tmp_path):
     assert "the statistics were made for timesteps 4 evaluations" in refused(other)
     reach = call("scripts/make_graph.py", *SMALL, "target=0.1", run)
     assert "the reachable range is" in refused(reach)
+
+
+def test_scale_shift_is_trained_and_written_beside_the_graph(call, refused, tmp_path):
+    assert call("scripts/make_graph.py", *SMALL, "target=0.7", f"hydra.run.dir={tmp_path / 'g'}").returncode == 0
+    graph = f"graph={tmp_path / 'g' / 'cache_graph.json'}"
+    settings = ["max_steps=2", "batch_size=2", "accelerator=cpu", f"hydra.run.dir={tmp_path / 'c'}"]
+    result = call("scripts/train_scale_shift.py", graph, *settings)
+    assert result.returncode == 0, result.stderr
+    corrected = l2c.CacheGraph.load(tmp_path / "c" / "cache_graph.json")
+    assert corrected.rows == l2c.CacheGraph.load(tmp_path / "g" / "cache_graph.json").rows
+    assert corrected.provenance["trained"]["steps"] == 2
+    l2c.Sampler(l2c.load_backbone("dit_digits"), graph=corrected)
+    again = call("scripts/train_scale_shift.py", f"graph={tmp_path / 'c' / 'cache_graph.json'}", *settings)
+    assert "has a correction already; give the graph that it was trained from" in refused(again)
+    assert "say graph=PATH" in refused(call("scripts/train_scale_shift.py", f"hydra.run.dir={tmp_path / 'd'}"))

@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph import HOLD, LINEAR
+from l2c.graph import FITTED, HOLD, LINEAR
 
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]
+SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
 
 
 class Allocation:
@@ -25,7 +26,7 @@ class Allocation:
         macs: of each layer, (L,).
         routed: evaluations that may reuse; None = all but the first.
         max_span: evaluations in a row that a layer may be reused.
-        reuses: what may stand in, of `hold` and `linear`.
+        reuses: what may stand in, of `hold`, `linear` and `fitted`.
 
     """
 
@@ -49,6 +50,7 @@ class Allocation:
         self.rows = np.ones((num_evaluations, num_layers), dtype=bool)
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
+        self._slopes: dict[tuple[int, int, int, int], float] = {}
         self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
         self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
         self._refresh(range(num_layers))
@@ -80,12 +82,40 @@ class Allocation:
 
     def entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array:
         """Return the response (M,) of an entry that reuses the outputs of evaluations `last` and `before`."""
-        t = self.timesteps
-        if reuse == HOLD or before is None or e - before > self.max_age:
-            return self.responses[e, layer, e - last - 1]
-        ratio = (t[last] - t[e]) / (t[before] - t[last])
         ages = self.responses[e, layer]
-        return (1 + ratio) * ages[e - last - 1] - ratio * ages[e - before - 1]
+        if reuse == HOLD or before is None or e - before > self.max_age:
+            return ages[e - last - 1]
+        slope = self.slope(e, layer, last, before, reuse)
+        return (1 + slope) * ages[e - last - 1] - slope * ages[e - before - 1]
+
+    def slope(self, e: int, layer: int, last: int, before: int, reuse: str) -> float:
+        """Return how far an entry goes on from evaluation `before` over `last`.
+
+        A fitted slope makes this entry's own change of the image smallest.
+        """
+        t = self.timesteps
+        if reuse == LINEAR:
+            return (t[last] - t[e]) / (t[before] - t[last])
+        key = (e, layer, last, before)
+        if key not in self._slopes:
+            held = self.responses[e, layer, e - last - 1]
+            step = held - self.responses[e, layer, e - before - 1]
+            self._slopes[key] = float(np.clip(-(held @ step) / max(step @ step, 1e-30), *SLOPES))
+        return self._slopes[key]
+
+    @property
+    def fitted(self) -> tuple[tuple[float, ...], ...]:
+        """Slopes of the reused layers of each evaluation whose reuse is `fitted`, as a graph wants them."""
+        return tuple(
+            tuple(self._slope_now(e, int(layer)) for layer in np.flatnonzero(~row)) if reuse == FITTED else ()
+            for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True))
+        )
+
+    def _slope_now(self, e: int, layer: int) -> float:
+        computed = np.flatnonzero(self.rows[:e, layer])
+        if len(computed) < 2 or e - computed[-2] > self.max_age:
+            return 0.0
+        return round(self.slope(e, layer, int(computed[-1]), int(computed[-2]), FITTED), 6)
 
     def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> None:
         """Take over rows and reuse."""

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from l2c.graph import HOLD, LINEAR, CacheGraph
+from l2c.graph import FITTED, REUSES, CacheGraph
 from l2c.policies.allocation import Allocation
 from l2c.policies.problem import Problem
-from l2c.policies.refine import Judge, refine
 
 
 def gram(
     problem: Problem,
     *,
     target: float,
-    reuses: Sequence[str] = (HOLD, LINEAR),
+    reuses: Sequence[str] = (FITTED,),
     max_span: int = 4,
     routed: str = "all",
     exchanges: int = 0,
@@ -26,13 +23,16 @@ def gram(
     Args:
         problem: with `responses` among its statistics.
         target: budget in evaluations' worth of MACs, or a share of them.
-        reuses: what may stand in for a layer, of `hold` and `linear`.
+        reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
         max_span: evaluations in a row that a layer may be reused.
         routed: `all` but the first evaluation, `alternate` or `auto`.
         exchanges: rounds of overshooting the budget and coming back.
 
     """
     worth = problem.evaluations(target)
+    unknown = [reuse for reuse in reuses if reuse not in REUSES]
+    if unknown or not reuses:
+        raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
     allocation = Allocation(
         problem.statistics().tensor("responses").numpy(),
         problem.blank.timesteps,
@@ -48,6 +48,7 @@ def gram(
         allocation.rows.tolist(),
         "gram",
         reuse=allocation.reuse,
+        fitted=allocation.fitted,
         target=worth,
         reuses=list(reuses),
         max_span=max_span,
@@ -62,48 +63,3 @@ def gram(
             "take routed=all"
         )
     return graph
-
-
-def best(
-    problem: Problem,
-    *,
-    target: float,
-    max_span: int = 4,
-    num_trajectories: int = 64,
-    seed: int = 7,
-    rounds: int = 100,
-) -> CacheGraph:
-    """Return the best graph that we know of at a budget: `gram` from several starts, then true errors decide.
-
-    Args:
-        problem: with `responses` among its statistics and the sampler itself.
-        target: budget in evaluations' worth of MACs, or a share of them.
-        max_span: evaluations in a row that a layer may be reused.
-        num_trajectories: calibration noises that graphs are judged on.
-        seed: of those noises; evaluation uses others.
-        rounds: neighbours tried at most.
-
-    """
-    assert problem.sampler is not None
-    worth = problem.evaluations(target)
-    judge = Judge.of(problem.sampler, num_trajectories, seed)
-    starts: list[tuple[float, int, CacheGraph]] = []
-    choices: tuple[tuple[str, ...], ...] = ((HOLD,), (HOLD, LINEAR), (LINEAR,))
-    for reuses in choices:
-        for span in range(1, max_span + 1):
-            try:
-                graph = gram(problem, target=worth, reuses=reuses, max_span=span)
-            except ValueError:  # so short spans cannot save that much
-                continue
-            starts.append((judge.error(graph), len(starts), graph))
-    _, _, start = min(starts)
-    allocation = Allocation(
-        problem.statistics().tensor("responses").numpy(),
-        problem.blank.timesteps,
-        problem.cost.layers,
-        max_span=max_span,
-    )
-    allocation.set(np.array(start.rows), start.reuse)
-    to_save = (problem.blank.num_evaluations - worth) * problem.cost.evaluation
-    hyperparameters = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "seed": seed}
-    return refine(problem, allocation, judge, to_save, rounds=rounds, method="best", hyperparameters=hyperparameters)

@@ -108,13 +108,20 @@ class Problem:
         return self.alternate if routed == "alternate" or (routed == "auto" and enough) else self.all_but_first
 
     def graph(
-        self, rows: Iterable[Sequence[bool]], method: str, *, reuse: Sequence[str] = (), **hyperparameters: Any
+        self,
+        rows: Iterable[Sequence[bool]],
+        method: str,
+        *,
+        reuse: Sequence[str] = (),
+        fitted: tuple[tuple[float, ...], ...] = (),
+        **hyperparameters: Any,
     ) -> CacheGraph:
         """Return the graph of some rows, with where it came from and its MACs."""
         graph = self.blank.replace(
             rows=tuple(map(tuple, rows)),
             routed=None,
             reuse=tuple(reuse),
+            fitted=fitted,
             provenance={
                 "method": method,
                 "hyperparameters": hyperparameters,

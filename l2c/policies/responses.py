@@ -39,7 +39,15 @@ def measure_responses(
         batch_size: trajectories differentiated at a time; memory grows with it.
         seed: of the directions.
 
+    Raises:
+        ValueError: the solver adds noise of its own.
+
     """
+    if sampler.solver.stochastic:
+        raise ValueError(
+            f"responses belong to one trajectory per noise, but {sampler.solver.name} adds noise of its own; take a "
+            "deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m) for policies gram and best"
+        )
     generator = torch.Generator().manual_seed(seed)
     parts = []
     total = -(-len(noise) // batch_size) * (num_probes + 1)

@@ -8,8 +8,9 @@ from typing import Any
 
 from l2c.backbones.zoo import near_names
 from l2c.graph import CacheGraph
+from l2c.policies.best import best
 from l2c.policies.block_caching import block_caching
-from l2c.policies.gram import best, gram
+from l2c.policies.gram import gram
 from l2c.policies.interval import deepcache, faster_diffusion, interval
 from l2c.policies.problem import Problem
 from l2c.policies.ranking import late_first, random, top_k

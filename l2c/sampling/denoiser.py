@@ -13,6 +13,7 @@ from l2c.backbones.layer_cache import BlockCall, Pass, call_block
 from l2c.diffusion import Guidance
 from l2c.graph import CacheGraph
 from l2c.sampling.conditions import Conditions
+from l2c.sampling.correction import Correction
 from l2c.sampling.lifetimes import SUM, BlockStep, Lifetimes, Source
 from l2c.sampling.store import LayerStore
 
@@ -58,7 +59,8 @@ class Denoiser:
         self.y = y
         self._timesteps = timesteps
         self._conditions: Conditions | None = None
-        self._pass = _ScheduledPass(lifetimes, store or LayerStore(), call)
+        correction = None if graph is None else Correction.of(graph)
+        self._pass = _ScheduledPass(lifetimes, store or LayerStore(), call, correction)
         self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
@@ -91,11 +93,14 @@ def lifetimes_for(backbone: Backbone, graph: CacheGraph) -> Lifetimes:
 class _ScheduledPass(Pass):
     """The passes of a trajectory, one after the other, by the steps of its lifetimes."""
 
-    def __init__(self, lifetimes: Lifetimes | None, store: LayerStore, call: BlockCall) -> None:
+    def __init__(
+        self, lifetimes: Lifetimes | None, store: LayerStore, call: BlockCall, correction: Correction | None
+    ) -> None:
         super().__init__(call)
         self.store = store
         self.store.clear()  # what a trajectory that was broken off left
         self._lifetimes = lifetimes
+        self._correction = correction
         self._steps: tuple[BlockStep, ...] = ()
 
     def begin(self, evaluation: int) -> None:
@@ -124,4 +129,5 @@ class _ScheduledPass(Pass):
     def _value(self, source: Source, like: Tensor) -> Tensor:
         """Return what stands in for a reused output (N, T, D)."""
         newest, *earlier = (self.store.get(slot, like) for slot in source.slots)
-        return torch.lerp(earlier[0], newest, source.weights[0]) if earlier else newest
+        value = torch.lerp(earlier[0], newest, source.weights[0]) if earlier else newest
+        return value if self._correction is None else self._correction.apply(*source.entry, value)

@@ -11,18 +11,23 @@ import heapq
 from collections import defaultdict
 from dataclasses import dataclass
 
-from l2c.graph import LINEAR, CacheGraph
+from l2c.graph import CacheGraph
 
 ATTENTION, MLP, SUM = range(3)  # the parts of a block that can be stored
-Reads = dict[int, tuple[tuple[int, float], ...]]  # part -> (evaluation, weight) of what is read, newest first
+Read = tuple[tuple[int, float], ...]  # (evaluation, weight) of what is read, newest first
+Reads = dict[int, Read]  # by part
 
 
 @dataclass(frozen=True)
 class Source:
-    """What stands in for a reused output: stored ones, newest first, and their weights (which add up to 1)."""
+    """What stands in for a reused output: stored ones, newest first, and their weights (which add up to 1).
+
+    The entry (evaluation, layer) says which correction applies.
+    """
 
     slots: tuple[int, ...]
     weights: tuple[float, ...]
+    entry: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,14 @@ class Lifetimes:
 
         """
         columns = list(zip(*graph.rows, strict=True))
+        slopes = list(zip(*graph.slopes, strict=True))
         if layers_per_block == 1:
             columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
-        blocks = [_Block(graph, pair) for pair in zip(columns[::2], columns[1::2], strict=True)]
-        for block in blocks if sums else ():
+            slopes = [slope for layer in slopes for slope in (layer, layer)]
+        reads = [_column_reads(*column) for column in zip(columns, slopes, strict=True)]
+        pairs = zip(columns[::2], columns[1::2], reads[::2], reads[1::2], strict=True)
+        blocks = [_Block((a, m), (reads_a, reads_m)) for a, m, reads_a, reads_m in pairs]
+        for block in blocks if sums and graph.correction is None else ():
             block.merge()
         deaths = [block.last_reads() for block in blocks]
         free: list[int] = []
@@ -82,10 +91,13 @@ class Lifetimes:
         steps = []
         for e in range(graph.num_evaluations):
             row = []
-            for block, last_reads, slot_of in zip(blocks, deaths, slots, strict=True):
+            for b, (block, last_reads, slot_of) in enumerate(zip(blocks, deaths, slots, strict=True)):
                 found: list[Source | None] = [None] * 3
                 for part, read in block.reads[e].items():
-                    found[part] = Source(tuple(slot_of[s, part] for s, _ in read), tuple(w for _, w in read))
+                    weights = tuple(w for _, w in read)
+                    found[part] = Source(
+                        tuple(slot_of[s, part] for s, _ in read), weights, (e, layers_per_block * b + part)
+                    )
                 frees = tuple(slot_of[key] for key in last_reads.dying[e])
                 for slot in frees:
                     heapq.heappush(free, slot)
@@ -117,9 +129,11 @@ class _Block:
 
     """
 
-    def __init__(self, graph: CacheGraph, columns: tuple[tuple[bool, ...], tuple[bool, ...]]) -> None:
+    def __init__(
+        self, columns: tuple[tuple[bool, ...], tuple[bool, ...]], reads: tuple[list[Read], list[Read]]
+    ) -> None:
         self.fresh = list(zip(*columns, strict=True))
-        attention, mlp = (_column_reads(graph, column) for column in columns)
+        attention, mlp = reads
         self.reads: list[Reads] = [
             {part: read for part, read in ((ATTENTION, a), (MLP, m)) if read}
             for a, m in zip(attention, mlp, strict=True)
@@ -162,18 +176,16 @@ class _Block:
         return _Lives(dying, born)
 
 
-def _column_reads(graph: CacheGraph, bits: tuple[bool, ...]) -> list[tuple[tuple[int, float], ...]]:
+def _column_reads(bits: tuple[bool, ...], slopes: tuple[float, ...]) -> list[Read]:
     """Return for each evaluation the (evaluation, weight) that a layer reads, newest first."""
-    t, computed = graph.timesteps, []
-    result: list[tuple[tuple[int, float], ...]] = []
-    for e, fresh in enumerate(bits):
+    computed: list[int] = []
+    result: list[Read] = []
+    for e, (fresh, slope) in enumerate(zip(bits, slopes, strict=True)):
         if fresh:
             computed.append(e)
             result.append(())
-        elif graph.reuse[e] == LINEAR and len(computed) > 1:
-            before, last = computed[-2:]
-            weight = (t[before] - t[e]) / (t[before] - t[last])
-            result.append(((last, weight), (before, 1 - weight)))
+        elif slope:
+            result.append(((computed[-1], 1 + slope), (computed[-2], -slope)))
         else:
             result.append(((computed[-1], 1.0),))
     return result

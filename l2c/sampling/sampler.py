@@ -19,6 +19,7 @@ from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks
+from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.store import LayerStore
@@ -106,6 +107,7 @@ class Sampler:
             )
         if graph is not None:
             _check_timesteps(graph, self.solver.timesteps)
+            Correction.of(graph)  # refuses a file that does not belong
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else lifetimes_for(backbone, graph)
         self.matmul = matmul_setting(precision, matmul)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from l2c.atomic import check_writable, replacing
 from l2c.backbones.zoo import build_backbone
-from l2c.data.digits import DigitsDataModule
+from l2c.data.zoo import pixel_data
 from l2c.training.lit_backbone import LitBackbone
 from l2c.training.trainer import check_checkpoint, make_trainer
 
@@ -33,6 +33,13 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
     )
     if cfg.resume is not None:
         check_checkpoint(cfg.resume, "backbone.", module.backbone.state_dict())
+    data = pixel_data(
+        cfg.model.data,
+        image_shape=module.backbone.input_shape,
+        num_labels=module.backbone.num_labels,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+    )
     output = Path(cfg.output)
     check_writable(output)
     trainer = make_trainer(
@@ -47,7 +54,7 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
         ],
         log_every_n_steps=50,
     )
-    trainer.fit(module, DigitsDataModule(cfg.batch_size, seed=cfg.seed), ckpt_path=cfg.resume)
+    trainer.fit(module, data, ckpt_path=cfg.resume)
     weights = {name: value.half().contiguous() for name, value in module.backbone.state_dict().items()}
     with replacing(output) as temporary:
         save_file(weights, temporary)

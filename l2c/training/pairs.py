@@ -18,6 +18,7 @@ from l2c.backbones.layer_cache import LayerCache
 from l2c.data.part import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
 from l2c.seeding import make_generator
+from l2c.training.stand_in import StandIn
 from l2c.training.step_random import drop_labels, step_generator
 
 
@@ -29,7 +30,7 @@ class Pair:
         x: (N, C, H, W), the state at the routed evaluation.
         t: (N,), its timestep.
         y: (N,) labels, some of them null; None for a backbone without labels.
-        cache: 2L outputs of the evaluation before, (N, T, D).
+        cache: what stands in for the 2L layers, (N, T, D): outputs of the evaluation before, or see `StandIn`.
         teacher: output of the full pass at x, (N, C or 2 C, H, W).
 
     """
@@ -73,6 +74,7 @@ class DataPairs:
         visits: `balanced` visits every router once per cycle in random order, `random` draws one each step.
         round_times: noise to, and give the teacher and the student, whole timesteps, halves up (what the
             published U-ViT routers were trained with); the passes inside the solver keep theirs.
+        stand_in: makes the cache of more than the evaluation before; None = its outputs as they are.
 
     """
 
@@ -86,6 +88,7 @@ class DataPairs:
         label_dropout: float = 0.1,
         visits: str = "balanced",
         round_times: bool = False,
+        stand_in: StandIn | None = None,
     ) -> None:
         if visits not in ("balanced", "random"):
             raise ValueError(f"router.visits must be balanced or random, got {visits!r}")
@@ -96,6 +99,12 @@ class DataPairs:
         self.label_dropout = label_dropout
         self.visits = visits
         self.round_times = round_times
+        self.stand_in = stand_in
+
+    def first_step(self, evaluation: int) -> int:
+        """Return the solver step that the passes before a routed evaluation begin with."""
+        depth = 1 if self.stand_in is None else self.stand_in.depth
+        return self.solver.step_of(max(evaluation - depth, 0))
 
     def evaluation(self, step: int) -> int:
         """Return the routed evaluation that a training step visits."""
@@ -119,8 +128,8 @@ class DataPairs:
         return self.pair(x_0, noise, labels, self.evaluation(step), generator=generator)
 
     def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
-        """Noise images (N, C, H, W) to the start of the solver step before a routed evaluation."""
-        first = self.solver.steps[self.solver.step_of(evaluation - 1)][0]
+        """Noise images (N, C, H, W) to the start of the first pass before a routed evaluation."""
+        first = self.solver.steps[self.first_step(evaluation)][0]
         index = self.solver.indices[first]
         alpha, sigma = self.solver.schedule.marginal(math.floor(index + 0.5) if self.round_times else index)
         return alpha * x_0 + sigma * noise
@@ -154,15 +163,17 @@ class DataPairs:
     ) -> tuple[Tensor, Tensor, LayerCache]:
         """Return what both passes of a routed evaluation start from: x_m (N, C, H, W), t (N,) and the cache."""
         x = self.start(x_0, noise, evaluation)
-        first = self.solver.step_of(evaluation - 1)
-        trajectory = self.solver.trajectory(x, first_step=first, generator=generator)
+        trajectory = self.solver.trajectory(x, first_step=self.first_step(evaluation), generator=generator)
         request = next(trajectory)
         everything = (True,) * self.backbone.num_layers
+        read = {evaluation - 1} if self.stand_in is None else set(range(evaluation - self.stand_in.depth, evaluation))
+        passes: dict[int, LayerCache] = {}
         while request.index < evaluation:
-            keep = (request.index == evaluation - 1,) * self.backbone.num_layers
+            keep = (request.index in read,) * self.backbone.num_layers
             times = _times(x, request.t)
-            output, cache = self.backbone.forward_cached(request.x, times, y, everything, None, keep)
+            output, passes[request.index] = self.backbone.forward_cached(request.x, times, y, everything, None, keep)
             request = trajectory.send(output)
+        cache = passes[evaluation - 1] if self.stand_in is None else self.stand_in(evaluation, passes)
         t = float(math.floor(request.t + 0.5)) if self.round_times else request.t
         return request.x, _times(x, t), cache
 
@@ -186,6 +197,7 @@ class TrajectoryPairs:
         seed: seed of what a stochastic solver adds.
         num_trajectories: batches of noise that are visited in turn, see `NoiseDataModule`; None = always new ones.
         store_outputs: keep the cached layer outputs of each pair as well, 2L x T x D numbers per sample.
+        stand_in: see `DataPairs`.
 
     """
 
@@ -199,6 +211,7 @@ class TrajectoryPairs:
         seed: int = 0,
         num_trajectories: int | None = None,
         store_outputs: bool = False,
+        stand_in: StandIn | None = None,
     ) -> None:
         self.backbone = backbone
         self.solver = solver
@@ -207,6 +220,7 @@ class TrajectoryPairs:
         self.seed = seed
         self.num_trajectories = num_trajectories
         self.store_outputs = store_outputs
+        self.stand_in = stand_in
         self._stored: dict[tuple[int, int, int], _StoredPair] = {}  # by trajectory, part, evaluation
         self._open: dict[int, _OpenTrajectory] = {}  # by part
 
@@ -236,20 +250,23 @@ class TrajectoryPairs:
             self._open[part.index] = run
         before: Evaluation | None = None
         while True:
-            request, cache = run.request, run.cache
+            request = run.request
             x, times = self._inputs(request)
-            keep = (request.index + 1 in self.routed,) * self.backbone.num_layers
-            output, run.cache = self.backbone.forward_cached(x, times, y, self._everything, None, keep)
+            keep = (self.stand_in is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
+            output, passes = self.backbone.forward_cached(x, times, y, self._everything, None, keep)
+            run.passes[request.index] = passes
+            run.passes.pop(request.index - 4, None)
             if request.index < self.solver.num_evaluations - 1:
                 guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
                 run.request = run.trajectory.send(guided)
             if request.index == evaluation:
-                assert cache is not None
-                assert before is not None, "two routed evaluations never follow each other"
+                assert before is not None, "evaluation 0 is never routed"
                 run.next_step = step + 1
+                held = run.passes[evaluation - 1]
+                cache = held if self.stand_in is None else self.stand_in(evaluation, run.passes)
                 if self.num_trajectories is not None:
-                    held = _moved(cache, "cpu") if self.store_outputs else None
-                    self._stored[key] = _StoredPair(before, request, output, held)
+                    stored = _moved(cache, "cpu") if self.store_outputs or self.stand_in is not None else None
+                    self._stored[key] = _StoredPair(before, request, output, stored)
                 return Pair(x, times, y, cache, output)
             before = request
 
@@ -293,5 +310,5 @@ class _OpenTrajectory:
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
         self.request: Evaluation = next(trajectory)
-        self.cache: LayerCache | None = None
+        self.passes: dict[int, LayerCache] = {}  # outputs of the last few evaluations
         self.next_step: int | None = None

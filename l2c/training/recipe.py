@@ -9,20 +9,22 @@ import torch
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.data.digits import DigitsDataModule
 from l2c.data.imagenet import ImageNetDataModule
 from l2c.data.latents import LatentsDataModule
 from l2c.data.noise import NoiseDataModule
 from l2c.data.vae import load_vae
+from l2c.data.zoo import PIXEL_DATA, pixel_data
 from l2c.diffusion import Guidance, Solver
 from l2c.evaluation.cost import Cost
+from l2c.graph import HOLD
 from l2c.training.budget import BudgetedLearningToCache, removal_target
 from l2c.training.objectives import LearningToCache
 from l2c.training.pairs import DataPairs, PairSource, TrajectoryPairs
 from l2c.training.router import Routers, routed_evaluations
+from l2c.training.stand_in import StandIn
 from l2c.training.stepwise import StepwiseDenoising
 
-DATA = ("digits", "noise", "prompts", "latents", "imagenet")
+DATA = (*PIXEL_DATA, "noise", "prompts", "latents", "imagenet")
 FROM_NOISE = ("noise", "prompts")
 ROUTERS = ("l2c", "l2c_summed", "budget", "harmonica")
 
@@ -62,7 +64,11 @@ def make_recipe(cfg: DictConfig, backbone: Backbone, solver: Solver, cost: Cost)
             "router=harmonica trains on the sampler's own trajectories and takes no images, "
             f"got data={cfg.data.name}; say data=noise"
         )
-    data, pairs = make_data(cfg, backbone, solver, routed)
+    reuse = cfg.router.get("reuse", HOLD)
+    stand_in = StandIn(solver, routers, reuse=reuse, threshold=cfg.router.threshold)
+    if stepwise and reuse != HOLD:
+        raise ValueError(f"router=harmonica holds what it reuses, got router.reuse={reuse}; say router.reuse=hold")
+    data, pairs = make_data(cfg, backbone, solver, routed, None if reuse == HOLD else stand_in)
     weights = layer_weights(cost, cfg.router.penalty_weights)
     shared = {
         "layer_weights": weights,
@@ -108,7 +114,7 @@ def layer_weights(cost: Cost, kind: str) -> torch.Tensor:
 
 
 def make_data(
-    cfg: DictConfig, backbone: Backbone, solver: Solver, routed: tuple[int, ...]
+    cfg: DictConfig, backbone: Backbone, solver: Solver, routed: tuple[int, ...], stand_in: StandIn | None = None
 ) -> tuple[pl.LightningDataModule, PairSource]:
     """Return the data module and the way its batches become pairs."""
     if cfg.data.name not in DATA:
@@ -132,6 +138,7 @@ def make_data(
             seed=cfg.seed,
             num_trajectories=limit,
             store_outputs=cfg.data.get("store_outputs", False),
+            stand_in=stand_in,
         )
     images = _images(cfg, backbone)
     pairs = DataPairs(
@@ -142,6 +149,7 @@ def make_data(
         label_dropout=cfg.router.label_dropout,
         visits=cfg.router.visits,
         round_times=cfg.router.round_times,
+        stand_in=stand_in,
     )
     return images, pairs
 
@@ -160,9 +168,10 @@ def _images(cfg: DictConfig, backbone: Backbone) -> pl.LightningDataModule:
         if cfg.data.name == "latents":
             return LatentsDataModule(cfg.data.folder, **fitting)
         return ImageNetDataModule(cfg.data.folder, load_vae(cfg.data.vae), **fitting)
-    if backbone.input_shape != DigitsDataModule.image_shape or backbone.num_labels != 10:
-        raise ValueError(
-            f"data=digits has images {DigitsDataModule.image_shape} of 10 classes, but {cfg.model.name} takes "
-            f"{backbone.input_shape} of {backbone.num_labels}; take data=noise, which needs no images"
-        )
-    return DigitsDataModule(cfg.data.batch_size, seed=cfg.seed)
+    return pixel_data(
+        cfg.data.name,
+        image_shape=backbone.input_shape,
+        num_labels=backbone.num_labels,
+        batch_size=cfg.data.batch_size,
+        seed=cfg.seed,
+    )

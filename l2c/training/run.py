@@ -20,7 +20,7 @@ from l2c.backbones.zoo import RANDOM, fingerprint
 from l2c.diffusion import Solver
 from l2c.evaluation.cost import Cost, count_macs
 from l2c.evaluation.figures import graph_heatmap, save_figure
-from l2c.graph import CacheGraph
+from l2c.graph import HOLD, CacheGraph
 from l2c.integrations.backends import configured_backbone
 from l2c.sampling.sampler import solver_for
 from l2c.training.callbacks import RouterHeatmap
@@ -147,6 +147,7 @@ def _export(
         model=conventions.name,
         solver=solver.name,
         routed=routers.evaluations,
+        reuse=(cfg.router.get("reuse", HOLD),) * solver.num_evaluations,
         fingerprint=None if cfg.model.checkpoint == RANDOM else fingerprint(backbone),
         solver_options=solver.options,
         guidance=conventions.guidance,

@@ -8,6 +8,7 @@ from l2c.graph import LINEAR
 from l2c.policies.allocation import Allocation
 from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.changes import measure_changes
+from l2c.policies.judge import Judge
 from l2c.policies.problem import Problem
 from l2c.policies.responses import measure_responses
 from l2c.policies.zoo import make_graph
@@ -116,8 +117,8 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     blank = Problem.of(sampler).blank
     problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(blank)))
-    worst = make_graph("gram", problem, target=0.7, reuses=["hold"])
-    best = make_graph("best", problem, target=0.7, num_trajectories=2, rounds=4)
+    worst = make_graph("gram", problem, target=0.7, reuses=["hold"], max_span=6)
+    best = make_graph("best", problem, target=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
     assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
     labels = torch.arange(2)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
@@ -128,3 +129,48 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
 
     assert worst.cfg_scale == best.cfg_scale == 1.5
     assert error(best) <= error(worst) * 1.001
+
+
+def test_solvers_that_add_noise_are_refused(make_dit):
+    for solver, eta in (("ddpm", None), ("ddim", 0.5)):
+        sampler = Sampler(make_dit(), solver=solver, num_evaluations=4, eta=eta)
+        noise = seeded_noise(sampler.backbone.input_shape, 0, 2)
+        with pytest.raises(ValueError, match="adds noise of its own; take a deterministic solver"):
+            measure_responses(sampler, torch.tensor([1, 2]), noise)
+
+
+def test_fitted_slopes_make_the_change_of_an_entry_smallest():
+    responses = torch.randn(4, 1, 3, 5, generator=torch.Generator().manual_seed(1)).numpy()
+    allocation = Allocation(responses, (10.0, 8.0, 5.0, 4.0), (1,), reuses=("fitted",))
+    held, older = responses[3, 0, 0], responses[3, 0, 1]
+    slope = allocation.slope(3, 0, 2, 1, "fitted")
+    changes = [((1 + k) * held - k * older) for k in (slope - 0.01, slope, slope + 0.01)]
+    norms = [float(change @ change) for change in changes]
+    assert norms[1] < min(norms[0], norms[2])
+    assert allocation.entry(3, 0, 2, 1, "fitted") == pytest.approx(changes[1], rel=1e-5)
+    assert allocation.entry(3, 0, 2, None, "fitted") == pytest.approx(held)
+
+
+def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
+    labels, noise = start
+    responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
+    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank)))
+    graph = make_graph("gram", problem, target=0.6)
+    entries = [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
+    assert set(graph.reuse) == {"fitted"}
+    two = [(e, i) for e, i in entries if sum(graph.rows[before][i] for before in range(e)) > 1]
+    assert two
+    assert all(-1 <= graph.slopes[e][i] <= 4 for e, i in entries)
+    assert any(graph.slopes[e][i] for e, i in two)
+
+
+def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
+    graph = make_graph(sampler.backbone, cfg_scale=1.5)
+    whole, part = Judge.of(sampler, 24, 3, pool=0), Judge.of(sampler, 8, 3, pool=24)
+    assert float(part.weights.sum()) == pytest.approx(1.0)
+    assert len(part.noise) == 8
+    largest = whole.reference.abs().flatten(1).amax(1).topk(2).values
+    assert torch.allclose(part.reference[:2].abs().flatten(1).amax(1), largest, rtol=1e-4)
+    images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
+    assert whole.error(graph) == pytest.approx(float((images - whole.reference).square().mean()), rel=1e-4)
+    assert Judge.of(sampler, 8, 3, pool=24) is part

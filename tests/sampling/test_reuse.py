@@ -33,6 +33,9 @@ def by_hand(backbone, graph, noise, labels, scale):
             past = computed.get(layer, [])
             if fresh:
                 cache.append(None)
+            elif graph.reuse[e] == "fitted" and len(past) > 1:
+                slope = graph.fitted[e][sum(not bit for bit in graph.rows[e][:layer])]
+                cache.append(past[-1][1] + slope * (past[-1][1] - past[-2][1]))
             elif graph.reuse[e] == "linear" and len(past) > 1:
                 (t0, a), (t1, b) = past[-2:]
                 cache.append(b + (b - a) * (t - t1) / (t1 - t0))
@@ -77,7 +80,20 @@ def test_memory_held_equals_the_prediction(backbone, make_graph):
     assert held[-1] == 0
 
 
-def one_layer(bits, reuse):
+def test_fitted_slopes_equal_a_loop_by_hand(backbone, make_graph):
+    plain = make_graph(backbone, cfg_scale=2.0)
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(len(row) - sum(row), generator=generator).tolist() for row in plain.rows]
+    graph = plain.replace(reuse=("fitted",) * 6, fitted=tuple(map(tuple, draws)))
+    labels, noise = torch.tensor([1, 4]), seeded_noise(backbone.input_shape, 0, 2)
+    with torch.no_grad():
+        expected = by_hand(backbone, graph, noise, labels, 2.0)
+    images = Sampler(backbone, graph=graph).sample(labels, noise=noise)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(images, Sampler(backbone, graph=plain).sample(labels, noise=noise))
+
+
+def one_layer(bits, reuse, **changes):
     return CacheGraph(
         rows=[(bit,) for bit in bits],
         layers=("a",),
@@ -85,6 +101,7 @@ def one_layer(bits, reuse):
         model="m",
         solver="ddim",
         reuse=reuse,
+        **changes,
     )
 
 
@@ -105,11 +122,13 @@ def test_lifetimes_end_with_the_last_reader(bits, reuse, held):
 def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     schema = json.loads((Path(l2c.__file__).parent / "cache_graph.schema.json").read_text())
     linear = one_layer((1, 1, 0), ("hold", "hold", "linear"))
-    for graph, written in ((linear, True), (one_layer((1, 1, 0), None), False)):
+    fitted = one_layer((1, 1, 0), ("hold", "hold", "fitted"), fitted=((), (), (0.25,)))
+    for graph, written in ((linear, True), (fitted, True), (one_layer((1, 1, 0), None), False)):
         graph.save(tmp_path / "g.json")
         content = json.loads((tmp_path / "g.json").read_text())
         jsonschema.validate(content, schema)
         assert ("reuse" in content) == written
+        assert ("slopes" in content) == (graph is fitted)
         assert CacheGraph.load(tmp_path / "g.json") == graph
     assert "linear" in linear.summary()
 
@@ -118,9 +137,20 @@ def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     ("reuse", "sentence"),
     [
         (("hold",), "reuse has 1 entries, but the graph has 3 rows"),
-        (("hold", "hold", "cubic"), "must be hold or lin"),
+        (("hold", "hold", "cubic"), "must be hold or linear or fitted"),
+        (("hold", "hold", "fitted"), r"evaluation 2 reuses 1 layers by fitted and needs 1 finite slopes, got \[\]"),
     ],
 )
 def test_bad_reuse_is_refused(reuse, sentence):
     with pytest.raises(ValueError, match=sentence):
         one_layer((1, 1, 0), reuse)
+
+
+def test_slopes_are_given_or_those_of_the_line_or_none():
+    reuse = ("hold", "fitted", "linear", "hold", "fitted")
+    graph = one_layer((1, 1, 0, 0, 0), reuse, fitted=((), (), (), (), (0.5,)))
+    assert graph.slopes == ((0.0,), (0.0,), (1.0,), (0.0,), (0.5,))
+    early = one_layer((1, 0, 1), ("fitted",) * 3, fitted=((), (0.5,), ()))
+    assert early.slopes[1] == (0.0,)  # with one output only it is held
+    with pytest.raises(ValueError, match="by hold and needs 0 finite slopes"):
+        one_layer((1, 0), ("hold",) * 2, fitted=((), (0.5,)))

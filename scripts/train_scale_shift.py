@@ -1,0 +1,23 @@
+"""Train the slopes, scales and shifts of what a cache graph reuses.
+
+python scripts/train_scale_shift.py graph=runs/.../cache_graph.json
+"""
+
+from omegaconf import DictConfig
+
+from l2c import cli
+from l2c.training.correction_run import train_correction
+
+
+@cli.entry("train_scale_shift")
+def main(cfg: DictConfig) -> None:
+    """Train, then say where the corrected graph is."""
+    if cfg.graph is None:
+        raise ValueError("no graph given; say graph=PATH of a cache_graph.json (scripts/make_graph.py writes one)")
+    cli.check_positive(cfg, "max_steps", "batch_size")
+    path = train_correction(cfg, cli.run_folder())
+    print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
+
+
+if __name__ == "__main__":
+    main()
