@@ -23,6 +23,22 @@ FORMAT = "l2c-samples"
 Setting = str | int | float | None
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a shard, which appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+
+    """
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(
+            f"cannot write {path}: {error}; free some space and run again, it goes on at this shard"
+        ) from error
+
+
 def to_pixels(images: Tensor) -> Tensor:
     """Return images (N, C, H, W) in [-1, 1] as 8-bit pixels, by DiT's rule: 127.5 x + 128, cut to 0..255."""
     return (127.5 * images.float() + 128).clamp(0, 255).to(torch.uint8)
@@ -70,8 +86,7 @@ class Samples:
         tensors = {"images": pixels.contiguous()}
         if labels is not None:
             tensors["labels"] = labels.contiguous()
-        with replacing(self.path(folder, shard)) as temporary:
-            save_file(tensors, temporary)
+        write_tensors(self.path(folder, shard), tensors)
 
     def claim(self, folder: Path) -> None:
         """Make a folder that of these samples; one that holds others already is refused.

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from l2c.atomic import replacing
+from l2c.data.image_shards import write_tensors
 
 MANIFEST = "latents.json"
 FORMAT = "l2c-latents"
@@ -92,8 +92,7 @@ class Manifest:
 def write_shard(path: Path, mean: Tensor, std: Tensor, labels: Tensor, skipped: list[str]) -> None:
     """Write posteriors (N, C, H, W), in 16 bits, and labels (N,) as one shard, with the images left out."""
     tensors = {"mean": mean.half().contiguous(), "std": std.half().contiguous(), "labels": labels.contiguous()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"skipped": json.dumps(skipped)})
+    write_tensors(path, tensors, {"skipped": json.dumps(skipped)})
 
 
 class LatentShards:

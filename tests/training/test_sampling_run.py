@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from l2c.data.image_archive import ArchiveImages
-from l2c.data.image_shards import ImageShards, to_pixels
+from l2c.data.image_shards import ImageShards, Samples, to_pixels
+from l2c.data.latent_shards import write_shard
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.training.lit_sampler import LitSampler, image_labels
 from l2c.training.sampling_run import sample_images
@@ -126,6 +128,21 @@ def test_other_settings_are_refused(draw):
         draw("run", num_images=2)
     with pytest.raises(ValueError, match="labels must be one of balanced, random, got 'all'"):
         draw("run", labels="all")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypatch):
+    def full(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("l2c.data.image_shards.save_file", full)
+    for write in (
+        lambda: Samples((1, 2, 2), 1, 1, False, {}).write_shard(tmp_path, 0, torch.zeros(1, 1, 2, 2), None),
+        lambda: write_shard(tmp_path / "latents", *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []),
+    ):
+        with pytest.raises(OSError, match="No space left on device; free some space and run again, it goes on"):
+            write()
+    assert not list(tmp_path.iterdir())
 
 
 def test_pixels_follow_dits_rule():
