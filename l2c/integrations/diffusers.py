@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -16,13 +17,17 @@ except ModuleNotFoundError as error:
 from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.backbone import weights_digest
+from l2c.backbones.layer_form import RESIDUAL
+from l2c.backbones.wrap import WrappedLayer
 from l2c.graph import HOLD, LINEAR, CacheGraph
-from l2c.integrations.diffusers_hooks import GraphHook, LayerHook, SilentHook
+from l2c.integrations.diffusers_hooks import GraphHook, LayerHook, RunHook, SilentHook
 from l2c.integrations.diffusers_layers import find_layers, make_layer
 from l2c.integrations.diffusers_timesteps import Schedule, check_scheduler
 from l2c.integrations.dit_weights import diffusers_layer_names
 
 REUSED = (HOLD, LINEAR)
+# Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
+CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
 ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"
 # Memory and precision; everything else that hooks into a forward may change what it computes.
 HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution")
@@ -59,7 +64,7 @@ def apply_cache_graph(
     layers = [make_layer(model, name) for name in graph.layers]
     if pipe is not None and not resample:
         check_scheduler(graph, pipe.scheduler)
-    hooks = [LayerHook(layer.form) for layer in layers]
+    hooks = _hooks(graph, layers, chained=type(model).__name__ in CHAINED)
     for layer, hook in zip(layers, hooks, strict=True):
         HookRegistry.check_if_exists_or_initialize(layer.module).register_hook(hook, LAYER)
         for module in layer.silent:
@@ -110,6 +115,30 @@ def _check_uncached(model: nn.Module) -> None:
         raise ValueError(f"the model is already cached by {by}; call its disable_cache() before applying a graph")
     if getattr(model, "_is_cached", False) or getattr(model, "_context_manager", None) is not None:
         raise ValueError("the model is already cached by cache-dit; call cache_dit.disable_cache(pipe) first")
+
+
+def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, chained: bool) -> list[LayerHook]:
+    """Return a hook per layer; blocks in a row whose decisions are the same at every evaluation share one output."""
+    columns = list(zip(*graph.rows, strict=True))
+    hooks: list[LayerHook] = []
+    for index, layer in enumerate(layers):
+        if not chained or layer.form is not RESIDUAL:
+            hooks.append(LayerHook(layer.form))
+            continue
+        before = hooks[-1] if index and _follows(layers[index - 1].name, layer.name) else None
+        together = isinstance(before, RunHook) and columns[index - 1] == columns[index]
+        hook = RunHook(layer.form, (before.leader or before) if together else None)  # type: ignore[union-attr]
+        hook.last = True
+        if together:
+            before.last = False  # type: ignore[union-attr]
+        hooks.append(hook)
+    return hooks
+
+
+def _follows(name: str, after: str) -> bool:
+    """Whether two names are those of neighbours in one list of blocks."""
+    (head, _, index), (head_after, _, index_after) = name.rpartition("."), after.rpartition(".")
+    return head == head_after and index.isdigit() and index_after == str(int(index) + 1)
 
 
 def _check_reuse(graph: CacheGraph) -> None:

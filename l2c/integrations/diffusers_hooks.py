@@ -42,6 +42,39 @@ class LayerHook(ModelHook):
         return output
 
 
+class RunHook(LayerHook):
+    """One of several blocks in a row that are always reused together: their sum is kept, the first one adds it.
+
+    Args:
+        form: of the blocks.
+        leader: the hook of the first block of the run; None = this one is it.
+
+    Attributes:
+        last: whether it is the last of the run.
+        start: the input of the run, until its end.
+
+    """
+
+    def __init__(self, form: LayerForm, leader: RunHook | None) -> None:
+        super().__init__(form)
+        self.leader = leader
+        self.last = False
+        self.start: Tensor | None = None
+
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the module's forward."""
+        leader = self.leader or self
+        x: Tensor = args[0] if args else kwargs["hidden_states"]
+        if not leader.fresh:
+            return x if self.leader else self.form.stand_in(module, args, kwargs, leader.cached)  # type: ignore[arg-type]
+        if leader.wanted and self.leader is None:
+            self.start = x
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        if leader.wanted and self.last:
+            leader.output, leader.start = output - leader.start, None
+        return output
+
+
 class SilentHook(ModelHook):
     """Leave out a module that feeds nothing but a reused layer: its output is empty, and never looked at."""
 
@@ -132,6 +165,8 @@ class GraphHook(ModelHook):
         graph = self.schedule.graph
         linear = graph.reuse[e] == LINEAR
         for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
+            if getattr(layer, "leader", None) is not None:
+                continue  # does as its leader does
             layer.cached = None if fresh else history.value(index, t, linear=linear)
             layer.fresh = layer.cached is None
             layer.wanted = held > 0

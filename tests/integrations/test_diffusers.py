@@ -136,6 +136,25 @@ def test_reused_layers_do_not_run(name, make_family, family_graph):
         assert calls[layer] == once[layer] * sum(row[index] for row in graph.rows), layer
 
 
+@pytest.mark.parametrize("name", ["dit", "pixart", "hunyuan"])
+@torch.no_grad()
+def test_blocks_in_a_row_that_agree_share_one_output(name, make_family, family_graph):
+    family = make_family(name)
+    count = len(find_layers(family.model, of=("block",)))
+    bits = ((1, 1), (1, 0), (0, 1), (1, 1), (1, 0), (1, 0))
+    rows = [[bool(first)] + [bool(rest)] * (count - 1) for first, rest in bits]
+    graph = family_graph(family, of=("block",), rows=rows, reuse=("hold", "hold", "hold", "hold", "hold", "linear"))
+    expected = by_hand(family, graph)
+    apply_cache_graph(family.model, graph)
+    family(family.x, family.timesteps[0])
+    held = hook_of(family).cached_bytes
+    for _ in range(2):
+        for ours, theirs in zip(family.trajectory(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    tokens = held // (1 + (count - 1 if name == "hunyuan" else 1))
+    assert held == tokens * (count if name == "hunyuan" else 2)  # long skips read every block's output
+
+
 @torch.no_grad()
 def test_a_late_start_computes_what_was_never_computed(make_family, family_graph):
     family = make_family("pixart")
