@@ -14,7 +14,8 @@ B = 0.044715 * A
 class GELUTanh(nn.Module):
     """0.5 x (1 + tanh(u)) = x sigmoid(2 u), with 2 u = x (A + B x^2) (Hendrycks & Gimpel, arXiv 1606.08415).
 
-    On a CPU a sigmoid takes a third of the time of a tanh. Where gradients are wanted, and on other devices, it is torch's own.
+    On a CPU a sigmoid takes a third of the time of a tanh. Where gradients are wanted, and on other devices, it is
+    torch's own.
     """
 
     def forward(self, x: Tensor) -> Tensor:
