@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
@@ -33,6 +34,23 @@ def check_positive(cfg: DictConfig, *names: str) -> None:
     for name in names:
         if not isinstance(cfg[name], int) or cfg[name] < 1:
             raise ValueError(f"{name} must be a whole number from 1 on, got {cfg[name]!r}")
+
+
+def device(name: str | None) -> torch.device:
+    """Return a device by its name, `cpu`, `cuda`, `cuda:1`; None = CUDA where there is a device of it.
+
+    Raises:
+        ValueError: there is no such device here.
+
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {name!r} here; say device=cpu, or leave it out") from error
+    return chosen
 
 
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:

@@ -23,7 +23,7 @@ from l2c.evaluation.speed_report import speed_table, write_speed_report
 from l2c.graph import CacheGraph
 from l2c.policies.problem import Problem
 from l2c.policies.random_layers import counted_layers
-from l2c.sampling.precision import DTYPES, MATMULS
+from l2c.sampling.precision import DTYPES, MATMULS, dtype_of
 from l2c.sampling.sampler import Sampler
 
 
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_xl2")
-    device = torch.device(cfg.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = cli.device(cfg.device)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
     if cfg.checkpoint == "random":
         _enliven(backbone)
@@ -45,10 +45,7 @@ def main(cfg: DictConfig) -> None:
     if graph is None:
         graph = _random_graph(cfg, backbone, preset, scale)
     cost = count_macs(backbone)
-    options = {
-        "cache_dtype": None if cfg.cache_dtype is None else getattr(torch, cfg.cache_dtype),
-        "cache_device": cfg.cache_device,
-    }
+    options = {"cache_dtype": cfg.cache_dtype, "cache_device": cfg.cache_device}
     notes = [_preparation(backbone, graph, scale), _python_overhead(graph)]
     bench = Bench(backbone, graph, cost, cfg_scale=scale, options=options)
     by_evaluation = cfg.by_evaluation if cfg.by_evaluation is not None else device.type == "cpu"
@@ -78,8 +75,7 @@ def _check(cfg: DictConfig) -> None:
             raise ValueError(f"{name} must be a list of {', '.join(allowed)}, got {list(cfg[name])}")
     if cfg.baseline not in (None, REFERENCE):
         raise ValueError(f"unknown baseline {cfg.baseline!r}; the one that is known is {REFERENCE}")
-    if cfg.cache_dtype not in (None, "float32", "bfloat16", "float16"):
-        raise ValueError(f"unknown cache_dtype {cfg.cache_dtype!r}; choose float32, bfloat16 or float16")
+    dtype_of(cfg.cache_dtype, "cache_dtype")
     if not cfg.batch_sizes or not all(isinstance(n, int) and n > 0 for n in cfg.batch_sizes):
         raise ValueError(f"batch_sizes must be a list of whole numbers from 1 on, got {list(cfg.batch_sizes)}")
 

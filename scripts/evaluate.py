@@ -1,29 +1,87 @@
 """Judge a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs.
 
 python scripts/evaluate.py graph=runs/demo/cache_graph.json
+
+With a reference: FID and the other figures of papers, of images that are there or that are drawn first.
+
+python scripts/evaluate.py experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
 """
 
+import json
 import sys
 
 import torch
 from omegaconf import DictConfig
 
 from l2c import cli
+from l2c.atomic import check_writable, replacing
 from l2c.backbones.zoo import load_backbone, model_preset
 from l2c.evaluation.comparison import compare
 from l2c.evaluation.cost import count_macs
 from l2c.evaluation.digits_classifier import load_digits_classifier
-from l2c.evaluation.report import table, write_report
+from l2c.evaluation.image_features import load_features
+from l2c.evaluation.reference import load_reference, open_images
+from l2c.evaluation.report import scores_table, table, write_report
+from l2c.evaluation.scores import score
 from l2c.graph import CacheGraph
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
+from l2c.training.sampling_run import sample_by
 
 BASELINES = ("fewer_steps", "random")
 
 
 @cli.entry("evaluate")
 def main(cfg: DictConfig) -> None:
+    """Compare the graph with the uncached sampler, or score images against a reference."""
+    if any(cfg.get(name) is not None for name in ("solver", "reference", "samples")):  # experiments set a solver
+        judge_images(cfg)
+    else:
+        judge_graph(cfg)
+
+
+def judge_images(cfg: DictConfig) -> None:
+    """Draw images where none are given, score them, write and print the scores."""
+    if cfg.reference is None:
+        raise ValueError(
+            "no reference given; say reference=PATH of an .npz of real images or their statistics (ADM publishes "
+            "VIRTUAL_imagenet256_labeled.npz), or reference=digits"
+        )
+    cfg.num_images = 50_000 if cfg.num_images is None else cfg.num_images
+    cfg.batch_size = 32 if cfg.batch_size is None else cfg.batch_size
+    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
+    features = cfg.features or ("digits" if str(cfg.reference) == "digits" else "inception")
+    extractor = load_features(features, weights=cfg.inception)  # before hours of drawing
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"batch_size": cfg.batch_size, "device": device}
+    folder = cli.run_folder()
+    check_writable(folder / "scores.json")
+    reference = load_reference(cfg.reference, extractor, **settings)
+    source = cfg.samples
+    if source is None:
+        drawn = sample_by(cfg, folder / "samples")
+        if not drawn.first_process:
+            return
+        source = drawn.folder
+        print(f"drew {drawn.num_images} images in {drawn.seconds:.1f} s: {drawn.images_per_second:.2f} images/s")
+    if cfg.save_statistics is not None:
+        reference.save_statistics(cfg.save_statistics)
+    scores = score(open_images(source), reference, extractor, **settings)
+    content = {
+        "command": _command(),
+        "samples": str(source),
+        "reference": str(cfg.reference),
+        **scores.to_dict(),
+    }
+    with replacing(folder / "scores.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"{scores_table(scores)}\n\nwrote {folder / 'scores.json'}")
+
+
+def judge_graph(cfg: DictConfig) -> None:
     """Load, build the samplers, compare, report."""
+    cfg.num_images = 200 if cfg.num_images is None else cfg.num_images
+    cfg.batch_size = 250 if cfg.batch_size is None else cfg.batch_size
     if cfg.graph is None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (train_router.py writes one)")
     unknown = [name for name in cfg.baselines if name not in BASELINES]
@@ -71,10 +129,13 @@ def main(cfg: DictConfig) -> None:
         timing_batch=cfg.timing_batch,
         timing_repetitions=cfg.timing_repetitions,
     )
-    command = " ".join(["python scripts/evaluate.py", *sys.argv[1:]])
-    report = write_report(cli.run_folder(), graph, comparison, cost, command=command)
+    report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
     print(table(comparison, cost))
     print(f"\nreport: {report}\npictures: {report.parent / 'samples.png'}, {report.parent / 'graph.png'}")
+
+
+def _command() -> str:
+    return " ".join(["python scripts/evaluate.py", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> None:
     """Load, sample, write."""
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
-    backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
+    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     graph_scale = graph.cfg_scale if graph is not None else None
     sampler = Sampler(
         backbone,
@@ -36,12 +36,20 @@ def main(cfg: DictConfig) -> None:
         solver=cfg.solver or (None if graph is not None else preset.sampling.solver),
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
         cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
+        precision=cfg.precision,
+        matmul=cfg.matmul,
+        cache_dtype=cfg.cache_dtype,
+        cache_device=cfg.cache_device,
     )
     cli.check_positive(cfg, "num_images")
     labels = None
     if backbone.num_labels:
         labels = torch.tensor(_wanted(cfg.labels) or [i % backbone.num_labels for i in range(cfg.num_images)])
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
+    if cfg.compile:
+        sampler.compile(len(noise))
+    if cfg.capture:
+        sampler.capture()
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()
     folder = cli.run_folder()
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}

@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 
 from l2c.backbones.zoo import project_folder
 from l2c.training.run import train_router
+from l2c.training.sampling_run import make_sampler
 
 NAMES = sorted(path.stem for path in (project_folder("configs") / "experiment").glob("*.yaml"))
 SMALL = {
@@ -35,9 +36,9 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def composed(*overrides):
+def composed(*overrides, config="train_router"):
     with initialize_config_dir(str(project_folder("configs")), version_base="1.3"):
-        return compose("train_router", list(overrides))
+        return compose(config, list(overrides))
 
 
 def test_every_row_is_there():
@@ -61,12 +62,26 @@ def test_settings_are_the_published_ones(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_two_steps_run(tmp_path, name):
+def test_two_steps_run_and_the_evaluation_matches(tmp_path, name):
     kind = composed(f"experiment={name}").model.backbone
     cfg = composed(f"experiment={name}", *SMALL[kind], *TINY)
     result = train_router(cfg, tmp_path)
     assert result.graph.provenance["steps"] == 2
     assert result.graph.num_evaluations == cfg.solver.num_evaluations
+
+    result.graph.replace(fingerprint=None).save(tmp_path / "graph.json")  # random weights are others each time
+    matching = composed(
+        f"experiment={name}",
+        f"graph={tmp_path / 'graph.json'}",
+        "checkpoint=random",
+        *SMALL[kind],
+        config="evaluate",
+    )
+    sampler = make_sampler(matching)
+    published = PUBLISHED[name]
+    assert sampler.solver.num_evaluations == published[3]
+    assert sampler.guidance.scale == (0.4 if "uvit" in name else 1.5)
+    assert sampler.graph.rows == result.graph.rows
 
 
 @pytest.mark.parametrize("router", ["budget", "harmonica"])

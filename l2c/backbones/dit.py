@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.layers import Attention, GELUTanh, Mlp, PatchEmbed
+from timm.layers import Attention, Mlp, PatchEmbed
 from torch import Tensor, nn
 
+from l2c.backbones.activation import GELUTanh
 from l2c.backbones.backbone import Backbone, Conventions
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 
@@ -195,7 +196,7 @@ class DiT(Backbone):
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict from x and its modulations; see `Backbone.run`."""
         *modulations, final = condition
-        x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
+        x = (self.x_embedder(x) + self.pos_embed).contiguous()  # (N, T, D); patches come channels first
         for index, (block, modulation) in enumerate(zip(self.blocks, modulations, strict=True)):
             x = layers.run(index, block, x, modulation)  # (N, T, D)
         x = self.final_layer(x, final)  # (N, T, patch_size^2 * out_channels)

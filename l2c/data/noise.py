@@ -43,6 +43,7 @@ class NoiseDataModule(pl.LightningDataModule):
         steps_per_trajectory: training steps that share a trajectory.
         batch_size: trajectories per step, over all processes.
         seed: seed of noise and labels.
+        num_trajectories: how many batches are visited in turn; None = always new ones.
 
     """
 
@@ -53,22 +54,29 @@ class NoiseDataModule(pl.LightningDataModule):
         steps_per_trajectory: int,
         batch_size: int = 8,
         seed: int = 0,
+        num_trajectories: int | None = None,
     ) -> None:
         super().__init__()
+        if num_trajectories is not None and num_trajectories < 1:
+            raise ValueError(f"data.num_trajectories must be at least 1 or null, got {num_trajectories}")
+        self.num_trajectories = num_trajectories
         self.batches = NoiseBatches(image_shape, num_labels, batch_size, seed)
         self.steps_per_trajectory = steps_per_trajectory
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """Return the loader, which begins at the step that the trainer stands at."""
         start = self.trainer.global_step if self.trainer is not None else 0
-        order = _TrajectoryOfStep(start, self.steps_per_trajectory, parts(self.trainer))
+        order = _TrajectoryOfStep(start, self.steps_per_trajectory, parts(self.trainer), self.num_trajectories)
         return DataLoader(self.batches, batch_size=None, sampler=order)
 
 
 class _TrajectoryOfStep:
     """Yield the number of the trajectory that each training step belongs to, and each part, without end."""
 
-    def __init__(self, start_step: int, steps_per_trajectory: int, of_step: Sequence[Part]) -> None:
+    def __init__(
+        self, start_step: int, steps_per_trajectory: int, of_step: Sequence[Part], num_trajectories: int | None = None
+    ) -> None:
+        self.num_trajectories = num_trajectories
         self.start_step = start_step
         self.steps_per_trajectory = steps_per_trajectory
         self.of_step = of_step
@@ -76,6 +84,9 @@ class _TrajectoryOfStep:
     def __iter__(self) -> Iterator[tuple[int, Part]]:
         step = self.start_step
         while True:
+            trajectory = step // self.steps_per_trajectory
+            if self.num_trajectories is not None:
+                trajectory %= self.num_trajectories
             for part in self.of_step:
-                yield step // self.steps_per_trajectory, part
+                yield trajectory, part
             step += 1

@@ -1,4 +1,4 @@
-"""The autoencoder between images and latents, as far as training data needs it."""
+"""The autoencoder between images and latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCALE_TOLERANCE = 1e-6  # scales that differ by more belong to different autoenc
 
 
 class Vae(Protocol):
-    """Something that encodes images.
+    """Something that encodes and decodes images.
 
     Attributes:
         scale: latents are multiplied by it before the backbone sees them.
@@ -24,6 +24,9 @@ class Vae(Protocol):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (N, C, H / 8, W / 8) of images (N, 3, H, W) in [-1, 1]."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (N, 3, 8 H, 8 W), about in [-1, 1], of scaled latents (N, C, H, W)."""
 
 
 class DiffusersVae:
@@ -43,6 +46,11 @@ class DiffusersVae:
         """Return mean and standard deviation of images; the network follows them to their device."""
         posterior = self.network.to(images.device).encode(images).latent_dist
         return posterior.mean, posterior.std
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images of latents as the backbone gives them; the network follows them to their device."""
+        return self.network.to(latents.device).decode(latents / self.scale).sample
 
 
 def load_vae(name: str) -> Vae:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c.diffusion.schedule import NoiseSchedule
-from l2c.diffusion.solver import Evaluation, Solver, Trajectory, draw_noise, split_variance
+from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory, draw_noise, split_variance
 
 
 class DDIM(Solver):
@@ -41,7 +41,7 @@ class DDIM(Solver):
         """The amount of noise put back at each step."""
         return {"eta": self.eta}
 
-    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         abar = [*self.schedule.alphas_cumprod[[int(i) for i in self.indices]].tolist(), 1.0]
         for e in range(first_step, self.num_evaluations):
@@ -75,7 +75,7 @@ class DDPM(Solver):
             tuple((e,) for e in range(num_evaluations)),
         )
 
-    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         abar = self.schedule.alphas_cumprod[[int(i) for i in self.indices]]
         abar_after = np.append(abar[1:], 1.0)

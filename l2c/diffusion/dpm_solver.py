@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from l2c.diffusion.schedule import NoiseSchedule
-from l2c.diffusion.solver import Evaluation, Solver, Trajectory, split_variance
+from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory, split_variance
 
 
 def _predict_data(output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
@@ -58,7 +57,7 @@ class DPMSolver2S(Solver):
                 indices.append(schedule.index_of(middle))
         super().__init__(schedule, tuple(indices), tuple(steps))
 
-    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         for k in range(first_step, len(self.steps)):
             s, t = self._bounds[k], self._bounds[k + 1]
@@ -97,7 +96,7 @@ class DPMSolver2M(Solver):
         self._bounds = np.linspace(schedule.num_steps - 1, 0, num_evaluations + 1).tolist()
         super().__init__(schedule, tuple(self._bounds[:-1]), tuple((e,) for e in range(num_evaluations)))
 
-    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         half_log_snr = [self.schedule.half_log_snr(index) for index in self._bounds]
         x_0_before: Tensor | None = None

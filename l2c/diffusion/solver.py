@@ -31,6 +31,7 @@ class Evaluation:
 
 Model: TypeAlias = Callable[[Tensor, float], Tensor]
 Trajectory: TypeAlias = Generator[Evaluation, Tensor, Tensor]
+NoiseSource: TypeAlias = "torch.Generator | Callable[[tuple[int, ...]], Tensor]"
 
 
 class Solver(ABC):
@@ -79,13 +80,13 @@ class Solver(ABC):
         return self.schedule.marginal(self.indices[evaluation])
 
     @abstractmethod
-    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: torch.Generator | None = None) -> Trajectory:
+    def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from solver step `first_step` on, return the final x.
 
         Args:
             x: (N, C, H, W), the state at the first evaluation of that step.
             first_step: solver step to begin with; a multistep solver begins there without a history.
-            generator: source of the noise of a stochastic solver.
+            generator: source of the noise of a stochastic solver: a generator, or a function of a shape (N, C, H, W).
 
         """
 
@@ -94,7 +95,7 @@ class Solver(ABC):
         model: Model,
         x: Tensor,
         *,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
         on_evaluation: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Return the image (N, C, H, W) that `model(x, t)` leads to from noise x (N, C, H, W)."""
@@ -117,7 +118,9 @@ def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None
     return output, None
 
 
-def draw_noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Return standard normal noise of a tensor's shape, drawn where the generator lives."""
+def draw_noise(like: Tensor, generator: NoiseSource | None) -> Tensor:
+    """Return standard normal noise of a tensor's shape, drawn where its source lives."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        return generator(tuple(like.shape)).to(like)
     device = generator.device if generator is not None else like.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)

@@ -78,12 +78,13 @@ def sample_many(
 ) -> Tensor:
     """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W), batch by batch, on the CPU.
 
-    The noise that a stochastic solver adds depends on `seed` and on where a batch begins.
+    `seed` draws what a stochastic solver adds; it belongs to the image, not to the batch.
     """
     images = []
     for start in range(0, len(noise), batch_size):
         part = slice(start, start + batch_size)
-        batch = sampler.sample(None if labels is None else labels[part], noise=noise[part], seed=seed + start)
+        chosen = None if labels is None else labels[part]
+        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
         images.append(batch.cpu())
         if advance is not None:
             advance.update(len(batch))

@@ -7,7 +7,7 @@ the next one replaces it, and looks up for every layer whether it is among those
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT, DiTBlock, unpatchify
@@ -70,7 +70,8 @@ class ReferenceScheme:
                 self._cache[2 * b] = block.attn(_modulated(block.norm1(h), shift_a, scale_a))
             h = h + gate_a.unsqueeze(1) * self._cache[2 * b]
             if self._computes(2 * b + 1):
-                self._cache[2 * b + 1] = block.mlp(_modulated(block.norm2(h), shift_m, scale_m))
+                hidden = block.mlp.fc1(_modulated(block.norm2(h), shift_m, scale_m))
+                self._cache[2 * b + 1] = block.mlp.fc2(nn.functional.gelu(hidden, approximate="tanh"))
             h = h + gate_m.unsqueeze(1) * self._cache[2 * b + 1]
         shift, scale = net.final_layer.adaLN_modulation(c).chunk(2, dim=1)
         h = net.final_layer.linear(_modulated(net.final_layer.norm_final(h), shift, scale))

@@ -14,6 +14,7 @@ from l2c.atomic import replacing
 from l2c.evaluation.comparison import Comparison, Result
 from l2c.evaluation.cost import Cost
 from l2c.evaluation.figures import graph_heatmap, sample_grid, save_figure
+from l2c.evaluation.scores import Scores
 from l2c.graph import CacheGraph
 
 HEADER = (
@@ -60,6 +61,27 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def scores_table(scores: Scores) -> str:
+    """Return the figures of a set of images as an aligned Markdown table."""
+    header = ("images", "real", "features", "FID", "sFID", "IS", "precision", "recall")
+    missing = "-"
+    return markdown_table(
+        [
+            header,
+            (
+                str(scores.num_images),
+                missing if scores.num_real is None else str(scores.num_real),
+                scores.features,
+                f"{scores.fid:.3f}",
+                missing if scores.sfid is None else f"{scores.sfid:.3f}",
+                f"{scores.inception_score:.2f}",
+                missing if scores.precision is None else f"{100 * scores.precision:.2f} %",
+                missing if scores.recall is None else f"{100 * scores.recall:.2f} %",
+            ),
+        ]
+    )
 
 
 def machine() -> str:

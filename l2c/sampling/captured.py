@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Run = Callable[[Tensor, "Tensor | None"], Tensor]
+Run = Callable[..., Tensor]
 
 
 class CapturedTrajectory:
@@ -18,55 +18,62 @@ class CapturedTrajectory:
     every time. Buffers belong to the captured graph. A batch of another size is captured anew, and said so once.
 
     Args:
-        run: samples images from noise x (N, C, H, W) and labels y (N,); the same launches at every call.
+        run: samples images from tensors, noise (N, C, H, W) first, None where there is nothing to give; it makes the
+            same launches at every call.
 
     """
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: tuple[Tensor | None, ...] = ()
         self._warned = False
 
-    def __call__(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
         """Return the images (N, C, H, W) that `run` gives."""
-        if self._graph is not None and self._x.shape != x.shape:
+        inputs = (x, *others)
+        if self._graph is not None and _shapes(inputs) != _shapes(self._inputs):
             if not self._warned:
+                before = self._inputs[0]
+                assert before is not None
                 warnings.warn(
-                    f"the captured trajectory is for {len(self._x)} images and is captured anew for {len(x)}; "
+                    f"the trajectory was captured for {len(before)} images and is captured anew for {len(x)}; "
                     "keep to one batch size, and pad the last batch, to save the time",
                     stacklevel=3,
                 )
                 self._warned = True
             self._graph = None
         if self._graph is None:
-            self._capture(x, y)
+            self._capture(inputs)
         assert self._graph is not None
-        self._x.copy_(x)
-        if y is not None and self._y is not None:
-            self._y.copy_(y)
+        for buffer, given in zip(self._inputs, inputs, strict=True):
+            if buffer is not None and given is not None:
+                buffer.copy_(given)
         self._graph.replay()
         return self._images.clone()
 
-    def _capture(self, x: Tensor, y: Tensor | None) -> None:
-        self._x, self._y = x.clone(), None if y is None else y.clone()
+    def _capture(self, inputs: tuple[Tensor | None, ...]) -> None:
+        self._inputs = tuple(None if given is None else given.clone() for given in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries set themselves up in the first calls, which a capture forbids
             for _ in range(2):
-                self._run(self._x, self._y)
+                self._run(*self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._images = self._run(self._x, self._y)
+            self._images = self._run(*self._inputs)
         self._graph = graph
 
 
-def why_not(x: Tensor, *, stochastic: bool, offloaded: bool) -> str | None:
+def _shapes(tensors: tuple[Tensor | None, ...]) -> list[torch.Size | None]:
+    return [None if tensor is None else tensor.shape for tensor in tensors]
+
+
+def why_not(x: Tensor, *, offloaded: bool) -> str | None:
     """Return why a trajectory from noise x cannot be captured, or None."""
     if not x.is_cuda:
         return f"the backbone is on {x.device.type}, and only a CUDA device has graphs"
-    if stochastic:
-        return "the solver draws noise at every step on the host"
     if offloaded:
         return "the cache is kept on the host"
     return None

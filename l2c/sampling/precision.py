@@ -17,6 +17,20 @@ MATMULS = ("default", "onednn")
 ONEDNN_TOLERANCE = 1e-5  # of the largest entry of a product; one in reduced precision is off by 1e-3
 
 
+def dtype_of(name: str | torch.dtype | None, what: str = "precision") -> torch.dtype | None:
+    """Return the type that a precision's name stands for; a type and None are returned as they are.
+
+    Raises:
+        ValueError: an unknown name; `what` is named with it.
+
+    """
+    if name is None or isinstance(name, torch.dtype):
+        return name
+    if name not in DTYPES:
+        raise ValueError(f"unknown {what} {name!r}; choose {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
     """Return the backbone in a precision: itself where it is in it already, else a copy; None = as it is.
 
@@ -29,12 +43,8 @@ def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
         ValueError: an unknown precision.
 
     """
-    if precision is None:
-        return backbone
-    if precision not in DTYPES:
-        raise ValueError(f"unknown precision {precision!r}; choose {', '.join(DTYPES)}")
-    dtype = DTYPES[precision]
-    if next(backbone.parameters()).dtype == dtype:
+    dtype = dtype_of(precision)
+    if dtype is None or next(backbone.parameters()).dtype == dtype:
         return backbone
     return copy.deepcopy(backbone).to(dtype)
 

@@ -15,15 +15,16 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, call_block
 from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.lifetimes import Lifetimes
-from l2c.sampling.precision import in_precision, matmul_setting, matmuls
+from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.store import LayerStore
-from l2c.seeding import draw_normal, make_generator
+from l2c.seeding import ImageNoise, draw_normal
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
@@ -50,7 +51,7 @@ class Sampler:
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
         matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.precision`.
-        cache_dtype: what cached outputs are kept in, e.g. `torch.bfloat16` for half the memory; None = as computed.
+        cache_dtype: what cached outputs are kept in, e.g. `bf16` for half the memory; None = as computed.
         cache_device: where they are kept, e.g. `cpu` beside a GPU; None = where computed.
 
     Attributes:
@@ -74,7 +75,7 @@ class Sampler:
         any_weights: bool = False,
         precision: str | None = None,
         matmul: str = "default",
-        cache_dtype: torch.dtype | None = None,
+        cache_dtype: torch.dtype | str | None = None,
         cache_device: torch.device | str | None = None,
     ) -> None:
         conventions = backbone.conventions
@@ -112,7 +113,7 @@ class Sampler:
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else Lifetimes.of(graph, sums=not backbone.gated)
         self.matmul = matmul_setting(precision, matmul)
-        self._store = LayerStore(cache_dtype, cache_device)
+        self._store = LayerStore(dtype_of(cache_dtype, "cache_dtype"), cache_device)
         self._call: BlockCall = call_block
         self._captured: CapturedTrajectory | None = None
 
@@ -128,6 +129,7 @@ class Sampler:
         *,
         noise: Tensor | None = None,
         seed: int | None = None,
+        first_image: int = 0,
         progress: bool = False,
     ) -> Tensor:
         """Return images (N, C, H, W) in the backbone's own space (latents or pixels), as 32-bit floats.
@@ -135,7 +137,9 @@ class Sampler:
         Args:
             labels: (N,) labels in 0..num_labels-1; None for a backbone without labels.
             noise: (N, C, H, W) standard normal noise to start from.
-            seed: draws the noise instead (image i always gets the same one), and what a stochastic solver adds.
+            seed: draws the noise instead, and what a stochastic solver adds: each image has streams of its own, so
+                that it is the same however images are batched.
+            first_image: number of the batch's first image among all images of the seed.
             progress: show a bar over the evaluations.
 
         Raises:
@@ -148,13 +152,14 @@ class Sampler:
         if noise is None:
             if seed is None:
                 raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
-            noise = seeded_noise(self.backbone.input_shape, seed, count)
+            noise = seeded_noise(self.backbone.input_shape, seed, count, first=first_image)
         x = noise.to(device, torch.float32)
         y = None if y is None else y.long()
-        generator = None if seed is None else make_generator("noise of a stochastic solver", seed)
+        images = range(first_image, first_image + count)
+        generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
         with matmuls(self.matmul), self._memory_explained(count):
             if self._captured is not None and self._replayable(x):
-                return self._replay(x, y)
+                return self._replay(x, y, generator)
             with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
                 return self._trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
 
@@ -215,7 +220,7 @@ class Sampler:
             with matmuls(self.matmul):
                 blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
-            _warn(f"the blocks run uncompiled, because compiling them failed: {_first_line(error)}")
+            _warn(f"the blocks run uncompiled, because compiling them failed: {_reason(error)}")
             return self
         self.blocks_by(blocks)
         return self
@@ -229,26 +234,35 @@ class Sampler:
 
         Where that cannot be done, one warning says why and sampling goes on as before.
         """
-        self._captured = CapturedTrajectory(self._trajectory)
+        self._captured = CapturedTrajectory(self._trajectory_of)
         return self
 
+    def _trajectory_of(self, x: Tensor, y: Tensor | None, step_noise: Tensor | None) -> Tensor:
+        """Return the images that noise x leads to, with the noise of each step, (steps, N, C, H, W), drawn before."""
+        steps = iter(() if step_noise is None else step_noise)
+        return self._trajectory(x, y, generator=lambda shape: next(steps))
+
     def _replayable(self, x: Tensor) -> bool:
-        obstacle = why_not(x, stochastic=self.solver.stochastic, offloaded=self._store.device is not None)
+        obstacle = why_not(x, offloaded=self._store.device is not None)
         if obstacle is not None:
             self._captured = None
             _warn(f"the trajectory is not captured as a CUDA graph: {obstacle}")
         return obstacle is None
 
-    def _replay(self, x: Tensor, y: Tensor | None) -> Tensor:
+    def _replay(self, x: Tensor, y: Tensor | None, generator: ImageNoise | None) -> Tensor:
         assert self._captured is not None
+        drawn = None
+        if self.solver.stochastic:
+            steps = range(self.solver.num_evaluations)
+            drawn = torch.stack([draw_noise(x, generator) for _ in steps])
         try:
-            return self._captured(x, y)
+            return self._captured(x, y, drawn)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             self._captured = None
-            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_first_line(error)}")
-            return self._trajectory(x, y)
+            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_reason(error)}")
+            return self._trajectory_of(x, y, drawn)
 
     @contextmanager
     def _memory_explained(self, num_images: int) -> Iterator[None]:
@@ -260,7 +274,7 @@ class Sampler:
                 raise
             raise MemoryError(
                 f"out of memory with {num_images} images; the graph's cache needs {self.cache_bytes(num_images)} "
-                "bytes of it: take fewer images at a time, cache_dtype=torch.bfloat16 (half of the cache), "
+                "bytes of it: take fewer images at a time, cache_dtype='bf16' (half of the cache), "
                 "cache_device='cpu' (none of it on the GPU), or precision='bf16'"
             ) from error
 
@@ -269,8 +283,10 @@ def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}"
+def _reason(error: Exception) -> str:
+    """Return an exception's message as one short line."""
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"
 
 
 T = TypeVar("T", str, int, float)

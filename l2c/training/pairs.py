@@ -148,6 +148,20 @@ class DataPairs:
 
         The generator is the source of what a stochastic solver adds.
         """
+        x, times, cache = self.state(x_0, noise, y, evaluation, generator=generator)
+        return Pair(x, times, y, cache, self.backbone(x, times, y))
+
+    @torch.no_grad()
+    def state(
+        self,
+        x_0: Tensor,
+        noise: Tensor,
+        y: Tensor | None,
+        evaluation: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor, LayerCache]:
+        """Return what both passes of a routed evaluation start from: x_m (N, C, H, W), t (N,) and the cache."""
         x = self.start(x_0, noise, evaluation)
         trajectory = self.solver.trajectory(x, first_step=self.first_step(evaluation), generator=generator)
         request = next(trajectory)
@@ -161,8 +175,7 @@ class DataPairs:
             request = trajectory.send(output)
         cache = passes[evaluation - 1] if self.stand_in is None else self.stand_in(evaluation, passes)
         t = float(math.floor(request.t + 0.5)) if self.round_times else request.t
-        times = _times(x, t)
-        return Pair(request.x, times, y, cache, self.backbone(request.x, times, y))
+        return request.x, _times(x, t), cache
 
 
 class TrajectoryPairs:
@@ -172,12 +185,18 @@ class TrajectoryPairs:
     teacher, so that a training step costs the evaluations since the last visit and one student pass. With
     guidance the conditional and unconditional halves are trained on together, as the sampler runs them.
 
+    Where a limited number of trajectories is revisited, states and teacher outputs are stored at the first visit;
+    from the second on a step costs the pass that fills the cache and the student, and with stored layer outputs
+    the student alone. The pairs are the same, bit for bit.
+
     Args:
         backbone: the frozen network.
         solver: the solver of the trajectory.
         routed: the routed evaluations.
         guidance: the guidance of the trajectory.
         seed: seed of what a stochastic solver adds.
+        num_trajectories: batches of noise that are visited in turn, see `NoiseDataModule`; None = always new ones.
+        store_outputs: keep the cached layer outputs of each pair as well, 2L x T x D numbers per sample.
         stand_in: see `DataPairs`.
 
     """
@@ -190,6 +209,8 @@ class TrajectoryPairs:
         *,
         guidance: Guidance,
         seed: int = 0,
+        num_trajectories: int | None = None,
+        store_outputs: bool = False,
         stand_in: StandIn | None = None,
     ) -> None:
         self.backbone = backbone
@@ -198,6 +219,9 @@ class TrajectoryPairs:
         self.guidance = guidance
         self.seed = seed
         self.stand_in = stand_in
+        self.num_trajectories = num_trajectories
+        self.store_outputs = store_outputs
+        self._stored: dict[tuple[int, int, int], _StoredPair] = {}  # by trajectory, part, evaluation
         self._open: dict[int, _OpenTrajectory] = {}  # by part
 
     def evaluation(self, step: int) -> int:
@@ -212,29 +236,73 @@ class TrajectoryPairs:
         if self.guidance.active:
             assert y is not None
             y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
+        trajectory = step // len(self.routed)
+        if self.num_trajectories is not None:
+            trajectory %= self.num_trajectories
+        evaluation = self.evaluation(step)
+        key = trajectory, part.index, evaluation
+        if key in self._stored:
+            return self._revisit(self._stored[key], y)
         run = self._open.get(part.index)
         if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
-            purpose = "solver noise of a training trajectory"
-            generator = make_generator(purpose, self.seed, step // len(self.routed), part.index)
+            generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
             run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator))
             self._open[part.index] = run
-        evaluation = self.evaluation(step)
-        everything = (True,) * self.backbone.num_layers
+        before: Evaluation | None = None
         while True:
             request = run.request
-            x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
-            times = _times(x, request.t)
+            x, times = self._inputs(request)
             keep = (self.stand_in is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
-            output, run.passes[request.index] = self.backbone.forward_cached(x, times, y, everything, None, keep)
+            output, run.passes[request.index] = self.backbone.forward_cached(
+                x, times, y, self._everything, None, keep
+            )
             run.passes.pop(request.index - 4, None)
             if request.index < self.solver.num_evaluations - 1:
                 guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
                 run.request = run.trajectory.send(guided)
             if request.index == evaluation:
+                assert before is not None, "two routed evaluations never follow each other"
                 run.next_step = step + 1
-                before = run.passes[evaluation - 1]
-                cache = before if self.stand_in is None else self.stand_in(evaluation, run.passes)
+                last = run.passes[evaluation - 1]
+                cache = last if self.stand_in is None else self.stand_in(evaluation, run.passes)
+                if self.num_trajectories is not None:
+                    held = _moved(cache, "cpu") if self.store_outputs else None
+                    self._stored[key] = _StoredPair(before, request, output, held)
                 return Pair(x, times, y, cache, output)
+            before = request
+
+    @property
+    def _everything(self) -> tuple[bool, ...]:
+        return (True,) * self.backbone.num_layers
+
+    def _inputs(self, request: Evaluation) -> tuple[Tensor, Tensor]:
+        """Return input and times of a pass, both halves of guidance."""
+        x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
+        return x, _times(x, request.t)
+
+    def _revisit(self, stored: _StoredPair, y: Tensor | None) -> Pair:
+        """Return a stored pair, the cache computed again where it was not kept."""
+        if stored.cache is not None:
+            cache = _moved(stored.cache, stored.teacher.device)
+        else:
+            x, times = self._inputs(stored.before)
+            cache = self.backbone.forward_cached(x, times, y, self._everything)[1]
+        x, times = self._inputs(stored.request)
+        return Pair(x, times, y, cache, stored.teacher)
+
+
+def _moved(cache: LayerCache, device: torch.device | str) -> LayerCache:
+    return tuple(None if output is None else output.to(device) for output in cache)
+
+
+@dataclass(frozen=True)
+class _StoredPair:
+    """What a revisit needs: evaluations s and m with their states, the teacher's output, and the cache if kept."""
+
+    before: Evaluation
+    request: Evaluation
+    teacher: Tensor
+    cache: LayerCache | None
 
 
 class _OpenTrajectory:

@@ -120,10 +120,30 @@ def make_data(
         raise ValueError(f"unknown data {cfg.data.name!r}; known are {', '.join(DATA)}")
     if cfg.data.name == "noise":
         guidance = Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale)
+        limit = cfg.data.get("num_trajectories")
+        if limit is not None and stand_in is not None:
+            raise ValueError(
+                f"data.num_trajectories={limit} stores pairs, but with router.reuse=linear they follow the routers; "
+                "say data.num_trajectories=null or router.reuse=hold"
+            )
         noise = NoiseDataModule(
-            backbone.input_shape, backbone.num_labels, len(routed), cfg.data.batch_size, seed=cfg.seed
+            backbone.input_shape,
+            backbone.num_labels,
+            len(routed),
+            cfg.data.batch_size,
+            seed=cfg.seed,
+            num_trajectories=limit,
         )
-        return noise, TrajectoryPairs(backbone, solver, routed, guidance=guidance, seed=cfg.seed, stand_in=stand_in)
+        return noise, TrajectoryPairs(
+            backbone,
+            solver,
+            routed,
+            guidance=guidance,
+            seed=cfg.seed,
+            num_trajectories=limit,
+            store_outputs=cfg.data.get("store_outputs", False),
+            stand_in=stand_in,
+        )
     images = _images(cfg, backbone)
     pairs = DataPairs(
         backbone,

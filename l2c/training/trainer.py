@@ -23,6 +23,8 @@ EXPECTED_WARNINGS = (
     r".*in eval mode at the start of training",  # the frozen backbone is meant to be
     r".*does not have many workers",  # batches are made from tensors in memory
     r".*smaller than the logging interval",
+    r"predict returned None",  # images go to disk
+    r"Total length of `DataLoader` across ranks is zero",  # all shards are there
     r".*your dataloader is not resumable",  # ours starts at the trainer's step
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # within Lightning
 )

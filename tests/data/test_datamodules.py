@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 import torch
 
 from l2c.data.digits import digits
@@ -24,3 +25,12 @@ def test_noise_is_shared_by_the_steps_of_a_trajectory():
     assert not torch.equal(noise[2], noise[3])
     assert torch.equal(noise[3], noise[5])
     assert all(labels.max() < 10 and labels.shape == (2,) for _, labels in batches)
+
+
+def test_a_limited_number_of_trajectories_comes_round():
+    data = NoiseDataModule((1, 4, 4), 10, steps_per_trajectory=2, batch_size=2, seed=5, num_trajectories=2)
+    noise = [noise for noise, _ in itertools.islice(data.train_dataloader(), 6)]
+    assert torch.equal(noise[0], noise[4])
+    assert not torch.equal(noise[0], noise[2])
+    with pytest.raises(ValueError, match=r"data\.num_trajectories must be at least 1 or null, got 0"):
+        NoiseDataModule((1, 4, 4), 10, steps_per_trajectory=2, num_trajectories=0)

@@ -190,6 +190,30 @@ def test_trajectory_pairs_visit_the_samplers_states(backbone, images, guided):
         assert all(torch.equal(a, b) for a, b in zip(pair.cache, cache, strict=True))
 
 
+@pytest.mark.parametrize("store_outputs", [False, True])
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm_solver_2s"])
+def test_revisited_pairs_are_the_first_ones_at_less_cost(backbone, images, solver, store_outputs):
+    """The teacher and the trajectory are not computed again, the filling of the cache neither where it is stored."""
+    guidance = Guidance(backbone.conventions.guidance, SCALES[backbone.conventions.guidance])
+    solver = solver_for(backbone, solver, num_evaluations=6)
+    routed = routed_evaluations(solver.steps)
+    settings = {"guidance": guidance, "num_trajectories": 2, "store_outputs": store_outputs}
+    pairs = TrajectoryPairs(backbone, solver, routed, **settings)
+    batches = [images, (images[0].flip(0), images[1])]
+    steps = range(2 * len(routed))
+    first = [pairs.draw(batches[step // len(routed)], step) for step in steps]
+    assert not torch.equal(first[0].x, first[len(routed)].x)
+    calls = []
+    run, backbone.run = backbone.run, lambda *args: calls.append("pass") or run(*args)
+    again = [pairs.draw(batches[step // len(routed)], step + len(steps)) for step in steps]
+    del backbone.run
+    assert calls == ([] if store_outputs else ["pass"] * len(steps))
+    endless = TrajectoryPairs(backbone, solver, routed, guidance=guidance)
+    for step, (one, two) in enumerate(zip(first, again, strict=True)):
+        assert same(one, two)
+        assert same(one, endless.draw(batches[step // len(routed)], step))
+
+
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm_solver_2s", "dpm_solver_2m"])
 def test_resuming_inside_a_trajectory_is_bitwise_the_same(backbone, solver):
     solver = solver_for(backbone, solver, 8)

@@ -1,0 +1,119 @@
+"""The Lightning module that draws many images: each process whole shards, each image from noise of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from l2c.data.image_shards import Samples, to_pixels
+from l2c.data.vae import Vae
+from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.seeding import make_generator
+
+LABELS = ("balanced", "random")
+
+
+def image_labels(images: range, num_labels: int, kind: str, seed: int) -> Tensor | None:
+    """Return the labels (N,) of some images, which depend on their numbers alone; None without labels.
+
+    Args:
+        images: the numbers.
+        num_labels: labels are 0..num_labels-1.
+        kind: `balanced` goes round, `random` draws each.
+        seed: of the draws.
+
+    """
+    if not num_labels:
+        return None
+    if kind == "balanced":
+        return torch.tensor([i % num_labels for i in images])
+    return torch.cat(
+        [torch.randint(num_labels, (1,), generator=make_generator("label of an image", seed, i)) for i in images]
+    )
+
+
+class ShardsToDraw(pl.LightningDataModule):
+    """The batches of the shards that a process still has to draw, as (shard, first image, image after the last).
+
+    Shards belong to processes by their number and batches begin at fixed places in them, so that neither the number
+    of processes nor a kill changes what is drawn together.
+
+    Args:
+        samples: what the folder is to hold.
+        folder: the folder.
+        batch_size: images at a time.
+
+    """
+
+    def __init__(self, samples: Samples, folder: Path, batch_size: int) -> None:
+        super().__init__()
+        self.samples = samples
+        self.folder = folder
+        self.batch_size = batch_size
+
+    def predict_dataloader(self) -> DataLoader[tuple[int, int, int]]:
+        """Return the loader of this process."""
+        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        mine = [k for k in self.samples.missing(self.folder) if k % world == rank]
+        batches = [
+            (k, start, min(start + self.batch_size, images.stop))
+            for k in mine
+            for images in (self.samples.images_of(k),)
+            for start in range(images.start, images.stop, self.batch_size)
+        ]
+        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class LitSampler(pl.LightningModule):
+    """Draw images batch by batch and write each shard when its last one is there.
+
+    Args:
+        sampler: draws images or latents.
+        samples: what the folder is to hold.
+        folder: the folder.
+        seed: of noise and labels.
+        labels: `balanced` or `random`, see `image_labels`.
+        vae: turns latents into images; None where the backbone gives images.
+
+    """
+
+    def __init__(
+        self, sampler: Sampler, samples: Samples, folder: Path, *, seed: int, labels: str, vae: Vae | None = None
+    ) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.backbone = sampler.backbone  # a submodule, so that Lightning moves it to the device
+        self.samples = samples
+        self.folder = folder
+        self.seed = seed
+        self.labels = labels
+        self.vae = vae
+        self.num_drawn = 0
+        self._pixels: list[Tensor] = []
+
+    def predict_step(self, batch: tuple[int, int, int], batch_index: int) -> None:
+        """Draw the images of a batch."""
+        shard, first, stop = batch
+        images = range(first, stop)
+        noise = seeded_noise(self.backbone.input_shape, self.seed, len(images), first=images.start)
+        drawn = self.sampler.sample(self._labels(images), noise=noise, seed=self.seed, first_image=images.start)
+        if self.vae is not None:
+            drawn = self.vae.decode(drawn)
+        self._pixels.append(to_pixels(drawn).cpu())
+        self.num_drawn += len(images)
+        whole = self.samples.images_of(shard)
+        if images.stop == whole.stop:
+            self.samples.write_shard(self.folder, shard, torch.cat(self._pixels), self._labels(whole))
+            self._pixels.clear()
+
+    def _labels(self, images: range) -> Tensor | None:
+        return image_labels(images, self.backbone.num_labels, self.labels, self.seed)

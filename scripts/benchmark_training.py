@@ -1,0 +1,171 @@
+"""Steps per second and peak memory of router training, beside the reference scheme.
+
+python scripts/benchmark_training.py model=dit_b2 batch_size=2
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from tqdm.auto import tqdm
+
+from l2c import cli
+from l2c.atomic import replacing
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.zoo import load_backbone
+from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.evaluation.report import machine, markdown_table
+from l2c.seeding import draw_normal
+from l2c.training.objectives import LearningToCache
+from l2c.training.pairs import DataPairs, Pair, TrajectoryPairs
+from l2c.training.router import Routers, routed_evaluations
+
+EVALUATIONS = 4  # two routed ones: what a step costs does not depend on how many
+SCHEMES = ("reference", "frozen", "revisited", "stored")
+
+
+class Schemes:
+    """One backbone, and a training step of each scheme on it, without guidance."""
+
+    def __init__(self, backbone: Backbone, batch_size: int) -> None:
+        self.backbone = backbone
+        conventions = backbone.conventions
+        schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+        name = "ddim" if conventions.guidance == "dit" else "dpm_solver_2s"
+        self.solver = make_solver(name, schedule, EVALUATIONS)
+        self.routed = routed_evaluations(self.solver.steps)
+        self.routers = Routers(self.routed, backbone.num_layers)
+        self.optimizer = torch.optim.AdamW(self.routers.parameters(), lr=1e-3, weight_decay=0.0)
+        weights = torch.ones(backbone.num_layers)
+        self.objective = LearningToCache(backbone, penalty=1e-6, layer_weights=weights)
+        shape = (batch_size, *backbone.input_shape)
+        self.x, self.noise = (draw_normal(shape, "batch of a benchmark", i) for i in range(2))
+        self.labels = torch.arange(batch_size) % max(backbone.num_labels, 1)
+        self.y = self.labels if backbone.num_embedded_labels else None
+        self.data = DataPairs(backbone, self.solver, self.routed)
+        off = Guidance(conventions.guidance)
+        self.trajectories = {
+            name: TrajectoryPairs(
+                backbone, self.solver, self.routed, guidance=off, num_trajectories=1, store_outputs=name == "stored"
+            )
+            for name in ("revisited", "stored")
+        }
+
+    def step(self, scheme: str) -> Callable[[], None]:
+        """Return one training step, what is stored at first visits being there already."""
+        if scheme == "reference":
+            return self._reference
+        if scheme == "frozen":
+            return lambda: self._train(self.data.pair(self.x, self.noise, self.y, self.routed[0]))
+        pairs = self.trajectories[scheme]
+        pairs.draw((self.noise, self.labels), 0)
+        return lambda: self._train(pairs.draw((self.noise, self.labels), 0))
+
+    def _train(self, pair: Pair) -> None:
+        self._update(self.objective(pair, self.routers.row(self.routed[0])).loss)
+
+    def _update(self, loss: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _reference(self) -> None:
+        """Train as Learning-to-Cache's code does: gradients of all weights, through teacher and student."""
+        self.backbone.requires_grad_(True)
+        x, t, cache = self.data.state(self.x, self.noise, self.y, self.routed[0])
+        teacher = self.backbone(x, t, self.y)
+        row = self.routers.row(self.routed[0])
+        student, _ = self.backbone.forward_cached(x, t, self.y, row, cache)
+        self._update((student - teacher).square().mean() + 1e-6 * row.sum())
+        self.backbone.requires_grad_(False)
+
+
+def _resident() -> int:
+    """Return the resident set now, in bytes."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize()
+
+
+def _peak_of(cfg: DictConfig, scheme: str) -> int:
+    """Return the most that a scheme's process grew by over what it was before the backbone, in bytes."""
+    before = _resident()
+    step = Schemes(load_backbone(cfg.model, checkpoint=cfg.checkpoint), cfg.batch_size).step(scheme)
+    for _ in range(2):  # the second with all gradients and moments there
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def _measured_peak(scheme: str) -> int:
+    """Run this script for one scheme's memory in a process of its own."""
+    command = [sys.executable, *sys.argv, f"child={scheme}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"measuring the memory of {scheme} failed: {done.stderr.strip()[-300:]}; try memory=false")
+    return int(done.stdout.split()[-1])
+
+
+@cli.entry("benchmark_training")
+def main(cfg: DictConfig) -> None:
+    """Alternate the schemes, measure their memory, report."""
+    cli.check_positive(cfg, "batch_size", "repetitions")
+    unknown = [name for name in cfg.schemes if name not in SCHEMES]
+    if unknown or not cfg.schemes:
+        raise ValueError(f"unknown schemes {unknown}; known are {', '.join(SCHEMES)}")
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    if cfg.child is not None:
+        print(_peak_of(cfg, cfg.child))
+        return
+    schemes = Schemes(load_backbone(cfg.model, checkpoint=cfg.checkpoint), cfg.batch_size)
+    clock = time.process_time if cfg.cpu_time else time.perf_counter
+    times = _alternated({name: schemes.step(name) for name in cfg.schemes}, cfg.repetitions, clock)
+    peaks = {name: _measured_peak(name) for name in cfg.schemes} if cfg.memory else {}
+    _report(cfg, times, peaks)
+
+
+def _alternated(
+    steps: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Return the seconds of each step of each scheme, in turn, after one warm-up."""
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in tqdm(range(repetitions), desc="timing", unit="round"):
+        for name, step in steps.items():
+            start = clock()
+            step()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def _report(cfg: DictConfig, seconds: dict[str, list[float]], peaks: dict[str, int]) -> None:
+    """Print and write medians, each ratio within its round."""
+    rows: list[tuple[str, ...]] = [("scheme", "seconds a step", "steps/s", "peak memory", "of the first's")]
+    first_seconds, first_peak = next(iter(seconds.values())), next(iter(peaks.values()), 1)
+    for name, own in seconds.items():
+        faster = statistics.median(a / b for a, b in zip(first_seconds, own, strict=True))
+        memory = (f"{peaks[name] / 2**30:.2f} GiB", f"{peaks[name] / first_peak:.3f} x") if peaks else ("-", "-")
+        spread = f"{statistics.median(own):.3f} ({min(own):.3f} .. {max(own):.3f})"
+        rows.append((name, spread, f"{faster:.2f} x", *memory))
+    content = {
+        "machine": machine(),
+        "model": cfg.model.name,
+        "batch_size": cfg.batch_size,
+        "clock": "cpu" if cfg.cpu_time else "wall",
+        "schemes": {name: {"seconds": own, "peak_bytes": peaks.get(name)} for name, own in seconds.items()},
+    }
+    path = cli.run_folder() / "results.json"
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"{markdown_table(rows)}\n\n{content['machine']}; wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
