@@ -218,9 +218,9 @@ class TrajectoryPairs:
         self.routed = tuple(routed)
         self.guidance = guidance
         self.seed = seed
+        self.stand_in = stand_in
         self.num_trajectories = num_trajectories
         self.store_outputs = store_outputs
-        self.stand_in = stand_in
         self._stored: dict[tuple[int, int, int], _StoredPair] = {}  # by trajectory, part, evaluation
         self._open: dict[int, _OpenTrajectory] = {}  # by part
 
@@ -253,20 +253,21 @@ class TrajectoryPairs:
             request = run.request
             x, times = self._inputs(request)
             keep = (self.stand_in is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
-            output, passes = self.backbone.forward_cached(x, times, y, self._everything, None, keep)
-            run.passes[request.index] = passes
+            output, run.passes[request.index] = self.backbone.forward_cached(
+                x, times, y, self._everything, None, keep
+            )
             run.passes.pop(request.index - 4, None)
             if request.index < self.solver.num_evaluations - 1:
                 guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
                 run.request = run.trajectory.send(guided)
             if request.index == evaluation:
-                assert before is not None, "evaluation 0 is never routed"
+                assert before is not None, "two routed evaluations never follow each other"
                 run.next_step = step + 1
-                held = run.passes[evaluation - 1]
-                cache = held if self.stand_in is None else self.stand_in(evaluation, run.passes)
+                last = run.passes[evaluation - 1]
+                cache = last if self.stand_in is None else self.stand_in(evaluation, run.passes)
                 if self.num_trajectories is not None:
-                    stored = _moved(cache, "cpu") if self.store_outputs or self.stand_in is not None else None
-                    self._stored[key] = _StoredPair(before, request, output, stored)
+                    held = _moved(cache, "cpu") if self.store_outputs else None
+                    self._stored[key] = _StoredPair(before, request, output, held)
                 return Pair(x, times, y, cache, output)
             before = request
 

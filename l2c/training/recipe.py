@@ -122,6 +122,11 @@ def make_data(
     if cfg.data.name in FROM_NOISE:
         guidance = Guidance(backbone.conventions.guidance, cfg.solver.cfg_scale)
         limit = cfg.data.get("num_trajectories")
+        if limit is not None and stand_in is not None:
+            raise ValueError(
+                f"data.num_trajectories={limit} stores pairs, but with router.reuse=linear they follow the routers; "
+                "say data.num_trajectories=null or router.reuse=hold"
+            )
         noise = NoiseDataModule(
             backbone.input_shape,
             backbone.num_labels,
