@@ -47,4 +47,4 @@ def check_writable(path: str | Path) -> None:
     probe = Path(path).with_name(f".{Path(path).name}.probe")
     with replacing(probe):
         pass
-    probe.unlink()
+    probe.unlink(missing_ok=True)

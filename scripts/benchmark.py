@@ -56,8 +56,11 @@ def main(cfg: DictConfig) -> None:
             Setting(batch_size, precision, matmul, mode)
             for precision in cfg.precision
             for matmul in cfg.matmul
-            for mode in ([REFERENCE] if cfg.baseline and precision == cfg.precision[0] else []) + list(cfg.mode)
+            for mode in cfg.mode
         ]
+        if cfg.baseline:  # as published: 32 bits, on a GPU with TF32
+            exact = "tf32" if device.type == "cuda" else "fp32"
+            settings = [Setting(batch_size, exact, matmul, REFERENCE) for matmul in cfg.matmul] + settings
         speeds += bench.run(settings, repetitions=cfg.repetitions, by_evaluation=by_evaluation)
         report = write_speed_report(cli.run_folder(), graph, cost, speeds, command=command, notes=notes)
     print(f"MACs allow {cost.speed_up(graph):.4f} x\n\n{speed_table(speeds)}\n")

@@ -52,11 +52,10 @@ def judge_images(cfg: DictConfig) -> None:
     cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
     features = cfg.features or ("digits" if str(cfg.reference) == "digits" else "inception")
     extractor = load_features(features, weights=cfg.inception)  # before hours of drawing
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(cli.device(cfg.device))
     settings = {"batch_size": cfg.batch_size, "device": device}
     folder = cli.run_folder()
     check_writable(folder / "scores.json")
-    reference = load_reference(cfg.reference, extractor, **settings)
     source = cfg.samples
     if source is None:
         drawn = sample_by(cfg, folder / "samples")
@@ -64,6 +63,7 @@ def judge_images(cfg: DictConfig) -> None:
             return
         source = drawn.folder
         print(f"drew {drawn.num_images} images in {drawn.seconds:.1f} s: {drawn.images_per_second:.2f} images/s")
+    reference = load_reference(cfg.reference, extractor, **settings)
     if cfg.save_statistics is not None:
         reference.save_statistics(cfg.save_statistics)
     scores = score(open_images(source), reference, extractor, **settings)
@@ -94,7 +94,7 @@ def judge_graph(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
     preset = cfg.get("model") or model_preset(graph.model)
-    backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
+    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     cost = count_macs(backbone)
     scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
 

@@ -3,17 +3,16 @@
 import json
 
 import pytest
-from test_cli import call, refused
 
 
-def test_benchmark_writes_a_table_and_numbers(tmp_path):
+def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
     result = call(
         "scripts/benchmark.py",
         "model=dit_digits",
         "checkpoint=null",
         "computed=[0,3,16,16,4,5,6,7,8,9]",
         "mode=[eager]",
-        "precision=[fp32,bf16]",
+        "precision=[bf16,fp32]",
         "cache_dtype=bf16",
         "baseline=reference",
         "repetitions=1",
@@ -23,8 +22,8 @@ def test_benchmark_writes_a_table_and_numbers(tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     assert [row.count("1") for row in content["rows"]][1::2] == [0, 3, 16, 16, 4, 5, 6, 7, 8, 9]
     modes = [(r["setting"]["mode"], r["setting"]["precision"]) for r in content["results"]]
-    assert modes == [("reference", "fp32"), ("eager", "fp32"), ("eager", "bf16")]
-    ours = content["results"][1]
+    assert modes == [("reference", "fp32"), ("eager", "bf16"), ("eager", "fp32")]
+    ours = content["results"][2]
     assert ours["cache_bytes"] == ours["predicted_bytes"] == ours["every_output_bytes"] // 2
     assert "per evaluation outside the 16 layers" in result.stdout
     assert (tmp_path / "evaluations.png").stat().st_size > 1000
@@ -43,14 +42,14 @@ def test_benchmark_writes_a_table_and_numbers(tmp_path):
         ("batch_sizes=[0]", "batch_sizes must be a list of whole numbers from 1 on"),
     ],
 )
-def test_benchmark_refuses_in_one_sentence(tmp_path, override, says):
+def test_benchmark_refuses_in_one_sentence(call, refused, tmp_path, override, says):
     folder = tmp_path / "run"
     line = refused(call("scripts/benchmark.py", "model=dit_digits", override, f"hydra.run.dir={folder}"))
     assert says in line
     assert not folder.exists()
 
 
-def test_scale_fits_what_it_measured(tmp_path):
+def test_scale_fits_what_it_measured(call, tmp_path):
     result = call(
         "scripts/benchmark_scale.py",
         "centre={batch_size:1,tokens:16,depth:2,num_evaluations:2}",

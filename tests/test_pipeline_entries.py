@@ -5,7 +5,6 @@ import pytest
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
 
 from integrations.conftest import PIPELINES
-from test_policy_entries import call, refused
 
 import l2c
 from l2c.integrations.diffusers import apply_cache_graph
@@ -40,7 +39,7 @@ def pipeline_of(saved):
     return pipe
 
 
-def test_calibrate_makes_a_graph_that_the_pipeline_takes(saved, tmp_path):
+def test_calibrate_makes_a_graph_that_the_pipeline_takes(call, saved, tmp_path):
     output = [f"output={tmp_path / 's.safetensors'}", "num_trajectories=2"]
     policy = ["policy=block_caching", "target=0.6"]
     result = call("scripts/calibrate.py", *options(saved, tmp_path), *policy, *output)
@@ -53,7 +52,7 @@ def test_calibrate_makes_a_graph_that_the_pipeline_takes(saved, tmp_path):
     pipe(class_labels=[3], num_inference_steps=4, output_type="np")
 
 
-def test_train_router_on_prompts(saved, tmp_path):
+def test_train_router_on_prompts(call, refused, saved, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("3\n7\n")
     train = ["data=prompts", f"prompts={prompts}", "data.batch_size=2", "trainer.max_steps=2", "router.penalty=1.0"]

@@ -99,6 +99,7 @@ class DDPM(Solver):
                 log_variance = share * log_beta + (1 - share) * float(log_posterior[e])  # arXiv 2102.09672, eq. 15
             x = mean
             if e < self.num_evaluations - 1:
-                scale = torch.exp(0.5 * torch.as_tensor(log_variance, dtype=x.dtype, device=x.device))
+                halved = 0.5 * log_variance
+                scale = torch.exp(halved) if isinstance(halved, Tensor) else math.exp(halved)
                 x = mean + scale * draw_noise(x, generator)
         return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -86,10 +87,18 @@ def scores_table(scores: Scores) -> str:
 
 def machine() -> str:
     """Say on what the figures were measured."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return (
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    processor = f"{_processor()} ({capability}), {torch.get_num_threads()} threads"
+    device = f"{torch.cuda.get_device_name()}, {processor}" if torch.cuda.is_available() else processor
+    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _processor() -> str:
+    """Return the processor's name, as Linux knows it, else what Python says."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> Path:

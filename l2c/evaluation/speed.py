@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class Bench:
         expected = self._expected[setting.batch_size]
         error = (variant.images - expected).square().mean().sqrt() / expected.square().mean().sqrt()
         return Speed(
-            setting=setting,
+            setting=replace(setting, mode=variant.mode),
             uncached=totals[0],
             cached=totals[1],
             speed_up=speed_up,
@@ -220,6 +220,14 @@ class _Variant:
         if self.reference:
             return ReferenceScheme(self.sampler.backbone, self.y, self.sampler.guidance, self.graph)
         return self.sampler.denoiser(self.y)
+
+    @property
+    def mode(self) -> str:
+        """How it ran, which is not what was asked for where that failed."""
+        if self.reference:
+            return REFERENCE
+        ways = {"compiled": self.sampler.compiled, "captured": self.sampler.captured}
+        return "+".join(way for way, ran in ways.items() if ran) or "eager"
 
     def cache_peak(self) -> int:
         """Return the most that the cache held."""

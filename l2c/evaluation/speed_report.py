@@ -63,6 +63,16 @@ def _over(speed: Speed, references: Sequence[Speed]) -> str:
     return ", ".join(shown) or "-"
 
 
+def evaluations_table(speeds: Sequence[Speed]) -> str:
+    """Return the seconds of each evaluation, uncached / cached, as a Markdown table with a column per way to run."""
+    names = [f"{s.setting.mode} {s.setting.precision} {s.setting.matmul} x{s.setting.batch_size}" for s in speeds]
+    rows = [("evaluation", *names)]
+    for e in range(len(speeds[0].by_evaluation)):
+        pairs = [speed.by_evaluation[e] for speed in speeds]
+        rows.append((str(e), *(f"{uncached:.3f} / {cached:.3f}" for uncached, cached in pairs)))
+    return markdown_table(rows)
+
+
 def evaluations_figure(speed: Speed, cost: Cost, graph: CacheGraph) -> Figure:
     """Draw the time of each evaluation, with and without the graph, beside what the MACs say."""
     uncached, cached = zip(*speed.by_evaluation, strict=True)
@@ -87,7 +97,8 @@ def write_speed_report(
     folder: Path, graph: CacheGraph, cost: Cost, speeds: Sequence[Speed], *, command: str, notes: Sequence[str]
 ) -> Path:
     """Write `report.md`, `results.json` and, of timed evaluations, `evaluations.png`; return the report's path."""
-    drawn = [speed for speed in speeds if speed.by_evaluation and speed.setting.mode != REFERENCE]
+    timed = [speed for speed in speeds if speed.by_evaluation]
+    drawn = [speed for speed in timed if speed.setting.mode != REFERENCE]
     if drawn:
         save_figure(evaluations_figure(drawn[-1], cost, graph), folder / "evaluations.png")
     content = {
@@ -116,6 +127,7 @@ def write_speed_report(
         "",
         *notes,
         "",
+        *([evaluations_table(timed), ""] if timed else []),
         f"Measured on {machine()} by `{command}`.",
         "",
         *(["![time of each evaluation](evaluations.png)", ""] if drawn else []),

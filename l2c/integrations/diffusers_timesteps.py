@@ -170,6 +170,7 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
         rows=tuple(rows),
         timesteps=tuple(timesteps),
         reuse=tuple(graph.reuse[i] for i in nearest),
+        fitted=((), *(graph.fitted[i] for i in nearest[1:])),
         routed=None,
         provenance={**graph.provenance, "resampled_from": len(graph.timesteps)},
     )

@@ -18,7 +18,8 @@ from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import build_backbone, fingerprint, model_preset
 from l2c.diffusion import NoiseSchedule, make_solver
-from l2c.graph import CacheGraph
+from l2c.graph import HOLD, CacheGraph
+from l2c.layer_names import kind_of
 
 KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
 KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")
@@ -96,8 +97,17 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
 
     Raises:
         OSError: the file cannot be written.
+        ValueError: the form cannot say what the graph does.
 
     """
+    forecast = next((reuse for reuse in graph.reuse if reuse != HOLD), None)
+    if forecast is not None:
+        raise ValueError(f"a SmoothCache schedule reuses outputs as they are, but this graph has reuse {forecast!r}")
+    if any(kind_of(name).startswith("attn") == bool(i % 2) for i, name in enumerate(graph.layers)):
+        raise ValueError(
+            f"a SmoothCache schedule has attention and MLP in turn, but this graph's layers are {graph.layers[0]}, "
+            f"{graph.layers[1]}, ...; it cannot be written in that form"
+        )
     columns = [[int(row[i]) for row in graph.rows] for i in range(graph.num_layers)]
     alike = all(column == columns[i % 2] for i, column in enumerate(columns))
     kinds = ("attn", "mlp")

@@ -31,7 +31,10 @@ class CapturedTrajectory:
 
     def __call__(self, x: Tensor, *others: Tensor | None) -> Tensor:
         """Return the images (N, C, H, W) that `run` gives."""
-        inputs = (x, *others)
+        with torch.cuda.device(x.device):  # streams and graphs are those of the current device
+            return self._replay(x, (x, *others))
+
+    def _replay(self, x: Tensor, inputs: tuple[Tensor | None, ...]) -> Tensor:
         if self._graph is not None and _shapes(inputs) != _shapes(self._inputs):
             if not self._warned:
                 before = self._inputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +30,27 @@ class CompiledBlocks:
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
         self.backend = backend
+        self.failed = False
         self._functions: dict[type[nn.Module], Callable[..., Any]] = {}
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KEPT_GRAPHS)
 
     def __call__(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run a block on `(*inputs, fresh, cached)`."""
+        if self.failed:
+            return block(*inputs)
+        try:
+            return self.compiled(block, *inputs)
+        except Exception as error:  # compilers and the tools that they call fail in ways of their own
+            self.failed = True
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            warnings.warn(
+                f"the blocks run uncompiled from now on, because compiling one failed: {reason}",
+                stacklevel=2,
+            )
+            return block(*inputs)
+
+    def compiled(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run a block compiled, or let the compiler's error through."""
         kind = type(block)
         if kind not in self._functions:
             self._functions[kind] = torch.compile(kind.forward, backend=self.backend, dynamic=False, fullgraph=True)
@@ -49,11 +66,11 @@ class CompiledBlocks:
         names = backbone.layer_names
         bar = tqdm(total=1 + len(rows), desc="compiling", unit="pass", disable=not progress, leave=False)
         with torch.no_grad(), bar:
-            plan = LayerPlan(names, (True,) * len(names), None, None, self)
+            plan = LayerPlan(names, (True,) * len(names), None, None, self.compiled)
             backbone.run(x, condition, plan)
             bar.update()
             for row in rows:
-                backbone.run(x, condition, LayerPlan(names, row, plan.new_cache, None, self))
+                backbone.run(x, condition, LayerPlan(names, row, plan.new_cache, None, self.compiled))
                 bar.update()
 
 

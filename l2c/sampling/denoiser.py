@@ -31,6 +31,7 @@ class Denoiser:
         timesteps: t of all evaluations, noisiest first, so that what depends on t alone is worked out for many at
             once; None = for each as it comes.
         lifetimes: those of the graph, where they are at hand already.
+        correction: likewise.
         store: where outputs are kept; None = as they are.
         call: runs a block, see `Pass`.
 
@@ -45,6 +46,7 @@ class Denoiser:
         *,
         timesteps: Sequence[float] | None = None,
         lifetimes: Lifetimes | None = None,
+        correction: Correction | None = None,
         store: LayerStore | None = None,
         call: BlockCall = call_block,
     ) -> None:
@@ -59,7 +61,8 @@ class Denoiser:
         self.y = y
         self._timesteps = timesteps
         self._conditions: Conditions | None = None
-        correction = None if graph is None else Correction.of(graph)
+        if graph is not None and correction is None:
+            correction = Correction.of(graph)
         self._pass = _ScheduledPass(lifetimes, store or LayerStore(), call, correction)
         self._evaluation = 0
 

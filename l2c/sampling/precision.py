@@ -49,14 +49,16 @@ def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
     return copy.deepcopy(backbone).to(dtype)
 
 
-def matmul_setting(precision: str | None, matmul: str) -> str | None:
+def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> str | None:
     """Return torch's matrix-product setting for a precision; None = leave torch's as it is.
 
     Args:
         precision: see `in_precision`.
         matmul: `onednn` sends 32-bit products on a CPU to oneDNN, which is up to twice as fast as MKL on some
             processors. Torch lets it take fewer bits where the processor has instructions for them, so its accuracy
-            is checked on this machine first; where it is not that of 32 bits, one warning and the default.
+            is checked on this machine first; where it is not that of 32 bits, or torch does not use oneDNN for such
+            products at all (processors without AVX-512), one warning and the default.
+        device: of the backbone; on another than a CPU there is no such choice.
 
     Raises:
         ValueError: an unknown way to multiply.
@@ -64,15 +66,11 @@ def matmul_setting(precision: str | None, matmul: str) -> str | None:
     """
     if matmul not in MATMULS:
         raise ValueError(f"unknown matmul {matmul!r}; choose {' or '.join(MATMULS)}")
-    if matmul == "onednn":
-        error = _onednn_error()
-        if error <= ONEDNN_TOLERANCE:
+    if matmul == "onednn" and device.type == "cpu":
+        obstacle = _onednn_obstacle()
+        if obstacle is None:
             return "medium"
-        warnings.warn(
-            f"oneDNN multiplies 32-bit matrices with an error of {error:.0e} on this processor, not that of 32 bits "
-            f"({ONEDNN_TOLERANCE:.0e}): matmul='default' is used; choose precision='bf16' if fewer bits are welcome",
-            stacklevel=3,
-        )
+        warnings.warn(f"matmul='default' is used instead of 'onednn': {obstacle}", stacklevel=3)
     return {"tf32": "high", "fp32": "highest"}.get(precision or "")
 
 
@@ -88,6 +86,20 @@ def matmuls(setting: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _onednn_obstacle() -> str | None:
+    """Return why 32-bit products should not go to oneDNN on this machine, or None."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if "AVX512" not in capability:
+        return f"on a processor with {capability} torch multiplies 32-bit matrices by its default all the same"
+    error = _onednn_error()
+    if error > ONEDNN_TOLERANCE:
+        return (
+            f"it multiplies with an error of {error:.0e} on this processor, not that of 32 bits "
+            f"({ONEDNN_TOLERANCE:.0e}); choose precision='bf16' if fewer bits are welcome"
+        )
+    return None
 
 
 def _onednn_error() -> float:

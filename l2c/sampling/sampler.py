@@ -107,10 +107,10 @@ class Sampler:
             )
         if graph is not None:
             _check_timesteps(graph, self.solver.timesteps)
-            Correction.of(graph)  # refuses a file that does not belong
+        self._correction = None if graph is None else Correction.of(graph)  # refuses a file that does not belong
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else lifetimes_for(backbone, graph)
-        self.matmul = matmul_setting(precision, matmul)
+        self.matmul = matmul_setting(precision, matmul, next(self.backbone.parameters()).device)
         self._store = LayerStore(dtype_of(cache_dtype, "cache_dtype"), cache_device)
         self._call: BlockCall = call_block
         self._captured: CapturedTrajectory | None = None
@@ -174,6 +174,7 @@ class Sampler:
             self.graph,
             timesteps=self.timesteps,
             lifetimes=self.lifetimes,
+            correction=self._correction,
             store=self._store,
             call=self._call,
         )
@@ -186,7 +187,7 @@ class Sampler:
     @property
     def compiled(self) -> bool:
         """Whether the blocks run compiled."""
-        return isinstance(self._call, CompiledBlocks)
+        return isinstance(self._call, CompiledBlocks) and not self._call.failed
 
     @property
     def captured(self) -> bool:
@@ -226,6 +227,8 @@ class Sampler:
     def blocks_by(self, call: BlockCall) -> None:
         """Let blocks be run by a call of one's own, `call(block, *inputs, fresh, cached)`; see `Pass`."""
         self._call = call
+        if self._captured is not None:  # what was captured runs them the old way
+            self.capture()
 
     def capture(self) -> Sampler:
         """Let whole trajectories be replayed as one CUDA graph from the next batch on; return the sampler.
@@ -267,8 +270,8 @@ class Sampler:
         """Say what the cache needs when memory runs out."""
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if type(error) is RuntimeError and "not enough memory" not in str(error):
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
                 raise
             raise MemoryError(
                 f"out of memory with {num_images} images; the graph's cache needs {self.cache_bytes(num_images)} "

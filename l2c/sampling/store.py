@@ -16,11 +16,19 @@ class LayerStore:
         dtype: what copies are stored in; None = as computed.
         device: where copies are stored, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
 
+    Raises:
+        ValueError: numbers of that type, or on that device, cannot be kept.
+
     """
 
     def __init__(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"cache_dtype must be a type of floating-point numbers, e.g. bf16, got {dtype}")
+        try:
+            self.device = None if device is None else torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"there is no cache_device {device!r} here; say cpu, or leave it out") from error
         self.dtype = dtype
-        self.device = None if device is None else torch.device(device)
         self._held: dict[int, Tensor] = {}
         self._buffers: dict[int, Tensor] = {}
         self._bytes = 0
@@ -29,7 +37,7 @@ class LayerStore:
     def put(self, slot: int, output: Tensor) -> None:
         """Keep an output (N, T, D) in a slot."""
         dtype, device = self.dtype or output.dtype, self.device or output.device
-        if (dtype, device.type) == (output.dtype, output.device.type):
+        if (dtype, device) == (output.dtype, output.device):
             self._hold(slot, output)
             return
         buffer = self._buffers.get(slot)

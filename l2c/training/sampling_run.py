@@ -191,11 +191,13 @@ def _settings(sampler: Sampler, **others: Setting) -> dict[str, Setting]:
         "num_evaluations": sampler.solver.num_evaluations,
         "eta": sampler.solver.options.get("eta"),
         "cfg_scale": sampler.guidance.scale,
+        "products": sampler.matmul,
         "graph": None if sampler.graph is None else _digest(sampler.graph),
         **others,
     }
 
 
 def _digest(graph: CacheGraph) -> str:
-    decisions = repr((graph.rows, graph.reuse))
+    correction = graph.correction and graph.correction.fingerprint
+    decisions = repr((graph.rows, graph.reuse, graph.fitted, correction))
     return f"sha256:{hashlib.sha256(decisions.encode()).hexdigest()}"

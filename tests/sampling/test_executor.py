@@ -38,7 +38,7 @@ def scale(backbone):
 
 
 def sample(sampler, seed=0):
-    return sampler.sample(LABELS, noise=seeded_noise(sampler.backbone.input_shape, seed, 3))
+    return sampler.sample(LABELS, seed=seed)
 
 
 def assert_near(images, expected, tolerance):
@@ -78,6 +78,17 @@ def test_outputs_are_freed_after_their_last_reader(make_dit, make_graph, layers_
             on_evaluation=lambda e: alive.append(sum(ref() is not None for ref in born)),
         )
     assert alive == [sum(counts) for counts in graph.held]
+
+
+@pytest.mark.parametrize("kind", [NotImplementedError, RuntimeError])
+def test_other_errors_keep_their_names(backbone, graph, monkeypatch, kind):
+    def broken(*_, **__):
+        raise kind("my own layer")
+
+    sampler = Sampler(backbone, graph=graph)
+    monkeypatch.setattr(sampler.solver, "sample", broken)
+    with pytest.raises(kind, match="my own layer"):
+        sample(sampler)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
@@ -168,10 +179,17 @@ def test_matmul_settings_last_as_long_as_the_sampling(backbone, graph, monkeypat
 
 
 def test_onednn_is_refused_where_it_is_not_exact(monkeypatch):
-    assert matmul_setting(None, "onednn") == "medium"  # of this very processor, or the warning says why not
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("l2c.sampling.precision._onednn_error", lambda: 3e-7)
+    assert matmul_setting(None, "onednn", cpu) == "medium"
+    assert matmul_setting("fp32", "onednn", cuda) == "highest"
     monkeypatch.setattr("l2c.sampling.precision._onednn_error", lambda: 3e-3)
-    with pytest.warns(UserWarning, match=r"error of 3e-03 .* matmul='default' is used"):
-        assert matmul_setting("fp32", "onednn") == "highest"
+    with pytest.warns(UserWarning, match=r"'default' is used instead of 'onednn': .* error of 3e-03"):
+        assert matmul_setting("fp32", "onednn", cpu) == "highest"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.warns(UserWarning, match="on a processor with AVX2 torch multiplies"):
+        assert matmul_setting(None, "onednn", cpu) is None
 
 
 @pytest.mark.parametrize(
@@ -179,6 +197,8 @@ def test_onednn_is_refused_where_it_is_not_exact(monkeypatch):
     [
         ({"precision": "int8"}, "unknown precision 'int8'; choose fp32, tf32, bf16, fp16"),
         ({"cache_dtype": "half"}, "unknown cache_dtype 'half'; choose fp32"),
+        ({"cache_dtype": torch.int8}, "cache_dtype must be a type of floating-point numbers"),
+        ({"cache_device": "abacus"}, "there is no cache_device 'abacus' here"),
         ({"matmul": "blas"}, "unknown matmul 'blas'; choose default or onednn"),
     ],
 )
@@ -233,6 +253,25 @@ def test_a_compiler_that_fails_is_reported_and_done_without(backbone, graph):
     assert torch.equal(sample(sampler), sample(Sampler(backbone, graph=graph)))
 
 
+def test_a_compiler_that_fails_later_is_done_without_from_then_on(backbone, graph):
+    calls = []
+
+    def broken_later(module, inputs):
+        calls.append(1)
+        if len(inputs[0]) != 3 and len(calls) > 8:
+            raise RuntimeError("no compiler any more")
+        return module.forward
+
+    torch._dynamo.reset()
+    sampler = Sampler(backbone, graph=graph).compile(3, backend=broken_later, progress=False)
+    calls += [1] * 8
+    with pytest.warns(UserWarning, match="run uncompiled from now on, because compiling one failed") as caught:
+        images = sampler.sample(LABELS[:2], seed=0)
+    assert len(caught) == 1
+    assert not sampler.compiled
+    assert_near(images, sample(Sampler(backbone, graph=graph))[:2], 1e-4)
+
+
 # --- capturing -----------------------------------------------------------------------------------------------
 
 
@@ -285,7 +324,7 @@ def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(m
         def wait_stream(self, _):
             pass
 
-    for name in ("Stream", "stream", "current_stream", "graph"):
+    for name in ("Stream", "stream", "current_stream", "graph", "device"):
         monkeypatch.setattr(torch.cuda, name, Nothing)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     runs = []
