@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from omegaconf import DictConfig
 
 from l2c import cli
@@ -92,10 +93,17 @@ def _figure(measured: list[Measured], model: LinearModel) -> Figure:
     ends = [min(seconds + predicted) * 0.8, max(seconds + predicted) * 1.25]
     axis.plot(ends, ends, color="0.7", linewidth=1)
     axis.loglog(predicted, seconds, "o", color=COMPUTED)
-    for m, x, y in zip(measured, predicted, seconds, strict=True):
+    for i, (m, x, y) in enumerate(sorted(zip(measured, predicted, seconds, strict=True), key=lambda entry: entry[2])):
         size = m.size
         label = f"{size.batch_size}/{size.tokens}/{size.depth}/{size.num_evaluations}"
-        axis.annotate(label, (x, y), xytext=(4, -8), textcoords="offset points", fontsize=6)
+        right = i % 2 == 0  # neighbours on both sides of the line
+        shift = (6, -7 - i % 4) if right else (-6, 3 + i % 4)
+        side = "left" if right else "right"
+        axis.annotate(label, (x, y), xytext=shift, ha=side, textcoords="offset points", fontsize=6)
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        scale.set_major_formatter(FormatStrFormatter("%g"))
+        scale.set_minor_formatter(NullFormatter())
     axis.set_xlabel("seconds, linear model")
     axis.set_ylabel("seconds, measured")
     axis.set_title("batch / tokens / depth / evaluations", fontsize=9, loc="left")

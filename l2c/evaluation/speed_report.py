@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from l2c.atomic import replacing
 from l2c.evaluation.cost import Cost
@@ -85,6 +86,7 @@ def evaluations_figure(speed: Speed, cost: Cost, graph: CacheGraph) -> Figure:
     axis.plot(places, said, "_", color="white", markersize=9, markeredgewidth=1.6)
     axis.plot(places, said, "_", color="crimson", markersize=9, markeredgewidth=1.0, label="as the MACs say")
     axis.set_xlabel("evaluation, noise first")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("seconds")
     setting = speed.setting
     title = f"{graph.model}, batch {setting.batch_size}, {setting.precision}, {setting.mode}"
