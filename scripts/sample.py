@@ -30,10 +30,13 @@ def main(cfg: DictConfig) -> None:
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     graph_scale = graph.cfg_scale if graph is not None else None
+    solver = cfg.get("solver")
+    published = None if graph is not None else preset.sampling.solver
     sampler = Sampler(
         backbone,
         graph=graph,
-        solver=cfg.solver or (None if graph is not None else preset.sampling.solver),
+        solver=published if solver is None else solver.name,
+        eta=None if solver is None else solver.options.get("eta"),
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
         cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
         precision=cfg.precision,

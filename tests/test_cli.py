@@ -98,3 +98,22 @@ def test_help_shows_commands(call, entry):
     assert result.returncode == 0
     assert f"python {entry}" in result.stdout
     assert "Settings" in result.stdout
+
+
+def test_sample_takes_another_solver_and_precision(call, tmp_path):
+    """A group of its own: a plain key of its name would shut the group out."""
+    folder = tmp_path / "drawn"
+    result = call(
+        "scripts/sample.py",
+        "model=dit_digits",
+        "solver=ddpm",
+        "num_evaluations=4",
+        "num_images=2",
+        "precision=bf16",
+        f"hydra.run.dir={folder}",
+    )
+    assert result.returncode == 0, result.stderr
+    images = load_file(folder / "samples.safetensors")["images"]
+    assert images.shape == (2, 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()

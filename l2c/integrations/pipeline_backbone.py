@@ -137,6 +137,8 @@ def load_pipeline(settings: Mapping[str, Any], *, num_evaluations: int, guidance
     """
     from diffusers import DiffusionPipeline
 
+    if settings.get("prompts") is not None:
+        _prompt_lines(settings["prompts"])  # before gigabytes of weights are read
     pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(settings["device"])
@@ -164,11 +166,7 @@ def read_prompts(path: str | None, pipe: Any) -> list[Any]:
     if path is None:
         step = max(1, num_classes // NUM_DEFAULT_LABELS)
         return list(range(0, num_classes, step))[:NUM_DEFAULT_LABELS] if by_class else list(PROMPTS)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no prompt file at {path}; write one prompt (or class label) a line")
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"the prompt file {path} is empty; write one prompt (or class label) a line")
+    lines = _prompt_lines(path)
     if not by_class:
         return lines
     wrong = [line for line in lines if not line.isdigit() or int(line) >= num_classes]
@@ -177,6 +175,16 @@ def read_prompts(path: str | None, pipe: Any) -> list[Any]:
             f"{path}: {wrong[0]!r} is no class label; this pipeline takes 0..{num_classes - 1}, one a line"
         )
     return [int(line) for line in lines]
+
+
+def _prompt_lines(path: str) -> list[str]:
+    """Return the lines of a file that say something; refuse a file without any."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no prompt file at {path}; write one prompt (or class label) a line")
+    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"the prompt file {path} is empty; write one prompt (or class label) a line")
+    return lines
 
 
 @dataclass(frozen=True)
