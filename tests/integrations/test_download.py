@@ -161,7 +161,6 @@ def test_the_command(url, tmp_path):
     for arguments, message in (
         (("dit_xl3",), "unknown model 'dit_xl3'; did you mean"),
         (("dit_b2",), "no weights of dit_b2 are published"),
-        (("uvit_l4_512",), "have no direct address; find them from https://github.com"),
     ):
         failed = run(*arguments)
         assert failed.returncode == 1
