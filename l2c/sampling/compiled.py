@@ -42,10 +42,9 @@ class CompiledBlocks:
             return self.compiled(block, *inputs)
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
             self.failed = True
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = short_reason(error)
             warnings.warn(
-                f"the blocks run uncompiled from now on, because compiling one failed: {reason}",
-                stacklevel=2,
+                f"the blocks run uncompiled from now on, because compiling one failed: {reason}", stacklevel=2
             )
             return block(*inputs)
 
@@ -84,3 +83,9 @@ def _covering_rows(graph: CacheGraph) -> list[tuple[bool, ...]]:
             chosen.append(row)
             seen |= ways
     return chosen
+
+
+def short_reason(error: Exception) -> str:
+    """Return an exception's message as one short line."""
+    text = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"

@@ -18,7 +18,7 @@ from l2c.diffusion import Guidance, NoiseSchedule, Solver, make_solver
 from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
 from l2c.sampling.captured import CapturedTrajectory, why_not
-from l2c.sampling.compiled import CompiledBlocks
+from l2c.sampling.compiled import CompiledBlocks, short_reason
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
@@ -219,7 +219,7 @@ class Sampler:
             with matmuls(self.matmul):
                 blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
-            _warn(f"the blocks run uncompiled, because compiling them failed: {_reason(error)}")
+            _warn(f"the blocks run uncompiled, because compiling them failed: {short_reason(error)}")
             return self
         self.blocks_by(blocks)
         return self
@@ -262,7 +262,7 @@ class Sampler:
             raise
         except RuntimeError as error:
             self._captured = None
-            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {_reason(error)}")
+            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {short_reason(error)}")
             return self._trajectory_of(x, y, drawn)
 
     @contextmanager
@@ -282,12 +282,6 @@ class Sampler:
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
-
-
-def _reason(error: Exception) -> str:
-    """Return an exception's message as one short line."""
-    text = " ".join(str(error).split()) or "no reason given"
-    return f"{type(error).__name__}: {text if len(text) <= 200 else text[:200] + '...'}"
 
 
 T = TypeVar("T", str, int, float)
