@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +22,25 @@ class Latency:
         seconds: median over the repetitions.
         spread: half the range between the quartiles, in seconds.
         speed_up: median over the rounds of (time of the first variant / time of this one).
-        repetitions: number of rounds.
+        times: seconds of each round.
 
     """
 
     seconds: float
     spread: float
     speed_up: float
-    repetitions: int
+    times: tuple[float, ...]
+
+    @property
+    def repetitions(self) -> int:
+        """Number of rounds."""
+        return len(self.times)
+
+    def ratio(self, other: Latency) -> tuple[float, float, float]:
+        """Return median and quartiles, over rounds timed in turn, of (time of the other / time of this one)."""
+        ratios = [theirs / own for theirs, own in zip(other.times, self.times, strict=True)]
+        low, middle, high = _quartiles(ratios)
+        return middle, low, high
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -45,25 +56,33 @@ def _seconds(call: Callable[[], object]) -> float:
 def alternate(
     variants: Mapping[str, Callable[[], object]], *, repetitions: int = 5, progress: bool = False
 ) -> dict[str, Latency]:
-    """Time variants in alternation, after one warm-up each; the first one is what speed-ups refer to."""
+    """Time variants in alternation, after one warm-up each; the first one is what speed-ups refer to.
+
+    Who goes first changes with every round.
+    """
     for call in variants.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
-        for name, call in variants.items():
-            times[name].append(_seconds(call))
+    names = list(variants)
+    for turn in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            times[name].append(_seconds(variants[name]))
     first = next(iter(times.values()))
     result = {}
     for name, values in times.items():
-        quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+        quartiles = _quartiles(values)
         ratios = [reference / value for reference, value in zip(first, values, strict=True)]
         result[name] = Latency(
             seconds=statistics.median(values),
             spread=(quartiles[2] - quartiles[0]) / 2,
             speed_up=statistics.median(ratios),
-            repetitions=repetitions,
+            times=tuple(values),
         )
     return result
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
 
 
 def evaluations(solver: Solver, model: Callable[[Tensor, float], Tensor], x: Tensor) -> Iterator[Tensor]:

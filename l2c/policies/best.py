@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from tqdm.auto import tqdm
 
 from l2c.graph import FITTED, HOLD, LINEAR, CacheGraph
+from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.gram import gram
 from l2c.policies.judge import Judge
 from l2c.policies.problem import Problem
+from l2c.policies.responses import measure_responses
 from l2c.sampling.correction import reused_entries
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
@@ -18,10 +23,31 @@ from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 
 
+@dataclass(frozen=True)
+class Training:
+    """How slopes are trained.
+
+    Attributes:
+        steps: each through the whole cached trajectory of a batch; 0 = none.
+        batch_size: trajectories per step.
+        learning_rate: of the slopes.
+        seed: of the noises.
+        first: number of the first noise.
+
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    first: int
+
+
 def best(
     problem: Problem,
     *,
     target: float,
+    num_evaluations: Sequence[int] = (),
     max_span: int = 6,
     num_trajectories: int = 64,
     pool: int = 512,
@@ -35,6 +61,8 @@ def best(
     Args:
         problem: with `responses` among its statistics and the sampler itself.
         target: budget in evaluations' worth of MACs, or a share of them.
+        num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
+            first, as the statistics were. What counts stays the error against the images of the sampler itself.
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
         pool: noises of which those are chosen; see `Judge`.
@@ -54,15 +82,54 @@ def best(
             f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
             "take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
         )
+    own = problem.blank.num_evaluations
+    wrong = [count for count in num_evaluations if not 2 <= count <= own]
+    if wrong:
+        raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
     judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool)
-    start = _best_start(problem, judge, worth, max_span)
-    slopes = torch.tensor([start.slopes[e][layer] for e, layer in reused_entries(start)])
-    trained = _train_slopes(problem.sampler, start, slopes, steps, batch_size, learning_rate, seed, pool)
-    candidates = [start, with_slopes(start, trained)] if steps else [start]
+    training = Training(steps, batch_size, learning_rate, seed, first=pool)
+    others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
+    candidates: list[CacheGraph] = []
+    for each in (problem, *(_with_evaluations(problem, count) for count in others)):
+        start = _best_start(each, judge, worth, max_span)
+        candidates += [start, _trained(each, problem.sampler, start, training)] if steps else [start]
     chosen = min(candidates, key=judge.error)
     settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
-    provenance = {**start.provenance, "method": "best", "hyperparameters": {**settings, "steps": steps, "seed": seed}}
+    if num_evaluations:
+        settings["num_evaluations"] = own  # of the images that it stays near to
+    provenance = {
+        **chosen.provenance,
+        "method": "best",
+        "hyperparameters": {**settings, "steps": steps, "seed": seed},
+    }
     return chosen.replace(provenance=provenance)
+
+
+def _with_evaluations(problem: Problem, count: int) -> Problem:
+    """Return the same problem at another number of evaluations, its responses measured as the given ones were."""
+    sampler, settings = problem.sampler, problem.statistics().settings
+    assert sampler is not None
+    seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
+    known = _CALIBRATED.setdefault(sampler, {})
+    key = (seed, num_trajectories, count)
+    if key not in known:
+        other = Sampler(
+            sampler.backbone,
+            solver=problem.blank.solver,
+            num_evaluations=count,
+            cfg_scale=problem.blank.cfg_scale,
+            eta=problem.blank.solver_options.get("eta"),
+        )
+        noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
+        num_labels = sampler.backbone.num_labels
+        labels = torch.arange(num_trajectories) % num_labels if num_labels else None
+        responses = measure_responses(other, labels, noise, **settings.get("responses", {}), seed=seed)
+        head = head_of(Problem.of(other).blank)
+        known[key] = Problem.of(other, Calibration({"responses": responses}, head, settings))
+    return known[key]
+
+
+_CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], Problem]] = WeakKeyDictionary()
 
 
 def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> CacheGraph:
@@ -70,7 +137,7 @@ def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> 
     refusal: ValueError | None = None
     found: list[tuple[float, int, CacheGraph]] = []
     kinds = [(reuses, max_span) for reuses in STARTS] + [(STARTS[-1], span) for span in range(1, max_span)]
-    for reuses, span in tqdm(kinds, desc="starts", unit="graph"):
+    for reuses, span in tqdm(kinds, desc=f"starts of {problem.blank.num_evaluations} evaluations", unit="graph"):
         try:
             graph = gram(problem, target=worth, reuses=reuses, max_span=span)
         except ValueError as error:  # so short spans cannot save that much
@@ -83,32 +150,26 @@ def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> 
     return min(found)[2]
 
 
-def _train_slopes(
-    sampler: Sampler,
-    graph: CacheGraph,
-    slopes: torch.Tensor,
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    first: int,
-) -> torch.Tensor:
-    """Return slopes (R,) after some steps of Adam on the error of the final image, on noises `first` and on."""
-    backbone = sampler.backbone
+def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:
+    """Return a graph with slopes after some steps of Adam on the error of the final image against a teacher's."""
+    assert problem.sampler is not None
+    backbone = teacher.backbone
     device = next(backbone.parameters()).device
-    slopes = slopes.to(device).requires_grad_(True)
-    optimizer = torch.optim.Adam([slopes], lr=learning_rate, betas=(0.9, 0.99))
-    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: 0.5 * (1 + math.cos(math.pi * i / max(steps, 1))))
-    for step in tqdm(range(steps), desc="training slopes", unit="step"):
-        begin = first + step * batch_size
-        noise = seeded_noise(backbone.input_shape, seed, batch_size, first=begin).to(device)
+    start = torch.tensor([graph.slopes[e][layer] for e, layer in reused_entries(graph)])
+    slopes = start.to(device).requires_grad_(True)
+    optimizer = torch.optim.Adam([slopes], lr=training.learning_rate, betas=(0.9, 0.99))
+    total = training.steps
+    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
+    for step in tqdm(range(total), desc="training slopes", unit="step"):
+        begin = training.first + step * training.batch_size
+        noise = seeded_noise(backbone.input_shape, training.seed, training.batch_size, first=begin).to(device)
         count = backbone.num_labels
-        y = torch.arange(begin, begin + batch_size, device=device) % count if count else None
+        y = torch.arange(begin, begin + training.batch_size, device=device) % count if count else None
         with torch.enable_grad():
-            images, _ = unroll(sampler, graph, noise, y, slopes)
-            loss, _ = image_loss(images, sampler.sample(y, noise=noise))
+            images, _ = unroll(problem.sampler, graph, noise, y, slopes)
+            loss, _ = image_loss(images, teacher.sample(y, noise=noise))
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()
         cosine.step()
-    return slopes.detach().cpu()
+    return with_slopes(graph, slopes.detach().cpu())

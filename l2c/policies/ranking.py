@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
 from l2c.graph import CacheGraph
 from l2c.policies.problem import Problem
 from l2c.policies.random_layers import random_layers
 
-SCORES = ("layer_change",)
+SCORES = ("layer_change", "response")
 
 
 def late_first(problem: Problem, *, target: float, routed: str = "auto") -> CacheGraph:
@@ -26,11 +30,46 @@ def random(problem: Problem, *, target: float, seed: int = 0, routed: str = "aut
 
 
 def top_k(problem: Problem, *, target: float, score: str = "layer_change", routed: str = "auto") -> CacheGraph:
-    """Reuse the entries with the smallest score, the relative L1 change since the evaluation before for one."""
-    if score not in SCORES:
-        raise ValueError(f"unknown score {score!r}; known are {', '.join(SCORES)}")
+    """Reuse the entries with the smallest score.
+
+    Args:
+        problem: with statistics, for the scores of ours.
+        target: budget in evaluations' worth of MACs, or a share of them.
+        score: `layer_change`: relative L1 change since the evaluation before; `response`: mean squared change of
+            the final image when the output of the evaluation before is held, per MAC; or a path to an array (E, L)
+            of any other score, as `numpy.save` writes it.
+        routed: evaluations that may reuse; see `Problem.routed`.
+
+    Raises:
+        ValueError: an unknown score, or an array of another shape.
+        FileNotFoundError: there is no such array.
+
+    """
     worth = problem.evaluations(target)
-    scores = problem.statistics().tensor(score)[0]  # (E, L)
+    scores = _scores(problem, score)  # (E, L)
     entries = [(e, layer) for e in problem.routed(routed, worth) for layer in range(problem.blank.num_layers)]
     entries.sort(key=lambda entry: float(scores[entry]))
     return problem.graph(problem.in_order(entries, worth), "top_k", target=worth, score=score, routed=routed)
+
+
+def _scores(problem: Problem, name: str) -> np.ndarray:
+    """Return the scores (E, L) of a name or a file."""
+    if name == "layer_change":
+        return problem.statistics().tensor(name)[0].numpy()
+    if name == "response":
+        responses = problem.statistics().tensor("responses")[:, :, 0]  # (E, L, M) of age 1
+        return responses.square().sum(dim=2).numpy() / np.asarray(problem.cost.layers)
+    if not name.endswith(".npy"):
+        raise ValueError(f"unknown score {name!r}; known are {', '.join(SCORES)}, or a path to a .npy array")
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"no scores at {name}; numpy.save writes such an array")
+    try:
+        scores = np.load(name, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{name} holds no array of numbers; write one with numpy.save") from error
+    wanted = (problem.blank.num_evaluations, problem.blank.num_layers)
+    if scores.shape != wanted or not np.isfinite(scores).all():
+        raise ValueError(
+            f"{name} holds an array {scores.shape}; a score is one finite number per (evaluation, layer), {wanted}"
+        )
+    return scores

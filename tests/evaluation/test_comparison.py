@@ -8,7 +8,7 @@ import torch
 from l2c.evaluation.comparison import compare, sample_many
 from l2c.evaluation.cost import count_macs
 from l2c.evaluation.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
-from l2c.evaluation.latency import alternate
+from l2c.evaluation.latency import Latency, alternate
 from l2c.evaluation.report import markdown_table, table, write_report
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -72,9 +72,15 @@ def test_images_do_not_depend_on_the_batch_size(samplers, tiny_dit):
 def test_latencies_alternate_and_refer_to_the_first():
     calls: list[str] = []
     result = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
-    assert calls == ["a", "b"] * 4  # one warm-up each, then three rounds
+    assert calls == ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]  # one warm-up each, then three rounds in turn
     assert result["a"].speed_up == 1.0
     assert result["b"].repetitions == 3
+
+
+def test_ratios_are_those_of_single_rounds():
+    fast = Latency(2.0, 0.0, 1.0, times=(1.0, 2.0, 4.0))
+    slow = Latency(4.0, 0.0, 0.5, times=(3.0, 4.0, 4.0))
+    assert fast.ratio(slow) == (2.0, 1.5, 2.5)
 
 
 def test_table_lines_up():

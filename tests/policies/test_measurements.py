@@ -131,6 +131,28 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     assert error(best) <= error(worst) * 1.001
 
 
+def test_best_may_take_fewer_evaluations(sampler, start):
+    labels, noise = start
+    responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
+    settings = {"seed": 3, "num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
+    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank), settings))
+    options = {"target": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
+    longest = make_graph("best", problem, **options)
+    chosen = make_graph("best", problem, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
+    assert longest.num_evaluations == 6
+    assert chosen.provenance["hyperparameters"]["num_evaluations"] == 6
+    assert problem.cost.evaluations_worth(chosen) == pytest.approx(3.5, abs=0.1)
+    labels, noise = torch.arange(4), seeded_noise(noise.shape[1:], 7, 4)  # those that best judges graphs on
+    reference = sampler.sample(labels, noise=noise)
+    errors = [
+        (Sampler(sampler.backbone, graph=graph).sample(labels, noise=noise) - reference).square().mean()
+        for graph in (chosen, longest)
+    ]
+    assert errors[0] <= errors[1] * 1.001
+    with pytest.raises(ValueError, match=r"num_evaluations must be numbers in 2..6, those of the sampler, got 8"):
+        make_graph("best", problem, num_evaluations=[8], **options)
+
+
 def test_solvers_that_add_noise_are_refused(make_dit):
     for solver, eta in (("ddpm", None), ("ddim", 0.5)):
         sampler = Sampler(make_dit(), solver=solver, num_evaluations=4, eta=eta)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,6 +106,32 @@ def test_top_k_reuses_the_smallest_scores(problem):
     reused = [change[e, i] for e in range(1, E) for i in range(8) if not graph.rows[e][i]]
     kept = [change[e, i] for e in range(1, E) for i in range(8) if graph.rows[e][i]]
     assert max(reused) < min(kept)
+
+
+def test_top_k_takes_any_score(problem, tmp_path):
+    order = np.arange(E * 8, dtype=np.float64).reshape(E, 8)[::-1]  # the last evaluation first
+    np.save(tmp_path / "scores.npy", order)
+    graph = make_graph("top_k", problem, target=6, score=str(tmp_path / "scores.npy"), routed="all")
+    assert [all(row) for row in graph.rows] == sorted((all(row) for row in graph.rows), reverse=True)
+    assert not any(graph.rows[-1])
+    responses = problem.statistics().tensor("responses")[:, :, 0].square().sum(2)
+    responses /= torch.tensor(problem.cost.layers)
+    graph = make_graph("top_k", problem, target=6, score="response", routed="all")
+    entries = [(e, layer) for e in range(1, E) for layer in range(8)]
+    reused = [responses[entry] for entry in entries if not graph.rows[entry[0]][entry[1]]]
+    assert max(reused) < min(responses[entry] for entry in entries if graph.rows[entry[0]][entry[1]])
+
+
+def test_top_k_refuses_scores_that_do_not_fit(problem, tmp_path):
+    path = tmp_path / "scores.npy"
+    with pytest.raises(FileNotFoundError, match=r"no scores at .*scores.npy"):
+        make_graph("top_k", problem, target=6, score=str(path))
+    path.write_bytes(b"scores")
+    with pytest.raises(ValueError, match="holds no array of numbers"):
+        make_graph("top_k", problem, target=6, score=str(path))
+    np.save(path, np.zeros((E, 7)))
+    with pytest.raises(ValueError, match=r"holds an array \(8, 7\); a score is one finite number per"):
+        make_graph("top_k", problem, target=6, score=str(path))
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"best"}))
