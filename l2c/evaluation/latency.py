@@ -58,14 +58,14 @@ def alternate(
 ) -> dict[str, Latency]:
     """Time variants in alternation, after one warm-up each; the first one is what speed-ups refer to.
 
-    Who goes first changes with every round.
+    Every second round goes backward, so that who follows on whom does not favour anyone.
     """
     for call in variants.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for turn in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+        for name in names if turn % 2 == 0 else reversed(names):
             times[name].append(_seconds(variants[name]))
     first = next(iter(times.values()))
     result = {}

@@ -72,7 +72,7 @@ def test_images_do_not_depend_on_the_batch_size(samplers, tiny_dit):
 def test_latencies_alternate_and_refer_to_the_first():
     calls: list[str] = []
     result = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
-    assert calls == ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]  # one warm-up each, then three rounds in turn
+    assert calls == ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]  # one warm-up each, then forth, back, forth
     assert result["a"].speed_up == 1.0
     assert result["b"].repetitions == 3
 
