@@ -17,6 +17,7 @@ LEAVES = {
     "correction_file",
     "json_fields",
     "layer_names",
+    "memory",
     "seeding",
     "_torchvision",
 }  # helpers that import nothing of ours; `cli` serves the entries

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, Solver, make_solver
 from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
+from l2c.memory import memory_explained, out_of_memory
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks, short_reason
 from l2c.sampling.correction import Correction
@@ -142,6 +143,7 @@ class Sampler:
 
         Raises:
             ValueError: labels out of range, shapes that do not fit, or neither noise nor seed.
+            MemoryError: out of memory; the message says what lowers it.
 
         """
         device = next(self.backbone.parameters()).device
@@ -209,6 +211,10 @@ class Sampler:
         """Compile the backbone's blocks for this sampler, with a batch of some images as a warm-up; return it.
 
         A compiler that fails is reported by one warning; the sampler goes on without it.
+
+        Raises:
+            MemoryError: the warm-up ran out of memory, as sampling so many images would.
+
         """
         device = next(self.backbone.parameters()).device
         rows = num_images * (2 if self.guidance.active else 1)
@@ -216,8 +222,10 @@ class Sampler:
         y = torch.zeros(rows, dtype=torch.long, device=device) if self.backbone.num_labels else None
         blocks = CompiledBlocks(backend)
         try:
-            with matmuls(self.matmul):
+            with matmuls(self.matmul), self._memory_explained(num_images):
                 blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
+        except MemoryError:  # which would run out uncompiled, too
+            raise
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
             _warn(f"the blocks run uncompiled, because compiling them failed: {short_reason(error)}")
             return self
@@ -258,26 +266,22 @@ class Sampler:
             drawn = torch.stack([draw_noise(x, generator) for _ in steps])
         try:
             return self._captured(x, y, drawn)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             self._captured = None
             _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {short_reason(error)}")
             return self._trajectory_of(x, y, drawn)
 
-    @contextmanager
-    def _memory_explained(self, num_images: int) -> Iterator[None]:
+    def _memory_explained(self, num_images: int) -> AbstractContextManager[None]:
         """Say what the cache needs when memory runs out."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
-                raise
-            raise MemoryError(
+        return memory_explained(
+            lambda: (
                 f"out of memory with {num_images} images; the graph's cache needs {self.cache_bytes(num_images)} "
                 "bytes of it: take fewer images at a time, cache_dtype='bf16' (half of the cache), "
                 "cache_device='cpu' (none of it on the GPU), or precision='bf16'"
-            ) from error
+            )
+        )
 
 
 def _warn(sentence: str) -> None:

@@ -272,6 +272,40 @@ def test_a_compiler_that_fails_later_is_done_without_from_then_on(backbone, grap
     assert_near(images, sample(Sampler(backbone, graph=graph))[:2], 1e-4)
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["GPU", "host"])
+def test_a_compiled_block_that_runs_out_of_memory_is_no_failed_compilation(backbone, graph, error):
+    """Neither in the warm-up nor later: it would run out uncompiled, too, and the sentence on memory helps."""
+    full = []
+
+    def backend(module, inputs):
+        def run(*arguments):
+            if full:
+                raise error
+            return module.forward(*arguments)
+
+        return run
+
+    torch._dynamo.reset()
+    sampler = Sampler(backbone, graph=graph).compile(3, backend=backend, progress=False)
+    full.append(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MemoryError, match="out of memory with 3 images; the graph's cache needs"):
+            sample(sampler)
+        assert sampler.compiled
+        with pytest.raises(MemoryError, match="out of memory with 2 images; the graph's cache needs"):
+            Sampler(backbone, graph=graph).compile(2, backend=backend, progress=False)
+    full.clear()
+    assert_near(sample(sampler), sample(Sampler(backbone, graph=graph)), 1e-4)
+    torch._dynamo.reset()
+
+
 # --- capturing -----------------------------------------------------------------------------------------------
 
 
