@@ -36,7 +36,7 @@ class CompiledBlocks:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KEPT_GRAPHS)
 
     def __call__(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run a block on `(*inputs, fresh, cached)`; an error of the compiler ends compiling, out of memory does not."""
+        """Run a block on `(*inputs, fresh, cached)`; a compiler's error ends compiling, out of memory does not."""
         if self.failed:
             return block(*inputs)
         try:

@@ -56,7 +56,7 @@ class Sampler:
 
     Attributes:
         lifetimes: what the cache holds when; None without a graph.
-        matmul: torch's setting of matrix products while this sampler runs; None = as it is.
+        cache_dtype: what cached outputs are kept in; None = as computed.
 
     Raises:
         ValueError: the graph does not fit, or an argument is out of range; the message says how to mend it.
@@ -111,8 +111,11 @@ class Sampler:
         self._correction = None if graph is None else Correction.of(graph)  # refuses a file that does not belong
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else lifetimes_for(backbone, graph)
-        self.matmul = matmul_setting(precision, matmul, next(self.backbone.parameters()).device)
-        self._store = LayerStore(dtype_of(cache_dtype, "cache_dtype"), cache_device)
+        self._products = precision, matmul
+        self._matmuls: dict[str, str | None] = {}  # by kind of device
+        self.matmul_on(next(self.backbone.parameters()).device)  # refuses an unknown one
+        self.cache_dtype = dtype_of(cache_dtype, "cache_dtype")
+        self._store = LayerStore(self.cache_dtype, cache_device)
         self._call: BlockCall = call_block
         self._captured: CapturedTrajectory | None = None
 
@@ -120,6 +123,17 @@ class Sampler:
     def timesteps(self) -> tuple[float, ...]:
         """The t that the backbone is given at each evaluation, noisiest first."""
         return self.solver.timesteps
+
+    @property
+    def matmul(self) -> str | None:
+        """Torch's setting of matrix products while this sampler runs; None = as it is."""
+        return self.matmul_on(next(self.backbone.parameters()).device)
+
+    def matmul_on(self, device: torch.device) -> str | None:
+        """Return the same on another device, which the backbone may be moved to."""
+        if device.type not in self._matmuls:
+            self._matmuls[device.type] = matmul_setting(*self._products, device)
+        return self._matmuls[device.type]
 
     @torch.no_grad()
     def sample(
