@@ -22,6 +22,7 @@ from l2c.evaluation.cost import Cost, count_macs
 from l2c.evaluation.figures import graph_heatmap, save_figure
 from l2c.graph import HOLD, CacheGraph
 from l2c.integrations.backends import configured_backbone
+from l2c.memory import memory_explained
 from l2c.sampling.sampler import solver_for
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
@@ -53,6 +54,7 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     Raises:
         ValueError, FileNotFoundError: a setting, the weights or the data do not fit; nothing is written then.
         OSError: the folder cannot be written.
+        MemoryError: out of memory; the message says what lowers it.
 
     """
     pl.seed_everything(cfg.seed, verbose=False)
@@ -90,7 +92,8 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     )
     with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
         OmegaConf.save(cfg, temporary, resolve=True)
-    trainer.fit(module, recipe.data, ckpt_path=checkpoint)
+    with memory_explained(lambda: _memory_sentence(cfg, trainer)):
+        trainer.fit(module, recipe.data, ckpt_path=checkpoint)
     graph = _export(cfg, backbone, solver, recipe, cost, steps=trainer.global_step)
     if trainer.is_global_zero:
         graph.save(folder / "cache_graph.json")
@@ -102,6 +105,24 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _memory_sentence(cfg: DictConfig, trainer: pl.Trainer) -> str:
+    """Say what was trained when memory ran out, and what takes less."""
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    mend = [f"trainer.accumulate_grad_batches={2 * trainer.accumulate_grad_batches} (the same batch, half at a time)"]
+    if not cfg.recompute_activations:
+        mend.append("recompute_activations=true")
+    if trainer.precision == "32-true":
+        mend.append("trainer.precision=bf16-mixed")
+    if cfg.data.get("store_outputs", False):
+        mend.append("data.store_outputs=false")
+    mend.append("a smaller data.batch_size")
+    return (
+        f"out of memory in training the routers of {cfg.model.name} with data.batch_size={cfg.data.batch_size}, "
+        f"{cfg.data.batch_size // parts} of them at a time in a process, and trainer.precision={trainer.precision}; "
+        f"say {' or '.join(mend)}"
+    )
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
