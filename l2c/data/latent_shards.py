@@ -7,7 +7,6 @@ folder. A shard appears whole or not at all, so that an encode which was killed 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,6 +94,23 @@ def write_shard(path: Path, mean: Tensor, std: Tensor, labels: Tensor, skipped: 
     write_tensors(path, tensors, {"skipped": json.dumps(skipped)})
 
 
+def look_into(path: Path) -> tuple[int, list[str]]:
+    """Return the number of latents in a shard and the names of the images that were left out of it.
+
+    Raises:
+        ValueError: it cannot be read.
+
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            count = file.get_slice("mean").get_shape()[0]
+            return count, json.loads((file.metadata() or {}).get("skipped", "[]"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"cannot read latents from {path}: {error}; delete it and run scripts/encode_latents.py again"
+        ) from error
+
+
 class LatentShards:
     """All latents of a folder as one sequence of (mean, std, label).
 
@@ -118,23 +134,12 @@ class LatentShards:
         self._files: dict[int, object] = {}
         self.skipped: list[str] = []
         self.places: list[tuple[int, int]] = []
-        for k, count in enumerate(self._counts()):
+        for k in range(self.manifest.num_shards):
+            count, skipped = look_into(self.manifest.shard(self.folder, k))
+            self.skipped += skipped
             self.places += [(k, i) for i in range(count)]
         if not self.places:
             raise ValueError(f"the latents in {self.folder} hold no image: all were unreadable; check the images")
-
-    def _counts(self) -> Iterator[int]:
-        for k in range(self.manifest.num_shards):
-            path = self.manifest.shard(self.folder, k)
-            try:
-                with safe_open(path, framework="pt") as file:
-                    shape = tuple(file.get_slice("mean").get_shape())
-                    self.skipped += json.loads((file.metadata() or {}).get("skipped", "[]"))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"cannot read latents from {path}: {error}; delete it and run scripts/encode_latents.py again"
-                ) from error
-            yield shape[0]
 
     def __len__(self) -> int:
         return len(self.places)

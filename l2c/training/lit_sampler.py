@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from l2c.data.image_shards import Samples, to_pixels
+from l2c.data.part import Part
 from l2c.data.vae import Vae
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch
@@ -60,11 +61,11 @@ class ShardsToDraw(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int, int]]:
         """Return the loader of this process."""
-        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        mine = [k for k in self.samples.missing(self.folder) if k % world == rank]
+        trainer = self.trainer
+        part = Part() if trainer is None else Part(trainer.global_rank, trainer.world_size)
         batches = [
             (k, start, min(start + self.batch_size, images.stop))
-            for k in mine
+            for k in part.of(self.samples.missing(self.folder))
             for images in (self.samples.images_of(k),)
             for start in range(images.start, images.stop, self.batch_size)
         ]
