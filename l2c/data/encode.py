@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.data.image_folder import ImageFolder
-from l2c.data.latent_shards import MANIFEST, Manifest, look_into, write_shard
+from l2c.data.latent_shards import Manifest, look_into, write_shard
 from l2c.data.part import Part
 from l2c.data.vae import Vae
 
@@ -80,36 +80,22 @@ def encode_folder(
         shard_size=shard_size,
         mirrored=mirrored,
     )
-    if (folder / MANIFEST).is_file():
-        found = Manifest.load(folder)
-        different = [name for name in vars(wanted) if getattr(wanted, name) != getattr(found, name)]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"{folder} holds latents with {name} {getattr(found, name)}, not {getattr(wanted, name)}; continue "
-                "with the same settings or choose another folder"
-            )
-    else:
-        wanted.save(folder)
+    wanted.claim(folder)
     mine = part.of(range(wanted.num_shards))
     todo = part.of(wanted.missing(folder))
-    done = sum(_count(wanted, k) for k in mine if k not in todo)
-    total = sum(_count(wanted, k) for k in mine)
+    done = sum(len(wanted.images_of(k)) for k in mine if k not in todo)
+    total = sum(len(wanted.images_of(k)) for k in mine)
     written = 0
     with tqdm(total=total, initial=done, unit="image", desc="encoding", disable=not progress) as bar:
         for k in todo:
             before = len(images.unreadable)
-            places = range(k * shard_size, k * shard_size + _count(wanted, k))
+            places = wanted.images_of(k)
             mean, std, labels = _encode(images, vae, places, batch_size, mirrored, torch.device(device), shape, bar)
-            write_shard(wanted.shard(folder, k), mean, std, labels, images.unreadable[before:])
+            write_shard(wanted.path(folder, k), mean, std, labels, images.unreadable[before:])
             written += len(labels) // (2 if mirrored else 1)
     missing = wanted.missing(folder)
-    there = [wanted.shard(folder, k) for k in range(wanted.num_shards) if k not in set(missing)]
+    there = [wanted.path(folder, k) for k in range(wanted.num_shards) if k not in set(missing)]
     return Encoded(written, tuple(name for path in there for name in look_into(path)[1]), len(missing))
-
-
-def _count(manifest: Manifest, shard: int) -> int:
-    return min(manifest.shard_size, manifest.num_images - shard * manifest.shard_size)
 
 
 def _encode(

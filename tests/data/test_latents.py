@@ -142,7 +142,7 @@ def test_a_continued_encode_counts_all_unreadable_images(folder, tmp_path):
     assert (result.num_images, result.skipped) == (6, ("class0/1.png", "class2/3.png"))
     again = encode(folder, tmp_path / "latents")
     assert (again.num_images, again.skipped) == (0, result.skipped)
-    shard = Manifest.load(tmp_path / "latents").shard(tmp_path / "latents", 0)
+    shard = Manifest.load(tmp_path / "latents").path(tmp_path / "latents", 0)
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"cannot read latents from .*delete it and run"):
         encode(folder, tmp_path / "latents")
@@ -173,7 +173,7 @@ def test_latents_of_something_else_are_refused(folder, tmp_path):
         encode(folder, path, shard_size=6)
     with pytest.raises(FileNotFoundError, match="no latents at"):
         LatentsDataModule(tmp_path, **FITS)
-    shard = Manifest.load(path).shard(path, 1)
+    shard = Manifest.load(path).path(path, 1)
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot read latents from"):
         LatentsDataModule(path, **FITS)

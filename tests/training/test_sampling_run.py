@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypat
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("l2c.data.image_shards.save_file", full)
+    monkeypatch.setattr("l2c.data.shards.save_file", full)
     for write in (
         lambda: Samples((1, 2, 2), 1, 1, False, {}).write_shard(tmp_path, 0, torch.zeros(1, 1, 2, 2), None),
         lambda: write_shard(tmp_path / "latents", *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []),
