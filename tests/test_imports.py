@@ -18,6 +18,7 @@ LEAVES = {
     "json_fields",
     "layer_names",
     "memory",
+    "reuse",
     "seeding",
     "_torchvision",
 }  # helpers that import nothing of ours; `cli` serves the entries
