@@ -146,7 +146,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {cfg.precision!r}")
     device = cli.device(cfg.device)
     if cfg.cpu_time and device.type != "cpu":
-        raise ValueError(f"cpu_time=true counts seconds of the CPU, but the work is on {device}; say cpu_time=false")
+        raise ValueError(f"cpu_time=true counts seconds of the CPU, but the work is on {device}; say device=cpu")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     if cfg.child is not None:
