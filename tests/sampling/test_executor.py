@@ -328,14 +328,17 @@ def test_obstacles_to_capturing_are_named():
 
 
 @pytest.mark.parametrize(("solver", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0})])
-def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, solver, options):
+def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, monkeypatch, solver, options):
     """Stochastic solvers are captured too: what a replay is given leads to the images of the seed."""
     sampler = Sampler(make_dit(), solver=solver, num_evaluations=5, **options)
     expected = sampler.sample(LABELS, seed=3)
+    monkeypatch.setattr("l2c.sampling.runner.CapturedTrajectory", lambda run: run)  # a replay without a device
+    monkeypatch.setattr("l2c.sampling.runner.why_not", lambda x, offloaded: None)
     sampler.capture()
-    sampler._captured = sampler._trajectory_of  # a replay without a device
-    sampler._replayable = lambda x: True
-    assert torch.equal(sampler.sample(LABELS, seed=3), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(sampler.sample(LABELS, seed=3), expected)
+    assert sampler.captured
 
 
 def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(monkeypatch):
