@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,7 +26,7 @@ from l2c.sampling.sampler import solver_for
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
 from l2c.training.recipe import FROM_NOISE, Recipe, make_recipe
-from l2c.training.trainer import check_checkpoint, make_trainer
+from l2c.training.trainer import check_checkpoint, make_run_trainer
 
 LOGGERS = ("csv", "wandb")
 
@@ -75,20 +74,14 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     if checkpoint is not None:
         check_checkpoint(checkpoint, "routers.", recipe.routers.state_dict())
     loggers = _loggers(cfg, folder)
-    trainer = make_trainer(
+    trainer = make_run_trainer(
+        folder,
         **_plain(cfg.trainer),
         use_distributed_sampler=False,  # the data modules split each step's batch themselves
         logger=loggers,
-        callbacks=[
-            ModelCheckpoint(
-                folder,
-                filename="routers-{step}",
-                every_n_train_steps=cfg.checkpoint_every_n_steps,
-                save_last=True,
-                enable_version_counter=False,  # a second run's last.ckpt must not hide behind the first one's
-            ),
-            RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps),
-        ],
+        checkpoint_every=cfg.checkpoint_every_n_steps,
+        checkpoint_name="routers-{step}",
+        callbacks=[RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps)],
     )
     with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
         OmegaConf.save(cfg, temporary, resolve=True)

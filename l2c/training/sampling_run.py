@@ -21,7 +21,7 @@ from l2c.graph import CacheGraph
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.settings import ways
 from l2c.training.lit_sampler import LABELS, LitSampler, ShardsToDraw
-from l2c.training.trainer import make_trainer
+from l2c.training.trainer import make_bare_trainer
 
 LATENT_CHANNELS = 4  # those of the autoencoder; backbones on pixels have 1 or 3
 
@@ -146,11 +146,9 @@ def sample_images(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
-    runner = make_trainer(
+    runner = make_bare_trainer(
         max_steps=1,  # of training, which there is none of
         use_distributed_sampler=False,  # shards are split here
-        logger=False,
-        enable_checkpointing=False,
         **_processes(trainer or {}),
     )
     place = Path(folder).expanduser()
