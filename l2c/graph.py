@@ -1,42 +1,37 @@
 """The static cache graph: which layers compute at which evaluation, and what that is valid for.
 
-Pure data. A row has one bit per layer, 1 = compute and 0 = reuse. With `a` the layer's last computed output and `b`
-the one before, `a + slope (a - b)` stands in: slope 0 is `hold`, that of the line in t through both is `linear`, a
-number per entry is `fitted`; with one output only, it is held. The JSON form is described by
-`cache_graph.schema.json` beside this file.
+Pure data. A row has one bit per layer, 1 = compute and 0 = reuse; what stands in for a reused layer is told in
+`l2c.reuse`. The JSON form is described by `cache_graph.schema.json` beside this file.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from l2c import hub
 from l2c.atomic import replacing
 from l2c.correction_file import CorrectionFile
+from l2c.hub import OnHub
 from l2c.json_fields import items, member, numbers, refuse_constant
 from l2c.layer_names import kind_of
+from l2c.reuse import FITTED, HOLD, LINEAR, REUSES, held_outputs, slopes_of
 
 FORMAT = "l2c-cache-graph"
-FILE = "cache_graph.json"
 VERSION = 1
 FIELDS = {
     *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "rows", "correction"),
     *("provenance", "statistics"),
 }
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
-HOLD, LINEAR, FITTED = REUSES = ("hold", "linear", "fitted")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheGraph:
+class CacheGraph(OnHub):
     """All rows of one trajectory, and the backbone, solver, timesteps and guidance they are valid for.
 
     Attributes:
@@ -193,34 +188,12 @@ class CacheGraph:
     @cached_property
     def held(self) -> tuple[tuple[int, ...], ...]:
         """For each evaluation, how many computed outputs of each layer (0, 1, 2) are held, because read later."""
-        columns = []
-        for bits, slopes in zip(zip(*self.rows, strict=True), zip(*self.slopes, strict=True), strict=True):
-            computed = list(accumulate(bits))
-            wanted, column = 0, []
-            for e in reversed(range(self.num_evaluations)):
-                column.append(min(wanted, computed[e]))
-                readers = 2 if slopes[e] else 1
-                wanted = max(wanted - 1, 0) if bits[e] else max(wanted, readers)
-            columns.append(column[::-1])
-        return tuple(zip(*columns, strict=True))
+        return held_outputs(self.rows, self.slopes)
 
     @cached_property
     def slopes(self) -> tuple[tuple[float, ...], ...]:
         """The slope of each entry: 0 where the layer is computed or held, that of the line in t for `linear`."""
-        t, found = self.timesteps, []
-        computed: list[list[int]] = [[] for _ in self.layers]
-        for e, row in enumerate(self.rows):
-            slopes, given = [0.0] * len(row), iter(self.fitted[e])
-            for layer, fresh in enumerate(row):
-                past = computed[layer]
-                value = next(given) if self.reuse[e] == FITTED and not fresh else None
-                if fresh:
-                    past.append(e)
-                elif self.reuse[e] != HOLD and len(past) > 1:
-                    line = (t[past[-1]] - t[e]) / (t[past[-2]] - t[past[-1]])
-                    slopes[layer] = line if value is None else value
-            found.append(tuple(slopes))
-        return tuple(found)
+        return slopes_of(self.rows, self.timesteps, self.reuse, self.fitted)
 
     @cached_property
     def keep(self) -> tuple[tuple[bool, ...], ...]:
@@ -330,48 +303,6 @@ class CacheGraph:
             return cls.from_json(text, folder=Path(path).parent)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-    def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:
-        """Write `cache_graph.json`, a model card and copies of `files` (pictures, reports) into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        names = hub.copy_files(files, folder)
-        title = f"Cache graph for {self.model}, {self.solver}, {self.num_evaluations} evaluations"
-        with replacing(folder / "README.md") as temporary:
-            text = hub.card(
-                title=title,
-                summary=self.summary(),
-                statistics=self.statistics,
-                provenance=self.provenance,
-                files=names,
-            )
-            temporary.write_text(text, encoding="utf-8")
-        self.save(folder / FILE)
-
-    def push_to_hub(
-        self, repo: str, *, files: Sequence[str | Path] = (), private: bool = False, token: str | None = None
-    ) -> str:
-        """Send what `save_pretrained` writes to a Hub repository; return the address of the commit.
-
-        Raises:
-            OSError: the Hub cannot be reached, or refuses.
-            ValueError: huggingface_hub is not installed.
-
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, files=files)
-            return hub.upload(Path(folder), repo, private=private, token=token, message=f"Graph for {self.model}")
-
-    @classmethod
-    def from_pretrained(cls, repo: str | Path, *, revision: str | None = None) -> CacheGraph:
-        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote.
-
-        Raises:
-            OSError: there is none, or the Hub cannot be reached.
-            ValueError: the file is damaged; see `load`.
-
-        """
-        return cls.load(hub.find_file(repo, FILE, revision=revision))
 
     @classmethod
     def from_json(cls, text: str, *, folder: Path = Path()) -> CacheGraph:

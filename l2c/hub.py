@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
+
+from l2c.atomic import replacing
+
+T = TypeVar("T", bound="OnHub")
 
 PICTURES = (".png", ".svg", ".jpg")
 
@@ -107,6 +113,81 @@ Made with:
 {json.dumps(dict(provenance), indent=1, ensure_ascii=False)}
 ```
 """
+
+
+class OnHub(ABC):
+    """A graph as a folder with a model card, here or on the Hub."""
+
+    FILE: ClassVar[str] = "cache_graph.json"
+
+    model: str
+    solver: str
+    provenance: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def num_evaluations(self) -> int:
+        """Number of evaluations of the trajectory."""
+
+    @property
+    @abstractmethod
+    def statistics(self) -> dict[str, Any]:
+        """Figures for the card."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return a few lines for people."""
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write the file."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls: type[T], path: str | Path) -> T:
+        """Read the file."""
+
+    def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:
+        """Write `cache_graph.json`, a model card and copies of `files` (pictures, reports) into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = copy_files(files, folder)
+        title = f"Cache graph for {self.model}, {self.solver}, {self.num_evaluations} evaluations"
+        with replacing(folder / "README.md") as temporary:
+            text = card(
+                title=title,
+                summary=self.summary(),
+                statistics=self.statistics,
+                provenance=self.provenance,
+                files=names,
+            )
+            temporary.write_text(text, encoding="utf-8")
+        self.save(folder / self.FILE)
+
+    def push_to_hub(
+        self, repo: str, *, files: Sequence[str | Path] = (), private: bool = False, token: str | None = None
+    ) -> str:
+        """Send what `save_pretrained` writes to a Hub repository; return the address of the commit.
+
+        Raises:
+            OSError: the Hub cannot be reached, or refuses.
+            ValueError: huggingface_hub is not installed.
+
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, files=files)
+            return upload(Path(folder), repo, private=private, token=token, message=f"Graph for {self.model}")
+
+    @classmethod
+    def from_pretrained(cls: type[T], repo: str | Path, *, revision: str | None = None) -> T:
+        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote.
+
+        Raises:
+            OSError: there is none, or the Hub cannot be reached.
+            ValueError: the file is damaged; see `load`.
+
+        """
+        return cls.load(find_file(repo, cls.FILE, revision=revision))
 
 
 def _hub() -> Any:

@@ -17,6 +17,7 @@ from l2c.atomic import replacing
 from l2c.evaluation.figures import COMPUTED, save_figure
 from l2c.evaluation.report import machine, markdown_table
 from l2c.evaluation.scale import LinearModel, Measured, Size, measure
+from l2c.sampling.precision import dtype_of
 
 VARIED = {"batch_sizes": "batch_size", "tokens": "tokens", "depth": "depth", "num_evaluations": "num_evaluations"}
 
@@ -27,21 +28,26 @@ def main(cfg: DictConfig) -> None:
     cli.check_positive(cfg, "repetitions", "hidden_size")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
+    dtype_of(cfg.precision)  # refuses an unknown one
+    precision = cfg.precision or "fp32"
     sizes = _sizes(cfg)
-    measured = measure(sizes, repetitions=cfg.repetitions)
+    device = cli.device(cfg.device)
+    measured = measure(sizes, repetitions=cfg.repetitions, device=device, precision=cfg.precision)
     model = LinearModel.fit(measured)
     folder = cli.run_folder()
     save_figure(_figure(measured, model), folder / "scale.png")
     command = " ".join(["python scripts/benchmark_scale.py", *sys.argv[1:]])
     content = {
         "command": command,
-        "machine": machine(),
+        "machine": machine(device),
+        "precision": precision,
         "coefficients": model.coefficients,
         "measured": [m.to_dict() for m in measured],
     }
     with replacing(folder / "results.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    text = f"{_table(measured, model)}\n\n{_sentence(model)}\n\nMeasured on {machine()} by `{command}`.\n"
+    where = f"Measured in {precision} on {machine(device)} by `{command}`."
+    text = f"{_table(measured, model)}\n\n{_sentence(model)}\n\n{where}\n"
     with replacing(folder / "report.md") as temporary:
         temporary.write_text(f"# Scale\n\n{text}\n![predicted and measured](scale.png)\n", encoding="utf-8")
     print(f"{text}\nreport: {folder / 'report.md'}\npicture: {folder / 'scale.png'}")

@@ -2,9 +2,8 @@
 
 python scripts/encode_latents.py images=/data/imagenet/train output=data/latents
 torchrun --nproc-per-node 8 scripts/encode_latents.py images=/data/imagenet/train output=data/latents
+srun --ntasks 8 --gpus-per-task 1 python scripts/encode_latents.py images=/data/imagenet/train output=data/latents
 """
-
-import os
 
 import torch
 from omegaconf import DictConfig
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from l2c import cli
 from l2c.data.encode import encode_folder
 from l2c.data.image_folder import ImageFolder
+from l2c.data.part import this_process
 from l2c.data.vae import load_vae
 
 
@@ -21,8 +21,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.images is None:
         raise ValueError("no images given; say images=FOLDER with one sub-folder per class")
     images = ImageFolder(cfg.images, cfg.image_size)
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    rank = int(os.environ.get("RANK", 0))
+    part, local = this_process()
+    # SLURM may show each task a GPU of its own alone, which is number 0 of one then.
+    device = f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     result = encode_folder(
         images,
         load_vae(cfg.vae),
@@ -31,12 +32,14 @@ def main(cfg: DictConfig) -> None:
         batch_size=cfg.batch_size,
         shard_size=cfg.shard_size,
         mirrored=cfg.mirrored,
-        rank=rank,
-        world_size=int(os.environ.get("WORLD_SIZE", 1)),
+        part=part,
         device=device,
-        progress=rank == 0,
+        progress=part.index == 0,
     )
-    print(f"wrote {result.num_images} images to {cfg.output}; skipped {len(result.skipped)} unreadable ones")
+    print(
+        f"wrote {result.num_images} images to {cfg.output}; {len(result.skipped)} unreadable ones are left out of "
+        "the shards there, earlier runs' included"
+    )
     for name in result.skipped:
         print(f"  {name}")
     if result.missing_shards:

@@ -13,6 +13,7 @@ from l2c.backbones.zoo import load_backbone, model_preset
 from l2c.evaluation.figures import sample_grid, save_figure
 from l2c.graph import CacheGraph
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.settings import launch, ways
 
 
 def _wanted(labels: object) -> list[int]:
@@ -39,20 +40,14 @@ def main(cfg: DictConfig) -> None:
         eta=None if solver is None else solver.options.get("eta"),
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
         cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
-        precision=cfg.precision,
-        matmul=cfg.matmul,
-        cache_dtype=cfg.cache_dtype,
-        cache_device=cfg.cache_device,
+        **ways(cfg),
     )
     cli.check_positive(cfg, "num_images")
     labels = None
     if backbone.num_labels:
         labels = torch.tensor(_wanted(cfg.labels) or [i % backbone.num_labels for i in range(cfg.num_images)])
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
-    if cfg.compile:
-        sampler.compile(len(noise))
-    if cfg.capture:
-        sampler.capture()
+    launch(sampler, len(noise), cfg)
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()
     folder = cli.run_folder()
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}

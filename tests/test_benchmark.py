@@ -1,8 +1,11 @@
 """The benchmark entries as a user calls them."""
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
+import torch
 
 
 def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
@@ -59,11 +62,52 @@ def test_scale_fits_what_it_measured(call, tmp_path):
         "num_evaluations=[4]",
         "hidden_size=64",
         "repetitions=1",
+        "device=cpu",
+        "precision=bf16",
         f"hydra.run.dir={tmp_path}",
     )
     assert result.returncode == 0, result.stderr
     content = json.loads((tmp_path / "results.json").read_text())
     assert len(content["measured"]) == 5
     assert all(m["cache_bytes"] == m["predicted_bytes"] for m in content["measured"])
+    assert content["measured"][0]["cache_bytes"] == 2 * 16 * 64 * 2 * 2  # both branches, half of four layers, 16 bits
+    assert content["precision"] == "bf16"
     assert min(content["coefficients"]) >= 0
     assert (tmp_path / "scale.png").exists()
+
+
+def test_training_costs_are_measured_in_a_precision(call, tmp_path):
+    result = call(
+        "scripts/benchmark_training.py",
+        "model=dit_digits",
+        "device=cpu",
+        "precision=bf16-mixed",
+        "schemes=[reference,stored]",
+        "repetitions=1",
+        "memory=false",
+        f"hydra.run.dir={tmp_path}",
+    )
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["precision"] == "bf16-mixed"
+    assert all(len(scheme["seconds"]) == 1 for scheme in content["schemes"].values())
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_step_of_the_benchmark_trains_in_its_precision(make_dit, precision):
+    seen = []
+    script = Path(__file__).parents[1] / "scripts" / "benchmark_training.py"
+    schemes = runpy.run_path(str(script))["Schemes"](make_dit(), 2, precision)
+    schemes.backbone.blocks[0].attn.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for name in ("frozen", "stored", "reference"):
+        before = schemes.routers.row(schemes.routed[0]).clone()
+        schemes.step(name)()
+        assert not torch.equal(schemes.routers.row(schemes.routed[0]), before)
+    assert set(seen) == {torch.float32 if precision == "32-true" else torch.bfloat16}
+
+
+def test_the_training_benchmark_refuses_in_one_sentence(call, refused, tmp_path):
+    folder = tmp_path / "run"
+    line = refused(call("scripts/benchmark_training.py", "precision=int4", f"hydra.run.dir={folder}"))
+    assert "precision must be 32-true or bf16-mixed, got 'int4'" in line
+    assert not folder.exists()

@@ -17,6 +17,8 @@ LEAVES = {
     "correction_file",
     "json_fields",
     "layer_names",
+    "memory",
+    "reuse",
     "seeding",
     "_torchvision",
 }  # helpers that import nothing of ours; `cli` serves the entries

@@ -133,8 +133,12 @@ class Backbone(nn.Module, ABC):
             ValueError: a length differs from 2L, or a layer is reused with nothing cached for it.
 
         """
-        plan = LayerPlan(self.layer_names, row, cache, keep, self._call)
+        plan = self._plan(row, cache, keep)
         return self.run(x, self.condition(t, y), plan), plan.new_cache
+
+    def _plan(self, row: Row, cache: Sequence[LayerOutput] | None, keep: Sequence[bool] | None) -> LayerPlan:
+        """Return the pass of `forward_cached`."""
+        return LayerPlan(self.layer_names, row, cache, keep, self._call)
 
     def _call(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run one block, by activation checkpointing where asked for."""

@@ -39,7 +39,8 @@ class WrappedLayer:
 class WrappedModule(Backbone):
     """A module of any kind whose residual branches can be reused across evaluations; see `wrap`.
 
-    It is not changed: between two evaluations its forwards are its own, and saved weights keep its keys.
+    It is not changed: between two evaluations its forwards are its own, and saved weights keep its keys. Outputs of
+    layers that work on two streams of tokens are kept as one tensor, one stream after the other.
 
     Args:
         module: the network, `module(x, timestep=t)` or with labels beside.
@@ -120,23 +121,10 @@ class WrappedModule(Backbone):
         """Predict, computing every layer: the module's own forward; see `Backbone.forward`."""
         return first(self.call(x, t, y))
 
-    def forward_cached(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        row: Row,
-        cache: Sequence[LayerOutput] | None = None,
-        keep: Sequence[bool] | None = None,
-    ) -> tuple[Tensor, LayerCache]:
-        """Predict with some layers reused; see `Backbone.forward_cached`.
-
-        Outputs of layers that work on two streams of tokens are kept as one tensor, one stream after the other.
-        """
+    def _plan(self, row: Row, cache: Sequence[LayerOutput] | None, keep: Sequence[bool] | None) -> LayerPlan:
         if self.recompute_activations and torch.is_grad_enabled():
             raise ValueError("recompute_activations needs a backbone of our own; leave it off for wrapped modules")
-        plan = SinglePlan(self.layer_names, row, cache, keep)
-        return self.run(x, self.condition(t, y), plan), plan.checked_cache()
+        return SinglePlan(self.layer_names, row, cache, keep)
 
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict from x and (t,) or (t, y), each layer being a block of the pass; see `Backbone.run`."""
@@ -223,14 +211,20 @@ class SinglePlan(LayerPlan):
             self._kept[index] = outputs[0]
         return output
 
-    def checked_cache(self) -> LayerCache:
-        """Return the new cache; refuse layers that did not run."""
+    @property
+    def new_cache(self) -> LayerCache:
+        """The outputs that later evaluations may reuse, None where nothing was to be kept.
+
+        Raises:
+            ValueError: a layer did not run.
+
+        """
         idle = [name for index, name in enumerate(self._names) if index not in self._ran]
         if idle:
             raise ValueError(
                 f"layer {idle[0]} did not run in this evaluation; leave it out of the patterns given to l2c.wrap"
             )
-        return self.new_cache
+        return super().new_cache
 
 
 @contextmanager

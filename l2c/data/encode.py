@@ -11,15 +11,24 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.data.image_folder import ImageFolder
-from l2c.data.latent_shards import MANIFEST, Manifest, write_shard
+from l2c.data.latent_shards import Manifest, look_into, write_shard
+from l2c.data.part import Part
 from l2c.data.vae import Vae
 
 log = logging.getLogger(__name__)
+WHOLE = Part()
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encode did: images written and skipped by this process, shards that others still have to write."""
+    """What an encode did.
+
+    Attributes:
+        num_images: images that this process wrote in this run.
+        skipped: names of the unreadable images left out of all shards that are there, whoever wrote them and when.
+        missing_shards: shards that other processes still have to write.
+
+    """
 
     num_images: int
     skipped: tuple[str, ...]
@@ -35,8 +44,7 @@ def encode_folder(
     batch_size: int = 32,
     shard_size: int = 4096,
     mirrored: bool = True,
-    rank: int = 0,
-    world_size: int = 1,
+    part: Part = WHOLE,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Encoded:
@@ -50,13 +58,12 @@ def encode_folder(
         batch_size: images at a time.
         shard_size: images per file.
         mirrored: encode each image a second time, mirrored.
-        rank: this process; it writes every `world_size`-th of the missing shards.
-        world_size: number of processes.
+        part: this process's; it writes its part of the missing shards.
         device: where to encode.
         progress: show a bar.
 
     Raises:
-        ValueError: the folder holds latents made with other settings.
+        ValueError: the folder holds latents made with other settings, or a damaged shard.
         OSError: the folder cannot be written, or the disk is full; whole shards stay.
 
     """
@@ -73,37 +80,22 @@ def encode_folder(
         shard_size=shard_size,
         mirrored=mirrored,
     )
-    if (folder / MANIFEST).is_file():
-        found = Manifest.load(folder)
-        different = [name for name in vars(wanted) if getattr(wanted, name) != getattr(found, name)]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"{folder} holds latents with {name} {getattr(found, name)}, not {getattr(wanted, name)}; continue "
-                "with the same settings or choose another folder"
-            )
-    else:
-        wanted.save(folder)
-    mine = [k for k in range(wanted.num_shards) if k % world_size == rank]
-    todo = [k for k in mine if k in set(wanted.missing(folder))]
-    done = sum(_count(wanted, k) for k in mine if k not in todo)
-    skipped: list[str] = []
-    total = sum(_count(wanted, k) for k in mine)
+    wanted.claim(folder)
+    mine = part.of(range(wanted.num_shards))
+    todo = part.of(wanted.missing(folder))
+    done = sum(len(wanted.images_of(k)) for k in mine if k not in todo)
+    total = sum(len(wanted.images_of(k)) for k in mine)
     written = 0
     with tqdm(total=total, initial=done, unit="image", desc="encoding", disable=not progress) as bar:
         for k in todo:
             before = len(images.unreadable)
-            places = range(k * shard_size, k * shard_size + _count(wanted, k))
+            places = wanted.images_of(k)
             mean, std, labels = _encode(images, vae, places, batch_size, mirrored, torch.device(device), shape, bar)
-            left_out = images.unreadable[before:]
-            write_shard(wanted.shard(folder, k), mean, std, labels, left_out)
-            skipped += left_out
+            write_shard(wanted.path(folder, k), mean, std, labels, images.unreadable[before:])
             written += len(labels) // (2 if mirrored else 1)
-    return Encoded(written, tuple(skipped), len(wanted.missing(folder)))
-
-
-def _count(manifest: Manifest, shard: int) -> int:
-    return min(manifest.shard_size, manifest.num_images - shard * manifest.shard_size)
+    missing = wanted.missing(folder)
+    there = [wanted.path(folder, k) for k in range(wanted.num_shards) if k not in set(missing)]
+    return Encoded(written, tuple(name for path in there for name in look_into(path)[1]), len(missing))
 
 
 def _encode(

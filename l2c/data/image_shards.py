@@ -1,42 +1,22 @@
 """A folder of sampled images: shards of 8-bit pixels and one manifest of the settings they were drawn with.
 
-`samples.json` says what the images are; shard k holds the images k S .. (k + 1) S - 1. A shard appears whole or not
-at all, so that a run which was killed goes on at the first missing one.
+`samples.json` says what the images are; see `l2c.data.shards`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from l2c.atomic import replacing
+from l2c.data.shards import Shards, write_tensors
 
-MANIFEST = "samples.json"
-FORMAT = "l2c-samples"
 Setting = str | int | float | None
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a shard, which appears whole or not at all.
-
-    Raises:
-        OSError: it cannot be written, or the disk is full.
-
-    """
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(
-            f"cannot write {path}: {error}; free some space and run again, it goes on at this shard"
-        ) from error
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -45,7 +25,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(Shards):
     """What a folder of samples is.
 
     Attributes:
@@ -57,28 +37,17 @@ class Samples:
 
     """
 
+    FILE = "samples.json"
+    FORMAT = "l2c-samples"
+    WORD = "samples"
+    MAKE = "draw them with scripts/sample_many.py"
+    AGAIN = "draw the images again"
+
     shape: tuple[int, int, int]
     num_images: int
     shard_size: int
     labelled: bool
     settings: dict[str, Setting]
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards of the whole folder."""
-        return -(-self.num_images // self.shard_size)
-
-    def images_of(self, shard: int) -> range:
-        """Return the numbers of a shard's images."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.num_images))
-
-    def path(self, folder: Path, shard: int) -> Path:
-        """Return the path of a shard."""
-        return folder / f"samples-{shard:05d}-of-{self.num_shards:05d}.safetensors"
-
-    def missing(self, folder: Path) -> list[int]:
-        """Return the numbers of the shards that are not there yet."""
-        return [k for k in range(self.num_shards) if not self.path(folder, k).is_file()]
 
     def write_shard(self, folder: Path, shard: int, pixels: Tensor, labels: Tensor | None) -> None:
         """Write the images (N, C, H, W), 8 bits, and labels (N,) of a shard."""
@@ -88,51 +57,10 @@ class Samples:
             tensors["labels"] = labels.contiguous()
         write_tensors(self.path(folder, shard), tensors)
 
-    def claim(self, folder: Path) -> None:
-        """Make a folder that of these samples; one that holds others already is refused.
-
-        Raises:
-            ValueError: the folder holds samples of other settings, or is damaged.
-            OSError: it cannot be written.
-
-        """
-        path = folder / MANIFEST
-        if path.is_file():
-            found = Samples.load(folder)
-            here, there = ({**vars(samples), **samples.settings} for samples in (self, found))
-            different = [name for name in here if name != "settings" and here[name] != there.get(name)]
-            if different:
-                name = different[0]
-                raise ValueError(
-                    f"{folder} holds samples with {name} {there.get(name)}, not {here[name]}; continue with the same "
-                    "settings or choose another folder"
-                )
-            return
-        with replacing(path) as temporary:
-            text = json.dumps({"format": FORMAT, "version": 1, **asdict(self)}, indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> Samples:
-        """Read a folder's manifest.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged or of another kind.
-
-        """
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no samples at {folder}: {MANIFEST} is missing; draw them with scripts/sample_many.py"
-            )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if (content.pop("format"), content.pop("version")) != (FORMAT, 1):
-                raise ValueError("of another format or version")
-            return cls(**{**content, "shape": tuple(content["shape"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest of samples ({error}); draw the images again") from error
+    def settings_to_agree(self) -> dict[str, Any]:
+        """Return what must be the same where a folder is continued, by name."""
+        own = {name: value for name, value in vars(self).items() if name != "settings"}
+        return {**own, **self.settings}
 
 
 class ImageShards:

@@ -1,10 +1,13 @@
-"""The share of a step's batch that one process sees at a time."""
+"""The share of the work that is one process's: of a step's batch, of a folder's shards."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,30 @@ class Part:
                 f"split into {self.count} equal ones; take a multiple of {self.count}"
             )
         return slice(self.index * size, (self.index + 1) * size)
+
+    def of(self, numbers: Iterable[int]) -> list[int]:
+        """Return those of some numbered things, such as shards, that are this part's.
+
+        A number is the same part's whatever else is to be done, so that processes which look at a folder at
+        different times never take the same one.
+        """
+        return [k for k in numbers if k % self.count == self.index]
+
+
+def this_process() -> tuple[Part, int]:
+    """Return this process as its part of all that torchrun or SLURM started, and its number on its machine.
+
+    For work that needs no communication; a process that was started by itself is the only part, number 0.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # also torchrun's within SLURM
+        rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return Part(rank, world), local
+    if SLURMEnvironment.detect() and "SLURM_PROCID" in os.environ:
+        rank, world, local = (
+            int(os.environ.get(name, "0")) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        )
+        return Part(rank, world), local
+    return Part(), 0
 
 
 def parts(trainer: pl.Trainer | None) -> tuple[Part, ...]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from l2c.data.part import parts
+from l2c.data.pixels import PixelDataModule
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.seeding import make_generator
 
@@ -46,28 +45,13 @@ class PhotoCrops(Dataset[tuple[Tensor, int]]):
         return (crop.flip(-1) if share[2] < 0.5 else crop), index
 
 
-class PhotosDataModule(pl.LightningDataModule):
-    """Endless batches `(x_0, y)` of crops drawn on the fly: (N, 3, 32, 32) in [-1, 1] and (N,) in 0..1.
-
-    Args:
-        batch_size: crops per step, over all processes.
-        seed: seed of order, places and mirroring.
-
-    """
+class PhotosDataModule(PixelDataModule):
+    """Crops drawn on the fly: (N, 3, 32, 32) and labels 0..1; the seed is that of places and mirroring, too."""
 
     image_shape = IMAGE_SHAPE
     num_classes = NUM_CLASSES
+    sampler = NumberedBatchSampler
 
-    def __init__(self, batch_size: int = 32, seed: int = 0) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-        self.seed = seed
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
-        """Return the loader, which begins at the step that the trainer stands at."""
-        start = self.trainer.global_step if self.trainer is not None else 0
-        data = PhotoCrops(self.seed)
-        sampler = NumberedBatchSampler(
-            len(data), self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
-        )
-        return DataLoader(data, batch_sampler=sampler)
+    def images(self) -> PhotoCrops:
+        """Return the crops with their labels."""
+        return PhotoCrops(self.seed)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from l2c.data.digits import DigitsDataModule
 from l2c.data.photos import PhotosDataModule
+from l2c.data.pixels import PixelDataModule
 
-PixelData = DigitsDataModule | PhotosDataModule
-PIXEL_DATA: dict[str, type[PixelData]] = {"digits": DigitsDataModule, "photos": PhotosDataModule}
+PIXEL_DATA: dict[str, type[PixelDataModule]] = {"digits": DigitsDataModule, "photos": PhotosDataModule}
 
 
 def pixel_data(
     name: str, *, image_shape: tuple[int, int, int], num_labels: int, batch_size: int, seed: int
-) -> PixelData:
+) -> PixelDataModule:
     """Return the data module of a name, for a backbone of some input and labels.
 
     Raises:

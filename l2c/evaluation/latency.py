@@ -43,14 +43,26 @@ class Latency:
         return middle, low, high
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
+def synchronize() -> None:
+    """Wait for every CUDA device that this process works on; at once where there is none."""
+    for index in range(torch.cuda.device_count()):
+        if torch.cuda.memory_reserved(index):  # what works holds memory; waiting for another would set it up
+            torch.cuda.synchronize(index)
+
+
+def seconds_of(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the time of a call, with what it has left to do on CUDA devices.
+
+    Args:
+        call: what is timed.
+        clock: in seconds; wall-clock, or CPU time on a machine that is shared.
+
+    """
+    synchronize()
+    start = clock()
     call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    synchronize()
+    return clock() - start
 
 
 def alternate(
@@ -66,7 +78,7 @@ def alternate(
     names = list(variants)
     for turn in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
         for name in names if turn % 2 == 0 else reversed(names):
-            times[name].append(_seconds(variants[name]))
+            times[name].append(seconds_of(variants[name]))
     first = next(iter(times.values()))
     result = {}
     for name, values in times.items():
@@ -121,7 +133,7 @@ def alternate_pieces(
                 names = list(running)
                 for name in names[turn % len(names) :] + names[: turn % len(names)]:
                     piece = _Piece(running[name])
-                    seconds = _seconds(piece)
+                    seconds = seconds_of(piece)
                     if piece.ended:
                         del running[name]
                     else:

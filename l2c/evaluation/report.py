@@ -85,12 +85,13 @@ def scores_table(scores: Scores) -> str:
     )
 
 
-def machine() -> str:
-    """Say on what the figures were measured."""
+def machine(device: torch.device | None = None) -> str:
+    """Say on what the figures were measured; a GPU is named where they were, None = where there is one."""
     capability = torch.backends.cpu.get_cpu_capability()
     processor = f"{_processor()} ({capability}), {torch.get_num_threads()} threads"
-    device = f"{torch.cuda.get_device_name()}, {processor}" if torch.cuda.is_available() else processor
-    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+    on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
+    where = f"{torch.cuda.get_device_name(device)}, {processor}" if on_gpu else processor
+    return f"{where}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def _processor() -> str:

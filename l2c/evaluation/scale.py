@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.dit import DiT
 from l2c.evaluation.cost import count_macs
+from l2c.evaluation.latency import seconds_of
 from l2c.graph import CacheGraph
 from l2c.sampling.sampler import Sampler
 
@@ -85,9 +85,16 @@ class LinearModel:
 
 
 class Run:
-    """A network of a size, with weights of no meaning, ready to be timed."""
+    """A network of a size, with weights of no meaning, ready to be timed.
 
-    def __init__(self, size: Size) -> None:
+    Args:
+        size: the network and the run.
+        device: where it runs.
+        precision: of the network, see `Sampler`; None = 32 bits, products as torch is set.
+
+    """
+
+    def __init__(self, size: Size, *, device: torch.device | str = "cpu", precision: str | None = None) -> None:
         self.size = size
         side = int(size.tokens**0.5)
         if side**2 != size.tokens:
@@ -95,12 +102,12 @@ class Run:
         net = DiT(
             input_size=2 * side, hidden_size=size.hidden_size, depth=size.depth, num_heads=size.hidden_size // 64
         )
-        net = net.eval().requires_grad_(False)
+        net = net.eval().requires_grad_(False).to(device)
         plain = Sampler(net, solver="ddim", num_evaluations=size.num_evaluations, cfg_scale=4.0)
         half = tuple(bool(layer % 2) for layer in range(net.num_layers))
         rows = tuple(half if e % 2 else (True,) * net.num_layers for e in range(size.num_evaluations))
         graph = CacheGraph(rows=rows, layers=net.layer_names, timesteps=plain.timesteps, model="DiT", solver="ddim")
-        self.sampler = Sampler(net, graph=graph, cfg_scale=4.0)
+        self.sampler = Sampler(net, graph=graph, cfg_scale=4.0, precision=precision)
         rows_run = 2 * size.batch_size
         computed = sum(sum(row) for row in rows)
         numbers = rows_run * size.tokens * size.hidden_size * computed
@@ -111,14 +118,19 @@ class Run:
 
     def seconds(self) -> float:
         """Sample once, return the time."""
-        start = time.perf_counter()
-        self.sampler.sample(self.labels, noise=self.noise)
-        return time.perf_counter() - start
+        return seconds_of(lambda: self.sampler.sample(self.labels, noise=self.noise))
 
 
-def measure(sizes: Sequence[Size], *, repetitions: int, progress: bool = True) -> list[Measured]:
-    """Time sizes in alternation, medians of several repetitions each."""
-    runs = [Run(size) for size in sizes]
+def measure(
+    sizes: Sequence[Size],
+    *,
+    repetitions: int,
+    device: torch.device | str = "cpu",
+    precision: str | None = None,
+    progress: bool = True,
+) -> list[Measured]:
+    """Time sizes in alternation, medians of several repetitions each; device and precision as in `Run`."""
+    runs = [Run(size, device=device, precision=precision) for size in sizes]
     times: list[list[float]] = [[] for _ in runs]
     with tqdm(total=(repetitions + 1) * len(runs), desc="timing", unit="run", disable=not progress) as bar:
         for repetition in range(-1, repetitions):

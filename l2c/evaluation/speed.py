@@ -110,9 +110,9 @@ class Bench:
         device_bytes = []
         for pair in pairs:
             for variant in pair:  # the first call of anything is slow
-                _reset_device_memory()
+                _reset_device_memory(variant.noise.device)
                 next(variant.start())
-            device_bytes.append(_device_memory())
+            device_bytes.append(_device_memory(pair[1].noise.device))
         runs = {f"{i} {j}": variant.start for i, pair in enumerate(pairs) for j, variant in enumerate(pair)}
         times = alternate_pieces(runs, repetitions=repetitions, progress=True)
         self._expected.setdefault(settings[0].batch_size, pairs[0][1].images)
@@ -248,11 +248,11 @@ class _Variant:
         return backbone.num_layers * rows * tokens * width * next(backbone.parameters()).element_size()
 
 
-def _reset_device_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def _reset_device_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def _device_memory() -> int | None:
-    """Return the most memory allocated on the CUDA device since the reset; None without one."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+def _device_memory(device: torch.device) -> int | None:
+    """Return the most memory allocated on a CUDA device since the reset; None on another."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -67,7 +67,7 @@ def download(
             f"cannot reach {url}: {error.reason}; check the network and run again, or copy the file to {target}"
         ) from error
     except (HTTPException, ConnectionError, TimeoutError) as error:
-        raise _cut_short(url, part, None, str(error) or type(error).__name__) from error
+        raise _cut_short(url, part, tag, None, str(error) or type(error).__name__) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -85,10 +85,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _cut_short(url: str, part: Path, total: int | None, reason: str) -> OSError:
+def _cut_short(url: str, part: Path, tag: Path, total: int | None, reason: str) -> OSError:
     of = f" of {total}" if total is not None else ""
+    goes_on = "it goes on where it stopped" if tag.is_file() else "it begins anew, the server names no versions"
     return OSError(
-        f"{url} was cut short after {_size(part)}{of} bytes ({reason}); run again, it continues from there"
+        f"the download of {url} was cut short after {_size(part)}{of} bytes, which are in {part} ({reason}); run the "
+        f"same command again, {goes_on}, or fetch the file by hand to {part.with_suffix('')}"
     )
 
 
@@ -140,7 +142,7 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and _size(part) != total:
-        raise _cut_short(url, part, total, "the connection closed early")
+        raise _cut_short(url, part, tag, total, "the connection closed early")
 
 
 def _check(path: Path, *, size: int | None, sha256: str | None, url: str) -> None:

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerPlan
 from l2c.graph import CacheGraph
+from l2c.memory import out_of_memory
 
 KEPT_GRAPHS = 64  # four for each class, shape and precision
 
@@ -35,12 +36,14 @@ class CompiledBlocks:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KEPT_GRAPHS)
 
     def __call__(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Run a block on `(*inputs, fresh, cached)`."""
+        """Run a block on `(*inputs, fresh, cached)`; a compiler's error ends compiling, out of memory does not."""
         if self.failed:
             return block(*inputs)
         try:
             return self.compiled(block, *inputs)
         except Exception as error:  # compilers and the tools that they call fail in ways of their own
+            if out_of_memory(error):  # which would happen uncompiled, too
+                raise
             self.failed = True
             reason = short_reason(error)
             warnings.warn(

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.layer_cache import BlockCall, call_block
+from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, NoiseSchedule, Solver, make_solver
-from l2c.diffusion.solver import draw_noise
 from l2c.graph import CacheGraph
-from l2c.sampling.captured import CapturedTrajectory, why_not
-from l2c.sampling.compiled import CompiledBlocks, short_reason
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
+from l2c.sampling.runner import Runner, cache_explained
 from l2c.sampling.store import LayerStore
 from l2c.seeding import ImageNoise, draw_normal
 
@@ -55,7 +50,7 @@ class Sampler:
 
     Attributes:
         lifetimes: what the cache holds when; None without a graph.
-        matmul: torch's setting of matrix products while this sampler runs; None = as it is.
+        cache_dtype: what cached outputs are kept in; None = as computed.
 
     Raises:
         ValueError: the graph does not fit, or an argument is out of range; the message says how to mend it.
@@ -110,15 +105,28 @@ class Sampler:
         self._correction = None if graph is None else Correction.of(graph)  # refuses a file that does not belong
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else lifetimes_for(backbone, graph)
-        self.matmul = matmul_setting(precision, matmul, next(self.backbone.parameters()).device)
-        self._store = LayerStore(dtype_of(cache_dtype, "cache_dtype"), cache_device)
-        self._call: BlockCall = call_block
-        self._captured: CapturedTrajectory | None = None
+        self._products = precision, matmul
+        self._matmuls: dict[str, str | None] = {}  # by kind of device
+        self.matmul_on(next(self.backbone.parameters()).device)  # refuses an unknown one
+        self.cache_dtype = dtype_of(cache_dtype, "cache_dtype")
+        self._store = LayerStore(self.cache_dtype, cache_device)
+        self._runner = Runner()
 
     @property
     def timesteps(self) -> tuple[float, ...]:
         """The t that the backbone is given at each evaluation, noisiest first."""
         return self.solver.timesteps
+
+    @property
+    def matmul(self) -> str | None:
+        """Torch's setting of matrix products while this sampler runs; None = as it is."""
+        return self.matmul_on(next(self.backbone.parameters()).device)
+
+    def matmul_on(self, device: torch.device) -> str | None:
+        """Return the same on another device, which the backbone may be moved to."""
+        if device.type not in self._matmuls:
+            self._matmuls[device.type] = matmul_setting(*self._products, device)
+        return self._matmuls[device.type]
 
     @torch.no_grad()
     def sample(
@@ -142,6 +150,7 @@ class Sampler:
 
         Raises:
             ValueError: labels out of range, shapes that do not fit, or neither noise nor seed.
+            MemoryError: out of memory; the message says what lowers it.
 
         """
         device = next(self.backbone.parameters()).device
@@ -155,11 +164,16 @@ class Sampler:
         y = None if y is None else y.long()
         images = range(first_image, first_image + count)
         generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
-        with matmuls(self.matmul), self._memory_explained(count):
-            if self._captured is not None and self._replayable(x):
-                return self._replay(x, y, generator)
-            with tqdm(total=self.solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
-                return self._trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
+        with matmuls(self.matmul), cache_explained(count, self.cache_bytes(count)):
+            return self._runner.run(
+                self._trajectory,
+                self.solver,
+                x,
+                y,
+                generator,
+                offloaded=self._store.device is not None,
+                progress=progress,
+            )
 
     def _trajectory(self, x: Tensor, y: Tensor | None, **options: Any) -> Tensor:
         """Return the images (N, C, H, W) that noise x (N, C, H, W) leads to."""
@@ -176,7 +190,7 @@ class Sampler:
             lifetimes=self.lifetimes,
             correction=self._correction,
             store=self._store,
-            call=self._call,
+            call=self._runner.call,
         )
 
     @property
@@ -187,12 +201,12 @@ class Sampler:
     @property
     def compiled(self) -> bool:
         """Whether the blocks run compiled."""
-        return isinstance(self._call, CompiledBlocks) and not self._call.failed
+        return self._runner.compiled
 
     @property
     def captured(self) -> bool:
         """Whether trajectories are replayed as a CUDA graph, from the next batch on at the latest."""
-        return self._captured is not None
+        return self._runner.captured
 
     def cache_bytes(self, num_images: int) -> int:
         """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph."""
@@ -209,79 +223,27 @@ class Sampler:
         """Compile the backbone's blocks for this sampler, with a batch of some images as a warm-up; return it.
 
         A compiler that fails is reported by one warning; the sampler goes on without it.
+
+        Raises:
+            MemoryError: the warm-up ran out of memory, as sampling so many images would.
+
         """
-        device = next(self.backbone.parameters()).device
         rows = num_images * (2 if self.guidance.active else 1)
-        x = torch.zeros(rows, *self.backbone.input_shape, device=device, dtype=next(self.backbone.parameters()).dtype)
-        y = torch.zeros(rows, dtype=torch.long, device=device) if self.backbone.num_labels else None
-        blocks = CompiledBlocks(backend)
-        try:
-            with matmuls(self.matmul):
-                blocks.warm_up(self.backbone, self.graph, x, y, progress=progress)
-        except Exception as error:  # compilers and the tools that they call fail in ways of their own
-            _warn(f"the blocks run uncompiled, because compiling them failed: {short_reason(error)}")
-            return self
-        self.blocks_by(blocks)
+        with matmuls(self.matmul), cache_explained(num_images, self.cache_bytes(num_images)):
+            self._runner.compile(self.backbone, self.graph, rows, backend=backend, progress=progress)
         return self
 
     def blocks_by(self, call: BlockCall) -> None:
         """Let blocks be run by a call of one's own, `call(block, *inputs, fresh, cached)`; see `Pass`."""
-        self._call = call
-        if self._captured is not None:  # what was captured runs them the old way
-            self.capture()
+        self._runner.blocks_by(call)
 
     def capture(self) -> Sampler:
         """Let whole trajectories be replayed as one CUDA graph from the next batch on; return the sampler.
 
         Where that cannot be done, one warning says why and sampling goes on as before.
         """
-        self._captured = CapturedTrajectory(self._trajectory_of)
+        self._runner.capture()
         return self
-
-    def _trajectory_of(self, x: Tensor, y: Tensor | None, step_noise: Tensor | None) -> Tensor:
-        """Return the images that noise x leads to, with the noise of each step, (steps, N, C, H, W), drawn before."""
-        steps = iter(() if step_noise is None else step_noise)
-        return self._trajectory(x, y, generator=lambda shape: next(steps))
-
-    def _replayable(self, x: Tensor) -> bool:
-        obstacle = why_not(x, offloaded=self._store.device is not None)
-        if obstacle is not None:
-            self._captured = None
-            _warn(f"the trajectory is not captured as a CUDA graph: {obstacle}")
-        return obstacle is None
-
-    def _replay(self, x: Tensor, y: Tensor | None, generator: ImageNoise | None) -> Tensor:
-        assert self._captured is not None
-        drawn = None
-        if self.solver.stochastic:
-            steps = range(self.solver.num_evaluations)
-            drawn = torch.stack([draw_noise(x, generator) for _ in steps])
-        try:
-            return self._captured(x, y, drawn)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self._captured = None
-            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {short_reason(error)}")
-            return self._trajectory_of(x, y, drawn)
-
-    @contextmanager
-    def _memory_explained(self, num_images: int) -> Iterator[None]:
-        """Say what the cache needs when memory runs out."""
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(error):
-                raise
-            raise MemoryError(
-                f"out of memory with {num_images} images; the graph's cache needs {self.cache_bytes(num_images)} "
-                "bytes of it: take fewer images at a time, cache_dtype='bf16' (half of the cache), "
-                "cache_device='cpu' (none of it on the GPU), or precision='bf16'"
-            ) from error
-
-
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=3)
 
 
 T = TypeVar("T", str, int, float)

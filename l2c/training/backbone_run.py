@@ -6,8 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
@@ -15,7 +14,7 @@ from l2c.atomic import check_writable, replacing
 from l2c.backbones.zoo import build_backbone
 from l2c.data.zoo import pixel_data
 from l2c.training.lit_backbone import LitBackbone
-from l2c.training.trainer import check_checkpoint, make_trainer
+from l2c.training.trainer import check_checkpoint, make_run_trainer
 
 
 def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
@@ -42,16 +41,14 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
     )
     output = Path(cfg.output)
     check_writable(output)
-    trainer = make_trainer(
+    trainer = make_run_trainer(
+        run_folder,
         accelerator=cfg.accelerator,
         devices=1,
         max_steps=cfg.max_steps,
         gradient_clip_val=cfg.gradient_clip,
-        logger=CSVLogger(run_folder, name="metrics"),
-        callbacks=[
-            EMAWeightAveraging(decay=cfg.ema_decay),
-            ModelCheckpoint(run_folder, every_n_train_steps=200, save_last=True, enable_version_counter=False),
-        ],
+        checkpoint_every=200,
+        callbacks=[EMAWeightAveraging(decay=cfg.ema_decay)],
         log_every_n_steps=50,
     )
     trainer.fit(module, data, ckpt_path=cfg.resume)

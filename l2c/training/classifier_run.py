@@ -18,7 +18,7 @@ from l2c.data.digits import digits
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.evaluation.digits_classifier import DigitsClassifier
 from l2c.training.step_random import step_generator
-from l2c.training.trainer import make_trainer
+from l2c.training.trainer import make_bare_trainer
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ def train_classifier(cfg: DictConfig) -> TrainedClassifier:
     sampler = StepBatchSampler(len(used), cfg.batch_size, seed=cfg.seed)
     loader = DataLoader(TensorDataset(images[used], labels[used]), batch_sampler=sampler)
     module = LitClassifier(cfg.learning_rate, cfg.max_steps, cfg.seed)
-    trainer = make_trainer(
-        accelerator="cpu",
-        max_steps=cfg.max_steps,
-        logger=False,
-        enable_checkpointing=False,
-    )
+    trainer = make_bare_trainer(accelerator="cpu", max_steps=cfg.max_steps)
     trainer.fit(module, loader)
     classifier = module.classifier.eval()
     path = Path(cfg.output)

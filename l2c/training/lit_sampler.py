@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from l2c.data.image_shards import Samples, to_pixels
+from l2c.data.part import Part
 from l2c.data.vae import Vae
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.settings import launch
 from l2c.seeding import make_generator
 
 LABELS = ("balanced", "random")
@@ -58,11 +61,11 @@ class ShardsToDraw(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int, int]]:
         """Return the loader of this process."""
-        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-        mine = [k for k in self.samples.missing(self.folder) if k % world == rank]
+        trainer = self.trainer
+        part = Part() if trainer is None else Part(trainer.global_rank, trainer.world_size)
         batches = [
             (k, start, min(start + self.batch_size, images.stop))
-            for k in mine
+            for k in part.of(self.samples.missing(self.folder))
             for images in (self.samples.images_of(k),)
             for start in range(images.start, images.stop, self.batch_size)
         ]
@@ -83,11 +86,24 @@ class LitSampler(pl.LightningModule):
         seed: of noise and labels.
         labels: `balanced` or `random`, see `image_labels`.
         vae: turns latents into images; None where the backbone gives images.
+        fixed_batch: images of every batch that the sampler is given: a shard's last one is filled up with the
+            images that would come next, which are dropped. For compiled and captured samplers, which are made for
+            one size; None = batches are drawn as they come.
+        settings: `compile` and `capture`, see `sampling.settings.launch`; both are for `fixed_batch` images.
 
     """
 
     def __init__(
-        self, sampler: Sampler, samples: Samples, folder: Path, *, seed: int, labels: str, vae: Vae | None = None
+        self,
+        sampler: Sampler,
+        samples: Samples,
+        folder: Path,
+        *,
+        seed: int,
+        labels: str,
+        vae: Vae | None = None,
+        fixed_batch: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.sampler = sampler
@@ -97,15 +113,24 @@ class LitSampler(pl.LightningModule):
         self.seed = seed
         self.labels = labels
         self.vae = vae
+        self.fixed_batch = fixed_batch
+        self.settings = settings or {}
         self.num_drawn = 0
         self._pixels: list[Tensor] = []
+
+    def on_predict_start(self) -> None:
+        """Compile and capture, now that the backbone is on its device."""
+        if self.fixed_batch is not None:
+            launch(self.sampler, self.fixed_batch, self.settings, progress=self.global_rank == 0)
 
     def predict_step(self, batch: tuple[int, int, int], batch_index: int) -> None:
         """Draw the images of a batch."""
         shard, first, stop = batch
         images = range(first, stop)
-        noise = seeded_noise(self.backbone.input_shape, self.seed, len(images), first=images.start)
-        drawn = self.sampler.sample(self._labels(images), noise=noise, seed=self.seed, first_image=images.start)
+        together = range(first, first + (self.fixed_batch or len(images)))
+        noise = seeded_noise(self.backbone.input_shape, self.seed, len(together), first=first)
+        drawn = self.sampler.sample(self._labels(together), noise=noise, seed=self.seed, first_image=first)
+        drawn = drawn[: len(images)]
         if self.vae is not None:
             drawn = self.vae.decode(drawn)
         self._pixels.append(to_pixels(drawn).cpu())

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,11 +21,12 @@ from l2c.evaluation.cost import Cost, count_macs
 from l2c.evaluation.figures import graph_heatmap, save_figure
 from l2c.graph import HOLD, CacheGraph
 from l2c.integrations.backends import configured_backbone
+from l2c.memory import memory_explained
 from l2c.sampling.sampler import solver_for
 from l2c.training.callbacks import RouterHeatmap
 from l2c.training.lit_router import LitRouter
 from l2c.training.recipe import FROM_NOISE, Recipe, make_recipe
-from l2c.training.trainer import check_checkpoint, make_trainer
+from l2c.training.trainer import check_checkpoint, make_run_trainer
 
 LOGGERS = ("csv", "wandb")
 
@@ -53,6 +53,7 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     Raises:
         ValueError, FileNotFoundError: a setting, the weights or the data do not fit; nothing is written then.
         OSError: the folder cannot be written.
+        MemoryError: out of memory; the message says what lowers it.
 
     """
     pl.seed_everything(cfg.seed, verbose=False)
@@ -73,24 +74,19 @@ def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
     if checkpoint is not None:
         check_checkpoint(checkpoint, "routers.", recipe.routers.state_dict())
     loggers = _loggers(cfg, folder)
-    trainer = make_trainer(
+    trainer = make_run_trainer(
+        folder,
         **_plain(cfg.trainer),
         use_distributed_sampler=False,  # the data modules split each step's batch themselves
         logger=loggers,
-        callbacks=[
-            ModelCheckpoint(
-                folder,
-                filename="routers-{step}",
-                every_n_train_steps=cfg.checkpoint_every_n_steps,
-                save_last=True,
-                enable_version_counter=False,  # a second run's last.ckpt must not hide behind the first one's
-            ),
-            RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps),
-        ],
+        checkpoint_every=cfg.checkpoint_every_n_steps,
+        checkpoint_name="routers-{step}",
+        callbacks=[RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps)],
     )
     with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
         OmegaConf.save(cfg, temporary, resolve=True)
-    trainer.fit(module, recipe.data, ckpt_path=checkpoint)
+    with memory_explained(lambda: _memory_sentence(cfg, trainer)):
+        trainer.fit(module, recipe.data, ckpt_path=checkpoint)
     graph = _export(cfg, backbone, solver, recipe, cost, steps=trainer.global_step)
     if trainer.is_global_zero:
         graph.save(folder / "cache_graph.json")
@@ -102,6 +98,24 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     content = OmegaConf.to_container(config, resolve=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _memory_sentence(cfg: DictConfig, trainer: pl.Trainer) -> str:
+    """Say what was trained when memory ran out, and what takes less."""
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    mend = [f"trainer.accumulate_grad_batches={2 * trainer.accumulate_grad_batches} (the same batch, half at a time)"]
+    if not cfg.recompute_activations:
+        mend.append("recompute_activations=true")
+    if trainer.precision == "32-true":
+        mend.append("trainer.precision=bf16-mixed")
+    if cfg.data.get("store_outputs", False):
+        mend.append("data.store_outputs=false")
+    mend.append("a smaller data.batch_size")
+    return (
+        f"out of memory in training the routers of {cfg.model.name} with data.batch_size={cfg.data.batch_size}, "
+        f"{cfg.data.batch_size // parts} of them at a time in a process, and trainer.precision={trainer.precision}; "
+        f"say {' or '.join(mend)}"
+    )
 
 
 def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

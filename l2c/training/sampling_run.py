@@ -19,8 +19,9 @@ from l2c.data.image_shards import ImageShards, Samples, Setting
 from l2c.data.vae import Vae, load_vae
 from l2c.graph import CacheGraph
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.settings import ways
 from l2c.training.lit_sampler import LABELS, LitSampler, ShardsToDraw
-from l2c.training.trainer import make_trainer
+from l2c.training.trainer import make_bare_trainer
 
 LATENT_CHANNELS = 4  # those of the autoencoder; backbones on pixels have 1 or 3
 
@@ -58,7 +59,8 @@ def make_sampler(cfg: DictConfig) -> Sampler:
     """Return the sampler that a config of `sample_many` or `evaluate` asks for.
 
     Args:
-        cfg: with graph, checkpoint, cfg_scale and precision; a model and a solver may be named, as experiments do.
+        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.ways`; a model and a solver may be
+            named, as experiments do.
 
     Raises:
         ValueError, FileNotFoundError: the graph, the weights or the settings do not fit together.
@@ -84,7 +86,7 @@ def make_sampler(cfg: DictConfig) -> Sampler:
         num_evaluations=num_evaluations,
         cfg_scale=scale if cfg.cfg_scale is None else cfg.cfg_scale,
         eta=eta,
-        precision=cfg.precision,
+        **ways(cfg),
     )
 
 
@@ -103,6 +105,7 @@ def sample_by(cfg: DictConfig, folder: Path) -> Drawn:
         vae=load_vae(cfg.vae) if latent else None,
         vae_name=cfg.vae if latent else None,
         trainer={key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")},
+        settings={name: cfg.get(name, False) for name in ("compile", "capture")},
     )
 
 
@@ -118,6 +121,7 @@ def sample_images(
     vae: Vae | None = None,
     vae_name: str | None = None,
     trainer: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Drawn:
     """Draw images 0..num_images-1 of a seed into shards.
 
@@ -132,6 +136,8 @@ def sample_images(
         vae: decodes latents.
         vae_name: goes into the manifest.
         trainer: settings of Lightning's Trainer: accelerator, devices, num_nodes.
+        settings: `compile` and `capture`, true or false: whether blocks are compiled, and trajectories replayed as
+            CUDA graphs, for batches of `batch_size`. A last batch of a shard is filled up to it.
 
     Raises:
         ValueError: the folder holds other samples, or a setting is out of range.
@@ -140,6 +146,11 @@ def sample_images(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    runner = make_bare_trainer(
+        max_steps=1,  # of training, which there is none of
+        use_distributed_sampler=False,  # shards are split here
+        **_processes(trainer or {}),
+    )
     place = Path(folder).expanduser()
     shape = sampler.backbone.input_shape
     samples = Samples(
@@ -147,16 +158,19 @@ def sample_images(
         num_images=num_images,
         shard_size=shard_size,
         labelled=sampler.backbone.num_labels > 0,
-        settings=_settings(sampler, seed=seed, labels=labels, vae=vae_name),
+        settings=_settings(sampler, runner.strategy.root_device, seed=seed, labels=labels, vae=vae_name),
     )
     samples.claim(place)
-    module = LitSampler(sampler, samples, place, seed=seed, labels=labels, vae=vae)
-    runner = make_trainer(
-        max_steps=1,  # of training, which there is none of
-        use_distributed_sampler=False,  # shards are split here
-        logger=False,
-        enable_checkpointing=False,
-        **_processes(trainer or {}),
+    settings = settings or {}
+    module = LitSampler(
+        sampler,
+        samples,
+        place,
+        seed=seed,
+        labels=labels,
+        vae=vae,
+        fixed_batch=batch_size if any(settings.values()) else None,
+        settings=settings,
     )
     start = time.perf_counter()
     runner.predict(module, ShardsToDraw(samples, place, batch_size), return_predictions=False)
@@ -181,8 +195,9 @@ def _decoded(vae: Vae, shape: tuple[int, int, int]) -> tuple[int, int, int]:
     return channels, shape[1] * enlarged // side, shape[2] * enlarged // side
 
 
-def _settings(sampler: Sampler, **others: Setting) -> dict[str, Setting]:
-    """Return what decides the images."""
+def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict[str, Setting]:
+    """Return what decides the images that are drawn on a device."""
+    cache_dtype = sampler.cache_dtype
     return {
         "model": sampler.backbone.conventions.name,
         "weights": fingerprint(sampler.backbone),
@@ -191,7 +206,8 @@ def _settings(sampler: Sampler, **others: Setting) -> dict[str, Setting]:
         "num_evaluations": sampler.solver.num_evaluations,
         "eta": sampler.solver.options.get("eta"),
         "cfg_scale": sampler.guidance.scale,
-        "products": sampler.matmul,
+        "products": sampler.matmul_on(device),
+        "cache_dtype": None if cache_dtype is None else str(cache_dtype).removeprefix("torch."),
         "graph": None if sampler.graph is None else _digest(sampler.graph),
         **others,
     }

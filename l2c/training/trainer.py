@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -46,6 +48,42 @@ def make_trainer(*, max_steps: int, **settings: Any) -> pl.Trainer:
     except MisconfigurationException as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"the trainer's settings do not fit this machine: {reason}; change trainer.*") from error
+
+
+def make_run_trainer(
+    folder: Path,
+    *,
+    max_steps: int,
+    checkpoint_every: int,
+    checkpoint_name: str | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    **settings: Any,
+) -> pl.Trainer:
+    """Return the Trainer of a run that leaves its metrics and `last.ckpt` in its folder, to be resumed from.
+
+    Args:
+        folder: of the run.
+        max_steps: see `make_trainer`.
+        checkpoint_every: steps between two checkpoints.
+        checkpoint_name: of the checkpoints beside `last.ckpt`; None = Lightning's own.
+        callbacks: others than the one that writes checkpoints.
+        settings: passed on; without `logger` metrics go to CSV files.
+
+    """
+    checkpoints = ModelCheckpoint(
+        folder,
+        filename=checkpoint_name,
+        every_n_train_steps=checkpoint_every,
+        save_last=True,
+        enable_version_counter=False,  # a second run's last.ckpt must not hide behind the first one's
+    )
+    settings.setdefault("logger", CSVLogger(folder, name="metrics"))
+    return make_trainer(max_steps=max_steps, callbacks=[*callbacks, checkpoints], **settings)
+
+
+def make_bare_trainer(*, max_steps: int, **settings: Any) -> pl.Trainer:
+    """Return a Trainer that writes neither metrics nor checkpoints; see `make_trainer`."""
+    return make_trainer(max_steps=max_steps, logger=False, enable_checkpointing=False, **settings)
 
 
 def check_checkpoint(path: str | Path, prefix: str, expected: Mapping[str, Tensor]) -> None:

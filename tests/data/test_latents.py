@@ -11,6 +11,7 @@ from l2c.data.image_folder import ImageFolder, centre_crop
 from l2c.data.imagenet import ImageNetDataModule
 from l2c.data.latent_shards import LatentShards, Manifest
 from l2c.data.latents import LatentsDataModule
+from l2c.data.part import Part, this_process
 from l2c.data.vae import load_vae
 
 SIZE = 64
@@ -89,9 +90,37 @@ def test_a_killed_encode_continues(folder, tmp_path):
 
 
 def test_two_processes_share_the_shards(folder, tmp_path):
-    assert encode(folder, tmp_path / "shared", rank=1, world_size=2).missing_shards == 2
-    assert encode(folder, tmp_path / "shared", rank=0, world_size=2).missing_shards == 0
+    assert encode(folder, tmp_path / "shared", part=Part(1, 2)).missing_shards == 2
+    assert encode(folder, tmp_path / "shared", part=Part(0, 2)).missing_shards == 0
     assert len(LatentShards(tmp_path / "shared")) == 24
+
+
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NAME")
+SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, (Part(0, 1), 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (Part(3, 4), 1)),
+        (SLURM, (Part(5, 8), 1)),
+        ({**SLURM, "RANK": "0", "WORLD_SIZE": "2"}, (Part(0, 2), 0)),  # torchrun within SLURM
+        ({**SLURM, "SLURM_JOB_NAME": "bash"}, (Part(0, 1), 0)),  # a shell on a node, no task of a job
+    ],
+)
+def test_torchruns_and_slurms_ranks_are_read(monkeypatch, environment, expected):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert this_process() == expected
+
+
+def test_parts_share_numbers_out_without_rest_or_overlap():
+    parts = [Part(i, 3).of(range(8)) for i in range(3)]
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert Part(1, 3).of([2, 4, 6, 7]) == [4, 7]  # what is there already does not move the others
 
 
 def test_unreadable_images_are_skipped_counted_and_named(folder, tmp_path, caplog):
@@ -102,6 +131,21 @@ def test_unreadable_images_are_skipped_counted_and_named(folder, tmp_path, caplo
     assert LatentShards(tmp_path / "latents").skipped == ["class1/2.png"]
     images = ImageFolder(folder, SIZE)
     assert torch.equal(images.read_next(6)[0], images.read(7))
+
+
+def test_a_continued_encode_counts_all_unreadable_images(folder, tmp_path):
+    for name in ("class0/1.png", "class2/3.png"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(KeyboardInterrupt):
+        encode(folder, tmp_path / "latents", HalvingVae(calls=9))
+    result = encode(folder, tmp_path / "latents")
+    assert (result.num_images, result.skipped) == (6, ("class0/1.png", "class2/3.png"))
+    again = encode(folder, tmp_path / "latents")
+    assert (again.num_images, again.skipped) == (0, result.skipped)
+    shard = Manifest.load(tmp_path / "latents").path(tmp_path / "latents", 0)
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"cannot read latents from .*delete it and run"):
+        encode(folder, tmp_path / "latents")
 
 
 def test_folders_without_images_are_refused(tmp_path):
@@ -129,7 +173,7 @@ def test_latents_of_something_else_are_refused(folder, tmp_path):
         encode(folder, path, shard_size=6)
     with pytest.raises(FileNotFoundError, match="no latents at"):
         LatentsDataModule(tmp_path, **FITS)
-    shard = Manifest.load(path).shard(path, 1)
+    shard = Manifest.load(path).path(path, 1)
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot read latents from"):
         LatentsDataModule(path, **FITS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from l2c.evaluation.cost import count_macs
-from l2c.evaluation.latency import alternate_pieces, evaluations
+from l2c.evaluation.latency import alternate, alternate_pieces, evaluations
 from l2c.evaluation.scale import LinearModel, Measured, Run, Size
-from l2c.evaluation.speed import Bench, Setting
+from l2c.evaluation.speed import Bench, Setting, _device_memory, _reset_device_memory
 from l2c.evaluation.speed_report import speed_table, write_speed_report
 from l2c.sampling.sampler import Sampler
 
@@ -31,6 +31,31 @@ def test_pieces_of_runs_alternate_and_nobody_is_always_first():
     assert all((seconds > 0).all() for seconds in times.values())
     once = [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
     assert calls == once * 2
+
+
+def test_the_clock_waits_for_the_devices_at_work(monkeypatch):
+    """Not for the current one: work may be on another, and asking an idle one would set it up."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: (0, 5, 7)[index])
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    alternate({"only": lambda: waited.append("call")}, repetitions=1)
+    assert waited == ["call", 1, 2, "call", 1, 2]  # the warm-up, then the timed one
+
+
+def test_memory_is_read_on_the_device_of_the_work(backbone, make_graph, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: asked.append(device) or 9)
+    second = torch.device("cuda", 1)
+    _reset_device_memory(second)
+    assert (_device_memory(second), asked) == (9, [second, second])
+    graph = make_graph(backbone, num_evaluations=2)
+    bench = Bench(backbone, graph, count_macs(backbone), cfg_scale=2.0)
+    (speed,) = bench.run([Setting(1, "fp32", "default", "eager")], repetitions=1, by_evaluation=False)
+    assert speed.device_bytes is None  # of a CPU
+    assert len(asked) == 2
 
 
 def test_states_after_each_evaluation_end_with_the_images(backbone, make_graph):

@@ -86,7 +86,8 @@ def test_a_whole_file_arrives_and_is_not_fetched_twice(server, url, tmp_path):
 def test_a_file_cut_short_continues(server, url, tmp_path):
     path = tmp_path / "weights.pt"
     server.cut_at = 300_000
-    with pytest.raises(OSError, match=r"cut short after 300000 of 1048576 bytes .*run again"):
+    says = rf"cut short after 300000 of 1048576 bytes, which are in {path}\.part \(.*again, it goes on .* to {path}$"
+    with pytest.raises(OSError, match=says):
         download(url, path, progress=False)
     assert not path.exists()
     server.cut_at = None
@@ -101,6 +102,17 @@ def test_a_file_that_changed_in_between_is_fetched_anew(server, url, tmp_path):
         download(url, tmp_path / "weights.pt", progress=False)
     server.cut_at, server.etag, server.content = None, '"two"', CONTENT[::-1]
     assert download(url, tmp_path / "weights.pt", progress=False).read_bytes() == CONTENT[::-1]
+
+
+def test_without_a_mark_of_the_version_it_begins_anew_and_says_so(server, url, tmp_path):
+    server.cut_at, server.etag = 1000, 'W/"weak"'
+    with pytest.raises(
+        OSError, match=r"cut short after 1000 of 1048576 .* run the same command again, it begins anew"
+    ):
+        download(url, tmp_path / "weights.pt", progress=False)
+    server.cut_at = None
+    download(url, tmp_path / "weights.pt", sha256=SHA256, progress=False)
+    assert server.asked == [None, None]
 
 
 def test_a_complete_part_is_taken_over(server, url, tmp_path):

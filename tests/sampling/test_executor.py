@@ -272,6 +272,40 @@ def test_a_compiler_that_fails_later_is_done_without_from_then_on(backbone, grap
     assert_near(images, sample(Sampler(backbone, graph=graph))[:2], 1e-4)
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["GPU", "host"])
+def test_a_compiled_block_that_runs_out_of_memory_is_no_failed_compilation(backbone, graph, error):
+    """Neither in the warm-up nor later: it would run out uncompiled, too, and the sentence on memory helps."""
+    full = []
+
+    def backend(module, inputs):
+        def run(*arguments):
+            if full:
+                raise error
+            return module.forward(*arguments)
+
+        return run
+
+    torch._dynamo.reset()
+    sampler = Sampler(backbone, graph=graph).compile(3, backend=backend, progress=False)
+    full.append(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MemoryError, match="out of memory with 3 images; the graph's cache needs"):
+            sample(sampler)
+        assert sampler.compiled
+        with pytest.raises(MemoryError, match="out of memory with 2 images; the graph's cache needs"):
+            Sampler(backbone, graph=graph).compile(2, backend=backend, progress=False)
+    full.clear()
+    assert_near(sample(sampler), sample(Sampler(backbone, graph=graph)), 1e-4)
+    torch._dynamo.reset()
+
+
 # --- capturing -----------------------------------------------------------------------------------------------
 
 
@@ -294,14 +328,17 @@ def test_obstacles_to_capturing_are_named():
 
 
 @pytest.mark.parametrize(("solver", "options"), [("ddpm", {}), ("ddim", {"eta": 1.0})])
-def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, solver, options):
+def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, monkeypatch, solver, options):
     """Stochastic solvers are captured too: what a replay is given leads to the images of the seed."""
     sampler = Sampler(make_dit(), solver=solver, num_evaluations=5, **options)
     expected = sampler.sample(LABELS, seed=3)
+    monkeypatch.setattr("l2c.sampling.runner.CapturedTrajectory", lambda run: run)  # a replay without a device
+    monkeypatch.setattr("l2c.sampling.runner.why_not", lambda x, offloaded: None)
     sampler.capture()
-    sampler._captured = sampler._trajectory_of  # a replay without a device
-    sampler._replayable = lambda x: True
-    assert torch.equal(sampler.sample(LABELS, seed=3), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(sampler.sample(LABELS, seed=3), expected)
+    assert sampler.captured
 
 
 def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(monkeypatch):

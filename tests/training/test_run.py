@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from l2c.backbones.zoo import project_folder
 from l2c.graph import CacheGraph
+from l2c.training.lit_router import LitRouter
 from l2c.training.run import train_router
 
 TINY = ["model=uvit_digits", "model.checkpoint=random", "model.args.embed_dim=32", "model.args.depth=2"]
@@ -128,6 +129,30 @@ def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(unbroken, tmp_pa
     with pytest.raises(ValueError, match="cannot resume from"):
         train_router(config(f"resume={tmp_path / 'cut.ckpt'}"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            [],
+            r"routers of uvit_digits with data\.batch_size=4, 4 of them at a time .* trainer\.precision=32-true; say "
+            r"trainer\.accumulate_grad_batches=2 .* or recompute_activations=true or trainer\.precision=bf16-mixed",
+        ),
+        (
+            ["trainer.accumulate_grad_batches=2", "recompute_activations=true"],
+            r"4, 2 of them at a time .*; say trainer\.accumulate_grad_batches=4 \([^()]*\) or trainer\.precision",
+        ),
+    ],
+)
+def test_running_out_of_memory_is_one_sentence(tmp_path, monkeypatch, changes, says):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(LitRouter, "training_step", full)
+    with pytest.raises(MemoryError, match=says):
+        train_router(config(*changes), tmp_path)
+    assert not (tmp_path / "cache_graph.json").exists()
 
 
 def test_a_second_run_in_the_same_folder_replaces_the_first(tmp_path):

@@ -4,19 +4,24 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
+from functools import partialmethod
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from safetensors import SafetensorError
 
+from l2c.backbones.zoo import load_backbone
 from l2c.data.image_archive import ArchiveImages
 from l2c.data.image_shards import ImageShards, Samples, to_pixels
 from l2c.data.latent_shards import write_shard
+from l2c.graph import CacheGraph
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.training.lit_sampler import LitSampler, image_labels
-from l2c.training.sampling_run import sample_images
+from l2c.training.sampling_run import sample_by, sample_images
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
@@ -73,6 +78,52 @@ def test_a_killed_run_continues(draw, monkeypatch):
     for path in whole.folder.iterdir():
         assert (broken / path.name).read_bytes() == path.read_bytes()
     assert draw("broken").num_images == 0  # nothing is left to do
+
+
+def test_compiled_samplers_get_whole_batches_alone(draw, make_dit, monkeypatch):
+    """What fills up a shard's last batch is dropped; the images stay the same."""
+    drawn = draw("plain")
+    sizes, sample = [], Sampler.sample
+
+    def counting(self, labels, **options):
+        sizes.append(len(labels))
+        assert self.compiled
+        return sample(self, labels, **options)
+
+    monkeypatch.setattr(Sampler, "sample", counting)
+    monkeypatch.setattr(Sampler, "compile", partialmethod(Sampler.compile, backend="eager"))
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # falling back would be no test
+        compiled = draw("compiled", batch_size=3, settings={"compile": True, "capture": False})
+    torch._dynamo.reset()
+    assert compiled.num_images == 7
+    assert sizes == [3, 3, 3]  # images 0, 1, 2 and 3 of the first shard, 4, 5, 6 of the second
+    plain, ours = (ImageShards(run.folder) for run in (drawn, compiled))
+    assert torch.equal(ours.labels(), plain.labels())
+    pixels = [torch.cat(list(shards.batches(7))).int() for shards in (plain, ours)]
+    assert (pixels[1] - pixels[0]).abs().max() <= 1  # kernels differ with the batch
+
+
+def test_the_commands_settings_reach_the_sampler(tmp_path):
+    """Where the cache lies and in what; other images are another folder's."""
+
+    def run(*changes):
+        small = ["num_images=3", "batch_size=2", "shard_size=2", "+trainer.enable_progress_bar=false"]
+        graph = [f"graph={ROOT / 'checkpoints' / 'dit_digits_ddim20.json'}", "trainer.accelerator=cpu"]
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose("sample_many", [*graph, *small, *changes])
+        return sample_by(cfg, tmp_path)
+
+    images = ImageShards(run("cache_dtype=bf16", "cache_device=cpu").folder)
+    assert images.samples.settings["cache_dtype"] == "bfloat16"
+    backbone, graph = load_backbone("dit_digits"), CacheGraph.load(ROOT / "checkpoints" / "dit_digits_ddim20.json")
+    for dtype, equal in ((torch.bfloat16, True), (None, False)):
+        sampler = Sampler(backbone, graph=graph, cfg_scale=1.5, cache_dtype=dtype)
+        expected = to_pixels(sampler.sample([0, 1], seed=0))
+        assert torch.equal(next(images.batches(2)), expected) == equal
+    with pytest.raises(ValueError, match="holds samples with cache_dtype bfloat16, not None"):
+        run()
 
 
 def test_the_archive_is_what_evaluators_read(draw):
@@ -135,7 +186,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypat
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("l2c.data.image_shards.save_file", full)
+    monkeypatch.setattr("l2c.data.shards.save_file", full)
     for write in (
         lambda: Samples((1, 2, 2), 1, 1, False, {}).write_shard(tmp_path, 0, torch.zeros(1, 1, 2, 2), None),
         lambda: write_shard(tmp_path / "latents", *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []),

@@ -1,0 +1,34 @@
+"""What running out of memory looks like, and how it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Torch raises RuntimeErrors of these words where memory of the host runs out, pinned memory included.
+WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out, on the host or on a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+
+
+@contextmanager
+def memory_explained(sentence: Callable[[], str]) -> Iterator[None]:
+    """Raise a MemoryError with a sentence of one's own where memory runs out within; other errors pass.
+
+    Args:
+        sentence: returns it; called where memory ran out only.
+
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise MemoryError(sentence()) from error

@@ -1,0 +1,148 @@
+"""How trajectories run: blocks compiled or not, replayed as one CUDA graph or not, and what is said out of memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.layer_cache import BlockCall, call_block
+from l2c.diffusion import Solver
+from l2c.diffusion.solver import draw_noise
+from l2c.graph import CacheGraph
+from l2c.memory import memory_explained, out_of_memory
+from l2c.sampling.captured import CapturedTrajectory, why_not
+from l2c.sampling.compiled import CompiledBlocks, short_reason
+from l2c.seeding import ImageNoise
+
+Trajectory = Callable[..., Tensor]
+
+
+class Runner:
+    """Run a sampler's trajectories as was asked for; what cannot be done is said once and done without.
+
+    Attributes:
+        call: runs a block, see `Pass`.
+        captured: whether trajectories are replayed as a CUDA graph, from the next one on at the latest.
+
+    """
+
+    def __init__(self) -> None:
+        self.call: BlockCall = call_block
+        self.captured = False
+        self._replay: CapturedTrajectory | None = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks run compiled."""
+        return isinstance(self.call, CompiledBlocks) and not self.call.failed
+
+    def compile(
+        self,
+        backbone: Backbone,
+        graph: CacheGraph | None,
+        count: int,
+        *,
+        backend: str | Callable[..., Any],
+        progress: bool,
+    ) -> None:
+        """Compile a backbone's blocks for `count` inputs at a time, both branches of guidance counted."""
+        parameter = next(backbone.parameters())
+        x = torch.zeros(count, *backbone.input_shape, device=parameter.device, dtype=parameter.dtype)
+        y = torch.zeros(count, dtype=torch.long, device=parameter.device) if backbone.num_labels else None
+        blocks = CompiledBlocks(backend)
+        try:
+            blocks.warm_up(backbone, graph, x, y, progress=progress)
+        except Exception as error:  # compilers and the tools that they call fail in ways of their own
+            if out_of_memory(error):  # which would happen uncompiled, too
+                raise
+            _warn(f"the blocks run uncompiled, because compiling them failed: {short_reason(error)}")
+            return
+        self.blocks_by(blocks)
+
+    def blocks_by(self, call: BlockCall) -> None:
+        """Let blocks be run by a call."""
+        self.call = call
+        self._replay = None  # what was captured runs them the old way
+
+    def capture(self) -> None:
+        """Let trajectories be replayed as one CUDA graph from the next one on."""
+        self.captured = True
+        self._replay = None
+
+    def run(
+        self,
+        trajectory: Trajectory,
+        solver: Solver,
+        x: Tensor,
+        y: Tensor | None,
+        generator: ImageNoise | None,
+        *,
+        offloaded: bool,
+        progress: bool,
+    ) -> Tensor:
+        """Return the images (N, C, H, W) of noise x (N, C, H, W) and labels y (N,).
+
+        Args:
+            trajectory: `trajectory(x, y, generator=..., on_evaluation=...)` returns them.
+            solver: that of the trajectory.
+            x: noise.
+            y: labels; None for a backbone without.
+            generator: the source of what a stochastic solver adds.
+            offloaded: whether the cache is kept on the host.
+            progress: show a bar over the evaluations.
+
+        """
+        if self.captured and self._replayable(x, offloaded):
+            return self._replayed(trajectory, solver, x, y, generator)
+        with tqdm(total=solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
+            return trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
+
+    def _replayable(self, x: Tensor, offloaded: bool) -> bool:
+        obstacle = why_not(x, offloaded=offloaded)
+        if obstacle is not None:
+            self.captured = False
+            _warn(f"the trajectory is not captured as a CUDA graph: {obstacle}")
+        return obstacle is None
+
+    def _replayed(
+        self, trajectory: Trajectory, solver: Solver, x: Tensor, y: Tensor | None, generator: ImageNoise | None
+    ) -> Tensor:
+        def with_noise_of_steps(x: Tensor, y: Tensor | None, drawn: Tensor | None) -> Tensor:
+            steps = iter(() if drawn is None else drawn)  # (steps, N, C, H, W)
+            return trajectory(x, y, generator=lambda shape: next(steps))
+
+        drawn = None
+        if solver.stochastic:
+            drawn = torch.stack([draw_noise(x, generator) for _ in range(solver.num_evaluations)])
+        if self._replay is None:
+            self._replay = CapturedTrajectory(with_noise_of_steps)
+        try:
+            return self._replay(x, y, drawn)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            self.captured, self._replay = False, None
+            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {short_reason(error)}")
+            return with_noise_of_steps(x, y, drawn)
+
+
+def cache_explained(num_images: int, cache_bytes: int) -> AbstractContextManager[None]:
+    """Say what the cache of some images needs when memory runs out."""
+    return memory_explained(
+        lambda: (
+            f"out of memory with {num_images} images; the graph's cache needs {cache_bytes} bytes of it: take fewer "
+            "images at a time, cache_dtype='bf16' (half of the cache), cache_device='cpu' (none of it on the GPU), "
+            "or precision='bf16'"
+        )
+    )
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=4)
