@@ -1,7 +1,7 @@
 """Scale-shift adjustment (Cache Me if You Can, CVPR 2024, section 3.4): what stands in for a layer, corrected.
 
-Per reused layer and evaluation `scale * value + shift` with a number per channel: one fused multiply-add. Channels are
-the last dimension of tokens (N, T, D) and the second one of maps (N, D, H, W); streams of tokens share theirs.
+Per reused layer and evaluation `scale * value + shift` with a number per channel: one fused multiply-add. Channels
+are the last dimension of tokens (N, T, D) and the second one of maps (N, D, H, W); streams of tokens share theirs.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Correction:
         width = value.shape[channels(value)]
         if len(scale[row]) != width:
             raise ValueError(
-                f"the correction holds {len(scale[row])} channels for layer {layer} at evaluation {evaluation}, but the "
-                f"layer has {width}; take a correction of this model"
+                f"the correction holds {len(scale[row])} channels for layer {layer} at evaluation {evaluation}, but "
+                f"the layer has {width}; take a correction of this model"
             )
         return corrected(value, scale[row], shift[row])
 
@@ -135,7 +135,12 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
     """
     widths = [len(row) for row in scale]
     ragged = len(set(widths)) > 1
-    header = {"format": FORMAT, "plan": plan_digest(graph), "settings": settings, **({"widths": widths} if ragged else {})}
+    header = {
+        "format": FORMAT,
+        "plan": plan_digest(graph),
+        "settings": settings,
+        **({"widths": widths} if ragged else {}),
+    }
     tensors = {
         name: (torch.cat(list(rows)) if ragged else torch.stack(list(rows))).detach().float().cpu().contiguous()
         for name, rows in (("scale", scale), ("shift", shift))
