@@ -364,14 +364,18 @@ class CacheGraph:
 
     @classmethod
     def from_pretrained(cls, repo: str | Path, *, revision: str | None = None) -> CacheGraph:
-        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote.
+        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote, with its correction.
 
         Raises:
             OSError: there is none, or the Hub cannot be reached.
             ValueError: the file is damaged; see `load`.
 
         """
-        return cls.load(hub.find_file(repo, FILE, revision=revision))
+        graph = cls.load(hub.find_file(repo, FILE, revision=revision))
+        if graph.correction is not None:  # the Hub keeps the files of one revision side by side
+            path = hub.find_file(repo, graph.correction.path.name, revision=revision)
+            graph = graph.replace(correction=replace(graph.correction, path=path))
+        return graph
 
     @classmethod
     def from_json(cls, text: str, *, folder: Path = Path()) -> CacheGraph:
