@@ -75,10 +75,11 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
     """
     if graph.correction is not None:
         raise ValueError(f"{cfg.graph} has a correction already; give the graph that it was trained from")
-    backbone, published = _backbone(cfg, graph)
     asked = cfg.get("solver") or {}
-    scales = (cfg.cfg_scale, asked.get("cfg_scale"), graph.cfg_scale, published)
+    scales = (cfg.cfg_scale, asked.get("cfg_scale"), graph.cfg_scale)
     scale = next((scale for scale in scales if scale is not None), None)
+    backbone, published = _backbone(cfg, graph, scale)
+    scale = published if scale is None else scale
     name = None if asked.get("name") == "pipeline" else asked.get("name")
     steps = asked.get("num_evaluations")
     Sampler(backbone, graph=graph, solver=name, num_evaluations=steps, cfg_scale=scale)  # refuses what does not fit
@@ -107,14 +108,13 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
     )
 
 
-def _backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None]:
+def _backbone(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tuple[Backbone, float | None]:
     """Return the backbone that a graph is for, and the guidance scale that its preset publishes."""
     model = cfg.get("model")
     if model is not None and "pipeline" in model:
         if cfg.checkpoint is not None:
             raise ValueError("a pipeline brings its own weights; leave checkpoint out, or name another pipeline=PATH")
-        solver = {"num_evaluations": graph.num_evaluations, "cfg_scale": cfg.cfg_scale or graph.cfg_scale}
-        backbone = configured_backbone(model, solver)
+        backbone = configured_backbone(model, {"num_evaluations": graph.num_evaluations, "cfg_scale": scale})
         if backbone.conventions.name == graph.model and set(backbone.layer_names) != set(graph.layers):
             raise ValueError(
                 f"the graph's {graph.num_layers} layers ({graph.layers[0]}, ...) are not the {backbone.num_layers} "
