@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 import l2c
 from l2c.backbones.zoo import project_folder
 from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers_layers import find_layers
 from l2c.integrations.pipeline_backbone import pipeline_backbone
 from l2c.policies.problem import Problem
 from l2c.sampling.correction import Correction, reused_entries, save_correction
@@ -140,14 +141,13 @@ def noise():
 
 
 @pytest.fixture(params=SCHEDULERS, ids=lambda scheduler: scheduler.__name__)
-def diffusion(request, make_pipeline):
+def diffusion(request, make_pipeline, random_rows):
     """A tiny Stable Diffusion pipeline, a sampler of it, and a graph with fitted slopes."""
     pipe = make_pipeline("stable_diffusion")
     pipe.scheduler = request.param.from_config(pipe.scheduler.config)
-    backbone = pipeline_backbone(pipe, PROMPTS, num_evaluations=STEPS)
+    backbone = pipeline_backbone(pipe, PROMPTS, num_evaluations=STEPS, of=("block", "resnet"))
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
-    rows = [[bool(int(bit)) for bit in row] for row in ("1111", "0101", "1110", "0000", "0010")]
-    rows = [row[: backbone.num_layers] for row in rows]
+    rows = random_rows(STEPS, backbone.num_layers, seed=1)
     return pipe, sampler, Problem.of(sampler).blank.replace(rows=rows, routed=None)
 
 
@@ -206,6 +206,18 @@ def test_hooks_and_sampler_equal_the_hand_written_loop(diffusion, noise, tmp_pat
     torch.testing.assert_close(latents_of(pipe, noise), expected, rtol=1e-3, atol=1e-3)
     remove_cache_graph(pipe)
     assert torch.equal(latents_of(pipe, noise), plain)
+
+
+@torch.no_grad()
+def test_layers_are_in_the_order_in_which_they_run(make_family):
+    model = make_family("unet").model
+    names = find_layers(model, of=("block", "resnet"))
+    ran = []
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: ran.append(name))
+    family = make_family("unet")
+    model(family.x, 1.0, **family.conditions)
+    assert tuple(ran) == names
 
 
 @torch.no_grad()
