@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (scripts/make_graph.py writes one)")
     cli.check_positive(cfg, "max_steps", "batch_size")
     path = train_correction(cfg, cli.run_folder())
-    if "pipeline" in (cfg.model or {}):
+    if "pipeline" in (cfg.get("model") or {}):
         print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
         return
     print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
