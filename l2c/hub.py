@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from l2c.atomic import replacing
+from l2c.correction_file import CorrectionFile
 
 T = TypeVar("T", bound="OnHub")
 
@@ -123,6 +125,7 @@ class OnHub(ABC):
     model: str
     solver: str
     provenance: Mapping[str, Any]
+    correction: CorrectionFile | None
 
     @property
     @abstractmethod
@@ -146,6 +149,10 @@ class OnHub(ABC):
     @abstractmethod
     def load(cls: type[T], path: str | Path) -> T:
         """Read the file."""
+
+    @abstractmethod
+    def replace(self: T, **changes: Any) -> T:
+        """Return a copy with some fields changed."""
 
     def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:
         """Write `cache_graph.json`, a model card and copies of `files` (pictures, reports) into a folder."""
@@ -180,14 +187,18 @@ class OnHub(ABC):
 
     @classmethod
     def from_pretrained(cls: type[T], repo: str | Path, *, revision: str | None = None) -> T:
-        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote.
+        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote, with its correction.
 
         Raises:
             OSError: there is none, or the Hub cannot be reached.
             ValueError: the file is damaged; see `load`.
 
         """
-        return cls.load(find_file(repo, cls.FILE, revision=revision))
+        graph = cls.load(find_file(repo, cls.FILE, revision=revision))
+        if graph.correction is not None:  # the Hub keeps the files of one revision side by side
+            path = find_file(repo, graph.correction.path.name, revision=revision)
+            graph = graph.replace(correction=dataclasses.replace(graph.correction, path=path))
+        return graph
 
 
 def _hub() -> Any:

@@ -1,6 +1,7 @@
 """Train the slopes, scales and shifts of what a cache graph reuses.
 
 python scripts/train_scale_shift.py graph=runs/.../cache_graph.json
+python scripts/train_scale_shift.py graph=runs/.../cache_graph.json backend=diffusers pipeline=PATH
 """
 
 from omegaconf import DictConfig
@@ -16,6 +17,9 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (scripts/make_graph.py writes one)")
     cli.check_positive(cfg, "max_steps", "batch_size")
     path = train_correction(cfg, cli.run_folder())
+    if "pipeline" in (cfg.get("model") or {}):
+        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
+        return
     print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
 
 

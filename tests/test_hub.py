@@ -1,8 +1,10 @@
 """Folders with a graph and its card; the Hub itself is out of reach of a test."""
 
 import pytest
+import torch
 
 import l2c
+from l2c.sampling.correction import Correction, save_correction
 
 
 def test_a_folder_gives_back_its_graph(make_dit, make_graph, tmp_path):
@@ -17,6 +19,24 @@ def test_a_folder_gives_back_its_graph(make_dit, make_graph, tmp_path):
     assert "![graph.png](graph.png)" in card
     assert graph.summary() in card
     assert '"method": "gram"' in card
+
+
+def test_a_correction_comes_along(make_dit, make_graph, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'l2c[diffusers]'")
+    graph = make_graph(make_dit())
+    rows = torch.ones(graph.num_reused, 32)
+    graph = save_correction(tmp_path / "c.safetensors", graph, rows, 0 * rows)
+    graph.save_pretrained(tmp_path / "repo")
+    asked = []
+
+    def download(repo, name, revision):
+        asked.append((repo, name, revision))
+        return str(tmp_path / "repo" / name)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    loaded = l2c.CacheGraph.from_pretrained("somebody/graph", revision="v1")
+    assert asked == [("somebody/graph", f"cache_graph.{end}", "v1") for end in ("json", "safetensors")]
+    assert torch.equal(Correction.of(loaded).scale, rows)
 
 
 def test_what_is_missing_is_said(tmp_path, monkeypatch):

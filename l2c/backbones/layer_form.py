@@ -23,10 +23,9 @@ def over(function: Callable[..., Tensor], *branches: Branch) -> Branch:
     return tuple(None if streams[0] is None else function(*streams) for streams in zip(*branches, strict=True))
 
 
-def line(last: Branch, before: Branch, t_last: float, t_before: float, t: float) -> Branch:
-    """Return the line through two branches, computed at t_before > t_last, at t < t_last."""
-    weight = (t_before - t) / (t_before - t_last)
-    return over(lambda new, old: torch.lerp(old, new, weight), last, before)
+def ahead(last: Branch, before: Branch, slope: float) -> Branch:
+    """Return `last + slope (last - before)`."""
+    return over(lambda new, old: torch.lerp(old, new, 1 + slope), last, before)
 
 
 class LayerForm(Protocol):

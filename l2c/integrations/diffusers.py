@@ -19,13 +19,13 @@ from diffusers.utils.torch_utils import unwrap_module
 from l2c.backbones.backbone import weights_digest
 from l2c.backbones.layer_form import RESIDUAL
 from l2c.backbones.wrap import WrappedLayer
-from l2c.graph import HOLD, LINEAR, CacheGraph
+from l2c.graph import CacheGraph
 from l2c.integrations.diffusers_hooks import GraphHook, LayerHook, RunHook, SilentHook
 from l2c.integrations.diffusers_layers import find_layers, make_layer
 from l2c.integrations.diffusers_timesteps import Schedule, check_scheduler
 from l2c.integrations.dit_weights import diffusers_layer_names
+from l2c.sampling.correction import Correction
 
-REUSED = (HOLD, LINEAR)
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
 ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"
@@ -49,8 +49,9 @@ def apply_cache_graph(
         any_weights: accept a graph that was made for other weights of the same architecture.
 
     Raises:
-        ValueError: another architecture, other weights, a cache that is already on; later, from the call of the
-            pipeline: timesteps that are not the graph's.
+        ValueError: another architecture, other weights, a correction of another graph, a cache that is already on;
+            later, from the call of the pipeline: timesteps that are not the graph's.
+        FileNotFoundError: the graph's correction is missing.
 
     """
     model = denoiser_of(pipe_or_model)
@@ -59,19 +60,19 @@ def apply_cache_graph(
     if resample and pipe is None:
         raise ValueError("resample=True reads the timesteps from the scheduler; give the pipeline, not its model")
     _check_uncached(model)
-    _check_reuse(graph)
-    graph = _fitting(graph, model, any_weights=any_weights)
+    given, graph = graph, _fitting(graph, model, any_weights=any_weights)
+    correction = Correction.of(given)  # of the graph under the names that it was made with
     layers = [make_layer(model, name) for name in graph.layers]
     if pipe is not None and not resample:
         check_scheduler(graph, pipe.scheduler)
-    hooks = _hooks(graph, layers, chained=type(model).__name__ in CHAINED)
+    hooks = _hooks(graph, layers, share=type(model).__name__ in CHAINED and correction is None)
     for layer, hook in zip(layers, hooks, strict=True):
         HookRegistry.check_if_exists_or_initialize(layer.module).register_hook(hook, LAYER)
         for module in layer.silent:
             HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(hook), SILENT)
     schedule = Schedule(graph, None if pipe is None else weakref.ref(pipe), resample=resample)
     root = HookRegistry.check_if_exists_or_initialize(model)
-    root.register_hook(GraphHook(schedule, hooks), ROOT)
+    root.register_hook(GraphHook(schedule, hooks, correction), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
     root.invalidate_child_registries_cache()
 
@@ -117,12 +118,15 @@ def _check_uncached(model: nn.Module) -> None:
         raise ValueError("the model is already cached by cache-dit; call cache_dit.disable_cache(pipe) first")
 
 
-def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, chained: bool) -> list[LayerHook]:
-    """Return a hook per layer; blocks in a row whose decisions are the same at every evaluation share one output."""
-    columns = list(zip(*graph.rows, strict=True))
+def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> list[LayerHook]:
+    """Return a hook per layer; where they may share, blocks in a row that are reused alike keep one sum.
+
+    A sum is followed as its blocks are where their slopes are the same; corrections differ from block to block.
+    """
+    columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.slopes, strict=True), strict=True))
     hooks: list[LayerHook] = []
     for index, layer in enumerate(layers):
-        if not chained or layer.form is not RESIDUAL:
+        if not share or layer.form is not RESIDUAL:
             hooks.append(LayerHook(layer.form))
             continue
         before = hooks[-1] if index and _follows(layers[index - 1].name, layer.name) else None
@@ -139,16 +143,6 @@ def _follows(name: str, after: str) -> bool:
     """Whether two names are those of neighbours in one list of blocks."""
     (head, _, index), (head_after, _, index_after) = name.rpartition("."), after.rpartition(".")
     return head == head_after and index.isdigit() and index_after == str(int(index) + 1)
-
-
-def _check_reuse(graph: CacheGraph) -> None:
-    """Refuse stand-ins that the hooks do not make."""
-    beyond = [reuse for reuse in graph.reuse if reuse not in REUSED]
-    if beyond or getattr(graph, "correction", None) is not None:
-        what = f"reuse {beyond[0]!r}" if beyond else "a file of scales and shifts"
-        raise ValueError(
-            f"the graph has {what}, which pipelines are not run with; make one with reuse {' or '.join(REUSED)} alone"
-        )
 
 
 def _fitting(graph: CacheGraph, model: nn.Module, *, any_weights: bool) -> CacheGraph:

@@ -7,9 +7,10 @@ from typing import Any
 from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import Branch, LayerForm, line
+from l2c.backbones.layer_form import Branch, LayerForm, ahead, over
 from l2c.graph import LINEAR
 from l2c.integrations.diffusers_timesteps import Schedule, timestep_of
+from l2c.sampling.correction import Correction
 
 
 class LayerHook(ModelHook):
@@ -109,12 +110,22 @@ class BranchHistory(BaseState):
             self.reset()
         self.t, self.shape = t, shape
 
-    def value(self, layer: int, t: float, *, linear: bool) -> Branch | None:
-        """Return what stands in for a layer at t; None where nothing was computed yet."""
+    def value(self, layer: int, t: float, slope: float | None) -> Branch | None:
+        """Return what stands in for a layer at t; None where nothing was computed yet.
+
+        Args:
+            layer: its index.
+            t: of this evaluation.
+            slope: how far the last two outputs are followed; None = along the line in t through both.
+
+        """
         if not self.computed[layer]:
             return None
         (t_last, last), *earlier = self.computed[layer]
-        return line(last, earlier[0][1], t_last, earlier[0][0], t) if linear and earlier else last
+        if not earlier or slope == 0:
+            return last
+        t_before, before = earlier[0]
+        return ahead(last, before, (t_last - t) / (t_before - t_last) if slope is None else slope)
 
     def update(self, layer: int, output: Branch | None, count: int) -> None:
         """Take a computed output, hold `count` of them."""
@@ -138,15 +149,17 @@ class GraphHook(ModelHook):
     Args:
         schedule: timesteps and rows.
         layers: the hooks of the graph's layers, in their order.
+        correction: scales and shifts of the rows of the graph that was given; None = none.
 
     """
 
     _is_stateful = True
 
-    def __init__(self, schedule: Schedule, layers: list[LayerHook]) -> None:
+    def __init__(self, schedule: Schedule, layers: list[LayerHook], correction: Correction | None = None) -> None:
         super().__init__()
         self.schedule = schedule
         self.layers = layers
+        self.correction = correction
         self.branches = StateManager(BranchHistory, (len(layers),))
         self._t: float | None = None
         self._calls = 0
@@ -163,11 +176,11 @@ class GraphHook(ModelHook):
         x = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
         history.begin(t, None if x is None else tuple(x.shape))
         graph = self.schedule.graph
-        linear = graph.reuse[e] == LINEAR
+        slopes = (None,) * len(self.layers) if graph.reuse[e] == LINEAR else graph.slopes[e]
         for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
             if getattr(layer, "leader", None) is not None:
                 continue  # does as its leader does
-            layer.cached = None if fresh else history.value(index, t, linear=linear)
+            layer.cached = None if fresh else self._corrected(index, history.value(index, t, slopes[index]))
             layer.fresh = layer.cached is None
             layer.wanted = held > 0
             layer.output = None
@@ -183,6 +196,13 @@ class GraphHook(ModelHook):
                 self._history.update(index, layer.output, held)
             layer.cached = layer.output = None
         return output
+
+    def _corrected(self, layer: int, value: Branch | None) -> Branch | None:
+        """Return what stands in for a layer, scaled and shifted as the row that is followed says."""
+        correction, row = self.correction, self.schedule.given_rows[self._evaluation]
+        if correction is None or value is None:
+            return value
+        return over(lambda stream: correction.apply(row, layer, stream), value)
 
     def _branch(self, t: float) -> BranchHistory:
         named = getattr(self.branches, "_context", None) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -131,7 +132,16 @@ def _plain_resnet(module: Any) -> bool:
 
 
 def _position(model: nn.Module):  # type: ignore[no-untyped-def]
-    """Return a key that orders names as the model runs them: a U-Net lists its middle last."""
+    """Return a key that orders names as the model runs them.
+
+    A U-Net lists its middle last, and the attentions of a block before its ResNet blocks, each of which runs first.
+    """
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     stages = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return lambda name: (stages.get(name.split(".")[0], 0), order[name])
+
+    def key(name: str) -> tuple[int, int, float, int]:
+        found = re.match(r"(.+)\.(resnets|attentions)\.(\d+)", name)
+        block, place = (name, 0.0) if found is None else (found[1], int(found[3]) + 0.5 * (found[2] == "attentions"))
+        return stages.get(name.split(".")[0], 0), order[block], place, order[name]
+
+    return key

@@ -73,11 +73,13 @@ class Schedule:
 
     Attributes:
         graph: the graph in use; of `resample`, the resampled one.
+        given_rows: for each evaluation, the row of the given graph that is followed.
 
     """
 
     def __init__(self, graph: CacheGraph, pipe: Callable[[], Any] | None, *, resample: bool) -> None:
         self.graph = self._given = graph
+        self.given_rows = list(range(graph.num_evaluations))
         self.pipe = pipe
         self.resample = resample
         self._scheduled: Any = None
@@ -92,6 +94,7 @@ class Schedule:
         values = as_model_sees(timesteps, t, scheduler)
         if self.resample:
             self.graph = resampled(self._given, values)
+            self.given_rows = nearest_rows(self._given, values)
         else:
             check_scheduler(self._given, scheduler)
             _check_timesteps(self._given, values)
@@ -158,12 +161,17 @@ def _check_timesteps(graph: CacheGraph, values: Sequence[float]) -> None:
             )
 
 
+def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:
+    """Return the row of a graph that lies nearest to each timestep."""
+    return [min(range(len(graph.timesteps)), key=lambda i: abs(graph.timesteps[i] - t)) for t in timesteps]
+
+
 def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     """Return a graph for other timesteps: every evaluation gets the row of the nearest one; the first computes all.
 
     Logs a warning with a summary, because nobody measured the result.
     """
-    nearest = [min(range(len(graph.timesteps)), key=lambda i: abs(graph.timesteps[i] - t)) for t in timesteps]
+    nearest = nearest_rows(graph, timesteps)
     rows = [graph.rows[i] for i in nearest]
     rows[0] = (True,) * graph.num_layers
     result = graph.replace(

@@ -246,4 +246,6 @@ def _stacked(values: Sequence[Any]) -> Any:
 def _rows(table: Any, y: Tensor) -> Any:
     if isinstance(table, Mapping):
         return {key: _rows(value, y) for key, value in table.items()}
-    return table.rows.to(y.device)[y] if isinstance(table, _PerPrompt) else table
+    if isinstance(table, _PerPrompt):
+        return table.rows.to(y.device)[y]
+    return table.to(y.device) if isinstance(table, Tensor) else table

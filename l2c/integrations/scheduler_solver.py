@@ -42,7 +42,8 @@ class SchedulerSolver(Solver):
         self.steps = tuple((e,) for e in range(len(self.timesteps)))
         self._scheduler = copy.deepcopy(scheduler)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        self.stochastic = "Ancestral" in name or name.startswith("DDPM")
+        sde = "sde" in (name + str(scheduler.config.get("algorithm_type"))).lower()
+        self.stochastic = sde or "Ancestral" in name or name.startswith(("DDPM", "LCM", "TCD"))
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""

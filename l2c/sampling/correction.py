@@ -1,16 +1,17 @@
 """Scale-shift adjustment (Cache Me if You Can, CVPR 2024, section 3.4): what stands in for a layer, corrected.
 
-Per reused layer and evaluation `scale * value + shift` with a number per channel: one fused multiply-add.
+Per reused layer and evaluation `scale * value + shift` with a number per channel: one fused multiply-add. Channels
+are the last dimension of tokens (N, T, D) and the second one of maps (N, D, H, W); streams of tokens share theirs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,11 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from l2c.atomic import replacing
+from l2c.backbones.backbone import Backbone
 from l2c.correction_file import CorrectionFile
 from l2c.graph import CacheGraph
 
 FORMAT = "l2c-scale-shift"
 Entry = tuple[int, int]
+Rows: TypeAlias = "Tensor | Sequence[Tensor]"  # (R, D), or R of (D,) where layers differ in width
 
 
 def reused_entries(graph: CacheGraph) -> list[Entry]:
@@ -36,29 +39,63 @@ def plan_digest(graph: CacheGraph) -> str:
     return f"sha256:{hashlib.sha256(json.dumps(plan).encode()).hexdigest()}"
 
 
+def channels(value: Tensor) -> int:
+    """Return which dimension of a layer's output (N, T, D) or (N, D, H, W) holds its channels."""
+    return 1 if value.ndim > 3 else value.ndim - 1
+
+
+def corrected(value: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return `scale * value + shift` for an output (N, T, D) or (N, D, H, W), scale (D,) and shift (D,)."""
+    behind = (1,) * (value.ndim - 1 - channels(value))
+    return torch.addcmul(shift.view(-1, *behind), value, scale.view(-1, *behind))
+
+
+@torch.no_grad()
+def layer_widths(backbone: Backbone) -> tuple[int, ...]:
+    """Return the number of channels of each layer's output; runs the backbone once where it does not know them."""
+    if backbone.layer_shape is not None:
+        return (backbone.layer_shape[1],) * backbone.num_layers
+    like = next(backbone.parameters())
+    x = torch.zeros(1, *backbone.input_shape, device=like.device, dtype=like.dtype)
+    y = torch.zeros(1, dtype=torch.long, device=like.device) if backbone.num_labels else None
+    _, outputs = backbone.forward_cached(x, torch.ones(1, device=like.device), y, (True,) * backbone.num_layers)
+    return tuple(output.shape[channels(output)] for output in outputs if output is not None)
+
+
 class Correction:
     """The scales and shifts of all reused entries of a graph.
 
     Args:
         graph: whose entries they are.
-        scale: (R, D), see `reused_entries`.
-        shift: (R, D).
+        scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
+        shift: likewise.
 
     """
 
-    def __init__(self, graph: CacheGraph, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, graph: CacheGraph, scale: Rows, shift: Rows) -> None:
         self.rows: Mapping[Entry, int] = {entry: i for i, entry in enumerate(reused_entries(graph))}
         self.scale = scale
         self.shift = shift
-        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._moved: dict[tuple[torch.device, torch.dtype], tuple[Rows, Rows]] = {}
 
     def apply(self, evaluation: int, layer: int, value: Tensor) -> Tensor:
-        """Return the corrected stand-in (N, T, D)."""
+        """Return the corrected stand-in (N, T, D) or (N, D, H, W).
+
+        Raises:
+            ValueError: it has another number of channels.
+
+        """
         key, row = (value.device, value.dtype), self.rows[evaluation, layer]
         if key not in self._moved:
-            self._moved[key] = (self.scale.to(value), self.shift.to(value))
+            self._moved[key] = (_moved(self.scale, value), _moved(self.shift, value))
         scale, shift = self._moved[key]
-        return torch.addcmul(shift[row], value, scale[row])
+        width = value.shape[channels(value)]
+        if len(scale[row]) != width:
+            raise ValueError(
+                f"the correction holds {len(scale[row])} channels for layer {layer} at evaluation {evaluation}, but "
+                f"the layer has {width}; take a correction of this model"
+            )
+        return corrected(value, scale[row], shift[row])
 
     @classmethod
     def of(cls, graph: CacheGraph) -> Correction | None:
@@ -74,7 +111,7 @@ class Correction:
         graph.correction.check()
         plan, scale, shift = _read(graph.correction.path.absolute(), graph.correction.fingerprint)
         count = len(reused_entries(graph))
-        if plan != plan_digest(graph) or scale.shape != shift.shape or len(scale) != count:
+        if plan != plan_digest(graph) or len(scale) != count:
             raise ValueError(
                 f"{graph.correction.path} was made for another graph, with other rows, slopes or weights; "
                 "make one for this graph with scripts/train_scale_shift.py"
@@ -82,36 +119,59 @@ class Correction:
         return cls(graph, scale, shift)
 
 
-def save_correction(path: str | Path, graph: CacheGraph, scale: Tensor, shift: Tensor, **settings: Any) -> CacheGraph:
+def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Rows, **settings: Any) -> CacheGraph:
     """Write a correction as safetensors and return the graph that names it.
+
+    The file holds `scale` and `shift`: (R, D) where all entries have one width, else all entries one after the other,
+    with the width of each in the header.
 
     Args:
         path: of the file.
         graph: whose reused entries these are.
-        scale: (R, D), see `reused_entries`.
-        shift: (R, D).
+        scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
+        shift: likewise.
         settings: how it was made, kept in the file.
 
     """
-    header = json.dumps({"format": FORMAT, "plan": plan_digest(graph), "settings": settings})
+    widths = [len(row) for row in scale]
+    ragged = len(set(widths)) > 1
+    header = {
+        "format": FORMAT,
+        "plan": plan_digest(graph),
+        "settings": settings,
+        **({"widths": widths} if ragged else {}),
+    }
     tensors = {
-        name: value.detach().float().cpu().contiguous() for name, value in (("scale", scale), ("shift", shift))
+        name: (torch.cat(list(rows)) if ragged else torch.stack(list(rows))).detach().float().cpu().contiguous()
+        for name, rows in (("scale", scale), ("shift", shift))
     }
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"l2c": header})
+        save_file(tensors, temporary, metadata={"l2c": json.dumps(header)})
     return graph.replace(correction=CorrectionFile.of(path))
 
 
+def _moved(rows: Rows, like: Tensor) -> Rows:
+    """Return rows of the kind of a tensor, moved as one."""
+    if isinstance(rows, Tensor):
+        return rows.to(like)
+    return torch.cat(list(rows)).to(like).split([len(row) for row in rows])
+
+
 @lru_cache(maxsize=16)
-def _read(path: Path, fingerprint: str) -> tuple[str, Tensor, Tensor]:
+def _read(path: Path, fingerprint: str) -> tuple[str, Rows, Rows]:
     """Return the plan that a file was made for, scale and shift; a file is known by its fingerprint."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["l2c"])
             if header["format"] != FORMAT:
                 raise KeyError(FORMAT)
-            return header["plan"], file.get_tensor("scale"), file.get_tensor("shift")
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            scale, shift = file.get_tensor("scale"), file.get_tensor("shift")
+            if scale.shape != shift.shape or scale.ndim != (1 if "widths" in header else 2):
+                raise ValueError("scale and shift differ")
+            if "widths" not in header:
+                return header["plan"], scale, shift
+            return header["plan"], scale.split(header["widths"]), shift.split(header["widths"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} holds no scales and shifts of l2c; make them with scripts/train_scale_shift.py"
         ) from error

@@ -71,7 +71,8 @@ class Lifetimes:
             graph: rows and ways of reuse.
             sums: store the sum of a block's two outputs where both are computed at the same evaluation and all
                 reads of them are of both; for backbones without gates.
-            layers_per_block: 2, or 1: then a block's second place is never reused.
+            layers_per_block: 2, or 1: then a block's second place is never reused, and as blocks that were found by
+                name may run in another order, none stores where another one has read at the same evaluation.
 
         """
         columns = list(zip(*graph.rows, strict=True))
@@ -90,7 +91,8 @@ class Lifetimes:
         num_slots = 0
         steps = []
         for e in range(graph.num_evaluations):
-            row = []
+            row: list[BlockStep] = []
+            freed: list[int] = []
             for b, (block, last_reads, slot_of) in enumerate(zip(blocks, deaths, slots, strict=True)):
                 found: list[Source | None] = [None] * 3
                 for part, read in block.reads[e].items():
@@ -99,8 +101,9 @@ class Lifetimes:
                         tuple(slot_of[s, part] for s, _ in read), weights, (e, layers_per_block * b + part)
                     )
                 frees = tuple(slot_of[key] for key in last_reads.dying[e])
-                for slot in frees:
-                    heapq.heappush(free, slot)
+                freed += frees
+                while freed and layers_per_block > 1:
+                    heapq.heappush(free, freed.pop())
                 stores = []
                 for part in last_reads.born[e]:
                     if not free:
@@ -108,6 +111,8 @@ class Lifetimes:
                     slot_of[e, part] = heapq.heappop(free)
                     stores.append((part, slot_of[e, part]))
                 row.append(BlockStep(block.fresh[e], (found[0], found[1]), found[SUM], frees, tuple(stores)))
+            for slot in freed:
+                heapq.heappush(free, slot)
             steps.append(tuple(row))
         return cls(tuple(steps), num_slots)
 

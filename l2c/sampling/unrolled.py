@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph import CacheGraph
-from l2c.sampling.correction import reused_entries
+from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.sampler import Sampler
 
 
@@ -16,7 +16,7 @@ def unroll(
     noise: Tensor,
     y: Tensor | None,
     slopes: Tensor,
-    corrections: tuple[Tensor, Tensor] | None = None,
+    corrections: tuple[Rows, Rows] | None = None,
     *,
     teach: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def unroll(
         noise: (N, C, H, W), the start.
         y: (N,) labels; None for a backbone without.
         slopes: (R,), of the reused entries in the order of `reused_entries`; read where two outputs are at hand.
-        corrections: scale and shift, (R, D) each; None = none.
+        corrections: scale and shift, R rows (D,) each; None = none.
         teach: see above.
 
     """
@@ -41,30 +41,32 @@ def unroll(
     index = {entry: i for i, entry in enumerate(reused_entries(graph))}
     computed: list[list[Tensor]] = [[] for _ in graph.layers]  # newest first
     loss = noise.new_zeros(())
+    dtype = next(backbone.parameters()).dtype
     trajectory = sampler.solver.trajectory(noise)
     request = next(trajectory)
     while True:
         e, row = request.index, graph.rows[request.index]
-        x = torch.cat([request.x, request.x]) if guidance.active else request.x
+        x = (torch.cat([request.x, request.x]) if guidance.active else request.x).to(dtype)
         times = torch.full((len(x),), request.t, device=x.device)
         cache: list[Tensor | None] = [None] * len(row)
         for layer in (layer for layer, fresh in enumerate(row) if not fresh):
             i, (value, *earlier) = index[e, layer], computed[layer]
             if earlier:
-                value = torch.lerp(earlier[0], value, 1 + slopes[i])
+                value = torch.lerp(earlier[0], value, (1 + slopes[i]).to(value.dtype))
             if corrections is not None:
                 scale, shift = corrections
-                value = torch.addcmul(shift[i], value, scale[i])
+                value = corrected(value, scale[i].to(value.dtype), shift[i].to(value.dtype))
             cache[layer] = value
         output, outputs = backbone.forward_cached(x, times, y, row, cache)
         if teach and not all(row):
             with torch.no_grad():
                 teacher = backbone(x, times, y)
-            loss = loss + (output - teacher).square().mean()
+            loss = loss + (output.float() - teacher.float()).square().mean()
         for layer in (layer for layer, fresh in enumerate(row) if fresh):
             newest = outputs[layer]
             assert newest is not None
             computed[layer] = [newest.detach() if teach else newest, *computed[layer][:1]]
+        output = output.float()
         guided = guidance.combine(*output.chunk(2)) if guidance.active else output
         try:
             request = trajectory.send(guided.detach() if teach else guided)

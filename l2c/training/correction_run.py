@@ -12,9 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig
 
 from l2c.atomic import check_writable
-from l2c.backbones.zoo import load_backbone, model_preset
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.zoo import load_backbone, model_names, model_preset
 from l2c.data.noise import NoiseDataModule
 from l2c.graph import CacheGraph
+from l2c.integrations.backends import configured_backbone
 from l2c.sampling.correction import save_correction
 from l2c.sampling.sampler import Sampler
 from l2c.training.lit_correction import LitCorrection
@@ -68,16 +70,19 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
     """Build the trained part for a graph, its backbone and its sampler.
 
     Raises:
-        ValueError: the graph is corrected already, or its solver draws noise of its own.
+        ValueError: the graph is corrected already, is not of this backbone, or its solver draws noise of its own.
 
     """
     if graph.correction is not None:
         raise ValueError(f"{cfg.graph} has a correction already; give the graph that it was trained from")
-    preset = cfg.get("model") or model_preset(graph.model)
-    backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
-    scales = (cfg.cfg_scale, graph.cfg_scale, preset.sampling.cfg_scale)
+    asked = cfg.get("solver") or {}
+    scales = (cfg.cfg_scale, asked.get("cfg_scale"), graph.cfg_scale)
     scale = next((scale for scale in scales if scale is not None), None)
-    Sampler(backbone, graph=graph, cfg_scale=scale)  # refuses a graph that does not fit
+    backbone, published = _backbone(cfg, graph, scale)
+    scale = published if scale is None else scale
+    name = None if asked.get("name") == "pipeline" else asked.get("name")
+    steps = asked.get("num_evaluations")
+    Sampler(backbone, graph=graph, solver=name, num_evaluations=steps, cfg_scale=scale)  # refuses what does not fit
     sampler = Sampler(
         backbone,
         solver=graph.solver,
@@ -88,7 +93,8 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
     if sampler.solver.stochastic:
         raise ValueError(
             f"training compares images from the same noise, but {graph.solver} adds noise of its own; "
-            "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
+            "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a pipeline "
+            "DDIMScheduler, DPMSolverMultistepScheduler)"
         )
     return LitCorrection(
         sampler,
@@ -100,3 +106,25 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
         slope_rate=cfg.slope_rate,
         scale_shift_rate=cfg.scale_shift_rate,
     )
+
+
+def _backbone(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tuple[Backbone, float | None]:
+    """Return the backbone that a graph is for, and the guidance scale that its preset publishes."""
+    model = cfg.get("model")
+    if model is not None and "pipeline" in model:
+        if cfg.checkpoint is not None:
+            raise ValueError("a pipeline brings its own weights; leave checkpoint out, or name another pipeline=PATH")
+        backbone = configured_backbone(model, {"num_evaluations": graph.num_evaluations, "cfg_scale": scale})
+        if backbone.conventions.name == graph.model and set(backbone.layer_names) != set(graph.layers):
+            raise ValueError(
+                f"the graph's {graph.num_layers} layers ({graph.layers[0]}, ...) are not the {backbone.num_layers} "
+                f"({backbone.layer_names[0]}, ...) that were looked for in {graph.model}; give the kinds that it was "
+                "made with, model.layers=[layer], [block] or [block,resnet]"
+            )
+        return backbone, None
+    if model is None and graph.model not in model_names() and graph.solver.endswith("Scheduler"):
+        raise ValueError(
+            f"the graph was made for {graph.model} of a diffusers pipeline; add backend=diffusers pipeline=PATH"
+        )
+    preset = model or model_preset(graph.model)
+    return load_backbone(preset, checkpoint=cfg.checkpoint), preset.sampling.cfg_scale

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.dit import timestep_embedding
+from l2c.diffusion import Solver
 from l2c.graph import CacheGraph
-from l2c.sampling.correction import reused_entries
+from l2c.sampling.correction import layer_widths, reused_entries
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
@@ -65,25 +66,28 @@ class LitCorrection(pl.LightningModule):
         self.entries = reused_entries(graph)
         if not self.entries:
             raise ValueError("the graph reuses nothing, so there is nothing to correct; take one that does")
-        layer_shape = self.backbone.layer_shape
-        assert layer_shape is not None, "ours all know it"
+        if loss == "image" and not differentiable(sampler.solver, self.backbone.input_shape):
+            raise ValueError(
+                f"loss=image needs a solver whose steps can be differentiated, but those of {graph.solver} cannot; "
+                "take loss=output"
+            )
         start = [graph.slopes[e][layer] for e, layer in self.entries]
         self.slopes = nn.Parameter(torch.tensor(start), requires_grad=slopes)
-        shape = (graph.num_layers, EMBEDDING_SIZE, 2 * layer_shape[1])
-        self.maps = nn.Parameter(torch.zeros(shape), requires_grad=scale_shift)
-        embedding = timestep_embedding(torch.tensor(graph.timesteps), EMBEDDING_SIZE)  # (E, embedding size)
+        self.widths = layer_widths(self.backbone)
+        # The channels of all layers side by side: (embedding size, scale and shift, channels).
+        self.maps = nn.Parameter(torch.zeros(EMBEDDING_SIZE, 2, sum(self.widths)), requires_grad=scale_shift)
+        # Some pipelines count time from 1 to 0, where the frequencies of the embedding tell nothing apart.
+        times = torch.tensor(graph.timesteps) * (1000 if graph.timesteps[0] <= 1 else 1)
+        embedding = timestep_embedding(times, EMBEDDING_SIZE)  # (E, embedding size)
         self.register_buffer("embedding", embedding / embedding.abs().sum(dim=1, keepdim=True), persistent=False)
         self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
 
-    def corrections(self) -> tuple[Tensor, Tensor]:
-        """Return scale and shift, (R, D) each, of all reused entries."""
-        evaluations, layers = (
-            torch.tensor(index, device=self.maps.device) for index in zip(*self.entries, strict=True)
-        )
+    def corrections(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return scale and shift of all reused entries, R rows (D,) each; layers may differ in D."""
         assert isinstance(self.embedding, Tensor)
-        change = torch.einsum("rk,rkd->rd", self.embedding[evaluations], self.maps[layers])
-        scale, shift = change.chunk(2, dim=1)
-        return 1 + scale, shift
+        change = torch.einsum("ek,kcd->ecd", self.embedding, self.maps).split(self.widths, dim=2)  # by layer
+        scale = [1 + change[layer][e, 0] for e, layer in self.entries]
+        return scale, [change[layer][e, 1] for e, layer in self.entries]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the loss of noise (N, C, H, W) and labels (N,)."""
@@ -104,8 +108,8 @@ class LitCorrection(pl.LightningModule):
         return unroll(self.sampler, self.graph, noise, y, self.slopes, corrections, teach=teach)
 
     @torch.no_grad()
-    def corrected(self) -> tuple[CacheGraph, Tensor | None, Tensor | None]:
-        """Return the graph with the trained slopes, and scale and shift (R, D) where they were trained."""
+    def corrected(self) -> tuple[CacheGraph, list[Tensor] | None, list[Tensor] | None]:
+        """Return the graph with the trained slopes, and scale and shift (R rows) where they were trained."""
         graph = with_slopes(self.graph, self.slopes) if self.rates[0] else self.graph
         scale, shift = self.corrections()
         return (graph, scale, shift) if self.scale_shift else (graph, None, None)
@@ -127,3 +131,14 @@ class LitCorrection(pl.LightningModule):
         """Leave the frozen backbone out of the checkpoint."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("backbone.")}
+
+
+def differentiable(solver: Solver, shape: tuple[int, ...]) -> bool:
+    """Return whether a gradient reaches a solver's outputs, probed with one x of a shape (C, H, W)."""
+    output = torch.zeros(1, *shape, requires_grad=True)
+    try:
+        image = solver.sample(lambda x, t: output * t, torch.ones(1, *shape))
+        image.sum().backward()
+    except RuntimeError:  # nothing to differentiate, or changed in place
+        return False
+    return output.grad is not None

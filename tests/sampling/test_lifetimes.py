@@ -126,3 +126,24 @@ def test_an_all_compute_graph_stores_nothing():
     lifetimes = Lifetimes.of(graph)
     assert lifetimes.num_slots == 0
     assert not any(step.stores or step.frees for row in lifetimes.steps for step in row)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_layers_found_by_name_may_run_in_any_order(seed):
+    graph = random_graph(seed, fresh=0.4)
+    slots: dict[int, tuple[int, int]] = {}  # slot -> (evaluation, layer)
+    order = np.random.default_rng(seed)
+    for e, steps in enumerate(Lifetimes.of(graph, layers_per_block=1).steps):
+        for layer in order.permutation(graph.num_layers):
+            step = steps[layer]
+            assert step.fresh == (graph.rows[e][layer], True)
+            if not step.fresh[0]:
+                source = step.sources[0]
+                found = dict(zip((slots[slot] for slot in source.slots), source.weights, strict=True))
+                assert found == pytest.approx({(s, layer): w for s, w in wanted(graph, e, layer).items()})
+            for slot in step.frees:
+                del slots[slot]
+            for _, slot in step.stores:
+                assert slot not in slots
+                slots[slot] = (e, layer)
+    assert not slots
