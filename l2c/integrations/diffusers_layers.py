@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -131,7 +132,18 @@ def _plain_resnet(module: Any) -> bool:
 
 
 def _position(model: nn.Module):  # type: ignore[no-untyped-def]
-    """Return a key that orders names as the model runs them: a U-Net lists its middle last."""
+    """Return a key that orders names as the model runs them.
+
+    A U-Net lists its middle last, and in each of its blocks all attentions before the ResNet blocks between them.
+    """
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     stages = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
-    return lambda name: (stages.get(name.split(".")[0], 0), order[name])
+
+    def key(name: str) -> tuple[int, ...]:
+        match = re.match(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(attentions|resnets)\.(\d+)", name)
+        if match is None:
+            return stages.get(name.split(".")[0], 0), order[name]
+        block, kind, index = match.groups()
+        return stages[block.split(".")[0]], order[block], 2 * int(index) + (kind == "attentions"), order[name]
+
+    return key

@@ -12,6 +12,7 @@ from l2c.policies.gram import gram
 from l2c.policies.judge import Judge
 from l2c.policies.problem import Problem
 from l2c.sampling.correction import reused_entries
+from l2c.sampling.gradients import gradients_through
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
@@ -104,7 +105,7 @@ def _train_slopes(
         noise = seeded_noise(backbone.input_shape, seed, batch_size, first=begin).to(device)
         count = backbone.num_labels
         y = torch.arange(begin, begin + batch_size, device=device) % count if count else None
-        with torch.enable_grad():
+        with gradients_through(sampler.solver):
             images, _ = unroll(sampler, graph, noise, y, slopes)
             loss, _ = image_loss(images, sampler.sample(y, noise=noise))
             optimizer.zero_grad()
