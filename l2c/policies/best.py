@@ -26,6 +26,7 @@ def best(
     max_span: int = 6,
     num_trajectories: int = 64,
     pool: int = 512,
+    judge_batch: int = 64,
     steps: int = 50,
     batch_size: int = 8,
     learning_rate: float = 0.02,
@@ -39,6 +40,7 @@ def best(
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
         pool: noises of which those are chosen; see `Judge`.
+        judge_batch: of both, how many at a time.
         steps: of training, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: of the slopes.
@@ -55,7 +57,7 @@ def best(
             f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
             "take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
         )
-    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool)
+    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
     start = _best_start(problem, judge, worth, max_span)
     slopes = torch.tensor([start.slopes[e][layer] for e, layer in reused_entries(start)])
     trained = _train_slopes(problem.sampler, start, slopes, steps, batch_size, learning_rate, seed, pool)
