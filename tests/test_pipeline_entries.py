@@ -1,4 +1,4 @@
-"""The entries on a saved pipeline: calibrate, make, compare, judge and use graphs, train routers, refuse bad input."""
+"""The entries on a saved pipeline: calibrate, make, compare, judge and use graphs, train routers, refuse."""
 
 import json
 import runpy

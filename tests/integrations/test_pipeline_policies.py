@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
 pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
@@ -20,8 +19,8 @@ from diffusers import (
 
 import l2c
 from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
-from l2c.integrations.pipeline_backbone import PipelineBackbone, _PerPrompt, pipeline_backbone
 from l2c.integrations.diffusers_layers import find_layers
+from l2c.integrations.pipeline_backbone import PipelineBackbone, _PerPrompt, pipeline_backbone
 from l2c.integrations.scheduler_solver import SchedulerSolver
 from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.changes import measure_changes
@@ -205,20 +204,20 @@ class Opaque(DDIMScheduler):
             return super().step(*args, **kwargs)
 
 
+@pytest.mark.parametrize("of", [("block", "resnet"), ("layer", "resnet")])
 @torch.no_grad()
-def test_layers_of_a_unet_are_listed_as_they_run(make_family):
+def test_layers_of_a_unet_are_listed_as_they_run(of, make_family):
     """What the sampler keeps is freed after the last layer that reads it."""
-    family = make_family("unet")
-    for of in (("block", "resnet"), ("layer", "resnet")):
-        names, ran = find_layers(family.model, of=of), []
-        handles = [
-            family.model.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
-            for name in names
-        ]
-        family(family.x, 500.0)
-        for handle in handles:
-            handle.remove()
-        assert tuple(ran) == names
+    family, ran = make_family("unet"), []
+    names = find_layers(family.model, of=of)
+
+    def note(name):
+        return lambda *_: ran.append(name)
+
+    for name in names:
+        family.model.get_submodule(name).register_forward_pre_hook(note(name))
+    family(family.x, 500.0)
+    assert tuple(ran) == names
 
 
 def test_fewer_steps_are_the_schedulers_own(make_pipeline):
