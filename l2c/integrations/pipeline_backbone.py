@@ -289,6 +289,17 @@ def _recorded(pipe: Any, model: nn.Module, **settings: Any) -> _Call:
     raise ValueError(f"{type(pipe).__name__} ended without calling its {type(model).__name__}")
 
 
+def _digest(table: Any) -> str:
+    """Return a digest of conditions."""
+    if isinstance(table, Mapping):
+        return str({key: _digest(value) for key, value in table.items()})
+    if isinstance(table, _PerPrompt):
+        table = table.rows
+    if isinstance(table, Tensor):
+        return weights_digest({"": table})
+    return str(table)
+
+
 @dataclass(frozen=True)
 class _PerPrompt:
     """A condition with one row per prompt."""
@@ -316,15 +327,4 @@ def _rows(table: Any, y: Tensor) -> Any:
         return {key: _rows(value, y) for key, value in table.items()}
     if isinstance(table, _PerPrompt):
         return table.rows.to(y.device)[y]
-    return table.to(y.device) if isinstance(table, Tensor) and table.ndim else table
-
-
-def _digest(table: Any) -> str:
-    """Return a digest of conditions."""
-    if isinstance(table, Mapping):
-        return str({key: _digest(value) for key, value in table.items()})
-    if isinstance(table, _PerPrompt):
-        table = table.rows
-    if isinstance(table, Tensor):
-        return weights_digest({"": table})
-    return str(table)
+    return table.to(y.device) if isinstance(table, Tensor) else table

@@ -42,7 +42,8 @@ class SchedulerSolver(Solver):
         self.steps = tuple((e,) for e in range(len(self.timesteps)))
         self._scheduler = copy.deepcopy(scheduler)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        self.stochastic = _adds_noise(scheduler)
+        sde = "sde" in (name + str(scheduler.config.get("algorithm_type"))).lower()
+        self.stochastic = sde or "Ancestral" in name or name.startswith(("DDPM", "LCM", "TCD"))
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
@@ -57,14 +58,6 @@ class SchedulerSolver(Solver):
             predicted, _ = split_variance(output, x.shape[1])
             x = scheduler.step(predicted, t, x, **options).prev_sample
         return x
-
-
-def _adds_noise(scheduler: Any) -> bool:
-    """Whether a scheduler's steps draw noise of their own, by its kind and settings."""
-    name, config = type(scheduler).__name__, scheduler.config
-    by_setting = str(config.get("algorithm_type", "")).startswith("sde") or config.get("stochastic_sampling", False)
-    by_kind = any(part in name for part in ("Ancestral", "SDE", "SASolver", "LCM", "TCD", "CMStochastic", "SCM"))
-    return by_kind or name.startswith("DDPM") or bool(by_setting)
 
 
 def _generators(source: NoiseSource | None, count: int) -> torch.Generator | list[torch.Generator] | None:
