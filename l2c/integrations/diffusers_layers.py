@@ -134,16 +134,14 @@ def _plain_resnet(module: Any) -> bool:
 def _position(model: nn.Module):  # type: ignore[no-untyped-def]
     """Return a key that orders names as the model runs them.
 
-    A U-Net lists its middle last, and in each of its blocks all attentions before the ResNet blocks between them.
+    A U-Net lists its middle last, and the attentions of a block before its ResNet blocks, each of which runs first.
     """
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
     stages = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
-    def key(name: str) -> tuple[int, ...]:
-        match = re.match(r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(attentions|resnets)\.(\d+)", name)
-        if match is None:
-            return stages.get(name.split(".")[0], 0), order[name]
-        block, kind, index = match.groups()
-        return stages[block.split(".")[0]], order[block], 2 * int(index) + (kind == "attentions"), order[name]
+    def key(name: str) -> tuple[int, int, float, int]:
+        found = re.match(r"(.+)\.(resnets|attentions)\.(\d+)", name)
+        block, place = (name, 0.0) if found is None else (found[1], int(found[3]) + 0.5 * (found[2] == "attentions"))
+        return stages.get(name.split(".")[0], 0), order[block], place, order[name]
 
     return key
