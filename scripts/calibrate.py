@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from l2c import cli
 from l2c.evaluation.figures import graph_heatmap, save_figure
-from l2c.integrations.backends import configured_backbone
+from l2c.integrations.backends import configured_backbone, pipeline_options
 from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.changes import measure_changes
 from l2c.policies.problem import Problem
@@ -62,7 +62,8 @@ def main(cfg: DictConfig) -> None:
     if "policy" in cfg:
         _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
     else:
-        print(f"next: python scripts/make_graph.py policy=smoothcache target=0.75 statistics={path}")
+        pipeline = pipeline_options(cfg.model)
+        print(f"next: python scripts/make_graph.py {pipeline}policy=smoothcache target=0.75 statistics={path}")
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:

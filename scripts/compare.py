@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from l2c import cli
 from l2c.atomic import replacing
-from l2c.backbones.zoo import fingerprint, near_names
+from l2c.backbones.zoo import near_names
 from l2c.evaluation.figures import save_figure
 from l2c.evaluation.html_report import html_report
 from l2c.evaluation.method_table import Cell, to_csv, to_markdown
@@ -44,9 +44,7 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
     tournament = Tournament(cfg, folder)
-    settings = json.dumps(
-        [cfg.num_images, cfg.seed, dict(cfg.solver.items()), fingerprint(tournament.backbone)], default=str
-    )
+    settings = json.dumps(tournament.settings, default=str)
     record = folder / "settings.json"
     if record.is_file() and record.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
@@ -63,8 +61,9 @@ def main(cfg: DictConfig) -> None:
     if not cells:
         raise ValueError("no method reaches any of the targets; raise them")
     text = to_markdown(cells)
+    name = tournament.backbone.conventions.name
     note = (
-        f"{cfg.model.name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that "
+        f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that "
         f"against the uncached images; ratios under 1.5 are ties. Measured on {machine()}."
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
@@ -77,7 +76,7 @@ def main(cfg: DictConfig) -> None:
     for kind in ("samples", "graphs"):
         pictures |= {f"{kind}: {path.stem}": path for path in sorted((folder / kind).glob("*.png"))}
     with replacing(folder / "report.html") as temporary:
-        temporary.write_text(html_report(f"Caching {cfg.model.name}", cells, pictures, note), encoding="utf-8")
+        temporary.write_text(html_report(f"Caching {name}", cells, pictures, note), encoding="utf-8")
     print(f"{text}\n\nreport: {folder / 'report.html'}")
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from l2c import cli
 from l2c.atomic import check_writable, replacing
+from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import load_backbone, model_preset
 from l2c.evaluation.comparison import compare
 from l2c.evaluation.cost import count_macs
@@ -24,7 +25,9 @@ from l2c.evaluation.reference import load_reference, open_images
 from l2c.evaluation.report import scores_table, table, write_report
 from l2c.evaluation.scores import score
 from l2c.graph import CacheGraph
+from l2c.integrations.backends import configured_backbone, is_pipeline
 from l2c.policies.random_layers import random_layers
+from l2c.policies.tournament import SECOND_ORDER
 from l2c.sampling.sampler import Sampler
 from l2c.training.sampling_run import sample_by
 
@@ -34,7 +37,14 @@ BASELINES = ("fewer_steps", "random")
 @cli.entry("evaluate")
 def main(cfg: DictConfig) -> None:
     """Compare the graph with the uncached sampler, or score images against a reference."""
-    if any(cfg.get(name) is not None for name in ("solver", "reference", "samples")):  # experiments set a solver
+    if is_pipeline(cfg.get("model")):
+        if cfg.reference is not None or cfg.samples is not None:
+            raise ValueError(
+                "scores against a reference are not made from a pipeline; leave reference and samples out for the "
+                "error against its uncached latents, or score drawn images with samples=PATH.npz and no backend"
+            )
+        judge_graph(cfg)
+    elif any(cfg.get(name) is not None for name in ("solver", "reference", "samples")):  # experiments set a solver
         judge_images(cfg)
     else:
         judge_graph(cfg)
@@ -78,6 +88,19 @@ def judge_images(cfg: DictConfig) -> None:
     print(f"{scores_table(scores)}\n\nwrote {folder / 'scores.json'}")
 
 
+def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, str]:
+    """Return the backbone that a graph is judged on, the guidance scale and the name of its data."""
+    if is_pipeline(cfg.get("model")):
+        scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), cfg.solver.cfg_scale)
+        solver = {"num_evaluations": graph.num_evaluations, "cfg_scale": scale}
+        backbone = configured_backbone(cfg.model, solver, fewer_steps="fewer_steps" in cfg.baselines)
+        return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, cfg.model.data
+    preset = cfg.get("model") or model_preset(graph.model)
+    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
+    scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
+    return backbone, scale, preset.data
+
+
 def judge_graph(cfg: DictConfig) -> None:
     """Load, build the samplers, compare, report."""
     cfg.num_images = 200 if cfg.num_images is None else cfg.num_images
@@ -93,10 +116,8 @@ def judge_graph(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
-    preset = cfg.get("model") or model_preset(graph.model)
-    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
+    backbone, scale, data = judged_backbone(cfg, graph)
     cost = count_macs(backbone)
-    scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
 
     def uncached(num_evaluations: int) -> Sampler:
         return Sampler(
@@ -113,7 +134,7 @@ def judge_graph(cfg: DictConfig) -> None:
     }
     if "fewer_steps" in cfg.baselines:
         # An odd number would end 2S with a first-order step, which makes the baseline look far worse than it is.
-        unit = 2 if graph.solver == "dpm_solver_2s" else 1
+        unit = 2 if graph.solver in SECOND_ORDER else 1
         samplers["fewer steps"] = [uncached(max(2, unit * round(cost.evaluations_worth(graph) / unit)))]
     if "random" in cfg.baselines:
         draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
@@ -125,7 +146,7 @@ def judge_graph(cfg: DictConfig) -> None:
         num_images=cfg.num_images,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
-        classifier=load_digits_classifier() if preset.data == "digits" else None,
+        classifier=load_digits_classifier() if data == "digits" else None,
         timing_batch=cfg.timing_batch,
         timing_repetitions=cfg.timing_repetitions,
     )

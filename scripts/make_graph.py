@@ -6,8 +6,8 @@ python scripts/make_graph.py policy=interval policy.n=2
 from omegaconf import DictConfig
 
 from l2c import cli
-from l2c.backbones.zoo import load_backbone
 from l2c.evaluation.figures import graph_heatmap, save_figure
+from l2c.integrations.backends import configured_backbone, pipeline_options
 from l2c.policies.calibration import Calibration
 from l2c.policies.problem import Problem
 from l2c.policies.zoo import make_graph
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
     target = cfg.budget if cfg.target is None else cfg.target
     calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
     sampler = Sampler(
-        load_backbone(cfg.model),
+        configured_backbone(cfg.model, cfg.solver),
         solver=cfg.solver.name,
         num_evaluations=cfg.solver.num_evaluations,
         cfg_scale=cfg.solver.cfg_scale,
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
         f"{graph.num_evaluations}: {problem.cost.speed_up(graph):.2f} x by MACs"
     )
     path = folder / "cache_graph.json"
-    print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
+    print(f"wrote {path}\nnext: python scripts/evaluate.py {pipeline_options(cfg.model)}graph={path}")
 
 
 if __name__ == "__main__":

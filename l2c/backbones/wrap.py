@@ -150,7 +150,12 @@ class WrappedModule(Backbone):
 
             if fresh[0] is True:  # the output itself, bit for bit
                 output = original(*args, **kwargs)
-                return output, _Outputs(lambda: branch_of(output))
+                if not torch.is_grad_enabled():
+                    return output, _Outputs(lambda: branch_of(output))
+                branch = branch_of(output)
+                if branch is not output and branch.requires_grad:  # what follows must depend on the branch
+                    output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
+                return output, _Outputs(lambda: branch)
             branch = mix(fresh[0], lambda: branch_of(original(*args, **kwargs)), cached[0])
             output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
             return output, _Outputs(lambda: branch)

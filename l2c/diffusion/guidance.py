@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-GUIDANCE_MODES = ("dit", "uvit", "cfg")
+GUIDANCE_MODES = ("dit", "uvit", "cfg", "embedded")
 NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}
 
 
@@ -17,7 +17,8 @@ class Guidance:
     Attributes:
         mode: `dit`: uncond + s (cond - uncond) on the first three channels, the others conditional (the rule
             of the published DiT code, which its figures were made with); `uvit`: cond + s (cond - uncond);
-            `cfg`: uncond + s (cond - uncond) on all channels, as diffusers' pipelines have it.
+            `cfg`: uncond + s (cond - uncond) on all channels, as diffusers' pipelines have it; `embedded`: s is an
+            input of the network, which needs no unconditional pass (guidance-distilled models).
         scale: s; None or the neutral value (`dit` and `cfg` 1.0, `uvit` 0.0) switches guidance off.
 
     """
@@ -32,7 +33,7 @@ class Guidance:
     @property
     def active(self) -> bool:
         """Whether an unconditional pass is needed at all."""
-        return self.scale is not None and self.scale != NEUTRAL_SCALE[self.mode]
+        return self.mode != "embedded" and self.scale is not None and self.scale != NEUTRAL_SCALE[self.mode]
 
     def combine(self, cond: Tensor, uncond: Tensor) -> Tensor:
         """Merge two outputs (N, C or 2 C, H, W) of the same x into one."""

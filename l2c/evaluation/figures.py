@@ -76,7 +76,7 @@ def sample_grid(images: Mapping[str, Tensor], labels: Sequence[int] | None = Non
 
     Args:
         images: (N, C, H, W) in [-1, 1] per method; one channel is drawn in grey, three in colour, of more
-            channels (latents) the first three.
+            channels (latents) the first three, tokens (N, T, D) as one grey picture.
         labels: N labels for the columns.
 
     """
@@ -87,7 +87,8 @@ def sample_grid(images: Mapping[str, Tensor], labels: Sequence[int] | None = Non
     axes = figure.subplots(len(names), count, squeeze=False)
     for name, row in zip(names, axes, strict=True):
         for i, axis in enumerate(row):
-            pixels = (images[name][i, :3].clamp(-1, 1) + 1) / 2
+            image = images[name][i]
+            pixels = ((image[None] if image.ndim == 2 else image[:3]).clamp(-1, 1) + 1) / 2
             axis.imshow(
                 pixels.permute(1, 2, 0).numpy() if len(pixels) == 3 else pixels[0].numpy(),
                 cmap="gray",

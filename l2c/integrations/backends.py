@@ -9,10 +9,27 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import load_backbone
 
 
-def configured_backbone(model: Mapping[str, Any], solver: Mapping[str, Any]) -> Backbone:
+def is_pipeline(model: Mapping[str, Any] | None) -> bool:
+    """Whether a config's `model` group is that of `backend=diffusers`."""
+    return model is not None and "pipeline" in model
+
+
+def pipeline_options(model: Mapping[str, Any]) -> str:
+    """Return what an entry must be told to load the same backbone, where it is a pipeline's."""
+    if not is_pipeline(model):
+        return ""
+    prompts = f"prompts={model['prompts']} " if model["prompts"] else ""
+    return f"backend=diffusers pipeline={model['pipeline']} {prompts}"
+
+
+def configured_backbone(
+    model: Mapping[str, Any], solver: Mapping[str, Any], *, fewer_steps: bool = False
+) -> Backbone:
     """Return the backbone that a config's `model` and `solver` groups name; see `load_backbone`, `load_pipeline`."""
-    if "pipeline" not in model:
+    if not is_pipeline(model):
         return load_backbone(model)
     from l2c.integrations.pipeline_backbone import load_pipeline  # diffusers is optional
 
-    return load_pipeline(model, num_evaluations=solver["num_evaluations"], guidance_scale=solver["cfg_scale"])
+    return load_pipeline(
+        model, num_evaluations=solver["num_evaluations"], guidance_scale=solver["cfg_scale"], fewer_steps=fewer_steps
+    )

@@ -6,8 +6,10 @@ first call of its model, whose arguments are kept. The text encoders are needed 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Conventions
+from l2c.backbones.backbone import Conventions, weights_digest
 from l2c.backbones.wrap import WrappedModule
 from l2c.integrations.diffusers import denoiser_of
 from l2c.integrations.diffusers_layers import find_layers, make_layer
@@ -44,9 +46,13 @@ class PipelineBackbone(WrappedModule):
         solver: the pipeline's scheduler.
         input_shape: of one x.
         of: kinds of layers, see `find_layers`.
+        fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
+        embedded_guidance: whether the guidance scale is among the conditions, an input of the model.
 
     Attributes:
         own_solver: the solver that a sampler of this backbone uses.
+        fewer_steps: see above.
+        origin: a digest of conditions and scheduler, which decide with the weights what is drawn.
 
     """
 
@@ -58,6 +64,8 @@ class PipelineBackbone(WrappedModule):
         input_shape: tuple[int, ...],
         *,
         of: tuple[str, ...] | None = None,
+        fewer_steps: Mapping[int, SchedulerSolver] | None = None,
+        embedded_guidance: bool = False,
     ) -> None:
         count = len(conditions) - 1
         super().__init__(
@@ -65,12 +73,16 @@ class PipelineBackbone(WrappedModule):
             [make_layer(model, name) for name in find_layers(model, of=of)],
             timestep="timestep",
             labels="prompt",
-            conventions=Conventions(type(model).__name__, "linear", 0, "cfg", count),
+            conventions=Conventions(
+                type(model).__name__, "linear", 0, "embedded" if embedded_guidance else "cfg", count
+            ),
             input_shape=input_shape,
             num_embedded_labels=count + 1,
         )
         self.own_solver = solver
+        self.fewer_steps = dict(fewer_steps or {})
         self._table = _stacked(conditions)
+        self.origin = hashlib.sha256(f"{_digest(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
 
     def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
         """Call the model as the pipeline does for prompts y (N,)."""
@@ -87,6 +99,7 @@ def pipeline_backbone(
     guidance_scale: float | None = None,
     of: tuple[str, ...] | None = None,
     options: Mapping[str, Any] | None = None,
+    fewer_steps: bool = False,
 ) -> PipelineBackbone:
     """Record what a pipeline makes of prompts, and return its denoiser as a backbone.
 
@@ -97,6 +110,8 @@ def pipeline_backbone(
         guidance_scale: given to models that take it as an input (Flux); for the others guidance is the sampler's.
         of: kinds of layers, see `find_layers`.
         options: further arguments of the pipeline's call, `height` and `width` for example.
+        fewer_steps: also look at the scheduler's steps for every smaller number of them, for the baseline of that
+            name.
 
     Raises:
         ValueError: no prompts, prompts of different lengths, or a scheduler that a graph cannot follow.
@@ -118,23 +133,54 @@ def pipeline_backbone(
     ]
     timesteps = as_model_sees(pipe.scheduler.timesteps, calls[0].t, pipe.scheduler)
     solver = SchedulerSolver(pipe.scheduler, timesteps)
-    return PipelineBackbone(model, [call.conditions for call in calls], solver, tuple(calls[0].x.shape[1:]), of=of)
+    given = {**settings, "class_labels" if by_class else "prompt": [prompts[0]]}
+    return PipelineBackbone(
+        model,
+        [call.conditions for call in calls],
+        solver,
+        tuple(calls[0].x.shape[1:]),
+        of=of,
+        fewer_steps=_fewer_steps(pipe, model, given) if fewer_steps else None,
+        embedded_guidance=distilled,
+    )
 
 
-def load_pipeline(settings: Mapping[str, Any], *, num_evaluations: int, guidance_scale: float | None) -> Any:
-    """Return the backbone of a saved pipeline; its text encoders run once per prompt and are freed.
+def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> dict[int, SchedulerSolver]:
+    """Return the pipeline's scheduler at 2 steps and on, fewer than its settings say; the prompt is encoded once."""
+    found: dict[int, SchedulerSolver] = {}
+    with _encoding_once(pipe):
+        for count in range(2, settings["num_inference_steps"]):
+            call = _recorded(pipe, model, **{**settings, "num_inference_steps": count})
+            timesteps = as_model_sees(pipe.scheduler.timesteps, call.t, pipe.scheduler)
+            with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
+                found[count] = SchedulerSolver(pipe.scheduler, timesteps)
+    return found
 
-    Args:
-        settings: `pipeline` (a folder or a name on the Hub), `prompts` (a text file or None), `layers` (kinds or
-            None), `dtype`, `device`, `options` of the pipeline's call.
-        num_evaluations: number of steps.
-        guidance_scale: see `pipeline_backbone`.
 
-    Raises:
-        ValueError: an empty prompt file, a label out of range.
-        OSError: there is no such pipeline or file.
+@contextlib.contextmanager
+def _encoding_once(pipe: Any) -> Iterator[None]:
+    """Let a pipeline's text encoders run once for arguments that they get again."""
+    encode = getattr(pipe, "encode_prompt", None)
+    if encode is None:
+        yield
+        return
+    known: dict[str, Any] = {}
 
-    """
+    def encode_once(*args: Any, **kwargs: Any) -> Any:
+        key = repr((args, kwargs))
+        if key not in known:
+            known[key] = encode(*args, **kwargs)
+        return known[key]
+
+    pipe.encode_prompt = encode_once
+    try:
+        yield
+    finally:
+        del pipe.encode_prompt
+
+
+def read_pipeline(settings: Mapping[str, Any]) -> Any:
+    """Return a saved pipeline; see `load_pipeline` for settings and errors."""
     from diffusers import DiffusionPipeline
 
     if settings.get("prompts") is not None:
@@ -142,6 +188,27 @@ def load_pipeline(settings: Mapping[str, Any], *, num_evaluations: int, guidance
     pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(settings["device"])
+    return pipe
+
+
+def load_pipeline(
+    settings: Mapping[str, Any], *, num_evaluations: int, guidance_scale: float | None, fewer_steps: bool = False
+) -> Any:
+    """Return the backbone of a saved pipeline; its text encoders run once per prompt and are freed.
+
+    Args:
+        settings: `pipeline` (a folder or a name on the Hub), `prompts` (a text file or None), `layers` (kinds or
+            None), `dtype`, `device`, `options` of the pipeline's call.
+        num_evaluations: number of steps.
+        guidance_scale: see `pipeline_backbone`.
+        fewer_steps: likewise.
+
+    Raises:
+        ValueError: an empty prompt file, a label out of range.
+        OSError: there is no such pipeline or file.
+
+    """
+    pipe = read_pipeline(settings)
     of = settings.get("layers")
     return pipeline_backbone(
         pipe,
@@ -150,6 +217,7 @@ def load_pipeline(settings: Mapping[str, Any], *, num_evaluations: int, guidance
         guidance_scale=guidance_scale,
         of=None if of is None else tuple(of),
         options=settings.get("options"),
+        fewer_steps=fewer_steps,
     )
 
 
@@ -219,6 +287,17 @@ def _recorded(pipe: Any, model: nn.Module, **settings: Any) -> _Call:
     finally:
         hook.remove()
     raise ValueError(f"{type(pipe).__name__} ended without calling its {type(model).__name__}")
+
+
+def _digest(table: Any) -> str:
+    """Return a digest of conditions."""
+    if isinstance(table, Mapping):
+        return str({key: _digest(value) for key, value in table.items()})
+    if isinstance(table, _PerPrompt):
+        table = table.rows
+    if isinstance(table, Tensor):
+        return weights_digest({"": table})
+    return str(table)
 
 
 @dataclass(frozen=True)

@@ -43,13 +43,14 @@ class SchedulerSolver(Solver):
         self._scheduler = copy.deepcopy(scheduler)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         sde = "sde" in (name + str(scheduler.config.get("algorithm_type"))).lower()
-        self.stochastic = sde or "Ancestral" in name or name.startswith(("DDPM", "LCM", "TCD"))
+        draws = name.startswith(("DDPM", "LCM", "TCD", "SASolver", "SCM", "CMStochastic")) or "Ancestral" in name
+        self.stochastic = sde or draws or bool(scheduler.config.get("stochastic_sampling"))
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         scheduler = copy.deepcopy(self._scheduler)  # multistep schedulers remember
         if first_step == 0:
-            x = x * scheduler.init_noise_sigma
+            x = x * getattr(scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
         options = {"generator": _generators(generator, len(x))} if self._takes_generator else {}
         for e in range(first_step, self.num_evaluations):
             t = scheduler.timesteps[e]

@@ -17,6 +17,7 @@ from l2c.policies.judge import Judge
 from l2c.policies.problem import Problem
 from l2c.policies.responses import measure_responses
 from l2c.sampling.correction import reused_entries
+from l2c.sampling.gradients import gradients_through
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
@@ -51,6 +52,7 @@ def best(
     max_span: int = 6,
     num_trajectories: int = 64,
     pool: int = 512,
+    judge_batch: int = 64,
     steps: int = 50,
     batch_size: int = 8,
     learning_rate: float = 0.02,
@@ -66,6 +68,7 @@ def best(
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
         pool: noises of which those are chosen; see `Judge`.
+        judge_batch: of both, how many at a time.
         steps: of training, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: of the slopes.
@@ -86,7 +89,7 @@ def best(
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:
         raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
-    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool)
+    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[CacheGraph] = []
@@ -97,12 +100,8 @@ def best(
     settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["num_evaluations"] = own  # of the images that it stays near to
-    provenance = {
-        **chosen.provenance,
-        "method": "best",
-        "hyperparameters": {**settings, "steps": steps, "seed": seed},
-    }
-    return chosen.replace(provenance=provenance)
+    settings |= {"steps": steps, "seed": seed}
+    return chosen.replace(provenance={**chosen.provenance, "method": "best", "hyperparameters": settings})
 
 
 def _with_evaluations(problem: Problem, count: int) -> Problem:
@@ -123,7 +122,8 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
         noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
         num_labels = sampler.backbone.num_labels
         labels = torch.arange(num_trajectories) % num_labels if num_labels else None
-        responses = measure_responses(other, labels, noise, **settings.get("responses", {}), seed=seed)
+        how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
+        responses = measure_responses(other, labels, noise, seed=seed, **how)
         head = head_of(Problem.of(other).blank)
         known[key] = Problem.of(other, Calibration({"responses": responses}, head, settings))
     return known[key]
@@ -165,7 +165,7 @@ def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Tr
         noise = seeded_noise(backbone.input_shape, training.seed, training.batch_size, first=begin).to(device)
         count = backbone.num_labels
         y = torch.arange(begin, begin + training.batch_size, device=device) % count if count else None
-        with torch.enable_grad():
+        with gradients_through(problem.sampler.solver):
             images, _ = unroll(problem.sampler, graph, noise, y, slopes)
             loss, _ = image_loss(images, teacher.sample(y, noise=noise))
             optimizer.zero_grad()

@@ -42,7 +42,8 @@ def measure_changes(
     num_evaluations, num_layers = sampler.solver.num_evaluations, backbone.num_layers
     layer_change = torch.zeros(max_age, num_evaluations, num_layers, dtype=torch.float64)
     block_change = torch.zeros(max_age, num_evaluations, len(_blocks(backbone)), dtype=torch.float64)
-    device = next(backbone.parameters()).device
+    weight = next(backbone.parameters())
+    device = weight.device
     everything = (True,) * num_layers
     residuals: list[Tensor] = []
     wrapped = isinstance(backbone, WrappedModule)
@@ -59,13 +60,14 @@ def measure_changes(
                 past: list[list[Tensor]] = []  # newest first; the layers, then the blocks
 
                 def evaluate(x: Tensor, t: float, y: Tensor | None = y, past: list[list[Tensor]] = past) -> Tensor:
-                    x = torch.cat([x, x]) if guidance.active else x
+                    x = (torch.cat([x, x]) if guidance.active else x).to(weight.dtype)
                     residuals.clear()
                     output, layers = backbone.forward_cached(
                         x, torch.full((len(x),), t, device=device), y, everything
                     )
                     past.insert(0, [*(layer for layer in layers if layer is not None), *residuals])
                     del past[max_age + 1 :]
+                    output = output.float()
                     return guidance.combine(*output.chunk(2)) if guidance.active else output
 
                 def compare(e: int, share: float = share, past: list[list[Tensor]] = past) -> None:

@@ -17,6 +17,11 @@ from l2c.sampling.sampler import Sampler
 Entry = tuple[int, int]
 
 
+def in_evaluations(target: float, num_evaluations: int) -> float:
+    """Return a budget in evaluations' worth of MACs; up to 1 it is read as a share of the uncached MACs."""
+    return target * num_evaluations if target <= 1 else target
+
+
 @dataclass(frozen=True)
 class Problem:
     """Make a graph for this backbone and sampler.
@@ -87,7 +92,7 @@ class Problem:
             ValueError: no graph can reach it.
 
         """
-        worth = target * self.blank.num_evaluations if target <= 1 else target
+        worth = in_evaluations(target, self.blank.num_evaluations)
         self.check_reach(worth, self.least(self.all_but_first))
         return worth
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.sampling.gradients import gradients_through
 from l2c.sampling.sampler import Sampler
 
 
@@ -40,7 +41,7 @@ def measure_responses(
         seed: of the directions.
 
     Raises:
-        ValueError: the solver adds noise of its own.
+        ValueError: the solver adds noise of its own, or passes no gradient on.
 
     """
     if sampler.solver.stochastic:
@@ -70,26 +71,34 @@ def _responses(
     backbone, guidance = sampler.backbone, sampler.guidance
     everything = (True,) * backbone.num_layers
     count = len(noise)
-    device = next(backbone.parameters()).device
+    weight = next(backbone.parameters())
+    device = weight.device
     y = None if labels is None else labels.to(device)
     if guidance.active and y is not None:
         y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])
     outputs: list[list[Tensor]] = []
 
     def evaluate(x: Tensor, t: float) -> Tensor:
-        x = torch.cat([x, x]) if guidance.active else x
+        x = (torch.cat([x, x]) if guidance.active else x).to(weight.dtype)
         output, layers = backbone.forward_cached(x, torch.full((len(x),), t, device=device), y, everything)
         outputs.append([layer for layer in layers if layer is not None])
+        output = output.float()
         return guidance.combine(*output.chunk(2)) if guidance.active else output
 
-    with torch.enable_grad():
+    with gradients_through(sampler.solver):
         image = sampler.solver.sample(evaluate, noise.to(device).requires_grad_(True))
     bar.update()
     entries = [layer for layers in outputs for layer in layers]
     num_evaluations, num_layers = len(outputs), len(outputs[0])
     result = torch.zeros(num_evaluations, num_layers, max_age, count, len(probes))
     for k, probe in enumerate(probes.to(device)):
-        gradients = torch.autograd.grad((image.flatten(1) * probe).sum(), entries, retain_graph=k < len(probes) - 1)
+        with gradients_through(sampler.solver):
+            gradients = torch.autograd.grad(
+                (image.flatten(1) * probe).sum(),
+                entries,
+                retain_graph=k < len(probes) - 1,
+                materialize_grads=True,  # a last block may make a text stream that nothing reads
+            )
         with torch.no_grad():
             for e in range(1, num_evaluations):
                 for layer in range(num_layers):

@@ -17,20 +17,22 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from l2c.atomic import replacing
-from l2c.backbones.zoo import load_backbone
+from l2c.backbones.zoo import fingerprint
 from l2c.evaluation.comparison import sample_many
 from l2c.evaluation.figures import graph_heatmap, sample_grid, save_figure
 from l2c.evaluation.latency import alternate
 from l2c.evaluation.method_table import Cell
 from l2c.evaluation.metrics import image_error
 from l2c.graph import CacheGraph
+from l2c.integrations.backends import configured_backbone
 from l2c.policies.calibration import Calibration
-from l2c.policies.problem import Problem
+from l2c.policies.problem import Problem, in_evaluations
 from l2c.policies.zoo import make_graph
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 FEWER_STEPS = "fewer_steps"
 BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
+SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
 
@@ -55,7 +57,7 @@ class Tournament:
         self.cfg = cfg
         self.graphs = dict(cfg.graphs or {})  # name: pattern
         self.folder = folder
-        self.backbone = load_backbone(cfg.model)
+        self.backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
         self.uncached = self.plain(cfg.solver.num_evaluations)
         self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in statistics(cfg)]
         self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
@@ -76,6 +78,18 @@ class Tournament:
         )
 
     @property
+    def settings(self) -> list[Any]:
+        """What all cells follow from."""
+        pipeline = [origin] if (origin := getattr(self.backbone, "origin", None)) else []
+        return [
+            self.cfg.num_images,
+            self.cfg.seed,
+            dict(self.cfg.solver.items()),
+            fingerprint(self.backbone),
+            *pipeline,
+        ]
+
+    @property
     def reference(self) -> torch.Tensor:
         """The uncached images, drawn once and kept in the folder."""
         path = self.folder / "reference.safetensors"
@@ -91,8 +105,9 @@ class Tournament:
         """Return what a method has at a budget, one draw per seed."""
         if method == FEWER_STEPS:
             # An odd number would end 2S with a first-order step, which makes the baseline look far worse than it is.
-            unit = 2 if self.cfg.solver.name == "dpm_solver_2s" else 1
-            return [Draw(partial(self.plain, max(2, unit * round(target / unit))), "")]
+            unit = 2 if self.uncached.solver.name in SECOND_ORDER else 1
+            worth = in_evaluations(target, self.cfg.solver.num_evaluations)
+            return [Draw(partial(self.plain, max(2, unit * round(worth / unit))), "")]
         if method in self.graphs:
             return self.given(method, target)
         options = dict(self.cfg.methods[method] or {})
@@ -126,7 +141,8 @@ class Tournament:
         found = []
         for path in matching(self.graphs[method]):
             graph = CacheGraph.load(path)
-            if abs(self.problem.cost.evaluations_worth(graph) - target) <= NEAR:
+            worth = in_evaluations(target, graph.num_evaluations)
+            if abs(self.problem.cost.evaluations_worth(graph) - worth) <= NEAR:
                 found.append(Draw(partial(self.cached, graph), digest(path)))
         return found
 

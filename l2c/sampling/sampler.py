@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -260,6 +260,8 @@ def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: f
     if own is None:
         schedule = NoiseSchedule(backbone.conventions.schedule, backbone.conventions.first_timestep)
         return make_solver(name, schedule, num_evaluations, **options)
+    fewer: Mapping[int, Solver] = getattr(backbone, "fewer_steps", {})
+    own = fewer.get(num_evaluations, own)
     if name not in ("pipeline", own.name) or num_evaluations != own.num_evaluations:
         raise ValueError(
             f"the pipeline was read with {own.name} and {own.num_evaluations} steps, got {name} and "

@@ -1,0 +1,43 @@
+"""Images of a pipeline by its own call, decoding included; each prompt with noise of its own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+def pipeline_images(
+    pipe: Any,
+    prompts: Sequence[str] | Sequence[int],
+    *,
+    seed: int,
+    num_evaluations: int,
+    guidance_scale: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Return images (N, 3, H, W) in [-1, 1], one for each prompt; image i is drawn from the seed `seed + i`.
+
+    Args:
+        pipe: a diffusers pipeline that returns images, with or without a cache graph.
+        prompts: texts, or class labels for a class-conditional pipeline.
+        seed: of the first image.
+        num_evaluations: number of steps.
+        guidance_scale: None = the pipeline's own.
+        options: further arguments of its call.
+
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    given = "class_labels" if "class_labels" in parameters else "prompt"
+    settings: dict[str, Any] = {"num_inference_steps": num_evaluations, "output_type": "np", **(options or {})}
+    if guidance_scale is not None and "guidance_scale" in parameters:
+        settings["guidance_scale"] = guidance_scale
+    images = []
+    for i, prompt in enumerate(tqdm(prompts, desc="drawing", unit="image")):
+        generator = torch.Generator().manual_seed(seed + i)
+        images.append(torch.as_tensor(pipe(**{given: [prompt]}, generator=generator, **settings).images))
+    return torch.cat(images).movedim(-1, 1).float() * 2 - 1
