@@ -92,13 +92,20 @@ def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float
     """Return the backbone that a graph is judged on, the guidance scale and the name of its data."""
     if is_pipeline(cfg.get("model")):
         scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), cfg.solver.cfg_scale)
-        solver = {"num_evaluations": graph.num_evaluations, "cfg_scale": scale}
-        backbone = configured_backbone(cfg.model, solver, fewer_steps="fewer_steps" in cfg.baselines)
+        count = reference_evaluations(graph)
+        fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
+        backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
         return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, cfg.model.data
     preset = cfg.get("model") or model_preset(graph.model)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
     return backbone, scale, preset.data
+
+
+def reference_evaluations(graph: CacheGraph) -> int:
+    """Return how many evaluations the images have that a graph stays near to; `best` may give it fewer."""
+    made = graph.provenance.get("hyperparameters", {})
+    return int(made.get("reference_evaluations", graph.num_evaluations))
 
 
 def judge_graph(cfg: DictConfig) -> None:
@@ -129,7 +136,7 @@ def judge_graph(cfg: DictConfig) -> None:
         )
 
     samplers = {
-        "uncached": [uncached(graph.num_evaluations)],
+        "uncached": [uncached(reference_evaluations(graph))],
         str(graph.provenance.get("method", "graph")): [Sampler(backbone, graph=graph, cfg_scale=scale)],
     }
     if "fewer_steps" in cfg.baselines:

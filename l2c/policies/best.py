@@ -99,7 +99,7 @@ def best(
     chosen = min(candidates, key=judge.error)
     settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
-        settings["num_evaluations"] = own  # of the images that it stays near to
+        settings["reference_evaluations"] = own
     settings |= {"steps": steps, "seed": seed}
     return chosen.replace(provenance={**chosen.provenance, "method": "best", "hyperparameters": settings})
 

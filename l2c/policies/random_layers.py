@@ -11,9 +11,10 @@ from l2c.graph import CacheGraph
 
 
 def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth: float | None = None) -> CacheGraph:
-    """Return a graph that reuses random layers of the routed evaluations of another graph.
+    """Return a graph that holds random layers of the routed evaluations of another graph.
 
-    Layers are drawn without replacement until the MACs have come down to the target.
+    Layers are drawn without replacement until the MACs have come down to the target. What stands in for them is
+    their last output, whatever it is in the other graph, whose slopes and corrections belong to its own rows.
 
     Args:
         like: gives backbone, sampler and routed evaluations.
@@ -45,6 +46,9 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         to_save -= cost.layers[layer]
     return like.replace(
         rows=tuple(map(tuple, rows)),
+        reuse=(),
+        fitted=(),
+        correction=None,
         provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": target}},
         measured={},
     )

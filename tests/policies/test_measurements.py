@@ -140,7 +140,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     longest = make_graph("best", problem, **options)
     chosen = make_graph("best", problem, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
     assert longest.num_evaluations == 6
-    assert chosen.provenance["hyperparameters"]["num_evaluations"] == 6
+    assert chosen.provenance["hyperparameters"]["reference_evaluations"] == 6
     assert problem.cost.evaluations_worth(chosen) == pytest.approx(3.5, abs=0.1)
     labels, noise = torch.arange(4), seeded_noise(noise.shape[1:], 7, 4)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=noise)
