@@ -77,7 +77,7 @@ class RunHook(LayerHook):
 
 
 class SilentHook(ModelHook):
-    """Leave out a module that feeds nothing but a reused layer: its output is empty, and never looked at."""
+    """Leave out a module that feeds nothing but a reused layer: its output has no tokens, and is never looked at."""
 
     def __init__(self, layer: LayerHook) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class SilentHook(ModelHook):
         if self.layer.fresh:
             return self.fn_ref.original_forward(*args, **kwargs)
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        return x[..., :0]
+        return x[:, :0]
 
 
 class BranchHistory(BaseState):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers.hooks._common import _ATTENTION_CLASSES, _FEEDFORWARD_CLASSES
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from l2c.layer_names import block_of
 
 LAYERS = ("layer", "block", "resnet")
 FEED_FORWARDS = ("ff", "ff_context", "mlp")
+_MODULATED = ("ada_norm_zero", "ada_norm_single")  # norms of blocks whose norms are modulated: DiT's, PixArt's
 
 
 class ResnetForm:
@@ -94,7 +96,19 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     if _fused(owner) and module is owner.proj_out:
         return WrappedLayer(name, module, OUTPUT, (owner.attn, owner.proj_mlp))
     adds_its_input = block_of(name) == name or getattr(module, "residual_connection", False)
-    return WrappedLayer(name, module, RESIDUAL if adds_its_input else OUTPUT)
+    if adds_its_input:
+        return WrappedLayer(name, module, RESIDUAL)
+    return WrappedLayer(name, module, OUTPUT, _norms_before(owner, module))
+
+
+def _norms_before(block: Any, module: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the norms of a block of DiT or PixArt whose output is modulated for one layer alone."""
+    kind = getattr(block, "norm_type", None)
+    if not isinstance(block, BasicTransformerBlock) or kind not in _MODULATED or block.pos_embed is not None:
+        return ()
+    if module is block.attn1:
+        return (block.norm1.norm if kind == "ada_norm_zero" else block.norm1,)
+    return (block.norm3 if kind == "ada_norm_zero" else block.norm2,) if module is block.ff else ()
 
 
 def _fused(block: Any) -> bool:

@@ -136,6 +136,28 @@ def test_reused_layers_do_not_run(name, make_family, family_graph):
         assert calls[layer] == once[layer] * sum(row[index] for row in graph.rows), layer
 
 
+@pytest.mark.parametrize(
+    ("name", "norms"),
+    [("dit", {"attn1": "norm1.norm", "ff": "norm3"}), ("pixart", {"attn1": "norm1", "ff": "norm2"})],
+)
+@torch.no_grad()
+def test_norms_that_feed_reused_layers_alone_do_not_run(name, norms, make_family, family_graph):
+    family = make_family(name)
+    graph = family_graph(family)
+    apply_cache_graph(family.model, graph)
+    tokens = {}
+    wanted = {}
+    for index, layer in enumerate(graph.layers):
+        block, _, kind = layer.rpartition(".")
+        if kind in norms:
+            tokens[layer], wanted[layer] = [], [row[index] for row in graph.rows]
+            norm = family.model.get_submodule(f"{block}.{norms[kind]}")
+            norm.register_forward_hook(lambda _, x, y, seen=tokens[layer]: seen.append(y.shape[1] > 0))
+    family.trajectory()
+    assert tokens == wanted
+    assert any(not all(row) for row in wanted.values())
+
+
 @pytest.mark.parametrize("name", ["dit", "pixart", "hunyuan"])
 @torch.no_grad()
 def test_blocks_in_a_row_that_agree_share_one_output(name, make_family, family_graph):
