@@ -25,6 +25,9 @@ MEASURES = ("changes", "responses")
 @cli.entry("calibrate")
 def main(cfg: DictConfig) -> None:
     """Load, run seeded trajectories, save the statistics."""
+    if isinstance(cfg.measure, str):
+        cfg.measure = [cfg.measure]
+    cli.check_positive(cfg, "num_trajectories", "batch_size")
     unknown = [name for name in cfg.measure if name not in MEASURES]
     if unknown:
         raise ValueError(f"cannot measure {unknown[0]!r}; known are {', '.join(MEASURES)}")
@@ -62,8 +65,12 @@ def main(cfg: DictConfig) -> None:
     if "policy" in cfg:
         _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
     else:
-        pipeline = pipeline_options(cfg.model)
-        print(f"next: python scripts/make_graph.py {pipeline}policy=smoothcache target=0.75 statistics={path}")
+        same = "" if "pipeline" in cfg.model else f"model={cfg.model.name} "
+        for name in ("num_evaluations", "cfg_scale"):
+            same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
+        policy = "best" if "responses" in cfg.measure else "block_caching"
+        options = f"{pipeline_options(cfg.model)}{same}policy={policy} target=0.75 statistics={path}"
+        print(f"next: python scripts/make_graph.py {options}")
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:

@@ -18,17 +18,24 @@ from l2c.evaluation.method_table import Cell, to_csv, to_markdown
 from l2c.evaluation.pareto import pareto
 from l2c.evaluation.report import machine
 from l2c.policies.tournament import FEWER_STEPS, Tournament
-from l2c.policies.zoo import POLICIES
+from l2c.policies.zoo import POLICIES, check_options
 
 
 def check(cfg: DictConfig) -> list[str]:
     """Return the names of all methods, or refuse an unknown one."""
     known = [FEWER_STEPS, *POLICIES]
     chosen = {name: options for name, options in cfg.methods.items() if options is not False}
-    for method, options in chosen.items():
-        policy = (options or {}).get("policy", method)
+    for method, given in chosen.items():
+        if given is not None and not isinstance(given, DictConfig):
+            raise ValueError(
+                f"methods.{method} must be options, null for none or false to leave it out, got {given!r}"
+            )
+        options = dict(given or {})
+        policy = options.pop("policy", method)
         if policy not in known:
             raise ValueError(f"unknown method {policy!r}; {near_names(policy, known)}")
+        if policy != FEWER_STEPS:
+            check_options(policy, options)
     graphs = list(cfg.graphs or {})
     both = [name for name in graphs if name in chosen]
     if both:
@@ -40,10 +47,14 @@ def check(cfg: DictConfig) -> list[str]:
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
     names = check(cfg)
+    cli.check_positive(cfg, "num_images", "batch_size", "num_seeds", "timing_batch", "timing_repetitions")
+    if cfg.num_images < 2:
+        raise ValueError("num_images must be at least 2: one image has no standard error")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
     tournament = Tournament(cfg, folder)
+    tournament.check_statistics()
     settings = json.dumps(tournament.settings, default=str)
     record = folder / "settings.json"
     if record.is_file() and record.read_text(encoding="utf-8") != settings:

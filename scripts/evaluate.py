@@ -26,6 +26,7 @@ from l2c.evaluation.report import scores_table, table, write_report
 from l2c.evaluation.scores import score
 from l2c.graph import CacheGraph
 from l2c.integrations.backends import configured_backbone, is_pipeline
+from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
 from l2c.policies.tournament import SECOND_ORDER
 from l2c.sampling.sampler import Sampler
@@ -100,12 +101,6 @@ def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
     return backbone, scale, preset.data
-
-
-def reference_evaluations(graph: CacheGraph) -> int:
-    """Return how many evaluations the images have that a graph stays near to; `best` may give it fewer."""
-    made = graph.provenance.get("hyperparameters", {})
-    return int(made.get("reference_evaluations", graph.num_evaluations))
 
 
 def judge_graph(cfg: DictConfig) -> None:

@@ -43,7 +43,7 @@ class SchedulerSolver(Solver):
         self._scheduler = copy.deepcopy(scheduler)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         sde = "sde" in (name + str(scheduler.config.get("algorithm_type"))).lower()
-        draws = name.startswith(("DDPM", "LCM", "TCD", "SASolver", "SCM", "CMStochastic")) or "Ancestral" in name
+        draws = any(part in name for part in ("DDPM", "LCM", "TCD", "SASolver", "SCM", "CMStochastic", "Ancestral"))
         self.stochastic = sde or draws or bool(scheduler.config.get("stochastic_sampling"))
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:

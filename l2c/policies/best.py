@@ -104,6 +104,13 @@ def best(
     return chosen.replace(provenance={**chosen.provenance, "method": "best", "hyperparameters": settings})
 
 
+def reference_evaluations(graph: CacheGraph) -> int:
+    """Return how many evaluations the images have that a graph stays near to; `best` may give it fewer itself."""
+    made = graph.provenance.get("hyperparameters")
+    count = made.get("reference_evaluations") if isinstance(made, dict) else None
+    return count if isinstance(count, int) else graph.num_evaluations
+
+
 def _with_evaluations(problem: Problem, count: int) -> Problem:
     """Return the same problem at another number of evaluations, its responses measured as the given ones were."""
     sampler, settings = problem.sampler, problem.statistics().settings

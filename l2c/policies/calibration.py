@@ -19,7 +19,7 @@ FORMAT = "l2c-calibration"
 HOW = {
     "layer_change": "run `python scripts/calibrate.py` and pass its file as statistics=PATH",
     "block_change": "run `python scripts/calibrate.py` and pass its file as statistics=PATH",
-    "responses": "run `python scripts/calibrate.py measure=responses` and pass its file as statistics=PATH",
+    "responses": "run `python scripts/calibrate.py measure=[responses]` and pass its file as statistics=PATH",
 }
 
 

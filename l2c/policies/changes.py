@@ -17,7 +17,8 @@ from l2c.sampling.sampler import Sampler
 
 def relative_change(now: Tensor, before: Tensor) -> Tensor:
     """Return ||now - before||_1 / ||now||_1 of outputs (N, T, D), averaged over N (Block Caching, eq. 3)."""
-    return ((now - before).abs().flatten(1).sum(1) / now.abs().flatten(1).sum(1)).mean()
+    size = now.abs().flatten(1).sum(1).clamp_min(torch.finfo(now.dtype).tiny)  # a layer that gives 0 has not changed
+    return ((now - before).abs().flatten(1).sum(1) / size).mean()
 
 
 @torch.no_grad()

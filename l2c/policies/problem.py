@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from l2c.policies.phase import routed_evaluations
 from l2c.sampling.sampler import Sampler
 
 Entry = tuple[int, int]
+FAR = 0.5  # evaluations' worth of MACs that a budget may be missed by without a word
 
 
 def in_evaluations(target: float, num_evaluations: int) -> float:
@@ -171,4 +173,12 @@ class Problem:
                 low, most = middle, graph
             else:
                 high, least = middle, graph
-        return min((least, most), key=lambda graph: abs(self.cost.evaluations_worth(graph) - worth))
+        found = min((least, most), key=lambda graph: abs(self.cost.evaluations_worth(graph) - worth))
+        got = self.cost.evaluations_worth(found)
+        if abs(got - worth) > FAR:
+            budgets = " and ".join(f"{self.cost.evaluations_worth(graph):.2f}" for graph in (least, most))
+            warnings.warn(
+                f"no threshold meets {worth:g} evaluations' worth of MACs: the nearest budgets are {budgets}",
+                stacklevel=2,
+            )
+        return found

@@ -25,6 +25,7 @@ from l2c.evaluation.method_table import Cell
 from l2c.evaluation.metrics import image_error
 from l2c.graph import CacheGraph
 from l2c.integrations.backends import configured_backbone
+from l2c.policies.best import reference_evaluations
 from l2c.policies.calibration import Calibration
 from l2c.policies.problem import Problem, in_evaluations
 from l2c.policies.zoo import make_graph
@@ -32,6 +33,7 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 
 FEWER_STEPS = "fewer_steps"
 BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
+CALIBRATED = (*BY_RESPONSES, "block_caching", "smoothcache", "top_k")
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
@@ -65,6 +67,27 @@ class Tournament:
         count = self.backbone.num_labels
         self.labels = torch.arange(cfg.num_images) % count if count else None
         self._reference: torch.Tensor | None = None
+
+    def check_statistics(self) -> None:
+        """Refuse methods that need statistics where there are none, and statistics of the very noises compared on.
+
+        Raises:
+            ValueError: so it is.
+
+        """
+        chosen = {name: dict(given or {}) for name, given in self.cfg.methods.items() if given is not False}
+        calibrated = [name for name, given in chosen.items() if given.get("policy", name) in CALIBRATED]
+        if calibrated and not self.problems:
+            raise ValueError(
+                f"{calibrated[0]} needs statistics; run scripts/calibrate.py measure=[changes,responses] and pass "
+                f"statistics=PATH, or leave it out with methods.{calibrated[0]}=false"
+            )
+        for path, problem in zip(statistics(self.cfg), self.problems, strict=True):
+            if problem.statistics().settings.get("seed") == self.cfg.seed:
+                raise ValueError(
+                    f"{path} was calibrated on the noises of seed {self.cfg.seed}, which graphs would be compared on; "
+                    "choose another seed"
+                )
 
     def plain(self, num_evaluations: int) -> Sampler:
         """Return an uncached sampler."""
@@ -137,13 +160,28 @@ class Tournament:
             return None
 
     def given(self, method: str, target: float) -> list[Draw]:
-        """Return the trained graphs whose MACs are near a budget."""
+        """Return the trained graphs whose MACs are near a budget.
+
+        Raises:
+            ValueError: a graph stays near to the images of another sampler.
+
+        """
+        blank = self.problem.blank
+        worth = in_evaluations(target, blank.num_evaluations)
         found = []
-        for path in matching(self.graphs[method]):
+        paths = matching(self.graphs[method])
+        for path in paths:
             graph = CacheGraph.load(path)
-            worth = in_evaluations(target, graph.num_evaluations)
+            if (graph.solver, reference_evaluations(graph)) != (blank.solver, blank.num_evaluations):
+                raise ValueError(
+                    f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but graphs are "
+                    f"compared under {blank.num_evaluations} of {blank.solver}; leave it out, or choose its solver"
+                )
             if abs(self.problem.cost.evaluations_worth(graph) - worth) <= NEAR:
                 found.append(Draw(partial(self.cached, graph), digest(path)))
+        if not found:
+            what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
+            tqdm.write(f"{method} at {target:g}: left out, {what} ({self.graphs[method]})")
         return found
 
     def cached(self, graph: CacheGraph) -> Sampler:

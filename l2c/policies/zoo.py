@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from l2c.backbones.zoo import near_names
@@ -33,6 +33,21 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
 }
 
 
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Refuse an unknown policy, or an option that it has not.
+
+    Raises:
+        ValueError: so it is.
+
+    """
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}; {near_names(name, list(POLICIES))}")
+    allowed = [key for key in inspect.signature(POLICIES[name]).parameters if key != "problem"]
+    unknown = [key for key in options if key not in allowed]
+    if unknown:
+        raise ValueError(f"policy {name} has no option {unknown[0]!r}; its options are {', '.join(allowed)}")
+
+
 def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
     """Return the graph of a policy.
 
@@ -45,12 +60,10 @@ def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
         ValueError: an unknown policy or option, a budget out of reach, missing statistics.
 
     """
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; {near_names(name, list(POLICIES))}")
-    allowed = [key for key in inspect.signature(POLICIES[name]).parameters if key != "problem"]
-    unknown = [key for key in options if key not in allowed]
-    if unknown:
-        raise ValueError(f"policy {name} has no option {unknown[0]!r}; its options are {', '.join(allowed)}")
+    check_options(name, options)
+    target = options.get("target")
+    if target is not None and not (isinstance(target, (int, float)) and target > 0):
+        raise ValueError(f"target must be a number above 0, evaluations' worth of MACs or a share, got {target!r}")
     required = [
         key
         for key, parameter in inspect.signature(POLICIES[name]).parameters.items()
