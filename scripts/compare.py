@@ -35,7 +35,7 @@ def check(cfg: DictConfig) -> list[str]:
         if policy not in known:
             raise ValueError(f"unknown method {policy!r}; {near_names(policy, known)}")
         if policy != FEWER_STEPS:
-            check_options(policy, options)
+            check_options(policy, map(str, options))
     graphs = list(cfg.graphs or {})
     both = [name for name in graphs if name in chosen]
     if both:

@@ -85,8 +85,8 @@ class Tournament:
         for path, problem in zip(statistics(self.cfg), self.problems, strict=True):
             if problem.statistics().settings.get("seed") == self.cfg.seed:
                 raise ValueError(
-                    f"{path} was calibrated on the noises of seed {self.cfg.seed}, those that graphs would be compared "
-                    "on; choose another seed"
+                    f"{path} was calibrated on the noises of seed {self.cfg.seed}, where graphs would be compared; "
+                    "choose another seed"
                 )
 
     def plain(self, num_evaluations: int) -> Sampler:
@@ -173,9 +173,10 @@ class Tournament:
         for path in paths:
             graph = CacheGraph.load(path)
             if (graph.solver, reference_evaluations(graph)) != (blank.solver, blank.num_evaluations):
+                own = f"{blank.num_evaluations} evaluations of {blank.solver}"
                 raise ValueError(
-                    f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but here graphs "
-                    f"are compared under {blank.num_evaluations} of {blank.solver}; leave it out, or choose its solver"
+                    f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but graphs "
+                    f"are compared under {own}; leave it out, or choose its solver"
                 )
             if abs(self.problem.cost.evaluations_worth(graph) - worth) <= NEAR:
                 found.append(Draw(partial(self.cached, graph), digest(path)))
