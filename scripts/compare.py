@@ -17,7 +17,7 @@ from l2c.evaluation.html_report import html_report
 from l2c.evaluation.method_table import Cell, to_csv, to_markdown
 from l2c.evaluation.pareto import pareto
 from l2c.evaluation.report import machine
-from l2c.policies.tournament import FEWER_STEPS, Tournament
+from l2c.policies.tournament import FEWER_STEPS, Tournament, cell_name
 from l2c.policies.zoo import POLICIES, check_options
 
 
@@ -84,8 +84,10 @@ def main(cfg: DictConfig) -> None:
     for suffix in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{suffix}")
     pictures = {"error against cost": folder / "pareto.png"}
+    measured = sorted({cell_name(cell.method, cell.target) for cell in cells})  # the folder may hold other runs' too
     for kind in ("samples", "graphs"):
-        pictures |= {f"{kind}: {path.stem}": path for path in sorted((folder / kind).glob("*.png"))}
+        paths = [folder / kind / f"{stem}.png" for stem in measured]
+        pictures |= {f"{kind}: {path.stem}": path for path in paths if path.is_file()}
     with replacing(folder / "report.html") as temporary:
         temporary.write_text(html_report(f"Caching {name}", cells, pictures, note), encoding="utf-8")
     print(f"{text}\n\nreport: {folder / 'report.html'}")

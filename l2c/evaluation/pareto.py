@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from l2c.evaluation.method_table import Cell, lines
 
 MARKERS = "osv^Dp*Xh<>"
+COLOURS = colormaps["tab20"].colors  # type: ignore[attr-defined]
 
 
 def pareto(cells: Sequence[Cell]) -> Figure:
@@ -18,7 +20,14 @@ def pareto(cells: Sequence[Cell]) -> Figure:
     found = lines(cells)
     for i, method in enumerate(dict.fromkeys(line.method for line in found)):
         mine = [line for line in found if line.method == method and line.mse > 0]
-        style = {"marker": MARKERS[i % len(MARKERS)], "markersize": 5, "linewidth": 1, "label": method}
+        colour = COLOURS[(2 * i + i // 10) % 20]  # the ten dark ones first
+        style = {
+            "color": colour,
+            "marker": MARKERS[i % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 1,
+            "label": method,
+        }
         errors = [1e5 * line.mse for line in mine]
         spread = [min(1e5 * line.standard_error, 0.99 * e) for line, e in zip(mine, errors, strict=True)]
         axes[0].errorbar([line.evaluations_worth for line in mine], errors, yerr=spread, **style)

@@ -191,7 +191,7 @@ class Tournament:
 
     def measure(self, method: str, target: float, seed: int, draw: Draw) -> list[Cell]:
         """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
-        name = f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{target:g}"
+        name = cell_name(method, target)
         path = self.folder / "cells" / f"{name}-{seed}.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -234,6 +234,11 @@ class Tournament:
             times["this"].seconds,
             times["uncached"].seconds,
         )
+
+
+def cell_name(method: str, target: float) -> str:
+    """Return the name of the files of a method at a budget."""
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{target:g}"
 
 
 def digest(path: Path) -> str:
