@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from l2c import cli
 from l2c.backbones.zoo import model_preset
+from l2c.integrations.backends import is_pipeline
 from l2c.training.run import train_router
 
 
@@ -20,7 +21,7 @@ def main(cfg: DictConfig) -> None:
         f"{result.cost.evaluations_worth(result.graph):.2f} evaluations' worth of MACs instead of "
         f"{result.graph.num_evaluations}: {result.cost.speed_up(result.graph):.2f} x by MACs"
     )
-    if "pipeline" in cfg.model:
+    if is_pipeline(cfg.model):
         print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
         return
     own_weights = cfg.model.checkpoint != model_preset(cfg.model.name).checkpoint

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from l2c import cli
 from l2c.evaluation.figures import graph_heatmap, save_figure
-from l2c.integrations.backends import configured_backbone, pipeline_options
+from l2c.integrations.backends import configured_backbone, is_pipeline, pipeline_options
 from l2c.policies.calibration import Calibration, head_of
 from l2c.policies.changes import measure_changes
 from l2c.policies.problem import Problem
@@ -65,7 +65,7 @@ def main(cfg: DictConfig) -> None:
     if "policy" in cfg:
         _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
     else:
-        same = "" if "pipeline" in cfg.model else f"model={cfg.model.name} "
+        same = "" if is_pipeline(cfg.model) else f"model={cfg.model.name} "
         for name in ("num_evaluations", "cfg_scale"):
             same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
         policy = "best" if "responses" in cfg.measure else "block_caching"

@@ -28,7 +28,7 @@ from l2c.graph import CacheGraph
 from l2c.integrations.backends import configured_backbone, is_pipeline
 from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
-from l2c.policies.tournament import SECOND_ORDER
+from l2c.policies.tournament import fewer_evaluations
 from l2c.sampling.sampler import Sampler
 from l2c.training.sampling_run import sample_by
 
@@ -135,9 +135,7 @@ def judge_graph(cfg: DictConfig) -> None:
         str(graph.provenance.get("method", "graph")): [Sampler(backbone, graph=graph, cfg_scale=scale)],
     }
     if "fewer_steps" in cfg.baselines:
-        # An odd number would end 2S with a first-order step, which makes the baseline look far worse than it is.
-        unit = 2 if graph.solver in SECOND_ORDER else 1
-        samplers["fewer steps"] = [uncached(max(2, unit * round(cost.evaluations_worth(graph) / unit)))]
+        samplers["fewer steps"] = [uncached(fewer_evaluations(graph.solver, cost.evaluations_worth(graph)))]
     if "random" in cfg.baselines:
         draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
         name = f"random layers (mean of {len(draws)})"

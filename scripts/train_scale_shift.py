@@ -7,6 +7,7 @@ python scripts/train_scale_shift.py graph=runs/.../cache_graph.json backend=diff
 from omegaconf import DictConfig
 
 from l2c import cli
+from l2c.integrations.backends import is_pipeline
 from l2c.training.correction_run import train_correction
 
 
@@ -17,7 +18,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (scripts/make_graph.py writes one)")
     cli.check_positive(cfg, "max_steps", "batch_size")
     path = train_correction(cfg, cli.run_folder())
-    if "pipeline" in (cfg.get("model") or {}):
+    if is_pipeline(cfg.get("model")):
         print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
         return
     print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")

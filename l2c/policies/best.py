@@ -17,7 +17,7 @@ from l2c.policies.judge import Judge
 from l2c.policies.problem import Problem
 from l2c.policies.responses import measure_responses
 from l2c.sampling.correction import reused_entries
-from l2c.sampling.gradients import gradients_through
+from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
@@ -161,6 +161,7 @@ def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Tr
     """Return a graph with slopes after some steps of Adam on the error of the final image against a teacher's."""
     assert problem.sampler is not None
     backbone = teacher.backbone
+    check_differentiable(problem.sampler.solver, backbone.input_shape)
     device = next(backbone.parameters()).device
     start = torch.tensor([graph.slopes[e][layer] for e, layer in reused_entries(graph)])
     slopes = start.to(device).requires_grad_(True)
@@ -172,7 +173,7 @@ def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Tr
         noise = seeded_noise(backbone.input_shape, training.seed, training.batch_size, first=begin).to(device)
         count = backbone.num_labels
         y = torch.arange(begin, begin + training.batch_size, device=device) % count if count else None
-        with gradients_through(problem.sampler.solver):
+        with torch.enable_grad():
             images, _ = unroll(problem.sampler, graph, noise, y, slopes)
             loss, _ = image_loss(images, teacher.sample(y, noise=noise))
             optimizer.zero_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.sampling.gradients import gradients_through
+from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler
 
 
@@ -49,6 +49,7 @@ def measure_responses(
             f"responses belong to one trajectory per noise, but {sampler.solver.name} adds noise of its own; take a "
             "deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m) for policies gram and best"
         )
+    check_differentiable(sampler.solver, sampler.backbone.input_shape)
     generator = torch.Generator().manual_seed(seed)
     parts = []
     total = -(-len(noise) // batch_size) * (num_probes + 1)
@@ -85,20 +86,19 @@ def _responses(
         output = output.float()
         return guidance.combine(*output.chunk(2)) if guidance.active else output
 
-    with gradients_through(sampler.solver):
+    with torch.enable_grad():
         image = sampler.solver.sample(evaluate, noise.to(device).requires_grad_(True))
     bar.update()
     entries = [layer for layers in outputs for layer in layers]
     num_evaluations, num_layers = len(outputs), len(outputs[0])
     result = torch.zeros(num_evaluations, num_layers, max_age, count, len(probes))
     for k, probe in enumerate(probes.to(device)):
-        with gradients_through(sampler.solver):
-            gradients = torch.autograd.grad(
-                (image.flatten(1) * probe).sum(),
-                entries,
-                retain_graph=k < len(probes) - 1,
-                materialize_grads=True,  # a last block may make a text stream that nothing reads
-            )
+        gradients = torch.autograd.grad(
+            (image.flatten(1) * probe).sum(),
+            entries,
+            retain_graph=k < len(probes) - 1,
+            materialize_grads=True,  # a last block may make a text stream that nothing reads
+        )
         with torch.no_grad():
             for e in range(1, num_evaluations):
                 for layer in range(num_layers):

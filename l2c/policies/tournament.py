@@ -127,10 +127,8 @@ class Tournament:
     def draws(self, method: str, target: float) -> list[Draw]:
         """Return what a method has at a budget, one draw per seed."""
         if method == FEWER_STEPS:
-            # An odd number would end 2S with a first-order step, which makes the baseline look far worse than it is.
-            unit = 2 if self.uncached.solver.name in SECOND_ORDER else 1
             worth = in_evaluations(target, self.cfg.solver.num_evaluations)
-            return [Draw(partial(self.plain, max(2, unit * round(worth / unit))), "")]
+            return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
         if method in self.graphs:
             return self.given(method, target)
         options = dict(self.cfg.methods[method] or {})
@@ -234,6 +232,15 @@ class Tournament:
             times["this"].seconds,
             times["uncached"].seconds,
         )
+
+
+def fewer_evaluations(solver: str, worth: float) -> int:
+    """Return the number of evaluations of an uncached sampler that costs about as much as a graph.
+
+    An odd number would end 2S with a first-order step, which makes this baseline look far worse than it is.
+    """
+    unit = 2 if solver in SECOND_ORDER else 1
+    return max(2, unit * round(worth / unit))
 
 
 def cell_name(method: str, target: float) -> str:

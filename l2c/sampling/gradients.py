@@ -1,31 +1,34 @@
-"""Gradients of the image through every step of a solver, or one sentence where its steps pass none on."""
+"""Whether the image can be differentiated through every step of a solver."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from l2c.diffusion import Solver
 
 
-@contextmanager
-def gradients_through(solver: Solver) -> Iterator[None]:
-    """Record gradients; say so where a solver's steps pass none on.
-
-    Raises:
-        ValueError: they do not.
-
-    """
+def differentiable(solver: Solver, shape: tuple[int, ...]) -> bool:
+    """Return whether a gradient reaches a solver's outputs, probed with one x of a shape (C, H, W)."""
+    output = torch.zeros(1, *shape, requires_grad=True)
     try:
         with torch.enable_grad():
-            yield
-    except RuntimeError as error:
-        if not any(part in str(error) for part in ("require grad", "requires grad", "inplace operation")):
-            raise
+            image = solver.sample(lambda x, t: output * t, torch.ones(1, *shape))
+            image.sum().backward()
+    except RuntimeError:  # nothing to differentiate, or changed in place
+        return False
+    return output.grad is not None
+
+
+def check_differentiable(solver: Solver, shape: tuple[int, ...]) -> None:
+    """Refuse a solver whose steps pass no gradient on, for the policies that need one.
+
+    Raises:
+        ValueError: so it is.
+
+    """
+    if not differentiable(solver, shape):
         raise ValueError(
             f"policies gram and best differentiate the image through every step, but {solver.name} passes no "
             "gradient on; give the pipeline a scheduler that does (DDIMScheduler, DPMSolverMultistepScheduler, "
             "FlowMatchEulerDiscreteScheduler), or take a policy that works from changes, e.g. block_caching"
-        ) from error
+        )

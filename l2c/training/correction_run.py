@@ -16,7 +16,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import load_backbone, model_names, model_preset
 from l2c.data.noise import NoiseDataModule
 from l2c.graph import CacheGraph
-from l2c.integrations.backends import configured_backbone
+from l2c.integrations.backends import configured_backbone, is_pipeline
 from l2c.sampling.correction import save_correction
 from l2c.sampling.sampler import Sampler
 from l2c.training.lit_correction import LitCorrection
@@ -111,7 +111,7 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
 def _backbone(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tuple[Backbone, float | None]:
     """Return the backbone that a graph is for, and the guidance scale that its preset publishes."""
     model = cfg.get("model")
-    if model is not None and "pipeline" in model:
+    if model is not None and is_pipeline(model):
         if cfg.checkpoint is not None:
             raise ValueError("a pipeline brings its own weights; leave checkpoint out, or name another pipeline=PATH")
         backbone = configured_backbone(model, {"num_evaluations": graph.num_evaluations, "cfg_scale": scale})

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.dit import timestep_embedding
-from l2c.diffusion import Solver
 from l2c.graph import CacheGraph
 from l2c.sampling.correction import layer_widths, reused_entries
+from l2c.sampling.gradients import differentiable
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
@@ -131,14 +131,3 @@ class LitCorrection(pl.LightningModule):
         """Leave the frozen backbone out of the checkpoint."""
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("backbone.")}
-
-
-def differentiable(solver: Solver, shape: tuple[int, ...]) -> bool:
-    """Return whether a gradient reaches a solver's outputs, probed with one x of a shape (C, H, W)."""
-    output = torch.zeros(1, *shape, requires_grad=True)
-    try:
-        image = solver.sample(lambda x, t: output * t, torch.ones(1, *shape))
-        image.sum().backward()
-    except RuntimeError:  # nothing to differentiate, or changed in place
-        return False
-    return output.grad is not None
