@@ -20,7 +20,7 @@ from l2c import cli
 from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import load_backbone
-from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion import Guidance, make_solver, schedule_of
 from l2c.evaluation.latency import seconds_of
 from l2c.evaluation.report import machine, markdown_table
 from l2c.seeding import draw_normal
@@ -42,7 +42,7 @@ class Schemes:
         device = next(backbone.parameters()).device
         self.device = device
         conventions = backbone.conventions
-        schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+        schedule = schedule_of(conventions)
         name = "ddim" if conventions.guidance == "dit" else "dpm_solver_2s"
         self.solver = make_solver(name, schedule, EVALUATIONS)
         self.routed = routed_evaluations(self.solver.steps)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import l2c  # before timm and Lightning: it makes a mismatched torchvision importable
-from l2c.diffusion import NoiseSchedule, make_solver
+from l2c.diffusion import make_solver, schedule_of
 
 torch.set_num_threads(1)
 # A folder of weights that the developer keeps must not decide a test.
@@ -105,7 +105,7 @@ def make_graph(random_rows: Callable) -> Callable[..., l2c.CacheGraph]:
     ) -> l2c.CacheGraph:
         conventions = backbone.conventions
         solver = solver or ("ddim" if conventions.guidance == "dit" else "dpm_solver_2s")
-        schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+        schedule = schedule_of(conventions)
         return l2c.CacheGraph(
             **{
                 "rows": rows or random_rows(num_evaluations, backbone.num_layers),

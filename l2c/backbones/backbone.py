@@ -21,11 +21,12 @@ class Conventions:
 
     Attributes:
         name: the preset's name, or the class name for a backbone that was built by hand.
-        schedule: noise schedule the weights were trained with, `linear` or `scaled_linear`.
+        schedule: noise schedule the weights were trained with, `linear`, `scaled_linear` or `flow`.
         first_timestep: value of t that the network is given at the least noisy training step
             (DiT counts 0..999, U-ViT 1..1000).
         guidance: what `cfg_scale` means, `dit` or `uvit` (see `l2c.diffusion.guidance`).
         null_label: label of the unconditional class; None for weights that have none.
+        prediction: what the output is, `noise`, `v` or `flow` (see `l2c.diffusion.prediction`).
 
     """
 
@@ -34,6 +35,7 @@ class Conventions:
     first_timestep: int
     guidance: str
     null_label: int | None
+    prediction: str = "noise"
 
 
 class Backbone(nn.Module, ABC):

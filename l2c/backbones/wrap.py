@@ -295,8 +295,11 @@ def wrap(
     schedule: str = "linear",
     first_timestep: int = 0,
     guidance: str = "cfg",
+    prediction: str = "noise",
 ) -> WrappedModule:
-    """Return a backbone of any module that predicts noise from x and t: for policies, router training, the sampler.
+    """Return a backbone of any module that predicts noise or velocity from x and t.
+
+    It serves policies, router training and the sampler.
 
     The module is frozen and put into eval mode; its forwards and the keys of its weights stay as they are. What was
     matched is in `.layer_names` and, for people, in `.summary()`.
@@ -312,9 +315,10 @@ def wrap(
         input_shape: (C, H, W) of one x; needed to draw noise and to measure costs.
         residual: patterns of modules, among those matched, that add their input themselves (whole blocks).
         name: the backbone's name in cache graphs; None = the module's class.
-        schedule: noise schedule of the weights, `linear` or `scaled_linear`.
+        schedule: noise schedule of the weights, `linear`, `scaled_linear` or `flow`.
         first_timestep: t at the least noisy training step.
         guidance: what `cfg_scale` means: `cfg`, `dit` or `uvit`.
+        prediction: what the module returns: `noise`, `v`, or `flow` for the velocity of a flow.
 
     Raises:
         ValueError: a pattern matches nothing, or the forward has no such parameter.
@@ -337,7 +341,9 @@ def wrap(
         [WrappedLayer(n, module.get_submodule(n), RESIDUAL if n in whole else OUTPUT) for n in names],
         timestep=timestep,
         labels=labels,
-        conventions=Conventions(name or type(module).__name__, schedule, first_timestep, guidance, null_label),
+        conventions=Conventions(
+            name or type(module).__name__, schedule, first_timestep, guidance, null_label, prediction
+        ),
         input_shape=input_shape,
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
     )

@@ -163,7 +163,7 @@ def build_backbone(preset: Mapping[str, Any]) -> Backbone:
         backbone = BACKBONES[preset["backbone"]](**preset["args"])
     except TypeError as error:
         raise ValueError(f"the arguments of model {preset['name']} do not fit: {error}") from error
-    keys = ("name", "schedule", "first_timestep", "null_label")
+    keys = ("name", "schedule", "first_timestep", "null_label", "prediction")
     backbone.conventions = replace(backbone.conventions, **{key: preset[key] for key in keys if key in preset})
     return backbone
 

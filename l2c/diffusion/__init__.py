@@ -5,25 +5,35 @@ from collections.abc import Callable
 
 from l2c.diffusion.ddim import DDIM, DDPM
 from l2c.diffusion.dpm_solver import DPMSolver2M, DPMSolver2S
+from l2c.diffusion.flow import FlowDPM2M, FlowEuler
 from l2c.diffusion.guidance import Guidance
-from l2c.diffusion.schedule import NoiseSchedule
+from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, Schedule, schedule_of
 from l2c.diffusion.solver import Evaluation, Model, Solver, Trajectory
 
-SOLVERS: dict[str, Callable[..., Solver]] = {solver.name: solver for solver in (DDIM, DDPM, DPMSolver2S, DPMSolver2M)}
+_KINDS: tuple[type[Solver], ...] = (DDIM, DDPM, DPMSolver2S, DPMSolver2M, FlowEuler, FlowDPM2M)
+SOLVERS: dict[str, Callable[..., Solver]] = {kind.name: kind for kind in _KINDS}
+FLOW_SOLVERS = tuple(kind.name for kind in _KINDS if FLOW in kind.schedules)
+DIFFUSION_SOLVERS = tuple(kind.name for kind in _KINDS if kind.name not in FLOW_SOLVERS)
 
 
-def make_solver(name: str, schedule: NoiseSchedule, num_evaluations: int, **options: float) -> Solver:
+def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: float) -> Solver:
     """Build a solver by its name.
 
     Raises:
-        ValueError: the name is unknown, or an option is not one of that solver's.
+        ValueError: the name is unknown, the solver cannot follow the schedule, or it has no such option.
 
     """
     if name not in SOLVERS:
         near = difflib.get_close_matches(name, SOLVERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown solver {name!r}; known are {', '.join(SOLVERS)}{hint}")
-    allowed = {"eta"} if name == "ddim" else set()
+    fitting = FLOW_SOLVERS if schedule.name == FLOW else DIFFUSION_SOLVERS
+    if name not in fitting:
+        raise ValueError(
+            f"solver {name} cannot follow the noise schedule {schedule.name} of these weights; take one of "
+            f"{', '.join(fitting)}"
+        )
+    allowed = {"shift"} if name in FLOW_SOLVERS else {"eta"} if name == "ddim" else set()
     unknown = sorted(set(options) - allowed)
     if unknown:
         raise ValueError(f"solver {name} has no option {unknown[0]!r}; its options are {sorted(allowed) or 'none'}")
@@ -33,14 +43,21 @@ def make_solver(name: str, schedule: NoiseSchedule, num_evaluations: int, **opti
 __all__ = [
     "DDIM",
     "DDPM",
+    "DIFFUSION_SOLVERS",
+    "FLOW_SOLVERS",
     "SOLVERS",
     "DPMSolver2M",
     "DPMSolver2S",
     "Evaluation",
+    "FlowDPM2M",
+    "FlowEuler",
+    "FlowSchedule",
     "Guidance",
     "Model",
     "NoiseSchedule",
+    "Schedule",
     "Solver",
     "Trajectory",
     "make_solver",
+    "schedule_of",
 ]

@@ -24,6 +24,7 @@ class DDIM(Solver):
     """
 
     name = "ddim"
+    schedule: NoiseSchedule
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int, *, eta: float = 0.0) -> None:
         if not 0.0 <= eta <= 1.0:
@@ -46,7 +47,8 @@ class DDIM(Solver):
         abar = [*self.schedule.alphas_cumprod[[int(i) for i in self.indices]].tolist(), 1.0]
         for e in range(first_step, self.num_evaluations):
             output = yield Evaluation(e, x, self.timesteps[e])
-            eps, _ = split_variance(output, x.shape[1])
+            predicted, _ = split_variance(output, x.shape[1])
+            eps = self.predicted_noise(predicted, x, e)
             now, after = abar[e], abar[e + 1]
             x_0 = math.sqrt(1 / now) * x - math.sqrt(1 / now - 1) * eps
             sigma = self.eta * math.sqrt((1 - after) / (1 - now) * (1 - now / after))  # eq. 16
@@ -66,6 +68,7 @@ class DDPM(Solver):
     """
 
     name = "ddpm"
+    schedule: NoiseSchedule
     stochastic = True
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
@@ -85,7 +88,8 @@ class DDPM(Solver):
         log_posterior = np.log(np.append(posterior[:-1], posterior[-2]))
         for e in range(first_step, self.num_evaluations):
             output = yield Evaluation(e, x, self.timesteps[e])
-            eps, variance = split_variance(output, x.shape[1])
+            predicted, variance = split_variance(output, x.shape[1])
+            eps = self.predicted_noise(predicted, x, e)
             x_0 = math.sqrt(1 / abar[e]) * x - math.sqrt(1 / abar[e] - 1) * eps
             mean = (
                 betas[e] * math.sqrt(abar_after[e]) / (1 - abar[e]) * x_0

@@ -11,13 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from l2c.diffusion.schedule import NoiseSchedule
-from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory, split_variance
-
-
-def _predict_data(output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-    """Turn predicted noise into predicted data, x_0 = (x - sigma eps) / alpha."""
-    eps, _ = split_variance(output, x.shape[1])
-    return (x - sigma * eps) / alpha
+from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory
 
 
 def _first_order(schedule: NoiseSchedule, x: Tensor, x_0: Tensor, s: float, t: float) -> Tensor:
@@ -39,6 +33,7 @@ class DPMSolver2S(Solver):
     """
 
     name = "dpm_solver_2s"
+    schedule: NoiseSchedule
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
         if num_evaluations < 2:
@@ -63,13 +58,13 @@ class DPMSolver2S(Solver):
             s, t = self._bounds[k], self._bounds[k + 1]
             first, *second = self.steps[k]
             output = yield Evaluation(first, x, self.timesteps[first])
-            x_0 = _predict_data(output, x, *self.schedule.marginal(s))
+            x_0 = self.predicted_data(output, x, first)
             x_next = _first_order(self.schedule, x, x_0, s, t)
             if second:
                 middle = self.indices[second[0]]
                 x_middle = _first_order(self.schedule, x, x_0, s, middle)
                 output = yield Evaluation(second[0], x_middle, self.timesteps[second[0]])
-                x_0_middle = _predict_data(output, x_middle, *self.schedule.marginal(middle))
+                x_0_middle = self.predicted_data(output, x_middle, second[0])
                 h = self.schedule.half_log_snr(t) - self.schedule.half_log_snr(s)
                 alpha_t, _ = self.schedule.marginal(t)
                 x_next = x_next - alpha_t * math.expm1(-h) * (x_0_middle - x_0)  # algorithm 1, r = 1/2
@@ -89,6 +84,7 @@ class DPMSolver2M(Solver):
     """
 
     name = "dpm_solver_2m"
+    schedule: NoiseSchedule
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
         if num_evaluations < 2:
@@ -103,7 +99,7 @@ class DPMSolver2M(Solver):
         for e in range(first_step, self.num_evaluations):
             s, t = self._bounds[e], self._bounds[e + 1]
             output = yield Evaluation(e, x, self.timesteps[e])
-            x_0 = _predict_data(output, x, *self.schedule.marginal(s))
+            x_0 = self.predicted_data(output, x, e)
             data = x_0
             last_of_few = e == self.num_evaluations - 1 and self.num_evaluations < 15
             if x_0_before is not None and not last_of_few:

@@ -1,40 +1,76 @@
-"""Variance-preserving noise schedules: x_t = alpha_t x_0 + sigma_t eps.
+"""Noise schedules: x_t = alpha_t x_0 + sigma_t eps. `l = log(alpha / sigma)` is the half-logSNR.
 
-Times are training steps, counted from 0 (least noisy) to T - 1; `index` may be fractional, then log alpha is
-interpolated linearly (Lu et al., arXiv 2206.00927, appendix D.4). `l = log(alpha / sigma)` is the half-logSNR.
+Variance-preserving ones count training steps from 0 (least noisy) to T - 1; `index` may be fractional, then log alpha
+is interpolated linearly (Lu et al., arXiv 2206.00927, appendix D.4). A rectified flow's index is T s, s in [0, 1].
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-SCHEDULES = ("linear", "scaled_linear")
+from l2c.diffusion.prediction import check_prediction
+
+VARIANCE_PRESERVING = ("linear", "scaled_linear")
+FLOW = "flow"
+SCHEDULES = (*VARIANCE_PRESERVING, FLOW)
+UNIFORM_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
-    """A discrete schedule and the way its network counts time.
+class Schedule(ABC):
+    """A schedule, the way its network counts time, and what the network predicts.
 
     Attributes:
-        name: `linear` (beta from 1e-4 to 0.02, DDPM) or `scaled_linear` (sqrt(beta) linear from 0.00085 to
-            0.012, latent diffusion).
+        name: one of `SCHEDULES`.
         first_timestep: the t that the network is given at index 0.
-        num_steps: number T of training steps.
+        num_steps: T; indices and timesteps are counted in units of 1 / T.
+        prediction: `noise`, `v` or `flow`; see `l2c.diffusion.prediction`.
 
     """
 
     name: str = "linear"
     first_timestep: int = 0
     num_steps: int = 1000
+    prediction: str = "noise"
 
     def __post_init__(self) -> None:
         if self.name not in SCHEDULES:
             raise ValueError(f"unknown noise schedule {self.name!r}; known are {', '.join(SCHEDULES)}")
+        check_prediction(self.prediction)
+
+    def timestep(self, index: float) -> float:
+        """Return the t that the network is given at a (fractional) index."""
+        return index + self.first_timestep
+
+    @abstractmethod
+    def marginal(self, index: float) -> tuple[float, float]:
+        """Return (alpha, sigma) at a (fractional) index."""
+
+    @abstractmethod
+    def half_log_snr(self, index: float) -> float:
+        """Return l = log(alpha / sigma) at a (fractional) index."""
+
+    @abstractmethod
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return random times to train at: t as the network is given them, alpha and sigma, (count,) each."""
+
+
+@dataclass(frozen=True)
+class NoiseSchedule(Schedule):
+    """A variance-preserving schedule of T discrete steps.
+
+    Its name is `linear` (beta from 1e-4 to 0.02, DDPM) or `scaled_linear` (sqrt(beta) linear from 0.00085 to 0.012,
+    latent diffusion).
+    """
 
     @cached_property
     def betas(self) -> npt.NDArray[np.floating]:
@@ -53,9 +89,11 @@ class NoiseSchedule:
     def _log_alphas(self) -> npt.NDArray[np.floating]:
         return 0.5 * np.log(self.alphas_cumprod)
 
-    def timestep(self, index: float) -> float:
-        """Return the t that the network is given at a (fractional) step index."""
-        return index + self.first_timestep
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return steps drawn uniformly; see `Schedule.draw`."""
+        abar = torch.from_numpy(self.alphas_cumprod)
+        index = torch.randint(self.num_steps, (count,), generator=generator)
+        return index + self.first_timestep, abar.sqrt().float()[index], (1 - abar).sqrt().float()[index]
 
     def log_alpha(self, index: float) -> float:
         """Return log alpha at a (fractional) step index in [0, T - 1]."""
@@ -91,3 +129,60 @@ class NoiseSchedule:
             indices.append(round(position))
             position += stride
         return tuple(reversed(indices))
+
+
+@dataclass(frozen=True)
+class FlowSchedule(Schedule):
+    """The straight path of a rectified flow: alpha = 1 - s, sigma = s, index T s (Liu et al., arXiv 2209.03003)."""
+
+    name: str = FLOW
+    prediction: str = "flow"
+
+    def marginal(self, index: float) -> tuple[float, float]:
+        """Return (alpha, sigma) at an index in [0, T]."""
+        s = index / self.num_steps
+        return 1 - s, s
+
+    def half_log_snr(self, index: float) -> float:
+        """Return l = log(alpha / sigma) at an index in [0, T]; infinite at the ends."""
+        alpha, sigma = self.marginal(index)
+        if alpha <= 0 or sigma <= 0:
+            return math.inf if sigma <= 0 else -math.inf
+        return math.log(alpha) - math.log(sigma)
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a quarter of times uniform, the others logit-normal (Esser et al., arXiv 2403.03206, section 3.1).
+
+        The logit-normal alone leaves out the ends, at one of which sampling starts. See `Schedule.draw`.
+        """
+        uniform = torch.rand(count, generator=generator)
+        s = torch.sigmoid(torch.randn(count, generator=generator))
+        s = torch.where(torch.rand(count, generator=generator) < UNIFORM_SHARE, uniform, s)
+        return self.num_steps * s + self.first_timestep, 1 - s, s
+
+
+class CountsTime(Protocol):
+    """What a schedule is made from: the conventions of a backbone."""
+
+    @property
+    def schedule(self) -> str:
+        """Name of the schedule."""
+
+    @property
+    def first_timestep(self) -> int:
+        """See `Schedule`."""
+
+    @property
+    def prediction(self) -> str:
+        """See `Schedule`."""
+
+
+def schedule_of(conventions: CountsTime) -> NoiseSchedule | FlowSchedule:
+    """Return the schedule that a backbone's conventions name.
+
+    Raises:
+        ValueError: an unknown schedule or prediction.
+
+    """
+    kind = FlowSchedule if conventions.schedule == FLOW else NoiseSchedule
+    return kind(conventions.schedule, conventions.first_timestep, prediction=conventions.prediction)

@@ -10,7 +10,8 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from l2c.diffusion.schedule import NoiseSchedule
+from l2c.diffusion.prediction import data_of, noise_of, velocity_of
+from l2c.diffusion.schedule import VARIANCE_PRESERVING, Schedule
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Solver(ABC):
     """A way from noise to an image in a fixed number of network evaluations.
 
     A solver is a coroutine: it asks for one evaluation after the other and is sent the network's output,
-    (N, C, H, W) noise or (N, 2 C, H, W) noise and variance. Sampling and router training drive the same one.
+    (N, C, H, W) what the schedule says that it predicts, or (N, 2 C, H, W) that and variance. Sampling and router
+    training drive the same one.
 
     Attributes:
         name: the name of the solver in configs and cache graphs.
+        schedules: names of the noise schedules that it can follow.
         schedule: the noise schedule of the weights.
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
@@ -50,11 +53,10 @@ class Solver(ABC):
     """
 
     name: ClassVar[str]
+    schedules: ClassVar[tuple[str, ...]] = VARIANCE_PRESERVING
     stochastic: bool = False
 
-    def __init__(
-        self, schedule: NoiseSchedule, indices: tuple[float, ...], steps: tuple[tuple[int, ...], ...]
-    ) -> None:
+    def __init__(self, schedule: Schedule, indices: tuple[float, ...], steps: tuple[tuple[int, ...], ...]) -> None:
         self.schedule = schedule
         self.indices = indices
         self.steps = steps
@@ -78,6 +80,20 @@ class Solver(ABC):
     def marginal(self, evaluation: int) -> tuple[float, float]:
         """Return (alpha, sigma) of the state at which an evaluation takes place."""
         return self.schedule.marginal(self.indices[evaluation])
+
+    def predicted_noise(self, output: Tensor, x: Tensor, evaluation: int) -> Tensor:
+        """Return the noise (N, C, H, W) that an output without variance at x (N, C, H, W) stands for."""
+        return noise_of(self.schedule.prediction, output, x, *self.marginal(evaluation))
+
+    def predicted_data(self, output: Tensor, x: Tensor, evaluation: int) -> Tensor:
+        """Return the data (N, C, H, W) that an output at x (N, C, H, W) stands for."""
+        output, _ = split_variance(output, x.shape[1])
+        return data_of(self.schedule.prediction, output, x, *self.marginal(evaluation))
+
+    def predicted_velocity(self, output: Tensor, x: Tensor, evaluation: int) -> Tensor:
+        """Return the velocity (N, C, H, W) that an output at x (N, C, H, W) stands for."""
+        output, _ = split_variance(output, x.shape[1])
+        return velocity_of(self.schedule.prediction, output, x, *self.marginal(evaluation))
 
     @abstractmethod
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
@@ -112,7 +128,7 @@ class Solver(ABC):
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Split a network's output into noise (N, C, H, W) and, where it has one, variance (N, C, H, W)."""
+    """Split a network's output into its prediction (N, C, H, W) and, where it has one, variance (N, C, H, W)."""
     if output.shape[1] == 2 * channels:
         return output[:, :channels], output[:, channels:]
     return output, None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import build_backbone, fingerprint, model_preset, reason_of
-from l2c.diffusion import NoiseSchedule, make_solver
+from l2c.diffusion import make_solver, schedule_of
 from l2c.graph import CacheGraph
 
 
@@ -50,7 +50,7 @@ def import_l2c_router(
     else:
         network, weights = backbone, fingerprint(backbone)
     conventions = network.conventions
-    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+    schedule = schedule_of(conventions)
     announced = make_solver(solver, schedule, num_evaluations)
     timesteps, options = announced.timesteps, announced.options
     num_steps = num_evaluations if solver != "dpm_solver_2s" else (num_evaluations + 1) // 2

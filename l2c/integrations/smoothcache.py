@@ -17,7 +17,7 @@ import torch
 from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.zoo import build_backbone, fingerprint, model_preset
-from l2c.diffusion import NoiseSchedule, make_solver
+from l2c.diffusion import make_solver, schedule_of
 from l2c.graph import HOLD, CacheGraph
 from l2c.layer_names import kind_of
 
@@ -76,7 +76,7 @@ def import_smoothcache(
         if routed != "l2c":
             raise ValueError(f"routed must be indices, 'l2c' or None, got {routed!r}")
         routed = [e for e in range(1, num_evaluations) if (num_evaluations - 1 - e) % 2 == 0]
-    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+    schedule = schedule_of(conventions)
     return CacheGraph(
         rows=tuple(map(tuple, rows)),
         layers=network.layer_names,

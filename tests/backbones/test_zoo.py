@@ -19,7 +19,7 @@ from l2c.backbones.zoo import (
     model_names,
     model_preset,
 )
-from l2c.diffusion import SOLVERS, Guidance, NoiseSchedule, make_solver
+from l2c.diffusion import SOLVERS, Guidance, make_solver, schedule_of
 
 # name: input, blocks, width, heads, patch, output channels, labels
 SHAPES = {
@@ -66,7 +66,7 @@ def test_every_preset_builds_and_its_settings_fit(name):
     y = torch.zeros(1, dtype=torch.long, device="meta") if net.num_embedded_labels else None
     assert net(x, torch.zeros(1, device="meta"), y).shape[2:] == x.shape[2:]
     conventions = net.conventions
-    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+    schedule = schedule_of(conventions)
     sampling = preset.sampling
     assert sampling.solver in SOLVERS
     make_solver(sampling.solver, schedule, sampling.num_evaluations)

@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from l2c.diffusion import SOLVERS, NoiseSchedule, make_solver
+from l2c.diffusion import DIFFUSION_SOLVERS, NoiseSchedule, make_solver
 
 LINEAR, SCALED = NoiseSchedule("linear"), NoiseSchedule("scaled_linear", 1)
 DETERMINISTIC = ["ddim", "dpm_solver_2s", "dpm_solver_2m"]
@@ -95,7 +95,7 @@ def test_point_data_is_exact(schedule, name, num_evaluations):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", DIFFUSION_SOLVERS)
 @pytest.mark.parametrize("num_evaluations", [2, 5, 20])
 def test_announced_evaluations_are_those_asked_for(name, num_evaluations):
     solver = make_solver(name, SCALED, num_evaluations)
@@ -108,7 +108,7 @@ def test_announced_evaluations_are_those_asked_for(name, num_evaluations):
     assert solver.timesteps == tuple(index + 1 for index in solver.indices)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", DIFFUSION_SOLVERS)
 @pytest.mark.parametrize("num_evaluations", [2, 5, 20])
 def test_steps_partition_the_evaluations(name, num_evaluations):
     solver = make_solver(name, LINEAR, num_evaluations)

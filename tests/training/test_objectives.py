@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from l2c.diffusion import NoiseSchedule, make_solver
+from l2c.diffusion import make_solver, schedule_of
 from l2c.training.objectives import LearningToCache
 from l2c.training.pairs import DataPairs, Pair
 from l2c.training.router import Routers
@@ -14,7 +14,7 @@ from l2c.training.router import Routers
 @pytest.fixture
 def pair(backbone):
     conventions = backbone.conventions
-    solver = make_solver("ddim", NoiseSchedule(conventions.schedule, conventions.first_timestep), 6)
+    solver = make_solver("ddim", schedule_of(conventions), 6)
     generator = torch.Generator().manual_seed(0)
     x_0, noise = (torch.randn((3, *backbone.input_shape), generator=generator) for _ in range(2))
     return DataPairs(backbone, solver, (3,)).pair(x_0, noise, torch.tensor([0, 3, 5]), 3)

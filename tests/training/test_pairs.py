@@ -7,7 +7,7 @@ import torch
 
 import l2c
 from l2c.data.noise import NoiseDataModule
-from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion import Guidance, make_solver, schedule_of
 from l2c.sampling.denoiser import Denoiser
 from l2c.training.pairs import DataPairs, TrajectoryPairs
 from l2c.training.router import routed_evaluations
@@ -17,7 +17,7 @@ SCALES = {"dit": 2.0, "uvit": 0.7}
 
 def solver_for(backbone, name=None, num_evaluations=6, **options):
     conventions = backbone.conventions
-    schedule = NoiseSchedule(conventions.schedule, conventions.first_timestep)
+    schedule = schedule_of(conventions)
     name = name or ("ddim" if conventions.guidance == "dit" else "dpm_solver_2s")
     return make_solver(name, schedule, num_evaluations, **options)
 

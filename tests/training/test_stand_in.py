@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion import Guidance, make_solver, schedule_of
 from l2c.training.pairs import DataPairs, TrajectoryPairs
 from l2c.training.router import Routers, routed_evaluations
 from l2c.training.stand_in import StandIn
@@ -13,7 +13,7 @@ from l2c.training.stand_in import StandIn
 def solver(backbone):
     conventions = backbone.conventions
     name = "ddim" if conventions.guidance == "dit" else "dpm_solver_2s"
-    return make_solver(name, NoiseSchedule(conventions.schedule, conventions.first_timestep), 8)
+    return make_solver(name, schedule_of(conventions), 8)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2c.diffusion import Guidance, NoiseSchedule, make_solver
+from l2c.diffusion import Guidance, make_solver, schedule_of
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.training.error_weights import ErrorWeights
@@ -12,7 +12,7 @@ from l2c.training.stepwise import StepwiseDenoising
 
 
 def parts_of(net, num_evaluations=4, init=2.0, **changes):
-    schedule = NoiseSchedule(net.conventions.schedule, net.conventions.first_timestep)
+    schedule = schedule_of(net.conventions)
     solver = make_solver("ddim", schedule, num_evaluations)
     routers = Routers(range(1, num_evaluations), net.num_layers, init=init)
     arguments = {"penalty": 0.0, "layer_weights": torch.ones(net.num_layers), "error_weights": "none", **changes}
