@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
         solver=cfg.solver.name,
         num_evaluations=cfg.solver.num_evaluations,
         cfg_scale=cfg.solver.cfg_scale,
-        eta=cfg.solver.options.get("eta"),
+        solver_options=cfg.solver.options,
     )
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_trajectories)
     labels = torch.arange(len(noise)) % backbone.num_labels if backbone.num_labels else None

@@ -127,7 +127,7 @@ def judge_graph(cfg: DictConfig) -> None:
             solver=graph.solver,
             num_evaluations=num_evaluations,
             cfg_scale=scale,
-            eta=graph.solver_options.get("eta"),
+            solver_options=graph.solver_options,
         )
 
     samplers = {

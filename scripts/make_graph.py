@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
         solver=cfg.solver.name,
         num_evaluations=cfg.solver.num_evaluations,
         cfg_scale=cfg.solver.cfg_scale,
-        eta=cfg.solver.options.get("eta"),
+        solver_options=cfg.solver.options,
     )
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
     problem = Problem.of(sampler, calibration)

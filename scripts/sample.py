@@ -90,7 +90,7 @@ def main(cfg: DictConfig) -> None:
         backbone,
         graph=graph,
         solver=published if solver is None else solver.name,
-        eta=None if solver is None else solver.options.get("eta"),
+        solver_options=None if solver is None else solver.options,
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
         cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
         **ways(cfg),

@@ -156,7 +156,7 @@ class Bench:
             solver=like.solver,
             num_evaluations=like.num_evaluations,
             cfg_scale=self.cfg_scale,
-            eta=like.solver_options.get("eta"),
+            solver_options=like.solver_options,
             any_weights=True,
             precision=setting.precision,
             matmul=setting.matmul,

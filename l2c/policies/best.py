@@ -124,7 +124,7 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
             solver=problem.blank.solver,
             num_evaluations=count,
             cfg_scale=problem.blank.cfg_scale,
-            eta=problem.blank.solver_options.get("eta"),
+            solver_options=problem.blank.solver_options,
         )
         noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
         num_labels = sampler.backbone.num_labels

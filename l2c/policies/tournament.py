@@ -97,7 +97,7 @@ class Tournament:
             solver=solver.name,
             num_evaluations=num_evaluations,
             cfg_scale=solver.cfg_scale,
-            eta=solver.options.get("eta"),
+            solver_options=solver.options,
         )
 
     @property

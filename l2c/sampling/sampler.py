@@ -11,7 +11,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.zoo import fingerprint
-from l2c.diffusion import Guidance, NoiseSchedule, Solver, make_solver
+from l2c.diffusion import Guidance, Solver, make_solver, schedule_of
 from l2c.graph import CacheGraph
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
@@ -36,11 +36,14 @@ class Sampler:
         backbone: a frozen network.
         graph: a cache graph; it brings solver, evaluations, timesteps and guidance. Refused where it does not
             fit the backbone, its weights, or what else is given here.
-        solver: `ddim`, `ddpm`, `dpm_solver_2s` or `dpm_solver_2m`; required without a graph.
+        solver: `ddim`, `ddpm`, `dpm_solver_2s` or `dpm_solver_2m`, for a flow `flow_euler` or `flow_dpm_2m`; required
+            without a graph.
         num_evaluations: number of calls of the backbone; required without a graph.
         cfg_scale: guidance scale in the convention of the backbone's publication (DiT: 1.0 = off, U-ViT: 0.0 =
             off); None = the graph's, and off where it has none.
         eta: stochasticity of DDIM in [0, 1]; None = the graph's, else 0.
+        solver_options: the solver's own settings by name, such as `shift` of flows; where not given, the graph's,
+            else the solver's defaults.
         any_weights: accept a graph that was made for other weights of the same architecture (benchmarks).
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
@@ -66,6 +69,7 @@ class Sampler:
         num_evaluations: int | None = None,
         cfg_scale: float | None = None,
         eta: float | None = None,
+        solver_options: Mapping[str, float] | None = None,
         any_weights: bool = False,
         precision: str | None = None,
         matmul: str = "default",
@@ -73,7 +77,7 @@ class Sampler:
         cache_device: torch.device | str | None = None,
     ) -> None:
         conventions = backbone.conventions
-        options: dict[str, float] = {}
+        options = {**(solver_options or {}), **({} if eta is None else {"eta": eta})}
         if graph is not None:
             _check_backbone(graph, backbone, any_weights=any_weights)
             solver = _agreed("solver", solver, graph.solver)
@@ -85,13 +89,10 @@ class Sampler:
                     f"the graph was made under guidance {graph.guidance!r}, but {conventions.name} uses "
                     f"{conventions.guidance!r}; take a graph of this backbone"
                 )
-            options = dict(graph.solver_options)
-            if "eta" in options:
-                eta = _agreed("eta", eta, options["eta"])
+            for name, value in graph.solver_options.items():
+                options[name] = _agreed(name, options.get(name), value)
         if solver is None or num_evaluations is None:
             raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
-        if eta is not None:
-            options["eta"] = eta
         self.graph = graph
         self.solver = solver_for(backbone, solver, num_evaluations, **options)
         self.guidance = Guidance(conventions.guidance, cfg_scale)
@@ -258,7 +259,7 @@ def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: f
     """
     own: Solver | None = getattr(backbone, "own_solver", None)
     if own is None:
-        schedule = NoiseSchedule(backbone.conventions.schedule, backbone.conventions.first_timestep)
+        schedule = schedule_of(backbone.conventions)
         return make_solver(name, schedule, num_evaluations, **options)
     fewer: Mapping[int, Solver] = getattr(backbone, "fewer_steps", {})
     own = fewer.get(num_evaluations, own)

@@ -88,7 +88,7 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
         solver=graph.solver,
         num_evaluations=graph.num_evaluations,
         cfg_scale=scale,
-        eta=graph.solver_options.get("eta"),
+        solver_options=graph.solver_options,
     )
     if sampler.solver.stochastic:
         raise ValueError(

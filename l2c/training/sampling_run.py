@@ -71,13 +71,13 @@ def make_sampler(cfg: DictConfig) -> Sampler:
     solver = cfg.get("solver")
     scale = graph.cfg_scale if graph is not None else None
     if solver is not None:
-        name, num_evaluations, eta = solver.name, solver.num_evaluations, solver.options.get("eta")
+        name, num_evaluations, options = solver.name, solver.num_evaluations, solver.options
         scale = solver.cfg_scale
     elif graph is not None:
-        name = num_evaluations = eta = None
+        name = num_evaluations = options = None
         scale = preset.sampling.cfg_scale if scale is None else scale
     else:
-        name, num_evaluations, eta = preset.sampling.solver, preset.sampling.num_evaluations, None
+        name, num_evaluations, options = preset.sampling.solver, preset.sampling.num_evaluations, None
         scale = preset.sampling.cfg_scale
     return Sampler(
         load_backbone(preset, checkpoint=cfg.checkpoint),
@@ -85,7 +85,7 @@ def make_sampler(cfg: DictConfig) -> Sampler:
         solver=name,
         num_evaluations=num_evaluations,
         cfg_scale=scale if cfg.cfg_scale is None else cfg.cfg_scale,
-        eta=eta,
+        solver_options=options,
         **ways(cfg),
     )
 
@@ -204,7 +204,7 @@ def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict
         "dtype": str(next(sampler.backbone.parameters()).dtype).removeprefix("torch."),
         "solver": sampler.solver.name,
         "num_evaluations": sampler.solver.num_evaluations,
-        "eta": sampler.solver.options.get("eta"),
+        **{"eta": None, **sampler.solver.options},
         "cfg_scale": sampler.guidance.scale,
         "products": sampler.matmul_on(device),
         "cache_dtype": None if cache_dtype is None else str(cache_dtype).removeprefix("torch."),
