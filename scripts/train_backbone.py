@@ -1,4 +1,4 @@
-"""Train a small backbone on scikit-learn's digits or photographs and write its EMA weights.
+"""Train a small backbone on scikit-learn's digits or on emoji and write its EMA weights.
 
 python scripts/train_backbone.py model=dit_digits
 """

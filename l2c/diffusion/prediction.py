@@ -33,6 +33,15 @@ def target(prediction: str, x_0: Tensor, eps: Tensor, alpha: float | Tensor, sig
     return eps - x_0 if prediction == "flow" else eps
 
 
+def min_snr_weight(prediction: str, alpha: Tensor, sigma: Tensor, gamma: float) -> Tensor:
+    """Return the weights of a prediction's squared error that weigh that of the data by min(SNR, gamma).
+
+    Hang et al., arXiv 2303.09556, section 3.4: min(SNR, gamma) / SNR for noise, min(SNR, gamma) / (SNR + 1) for v.
+    """
+    share = {"noise": sigma / alpha, "v": sigma / (alpha**2 + sigma**2), "flow": sigma / (alpha + sigma)}[prediction]
+    return ((alpha / sigma) ** 2).clamp(max=gamma) * share**2
+
+
 def noise_of(prediction: str, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
     """Return the noise (N, C, H, W) that a prediction at x (N, C, H, W) stands for."""
     if prediction == "v":  # x_0 = (x - sigma eps) / alpha in the definition of v, solved for eps

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2c.diffusion import DIFFUSION_SOLVERS, Guidance, NoiseSchedule, make_solver
-from l2c.diffusion.prediction import PREDICTIONS, data_of, noise_of, target, velocity_of
+from l2c.diffusion.prediction import PREDICTIONS, data_of, min_snr_weight, noise_of, target, velocity_of
 
 LEVELS = [(0.8, 0.6), (0.3, 0.7), (0.999, 0.0447)]  # the second one is not variance preserving
 
@@ -70,3 +70,20 @@ def test_maps_commute_with_guidance(prediction, mode, pictures):
     before = [noise_of(prediction, output, x, alpha, sigma) for output in pictures]
     after = noise_of(prediction, guidance.combine(*pictures), x, alpha, sigma)
     torch.testing.assert_close(guidance.combine(*before), after, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_min_snr_weighs_the_error_of_the_data_alike(prediction, pictures):
+    x_0, wrong = pictures
+    alpha, sigma = (
+        torch.tensor(values, dtype=torch.float64).view(-1, 1, 1, 1) for values in ((0.8, 0.3), (0.6, 0.7))
+    )
+    eps = normal(2, 3, 4, 4, seed=2)
+    x = alpha * x_0 + sigma * eps
+    outputs = [target(prediction, data, (x - alpha * data) / sigma, alpha, sigma) for data in (x_0, wrong)]
+    weights = min_snr_weight(prediction, alpha, sigma, 1.0)
+    snr = (alpha / sigma) ** 2
+    got = weights * (outputs[0] - outputs[1]).square()
+    torch.testing.assert_close(got, snr.clamp(max=1.0) * (x_0 - wrong).square(), rtol=1e-9, atol=0)
+    if prediction == "noise":
+        torch.testing.assert_close(weights, snr.clamp(max=1.0) / snr)
