@@ -39,15 +39,17 @@ class PixelDataModule(pl.LightningDataModule):
     def images(self) -> Dataset[Any]:
         """Return the images with their labels."""
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader, which begins at the step that the trainer stands at."""
-        start = self.trainer.global_step if self.trainer is not None else 0
-        data = self.images()
-        sampler = self.sampler(
-            len(data),  # type: ignore[arg-type]
+    def batches(self, start: int) -> StepBatchSampler:
+        """Return what makes the batches from a step on."""
+        return self.sampler(
+            len(self.images()),  # type: ignore[arg-type]
             self.batch_size,
             seed=self.seed,
             start_step=start,
             parts=parts(self.trainer),
         )
-        return DataLoader(data, batch_sampler=sampler)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader, which begins at the step that the trainer stands at."""
+        start = self.trainer.global_step if self.trainer is not None else 0
+        return DataLoader(self.images(), batch_sampler=self.batches(start))

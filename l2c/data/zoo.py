@@ -1,12 +1,17 @@
-"""Names to the small data sets that ship with scikit-learn."""
+"""Names to the small data sets of pixels."""
 
 from __future__ import annotations
 
 from l2c.data.digits import DigitsDataModule
 from l2c.data.photos import PhotosDataModule
 from l2c.data.pixels import PixelDataModule
+from l2c.testbeds.emoji_data import EmojiDataModule
 
-PIXEL_DATA: dict[str, type[PixelDataModule]] = {"digits": DigitsDataModule, "photos": PhotosDataModule}
+PIXEL_DATA: dict[str, type[PixelDataModule]] = {
+    "digits": DigitsDataModule,
+    "emoji": EmojiDataModule,
+    "photos": PhotosDataModule,
+}
 
 
 def pixel_data(

@@ -1,5 +1,6 @@
 """Training of the small networks that ship with the package: what a run leaves behind."""
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from l2c.backbones.zoo import build_backbone, project_folder
 from l2c.training.backbone_run import train_backbone
 from l2c.training.classifier_run import train_classifier
+from l2c.training.lit_backbone import LitBackbone
 
 
 def config(name, *overrides):
@@ -36,6 +38,61 @@ def test_a_run_leaves_averaged_weights_and_metrics(train, tmp_path):
     assert not [name for name in names if name.startswith(".")]  # no temporary is left
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         train("other", "max_steps=3", f"resume={tmp_path / 'last.ckpt'}")
+
+
+@pytest.fixture
+def train_emoji(tmp_path, monkeypatch):
+    """Return the function that trains a tiny flow on pictures of the emoji's shape."""
+    labels = np.arange(60) % 10
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+    np.savez(tmp_path / "emoji_32.npz", images=images, labels=labels, families=labels, toned=labels > 20)
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path))
+
+    def run(folder, *overrides):
+        small = ["model=dit_emoji", "model.args.hidden_size=24", "model.args.depth=2", "batch_size=4"]
+        output = tmp_path / folder / "weights.safetensors"
+        cfg = config("train_backbone", *small, "accelerator=cpu", f"output={output}", *overrides)
+        train_backbone(cfg, tmp_path / folder)
+        return cfg, load_file(output)
+
+    return run
+
+
+def test_a_flow_is_trained_by_its_recipe(train_emoji, tmp_path):
+    cfg, weights = train_emoji("run", "max_steps=3")
+    assert (cfg.data, cfg.optimizer, cfg.decay_share) == ("emoji", "muon", 0.45)
+    backbone = build_backbone(cfg.model)
+    assert (backbone.conventions.schedule, backbone.conventions.prediction) == ("flow", "flow")
+    start = backbone.state_dict()
+    assert {name: value.shape for name, value in weights.items()} == {k: v.shape for k, v in start.items()}
+    assert (tmp_path / "run" / "before_decay.ckpt").is_file()
+    _, by_adamw = train_emoji("other", "max_steps=3", "optimizer=adamw", "min_snr_gamma=5", "model.prediction=v")
+    assert any(not torch.equal(value, by_adamw[name]) for name, value in weights.items())
+    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; known are adamw, muon"):
+        train_emoji("wrong", "optimizer=sgd")
+    with pytest.raises(ValueError, match=r"decay_share must lie in \(0, 1\], got 0"):
+        train_emoji("wrong", "decay_share=0")
+
+
+def test_a_longer_run_goes_on_from_before_the_decay(train_emoji, tmp_path):
+    """The constant phase knows nothing of the length, so what was kept there is what a longer run passes through."""
+    settings = ["decay_share=0.5", "warmup_steps=1", "ema_decay=0.5"]
+    _, unbroken = train_emoji("long", "max_steps=8", *settings)
+    train_emoji("short", "max_steps=4", *settings)
+    resume = f"resume={tmp_path / 'short' / 'before_decay.ckpt'}"
+    _, continued = train_emoji("continued", "max_steps=8", *settings, resume)
+    for name, value in unbroken.items():
+        torch.testing.assert_close(continued[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("decay_share", "expected"), [(1.0, [1, 0.505, 0.01]), (0.5, [1, 1, 0.01])])
+def test_learning_rates(decay_share, expected):
+    backbone = build_backbone(config("train_backbone", "model.args.depth=1").model)
+    module = LitBackbone(backbone, learning_rate=1.0, max_steps=1000, warmup_steps=10, decay_share=decay_share)
+    optimizer = module.configure_optimizers()["optimizer"]
+    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)  # the first of ten steps of warm-up
+    assert [schedule(step) for step in (9, 500, 1000)] == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_classifier_leaves_its_weights_alone(tmp_path):

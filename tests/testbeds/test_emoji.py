@@ -1,0 +1,107 @@
+"""The file of emoji: what is read from the packages, and what is refused."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from l2c.testbeds.emoji import CLASSES, class_of, emoji, emoji_path, fetch_emoji, pack_emoji
+
+ENTRIES = [
+    {"unified": "1F600", "category": "Smileys & Emotion", "subcategory": "face-smiling"},
+    {"unified": "2764-FE0F", "category": "Smileys & Emotion", "subcategory": "heart"},
+    {
+        "unified": "1F44B",
+        "category": "People & Body",
+        "subcategory": "hand-fingers-open",
+        "skin_variations": {"1F3FB": {"unified": "1F44B-1F3FB"}},
+    },
+    {"unified": "1F522", "category": "Symbols", "subcategory": "alphanum"},
+]
+
+
+def packed(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"package/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def webp(colour, size=64):
+    image = Image.new("RGBA", (size, size), (0, 0, 0, 0))
+    image.paste(colour, (16, 16, 48, 48))
+    file = io.BytesIO()
+    image.save(file, "WEBP", lossless=True)
+    return file.getvalue()
+
+
+@pytest.fixture
+def packages(tmp_path):
+    files = {
+        "assets/1f600.webp": webp((255, 200, 0, 255)),
+        "assets/2764.webp": webp((255, 0, 0, 255)),  # without the mark that the other package has
+        "assets/1f44b.webp": webp((250, 210, 0, 255)),
+        "assets/1f44b-1f3fb.webp": webp((90, 60, 40, 255)),
+        "assets/1f522.webp": webp((0, 0, 255, 255)),
+        "assets/ffff.webp": webp((0, 255, 0, 255)),
+        "README.md": b"read me",
+    }
+    names = {"emoji.json": json.dumps(ENTRIES).encode()}
+    return packed(tmp_path / "pictures.tgz", files), packed(tmp_path / "names.tgz", names)
+
+
+def test_pictures_are_read_with_their_classes(packages, tmp_path):
+    pictures = emoji(pack_emoji(*packages, tmp_path / "emoji.npz"))
+    assert pictures.images.shape == (4, 3, 32, 32)
+    assert pictures.images.dtype == torch.uint8
+    found = sorted(
+        zip([CLASSES[c] for c in pictures.labels], pictures.families.tolist(), pictures.toned.tolist(), strict=True)
+    )
+    assert found == [("face", 0, False), ("hand", 2, False), ("hand", 2, True), ("heart", 1, False)]
+    red = pictures.images[pictures.labels == CLASSES.index("heart")][0]
+    assert red[:, 16, 16].tolist() == [255, 0, 0]
+    assert red[:, 0, 0].tolist() == [255, 255, 255]  # what is transparent becomes white
+
+
+def test_alike_pictures_count_once(tmp_path, packages):
+    twice = packed(
+        tmp_path / "twice.tgz", {f"assets/{name}.webp": webp((255, 0, 0, 255)) for name in ("1f600", "2764")}
+    )
+    assert len(emoji(pack_emoji(twice, packages[1], tmp_path / "emoji.npz")).labels) == 1
+
+
+def test_classes_follow_the_categories():
+    assert class_of("Travel & Places", "transport-air") == CLASSES.index("vehicle")
+    assert class_of("Travel & Places", "sky & weather") == CLASSES.index("place")
+    assert class_of("Travel & Places", "time") == class_of("Activities", "sport") == CLASSES.index("object")
+    assert class_of("People & Body", "person-role") == CLASSES.index("person")
+    assert (
+        class_of("Symbols", "arrow") is class_of("Smileys & Emotion", "emotion") is class_of("Component", "x") is None
+    )
+
+
+def test_refusals(packages, tmp_path, monkeypatch):
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match=r"no emoji at .*download_emoji.py.* take data=noise"):
+        emoji()
+    with pytest.raises(FileNotFoundError, match=r"no package at nowhere\.tgz; give a path, or leave it out"):
+        fetch_emoji(pictures="nowhere.tgz")
+    with pytest.raises(ValueError, match="has the SHA-256"):
+        fetch_emoji(*packages)
+    with pytest.raises(ValueError, match="cannot be read"):
+        pack_emoji(packages[0], packages[0], tmp_path / "x.npz")
+    none = packed(tmp_path / "none.tgz", {"README.md": b""})
+    with pytest.raises(ValueError, match="holds no pictures"):
+        pack_emoji(none, packages[1], tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz").exists()
+    emoji_path().parent.mkdir(exist_ok=True)
+    for damage in (lambda: emoji_path().write_bytes(b"PK"), lambda: np.savez(emoji_path(), images=np.zeros(1))):
+        damage()
+        with pytest.raises(ValueError, match=r"is damaged .* delete it"):
+            emoji()
