@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
-from l2c.data.part import parts
+from l2c.data.share import parts
 from l2c.data.step_sampler import StepBatchSampler
 
 

@@ -1,0 +1,1 @@
+"""Small models that train on a CPU: their data, training and classifiers."""
