@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
         f"{result.graph.num_evaluations}: {result.cost.speed_up(result.graph):.2f} x by MACs"
     )
     if is_pipeline(cfg.model):
-        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
+        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/pipelines.md")
         return
     own_weights = cfg.model.checkpoint != model_preset(cfg.model.name).checkpoint
     weights = f" checkpoint={cfg.model.checkpoint}" if own_weights else ""

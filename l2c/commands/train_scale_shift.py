@@ -19,7 +19,7 @@ def main(cfg: DictConfig) -> None:
     cli.check_positive(cfg, "max_steps", "batch_size")
     path = train_correction(cfg, cli.run_folder())
     if is_pipeline(cfg.get("model")):
-        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/diffusers.md")
+        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/pipelines.md")
         return
     print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
 
