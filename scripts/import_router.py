@@ -1,49 +1,6 @@
-"""Turn another project's router or schedule into a cache graph, or a cache graph into its schedule.
+"""Turn another project's router or schedule into a cache graph, or a cache graph into its schedule."""
 
-python scripts/import_router.py file=DDIM20_router.pt model=dit_xl2 num_evaluations=20 threshold=0.1
-"""
-
-from pathlib import Path
-
-from omegaconf import DictConfig
-
-from l2c import cli, import_l2c_router
-from l2c.backbones.backbone import Backbone
-from l2c.backbones.zoo import load_backbone, model_preset
-from l2c.graph import CacheGraph
-from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache
-
-
-@cli.entry("import_router")
-def main(cfg: DictConfig) -> None:
-    """Read, convert, write, say what came out."""
-    if cfg.graph is not None:
-        output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "schedule.json"
-        export_smoothcache(CacheGraph.load(cfg.graph), output)
-        print(f"wrote {output}")
-        return
-    if cfg.file is None:
-        raise ValueError("nothing to convert; say file=PATH of a router or schedule, or graph=PATH of a cache graph")
-    backbone: str | Backbone = cfg.model
-    if cfg.checkpoint is not None:
-        backbone = load_backbone(cfg.model, checkpoint=cfg.checkpoint)
-    solver = cfg.solver or model_preset(cfg.model).sampling.solver
-    if Path(cfg.file).suffix == ".json":
-        routed = cfg.routed if cfg.routed is None or isinstance(cfg.routed, str) else list(cfg.routed)
-        graph = import_smoothcache(cfg.file, backbone, solver=solver, routed=routed)
-    elif cfg.num_evaluations is None or cfg.threshold is None:
-        raise ValueError(
-            "a router file needs num_evaluations (that it was trained for) and threshold (published: 0.1 for DiT at "
-            "256, 0.9 for DiT at 512 and U-ViT); give both"
-        )
-    else:
-        graph = import_l2c_router(
-            cfg.file, backbone, solver=solver, num_evaluations=cfg.num_evaluations, threshold=cfg.threshold
-        )
-    output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "cache_graph.json"
-    graph.save(output)
-    print(f"{graph.summary()}\nwrote {output}")
-
+from l2c.commands.import_router import main
 
 if __name__ == "__main__":
     main()

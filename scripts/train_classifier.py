@@ -1,20 +1,6 @@
-"""Train the small classifier that reads the digits, and say how well it reads held-out ones.
+"""Train the small classifier that reads the digits, and say how well it reads held-out ones."""
 
-python scripts/train_classifier.py
-"""
-
-from omegaconf import DictConfig
-
-from l2c import cli
-from l2c.training.classifier_run import train_classifier
-
-
-@cli.entry("train_classifier")
-def main(cfg: DictConfig) -> None:
-    """Train, then say where the weights are and what they can do."""
-    result = train_classifier(cfg)
-    print(f"wrote {result.path}: {100 * result.held_out_accuracy:.1f} % of {result.num_held_out} held-out digits")
-
+from l2c.commands.train_classifier import main
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ def test_the_wheel_holds_presets_schema_and_weights(tmp_path):
         for name in ("dit_digits.safetensors", "uvit_digits.safetensors", "dit_digits_ddim20.json")
     }
     assert (
-        presets | weights | {"l2c/cache_graph.schema.json", "l2c/checkpoints/digits_classifier.safetensors"} <= names
+        presets | weights | {"l2c/graph/cache_graph.schema.json", "l2c/checkpoints/digits_classifier.safetensors"}
+        <= names
     )
     assert len(presets) > 25

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2c.backbones.backbone import Backbone, Conventions
 from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Pass, Row, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, first
-from l2c.layer_names import block_of
+from l2c.graph.layer_names import block_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from l2c.data.image_folder import ImageFolder
 from l2c.data.latent_shards import Manifest, look_into, write_shard
-from l2c.data.part import Part
+from l2c.data.share import Part
 from l2c.data.vae import Vae
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from l2c.data.image_folder import ImageFolder
-from l2c.data.part import parts
+from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.data.vae import SCALE_TOLERANCE, Vae, draw_latents
-from l2c.seeding import make_generator
+from l2c.io.seeds import make_generator
 
 
 class _Views(Dataset[tuple[Tensor, int, int]]):

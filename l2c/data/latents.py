@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from l2c.data.latent_shards import LatentShards
-from l2c.data.part import parts
+from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.data.vae import SCALE_TOLERANCE, draw_latents
 

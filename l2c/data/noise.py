@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from l2c.data.part import Part, parts
-from l2c.seeding import draw_normal, make_generator
+from l2c.data.share import Part, parts
+from l2c.io.seeds import draw_normal, make_generator
 
 
 class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):

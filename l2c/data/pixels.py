@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Dataset
 
-from l2c.data.part import parts
+from l2c.data.share import parts
 from l2c.data.step_sampler import StepBatchSampler
 
 
@@ -22,12 +22,14 @@ class PixelDataModule(pl.LightningDataModule):
     Attributes:
         image_shape: (C, H, W) of an image.
         num_classes: labels are 0..num_classes-1.
+        options: names of the settings that a data set has of its own.
         sampler: makes the batches.
 
     """
 
     image_shape: ClassVar[tuple[int, int, int]]
     num_classes: ClassVar[int]
+    options: ClassVar[frozenset[str]] = frozenset()
     sampler: ClassVar[type[StepBatchSampler]] = StepBatchSampler
 
     def __init__(self, batch_size: int = 32, seed: int = 0) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from l2c.atomic import replacing
+from l2c.io.atomic import replacing
 
 VERSION = 1
 M = TypeVar("M", bound="Shards")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from l2c.data.part import Part
+from l2c.data.share import Part
 
 
 class StepBatchSampler:

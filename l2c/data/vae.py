@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from l2c.seeding import draw_normal
+from l2c.io.seeds import draw_normal
 
 SCALE_TOLERANCE = 1e-6  # scales that differ by more belong to different autoencoders
 

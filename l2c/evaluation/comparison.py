@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.data.digits import digits
-from l2c.evaluation.cost import Cost
-from l2c.evaluation.digits_classifier import DigitsClassifier
-from l2c.evaluation.latency import Latency, alternate
+from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, frechet_distance, image_error
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.speed.latency import Latency, alternate
+from l2c.testbeds.digits import digits
+from l2c.testbeds.digits_classifier import DigitsClassifier
 
 
 @dataclass(frozen=True)

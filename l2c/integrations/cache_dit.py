@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2c.atomic import replacing
-from l2c.graph import LINEAR, CacheGraph
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import LINEAR
+from l2c.io.atomic import replacing
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from l2c.atomic import replacing
-from l2c.backbones.backbone import Backbone
-from l2c.backbones.zoo import build_backbone, fingerprint, model_preset
+from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.presets import build_backbone, model_preset
 from l2c.diffusion import make_solver, schedule_of
-from l2c.graph import HOLD, CacheGraph
-from l2c.layer_names import kind_of
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import kind_of
+from l2c.graph.predictor import HOLD
+from l2c.io.atomic import replacing
 
 KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
 KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")

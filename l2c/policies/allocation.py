@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph import FITTED, HOLD, LINEAR
+from l2c.graph.predictor import FITTED, HOLD, LINEAR
 
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]

@@ -10,12 +10,13 @@ from weakref import WeakKeyDictionary
 import torch
 from tqdm.auto import tqdm
 
-from l2c.graph import FITTED, HOLD, LINEAR, CacheGraph
-from l2c.policies.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.responses import measure_responses
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.policies.context import Problem
 from l2c.policies.gram import gram
-from l2c.policies.judge import Judge
-from l2c.policies.problem import Problem
-from l2c.policies.responses import measure_responses
+from l2c.policies.true_error import Judge
 from l2c.sampling.correction import reused_entries
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from l2c.graph import CacheGraph
-from l2c.layer_names import blocks
-from l2c.policies.problem import Problem
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import blocks
+from l2c.policies.context import Problem
 
 GRANULARITIES = ("layer", "block")
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from l2c.graph import FITTED, REUSES, CacheGraph
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import FITTED, REUSES
 from l2c.policies.allocation import Allocation
-from l2c.policies.problem import Problem
+from l2c.policies.context import Problem
 
 
 def gram(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from l2c.graph import CacheGraph
-from l2c.layer_names import blocks
-from l2c.policies.problem import Problem
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import blocks
+from l2c.policies.context import Problem
 
 
 def _thinned(problem: Problem, reused: set[int], method: str, n: float, **hyperparameters: Any) -> CacheGraph:

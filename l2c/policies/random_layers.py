@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from l2c.evaluation.cost import Cost
-from l2c.graph import CacheGraph
+from l2c.calibration.cost import Cost
+from l2c.graph.cache_graph import CacheGraph
 
 
 def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth: float | None = None) -> CacheGraph:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from l2c.graph import CacheGraph
-from l2c.policies.problem import Problem
+from l2c.graph.cache_graph import CacheGraph
+from l2c.policies.context import Problem
 from l2c.policies.random_layers import random_layers
 
 SCORES = ("layer_change", "response")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from l2c.graph import CacheGraph
-from l2c.layer_names import kinds
-from l2c.policies.problem import Problem
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import kinds
+from l2c.policies.context import Problem
 
 
 def longest_spans(errors: Tensor, alpha: float) -> list[bool]:

@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerPlan
-from l2c.graph import CacheGraph
-from l2c.memory import out_of_memory
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.memory import out_of_memory
 
 KEPT_GRAPHS = 64  # four for each class, shape and precision
 

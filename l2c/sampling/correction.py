@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from l2c.atomic import replacing
 from l2c.backbones.backbone import Backbone
-from l2c.correction_file import CorrectionFile
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.correction_file import CorrectionFile
+from l2c.io.atomic import replacing
 
 FORMAT = "l2c-scale-shift"
 Entry = tuple[int, int]

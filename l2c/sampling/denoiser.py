@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, Pass, call_block
 from l2c.diffusion import Guidance
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.correction import Correction
 from l2c.sampling.lifetimes import SUM, BlockStep, Lifetimes, Source

@@ -11,7 +11,7 @@ import heapq
 from collections import defaultdict
 from dataclasses import dataclass
 
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
 
 ATTENTION, MLP, SUM = range(3)  # the parts of a block that can be stored
 Read = tuple[tuple[int, float], ...]  # (evaluation, weight) of what is read, newest first

@@ -15,11 +15,11 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, call_block
 from l2c.diffusion import Solver
 from l2c.diffusion.solver import draw_noise
-from l2c.graph import CacheGraph
-from l2c.memory import memory_explained, out_of_memory
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.memory import memory_explained, out_of_memory
+from l2c.io.seeds import ImageNoise
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.compiled import CompiledBlocks, short_reason
-from l2c.seeding import ImageNoise
 
 Trajectory = Callable[..., Tensor]
 

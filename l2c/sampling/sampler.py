@@ -8,17 +8,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from l2c.backbones.backbone import Backbone
+from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.backbones.layer_cache import BlockCall
-from l2c.backbones.zoo import fingerprint
 from l2c.diffusion import Guidance, Solver, make_solver, schedule_of
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.runner import Runner, cache_explained
 from l2c.sampling.store import LayerStore
-from l2c.seeding import ImageNoise, draw_normal
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 

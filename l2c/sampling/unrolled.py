@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.sampler import Sampler
 

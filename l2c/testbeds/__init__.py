@@ -1,1 +1,1 @@
-"""Small models that are trained here: pictures, training of backbones and classifiers; apart from the product."""
+"""Small models that train on a CPU: their data, training and classifiers."""

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from l2c.atomic import replacing
-from l2c.integrations.download import download
+from l2c.io.atomic import replacing
+from l2c.io.download import download
 
 IMAGE_SHAPE = (3, 32, 32)
 CLASSES = ("face", "heart", "hand", "person", "nature", "food", "vehicle", "place", "object", "flag")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from l2c.data.part import parts
 from l2c.data.pixels import PixelDataModule
+from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
-from l2c.seeding import make_generator
+from l2c.io.seeds import make_generator
 from l2c.testbeds.emoji import CLASSES, IMAGE_SHAPE, Emoji, emoji
 
 MAX_SHIFT = 1  # pixels
@@ -85,6 +85,7 @@ class EmojiDataModule(PixelDataModule):
 
     image_shape = IMAGE_SHAPE
     num_classes = len(CLASSES)
+    options = frozenset({"skin_tones"})
 
     def __init__(
         self, batch_size: int = 32, seed: int = 0, *, skin_tones: str = "all", pictures: Emoji | None = None

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from l2c.backbones.zoo import reason_of
+from l2c.backbones.weights import reason_of
 
 # Lines on devices and tips; warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -9,18 +9,18 @@ import torch
 from torch import nn
 
 import l2c
+from l2c.backbones.backbone import fingerprint
 from l2c.backbones.dit import modulate, unpatchify
-from l2c.backbones.zoo import fingerprint
+from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.cost import count_macs
+from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
-from l2c.evaluation.cost import count_macs
-from l2c.policies.calibration import Calibration, head_of
-from l2c.policies.changes import measure_changes
-from l2c.policies.problem import Problem
-from l2c.policies.responses import measure_responses
-from l2c.policies.zoo import make_graph as apply_policy
-from l2c.training.objectives import LearningToCache
-from l2c.training.pairs import TrajectoryPairs
-from l2c.training.router import Routers
+from l2c.policies.context import Problem
+from l2c.policies.registry import make_graph as apply_policy
+from l2c.training.routers.objectives import LearningToCache
+from l2c.training.routers.pairs import TrajectoryPairs
+from l2c.training.routers.routers import Routers
 
 LAYERS = ["blocks.*.attn", "blocks.*.mlp"]
 

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from l2c.data.digits import digits
 from l2c.data.noise import NoiseDataModule
+from l2c.testbeds.digits import digits
 
 
 def test_digits_are_all_there_and_scaled():

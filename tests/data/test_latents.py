@@ -11,7 +11,7 @@ from l2c.data.image_folder import ImageFolder, centre_crop
 from l2c.data.imagenet import ImageNetDataModule
 from l2c.data.latent_shards import LatentShards, Manifest
 from l2c.data.latents import LatentsDataModule
-from l2c.data.part import Part, this_process
+from l2c.data.share import Part, this_process
 from l2c.data.vae import load_vae
 
 SIZE = 64

@@ -7,9 +7,9 @@ from itertools import islice
 import pytest
 import torch
 
-from l2c.data.digits import digits
 from l2c.data.noise import NoiseDataModule
 from l2c.data.step_sampler import StepBatchSampler
+from l2c.testbeds.digits import digits
 
 
 def steps(first, last, num_items=10, batch_size=4, seed=0):

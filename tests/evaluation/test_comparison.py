@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
+from l2c.calibration.cost import count_macs
 from l2c.evaluation.comparison import compare, sample_many
-from l2c.evaluation.cost import count_macs
-from l2c.evaluation.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
-from l2c.evaluation.latency import Latency, alternate
-from l2c.evaluation.report import markdown_table, table, write_report
+from l2c.evaluation.graph_report import table, write_report
 from l2c.policies.random_layers import random_layers
+from l2c.report.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
+from l2c.report.table import markdown_table
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.speed.latency import Latency, alternate
 
 
 @pytest.fixture

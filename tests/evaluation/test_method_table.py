@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from l2c.evaluation.html_report import html_report
-from l2c.evaluation.method_table import Cell, lines, to_csv, to_markdown
+from l2c.report.html import html_report
+from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 
 
 def cell(method, mse, seed=0, target=8.0):

@@ -7,14 +7,14 @@ import pytest
 import scipy.linalg
 import torch
 
-from l2c.data.digits import digits
-from l2c.data.image_archive import write_archive
-from l2c.data.image_shards import to_pixels
-from l2c.evaluation.frechet import Frechet
-from l2c.evaluation.image_features import DigitsFeatures, InceptionFeatures, load_features, spatial
-from l2c.evaluation.neighbours import precision_recall, radii
-from l2c.evaluation.reference import RealDigits, load_reference
-from l2c.evaluation.scores import score
+from l2c.drawing.image_archive import write_archive
+from l2c.drawing.image_shards import to_pixels
+from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures, load_features, spatial
+from l2c.evaluation.scores.frechet import Frechet
+from l2c.evaluation.scores.precision_recall import precision_recall, radii
+from l2c.evaluation.scores.reference import RealDigits, load_reference
+from l2c.evaluation.scores.scores import score
+from l2c.testbeds.digits import digits
 
 
 class Pixels:
@@ -142,7 +142,7 @@ def test_neighbours_by_hand():
 def test_neighbours_in_small_parts_are_the_same(monkeypatch):
     points = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
     once = radii(points)
-    monkeypatch.setattr("l2c.evaluation.neighbours.MAX_DISTANCES", 350)
+    monkeypatch.setattr("l2c.evaluation.scores.precision_recall.MAX_DISTANCES", 350)
     torch.testing.assert_close(radii(points), once)
 
 

@@ -223,7 +223,7 @@ def family_graph(random_rows: Callable) -> Callable[..., l2c.CacheGraph]:
     """Return a maker of random graphs for a family; whole blocks where `of` says so."""
 
     def make(family: Family, *, of: tuple[str, ...] | None = None, **changes: Any) -> l2c.CacheGraph:
-        from l2c.integrations.diffusers_layers import find_layers
+        from l2c.integrations.diffusers.layers import find_layers
 
         layers = find_layers(family.model, of=of)
         return l2c.CacheGraph(

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 from diffusers.hooks import HookRegistry
 
 from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
-from l2c.integrations.diffusers_layers import find_layers
+from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("dit", "pixart", "sd3", "flux", "sana", "hunyuan", "unet")
 CASES = [*((name, None) for name in NAMES), ("unet", ("block", "resnet")), ("unet", ("layer",))]

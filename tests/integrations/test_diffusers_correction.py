@@ -15,14 +15,14 @@ from diffusers.hooks import HookRegistry
 from hydra import compose, initialize_config_dir
 
 import l2c
-from l2c.backbones.zoo import project_folder
 from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
-from l2c.integrations.diffusers_layers import find_layers
-from l2c.integrations.pipeline_backbone import pipeline_backbone
-from l2c.policies.problem import Problem
+from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.io.bundled import project_folder
+from l2c.policies.context import Problem
 from l2c.sampling.correction import Correction, reused_entries, save_correction
-from l2c.training.correction_run import train_correction
-from l2c.training.lit_correction import LitCorrection
+from l2c.training.corrections.lit_correction import LitCorrection
+from l2c.training.corrections.run import train_correction
 
 CASES = [("dit", None), ("dit", ("block",)), ("pixart", None), ("sd3", None)]
 CASES += [("unet", None), ("unet", ("block", "resnet"))]
@@ -228,7 +228,7 @@ def test_streams_under_the_sampler(make_family, family_graph, tmp_path):
     from l2c.backbones.backbone import Conventions
     from l2c.backbones.wrap import WrappedModule
     from l2c.diffusion import Guidance
-    from l2c.integrations.diffusers_layers import make_layer
+    from l2c.integrations.diffusers.layers import make_layer
     from l2c.sampling.denoiser import Denoiser
 
     class Conditioned(WrappedModule):

@@ -15,7 +15,7 @@ from diffusers.hooks import HookRegistry
 
 import l2c
 from l2c.integrations.diffusers import ROOT, apply_cache_graph, denoiser_of, remove_cache_graph
-from l2c.integrations.diffusers_layers import find_layers
+from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("dit", "pixart", "stable_diffusion")
 STEPS = 5

@@ -11,17 +11,17 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 
 import l2c
+from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.cost import count_macs
 from l2c.diffusion import Guidance
-from l2c.evaluation.cost import count_macs
 from l2c.integrations.diffusers import apply_cache_graph, denoiser_of
-from l2c.integrations.pipeline_backbone import pipeline_backbone, read_prompts
-from l2c.policies.calibration import Calibration, head_of
-from l2c.policies.changes import measure_changes
-from l2c.policies.problem import Problem
-from l2c.policies.zoo import make_graph
-from l2c.training.objectives import LearningToCache
-from l2c.training.pairs import TrajectoryPairs
-from l2c.training.router import Routers
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
+from l2c.policies.context import Problem
+from l2c.policies.registry import make_graph
+from l2c.training.routers.objectives import LearningToCache
+from l2c.training.routers.pairs import TrajectoryPairs
+from l2c.training.routers.routers import Routers
 
 NAMES = ("dit", "pixart", "stable_diffusion")
 STEPS = 5

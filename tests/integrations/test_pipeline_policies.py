@@ -18,15 +18,15 @@ from diffusers import (
 )
 
 import l2c
+from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.responses import measure_responses
 from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
-from l2c.integrations.diffusers_layers import find_layers
-from l2c.integrations.pipeline_backbone import PipelineBackbone, _PerPrompt, pipeline_backbone
-from l2c.integrations.scheduler_solver import SchedulerSolver
-from l2c.policies.calibration import Calibration, head_of
-from l2c.policies.changes import measure_changes
-from l2c.policies.problem import Problem
-from l2c.policies.responses import measure_responses
-from l2c.policies.zoo import POLICIES, make_graph
+from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, _PerPrompt, pipeline_backbone
+from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
+from l2c.policies.context import Problem
+from l2c.policies.registry import POLICIES, make_graph
 from l2c.sampling.sampler import seeded_noise
 
 STEPS = 4

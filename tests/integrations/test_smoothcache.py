@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import l2c
-from l2c.backbones.zoo import fingerprint
+from l2c.backbones.backbone import fingerprint
 from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from l2c.calibration.calibration import Calibration, head_of
 from l2c.policies.block_caching import accumulate_rows
-from l2c.policies.calibration import Calibration, head_of
-from l2c.policies.problem import Problem
+from l2c.policies.context import Problem
+from l2c.policies.registry import POLICIES, make_graph
 from l2c.policies.smoothcache import longest_spans
-from l2c.policies.zoo import POLICIES, make_graph
 from l2c.sampling.sampler import Sampler
 
 E = 8

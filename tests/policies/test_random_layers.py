@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2c.evaluation.cost import count_macs
+from l2c.calibration.cost import count_macs
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.correction import reused_entries, save_correction
 from l2c.sampling.sampler import Sampler

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import l2c
 from l2c.diffusion import Guidance
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.correction import Correction, reused_entries, save_correction
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -58,7 +58,9 @@ def test_file_travels_with_the_graph(corrected, tmp_path):
     graph.save(path)
     assert (path.parent / "best.safetensors").is_file()
     content = json.loads(path.read_text())
-    jsonschema.validate(content, json.loads((Path(l2c.__file__).parent / "cache_graph.schema.json").read_text()))
+    jsonschema.validate(
+        content, json.loads((Path(l2c.__file__).parent / "graph" / "cache_graph.schema.json").read_text())
+    )
     loaded = CacheGraph.load(path)
     assert loaded == graph
     assert torch.equal(Correction.of(loaded).scale, scale)

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import l2c
-from l2c.evaluation.reference_scheme import ReferenceScheme
 from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.precision import matmul_setting, matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.speed.reference_scheme import ReferenceScheme
 
 LABELS = torch.tensor([0, 3, 4])
 MIXED = ("hold", "hold", "linear", "linear", "hold", "linear", "hold", "linear")
@@ -161,7 +161,7 @@ def test_precision_is_of_the_network_and_leaves_the_backbone(backbone, graph, pr
 
 
 def test_a_graph_of_the_weights_fits_their_casts(backbone, graph):
-    bound = graph.replace(fingerprint=l2c.backbones.zoo.fingerprint(backbone))
+    bound = graph.replace(fingerprint=l2c.backbones.presets.fingerprint(backbone))
     assert Sampler(backbone, graph=bound, precision="bf16").graph is bound
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from l2c.graph import CacheGraph
+from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.lifetimes import SUM, Lifetimes
 
 

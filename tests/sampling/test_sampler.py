@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import l2c
-from l2c.backbones.zoo import fingerprint
+from l2c.backbones.backbone import fingerprint
 from l2c.diffusion import Guidance
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import seeded_noise

@@ -1,0 +1,113 @@
+"""Multiply-accumulate operations (MACs) of a backbone, layer by layer, counted from its shapes.
+
+Counted are linear layers, convolutions and the two products of attention; norms, activations and biases are not
+(the convention of the papers' tables). T tokens of width D, MLP of width M:
+attention 4 T D^2 + 2 T^2 D, MLP 2 T D M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.dit import DiT
+from l2c.backbones.uvit import UViT
+from l2c.backbones.wrap import WrappedModule
+from l2c.calibration.measured_cost import measure_macs
+from l2c.graph.cache_graph import CacheGraph
+
+
+@dataclass(frozen=True)
+class Cost:
+    """MACs of one evaluation for one sample (one guidance branch).
+
+    Attributes:
+        layers: of each layer, (2L,).
+        fixed: of everything that is always computed: embeddings, modulation, skip linears, output.
+
+    """
+
+    layers: tuple[int, ...]
+    fixed: int
+
+    @property
+    def evaluation(self) -> int:
+        """MACs of an evaluation that computes every layer."""
+        return self.fixed + sum(self.layers)
+
+    def of_row(self, row: Sequence[bool]) -> int:
+        """Return the MACs of an evaluation with a row of decisions."""
+        return self.fixed + sum(macs for macs, fresh in zip(self.layers, row, strict=True) if fresh)
+
+    def of_graph(self, graph: CacheGraph) -> int:
+        """Return the MACs of a whole trajectory."""
+        return sum(self.of_row(row) for row in graph.rows)
+
+    def evaluations_worth(self, graph: CacheGraph) -> float:
+        """Return how many full evaluations the trajectory's MACs would pay for."""
+        return self.of_graph(graph) / self.evaluation
+
+    def speed_up(self, graph: CacheGraph) -> float:
+        """Return the speed-up that the MACs allow: uncached over cached."""
+        return graph.num_evaluations / self.evaluations_worth(graph)
+
+
+def _linears(*modules: nn.Module) -> int:
+    """MACs per token of all linear layers in some modules."""
+    parts = [part for module in modules for part in module.modules()]
+    return sum(part.in_features * part.out_features for part in parts if isinstance(part, nn.Linear))
+
+
+def _transformer_layers(blocks: Sequence[nn.Module], tokens: int, width: int) -> tuple[int, ...]:
+    """MACs of attention and MLP of each block, in order."""
+    macs: list[int] = []
+    for block in blocks:
+        attention = tokens * _linears(block.get_submodule("attn")) + 2 * tokens**2 * width
+        macs += [attention, tokens * _linears(block.get_submodule("mlp"))]
+    return tuple(macs)
+
+
+def _convolution(module: nn.Conv2d, outputs: int) -> int:
+    """MACs of a convolution with a number of output positions."""
+    return outputs * module.weight.numel()
+
+
+def count_macs(backbone: Backbone) -> Cost:
+    """Count the MACs of one evaluation for one sample; of a wrapped module, by running it once.
+
+    Raises:
+        TypeError: the backbone is of a kind whose shapes are not known here.
+
+    """
+    if isinstance(backbone, DiT):
+        patches = backbone.x_embedder.num_patches or 0
+        layers = _transformer_layers(list(backbone.blocks), patches, backbone.hidden_size)
+        modulations = [block.get_submodule("adaLN_modulation") for block in backbone.blocks]
+        final = backbone.final_layer
+        fixed = (
+            _convolution(backbone.x_embedder.proj, patches)
+            + _linears(backbone.t_embedder)
+            + _linears(*modulations, final.adaLN_modulation)
+            + patches * _linears(final.linear)
+        )
+        return Cost(layers, fixed)
+    if isinstance(backbone, UViT):
+        patches = backbone.patch_embed.num_patches or 0
+        tokens = patches + backbone.num_extra_tokens
+        blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
+        layers = _transformer_layers(blocks, tokens, backbone.embed_dim)
+        fixed = (
+            _convolution(backbone.patch_embed.proj, patches)
+            + _linears(backbone.time_embed)
+            + tokens * _linears(*(block.get_submodule("skip_linear") for block in backbone.out_blocks))
+            + tokens * _linears(backbone.decoder_pred)
+        )
+        if isinstance(backbone.final_layer, nn.Conv2d):
+            fixed += _convolution(backbone.final_layer, backbone.input_shape[1] * backbone.input_shape[2])
+        return Cost(layers, fixed)
+    if isinstance(backbone, WrappedModule):
+        return Cost(*measure_macs(backbone))
+    raise TypeError(f"cannot count the MACs of a {type(backbone).__name__}; known are DiT, UViT and wrapped modules")

@@ -1,0 +1,1 @@
+"""The commands of `l2c`: parse, build, call. Hydra lives here alone."""

@@ -1,0 +1,135 @@
+"""Time a cache graph beside the uncached sampler and, on request, the published scheme.
+
+python scripts/benchmark.py model=dit_xl2 computed=[0,0,4,8,26,53,55,55,55,56] baseline=reference
+"""
+
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.dit import DiT
+from l2c.backbones.presets import load_backbone, model_preset
+from l2c.calibration.cost import count_macs
+from l2c.commands import entry as cli
+from l2c.graph.cache_graph import CacheGraph
+from l2c.policies.context import Problem
+from l2c.policies.random_layers import counted_layers
+from l2c.sampling.precision import DTYPES, MATMULS, dtype_of
+from l2c.sampling.sampler import Sampler
+from l2c.speed.bench import MODES, REFERENCE, Bench, Setting, Speed
+from l2c.speed.latency import alternate
+from l2c.speed.report import speed_table, write_speed_report
+
+
+@cli.entry("benchmark")
+def main(cfg: DictConfig) -> None:
+    """Build, time, report."""
+    _check(cfg)
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
+    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_xl2")
+    device = cli.device(cfg.device)
+    backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
+    if cfg.checkpoint == "random":
+        _enliven(backbone)
+    backbone.to(device)
+    graph_scale = graph.cfg_scale if graph is not None else None
+    scale = next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale)
+    if graph is None:
+        graph = _random_graph(cfg, backbone, preset, scale)
+    cost = count_macs(backbone)
+    options = {"cache_dtype": cfg.cache_dtype, "cache_device": cfg.cache_device}
+    notes = [_preparation(backbone, graph, scale), _python_overhead(graph)]
+    bench = Bench(backbone, graph, cost, cfg_scale=scale, options=options)
+    by_evaluation = cfg.by_evaluation if cfg.by_evaluation is not None else device.type == "cpu"
+    command = " ".join(["python scripts/benchmark.py", *sys.argv[1:]])
+    speeds: list[Speed] = []
+    for batch_size in cfg.batch_sizes:
+        settings = [
+            Setting(batch_size, precision, matmul, mode)
+            for precision in cfg.precision
+            for matmul in cfg.matmul
+            for mode in cfg.mode
+        ]
+        if cfg.baseline:  # as published: 32 bits, on a GPU with TF32
+            exact = "tf32" if device.type == "cuda" else "fp32"
+            settings = [Setting(batch_size, exact, matmul, REFERENCE) for matmul in cfg.matmul] + settings
+        speeds += bench.run(settings, repetitions=cfg.repetitions, by_evaluation=by_evaluation)
+        report = write_speed_report(cli.run_folder(), graph, cost, speeds, command=command, notes=notes)
+    print(f"MACs allow {cost.speed_up(graph):.4f} x\n\n{speed_table(speeds)}\n")
+    print("\n".join(notes))
+    print(f"\nreport: {report}")
+
+
+def _check(cfg: DictConfig) -> None:
+    """Refuse unknown choices before anything is loaded."""
+    cli.check_positive(cfg, "repetitions")
+    known = {"precision": list(DTYPES), "matmul": list(MATMULS), "mode": list(MODES)}
+    for name, allowed in known.items():
+        unknown = [choice for choice in cfg[name] if choice not in allowed]
+        if unknown or not cfg[name]:
+            raise ValueError(f"{name} must be a list of {', '.join(allowed)}, got {list(cfg[name])}")
+    if cfg.baseline not in (None, REFERENCE):
+        raise ValueError(f"unknown baseline {cfg.baseline!r}; the one that is known is {REFERENCE}")
+    dtype_of(cfg.cache_dtype, "cache_dtype")
+    if not cfg.batch_sizes or not all(isinstance(n, int) and n > 0 for n in cfg.batch_sizes):
+        raise ValueError(f"batch_sizes must be a list of whole numbers from 1 on, got {list(cfg.batch_sizes)}")
+
+
+def _enliven(backbone: Backbone) -> None:
+    """Give parameters that begin as zero (gates, the output) random values, so that images come out."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in backbone.parameters():
+        if parameter.ndim > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.02, generator=generator)
+
+
+def _random_graph(cfg: DictConfig, backbone: Backbone, preset: DictConfig, scale: float | None) -> CacheGraph:
+    """Return a graph with as many layers computed as the config says."""
+    sampling = preset.sampling
+    sampler = Sampler(backbone, solver=sampling.solver, num_evaluations=sampling.num_evaluations, cfg_scale=scale)
+    problem = Problem.of(sampler)
+    if not 0 <= cfg.keep <= 1:
+        raise ValueError(
+            f"keep must lie in 0..1, the share of layers computed in a routed evaluation, got {cfg.keep}"
+        )
+    counts = cfg.computed or [round(cfg.keep * backbone.num_layers)] * len(problem.alternate)
+    return counted_layers(problem.blank, problem.alternate, list(counts), seed=0)
+
+
+def _preparation(backbone: Backbone, graph: CacheGraph, scale: float | None) -> str:
+    """Say how long it takes to load a graph and make a sampler of it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "cache_graph.json"
+        graph.save(path)
+        start = time.perf_counter()
+        Sampler(backbone, graph=CacheGraph.load(path), cfg_scale=scale, any_weights=graph.fingerprint is None)
+        seconds = time.perf_counter() - start
+    return f"Loading the graph and preparing the sampler took {1e3 * seconds:.1f} ms."
+
+
+def _python_overhead(graph: CacheGraph) -> str:
+    """Say what the executor itself takes: an evaluation of as many blocks that do nothing, in a narrow network."""
+    depth = graph.num_layers // 2
+    net = DiT(input_size=4, patch_size=2, hidden_size=16, depth=depth, num_heads=1, num_classes=2).eval()
+    sampler = Sampler(net, solver="ddim", num_evaluations=graph.num_evaluations, cfg_scale=4.0)
+    hollow = graph.replace(layers=net.layer_names, timesteps=sampler.timesteps, solver="ddim", model="DiT")
+    hollow = hollow.replace(guidance=None, cfg_scale=None, fingerprint=None, solver_options={})
+    sampler = Sampler(net, graph=hollow, cfg_scale=4.0, any_weights=True)
+    blank = torch.zeros(2, 4, 16)
+    sampler.blocks_by(lambda block, *inputs: (inputs[0], (blank, blank)))
+    noise: Tensor = torch.zeros(1, 4, 4, 4)
+    seconds = alternate({"hollow": lambda: sampler.sample([0], noise=noise)}, repetitions=21)["hollow"].seconds
+    each = 1e3 * seconds / graph.num_evaluations
+    return f"Python, solver and guidance take {each:.2f} ms per evaluation outside the {graph.num_layers} layers."
+
+
+if __name__ == "__main__":
+    main()

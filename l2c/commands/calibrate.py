@@ -1,0 +1,87 @@
+"""Measure what the calibrated policies need, once per model and sampler.
+
+python scripts/calibrate.py model=dit_digits
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.responses import measure_responses
+from l2c.commands import entry as cli
+from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_options
+from l2c.policies.context import Problem
+from l2c.policies.registry import make_graph
+from l2c.report.figures import graph_heatmap, save_figure
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+SETTINGS = ("seed", "num_trajectories", "measure", "changes", "responses")
+MEASURES = ("changes", "responses")
+
+
+@cli.entry("calibrate")
+def main(cfg: DictConfig) -> None:
+    """Load, run seeded trajectories, save the statistics."""
+    if isinstance(cfg.measure, str):
+        cfg.measure = [cfg.measure]
+    cli.check_positive(cfg, "num_trajectories", "batch_size")
+    unknown = [name for name in cfg.measure if name not in MEASURES]
+    if unknown:
+        raise ValueError(f"cannot measure {unknown[0]!r}; known are {', '.join(MEASURES)}")
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    backbone = configured_backbone(cfg.model, cfg.solver)
+    sampler = Sampler(
+        backbone,
+        solver=cfg.solver.name,
+        num_evaluations=cfg.solver.num_evaluations,
+        cfg_scale=cfg.solver.cfg_scale,
+        solver_options=cfg.solver.options,
+    )
+    noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_trajectories)
+    labels = torch.arange(len(noise)) % backbone.num_labels if backbone.num_labels else None
+    tensors: dict[str, torch.Tensor] = {}
+    if "changes" in cfg.measure:
+        tensors |= measure_changes(sampler, labels, noise, max_age=cfg.changes.max_age, batch_size=cfg.batch_size)
+    if "responses" in cfg.measure:
+        tensors["responses"] = measure_responses(
+            sampler,
+            labels,
+            noise,
+            num_probes=cfg.responses.num_probes,
+            max_age=cfg.responses.max_age,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+        )
+    settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))
+    assert isinstance(settings, dict)
+    path = Path(cfg.output)
+    Calibration(tensors, head_of(Problem.of(sampler).blank), {str(k): v for k, v in settings.items()}).save(path)
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+    print(f"wrote {path}: {shapes}")
+    if "policy" in cfg:
+        _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
+    else:
+        same = "" if is_pipeline(cfg.model) else f"model={cfg.model.name} "
+        for name in ("num_evaluations", "cfg_scale"):
+            same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
+        policy = "best" if "responses" in cfg.measure else "block_caching"
+        options = f"{pipeline_options(cfg.model)}{same}policy={policy} target=0.75 statistics={path}"
+        print(f"next: python scripts/make_graph.py {options}")
+
+
+def _write_graph(cfg: DictConfig, problem: Problem) -> None:
+    """Make the graph of the policy that was asked for beside the statistics."""
+    options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.target is None else {"target": cfg.target}))
+    folder = cli.run_folder()
+    graph.save(folder / "cache_graph.json")
+    save_figure(graph_heatmap(graph), folder / "graph.png")
+    print(f"{graph.summary()}\nwrote {folder / 'cache_graph.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Judge a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs.
+
+python scripts/evaluate.py graph=runs/demo/cache_graph.json
+
+With a reference: FID and the other figures of papers, of images that are there or that are drawn first.
+
+python scripts/evaluate.py experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
+"""
+
+import json
+import sys
+
+import torch
+from omegaconf import DictConfig
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import load_backbone, model_preset
+from l2c.calibration.cost import count_macs
+from l2c.commands import entry as cli
+from l2c.commands.backends import configured_backbone, is_pipeline
+from l2c.drawing.run import sample_by
+from l2c.evaluation.comparison import compare
+from l2c.evaluation.graph_report import scores_table, table, write_report
+from l2c.evaluation.scores.features import load_features
+from l2c.evaluation.scores.reference import load_reference, open_images
+from l2c.evaluation.scores.scores import score
+from l2c.evaluation.tournament import fewer_evaluations
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.atomic import check_writable, replacing
+from l2c.policies.best import reference_evaluations
+from l2c.policies.random_layers import random_layers
+from l2c.sampling.sampler import Sampler
+from l2c.testbeds.digits_classifier import load_digits_classifier
+
+BASELINES = ("fewer_steps", "random")
+
+
+@cli.entry("evaluate")
+def main(cfg: DictConfig) -> None:
+    """Compare the graph with the uncached sampler, or score images against a reference."""
+    if is_pipeline(cfg.get("model")):
+        if cfg.reference is not None or cfg.samples is not None:
+            raise ValueError(
+                "scores against a reference are not made from a pipeline; leave reference and samples out for the "
+                "error against its uncached latents, or score drawn images with samples=PATH.npz and no backend"
+            )
+        judge_graph(cfg)
+    elif any(cfg.get(name) is not None for name in ("solver", "reference", "samples")):  # experiments set a solver
+        judge_images(cfg)
+    else:
+        judge_graph(cfg)
+
+
+def judge_images(cfg: DictConfig) -> None:
+    """Draw images where none are given, score them, write and print the scores."""
+    if cfg.reference is None:
+        raise ValueError(
+            "no reference given; say reference=PATH of an .npz of real images or their statistics (ADM publishes "
+            "VIRTUAL_imagenet256_labeled.npz), or reference=digits"
+        )
+    cfg.num_images = 50_000 if cfg.num_images is None else cfg.num_images
+    cfg.batch_size = 32 if cfg.batch_size is None else cfg.batch_size
+    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
+    features = cfg.features or ("digits" if str(cfg.reference) == "digits" else "inception")
+    extractor = load_features(features, weights=cfg.inception)  # before hours of drawing
+    device = str(cli.device(cfg.device))
+    settings = {"batch_size": cfg.batch_size, "device": device}
+    folder = cli.run_folder()
+    check_writable(folder / "scores.json")
+    source = cfg.samples
+    if source is None:
+        drawn = sample_by(cfg, folder / "samples")
+        if not drawn.first_process:
+            return
+        source = drawn.folder
+        print(f"drew {drawn.num_images} images in {drawn.seconds:.1f} s: {drawn.images_per_second:.2f} images/s")
+    reference = load_reference(cfg.reference, extractor, **settings)
+    if cfg.save_statistics is not None:
+        reference.save_statistics(cfg.save_statistics)
+    scores = score(open_images(source), reference, extractor, **settings)
+    content = {
+        "command": _command(),
+        "samples": str(source),
+        "reference": str(cfg.reference),
+        **scores.to_dict(),
+    }
+    with replacing(folder / "scores.json") as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"{scores_table(scores)}\n\nwrote {folder / 'scores.json'}")
+
+
+def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, str]:
+    """Return the backbone that a graph is judged on, the guidance scale and the name of its data."""
+    if is_pipeline(cfg.get("model")):
+        scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), cfg.solver.cfg_scale)
+        count = reference_evaluations(graph)
+        fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
+        backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
+        return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, cfg.model.data
+    preset = cfg.get("model") or model_preset(graph.model)
+    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
+    scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
+    return backbone, scale, preset.data
+
+
+def judge_graph(cfg: DictConfig) -> None:
+    """Load, build the samplers, compare, report."""
+    cfg.num_images = 200 if cfg.num_images is None else cfg.num_images
+    cfg.batch_size = 250 if cfg.batch_size is None else cfg.batch_size
+    if cfg.graph is None:
+        raise ValueError("no graph given; say graph=PATH of a cache_graph.json (train_router.py writes one)")
+    unknown = [name for name in cfg.baselines if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"unknown baseline {unknown[0]!r}; known are {', '.join(BASELINES)}")
+    cli.check_positive(cfg, "num_images", "batch_size", "timing_batch", "timing_repetitions", "random_draws")
+    if cfg.num_images < 2:
+        raise ValueError("num_images must be at least 2: one image has no standard error")
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    graph = CacheGraph.load(cfg.graph)
+    backbone, scale, data = judged_backbone(cfg, graph)
+    cost = count_macs(backbone)
+
+    def uncached(num_evaluations: int) -> Sampler:
+        return Sampler(
+            backbone,
+            solver=graph.solver,
+            num_evaluations=num_evaluations,
+            cfg_scale=scale,
+            solver_options=graph.solver_options,
+        )
+
+    samplers = {
+        "uncached": [uncached(reference_evaluations(graph))],
+        str(graph.provenance.get("method", "graph")): [Sampler(backbone, graph=graph, cfg_scale=scale)],
+    }
+    if "fewer_steps" in cfg.baselines:
+        samplers["fewer steps"] = [uncached(fewer_evaluations(graph.solver, cost.evaluations_worth(graph)))]
+    if "random" in cfg.baselines:
+        draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
+        name = f"random layers (mean of {len(draws)})"
+        samplers[name] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
+    comparison = compare(
+        samplers,
+        cost=cost,
+        num_images=cfg.num_images,
+        seed=cfg.seed,
+        batch_size=cfg.batch_size,
+        classifier=load_digits_classifier() if data == "digits" else None,
+        timing_batch=cfg.timing_batch,
+        timing_repetitions=cfg.timing_repetitions,
+    )
+    report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
+    print(table(comparison, cost))
+    print(f"\nreport: {report}\npictures: {report.parent / 'samples.png'}, {report.parent / 'graph.png'}")
+
+
+def _command() -> str:
+    return " ".join(["python scripts/evaluate.py", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

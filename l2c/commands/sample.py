@@ -1,0 +1,116 @@
+"""Draw images with a backbone, with or without a cache graph.
+
+python scripts/sample.py graph=runs/demo/cache_graph.json
+"""
+
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from safetensors.torch import save_file
+
+from l2c.backbones.presets import load_backbone, model_preset
+from l2c.commands import entry as cli
+from l2c.commands.backends import is_pipeline
+from l2c.drawing.image_shards import to_pixels
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.atomic import replacing
+from l2c.report.figures import sample_grid, save_figure
+from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.settings import launch, ways
+
+OUR_SAMPLER = (
+    "checkpoint",
+    "labels",
+    "precision",
+    "matmul",
+    "compile",
+    "capture",
+    "cache_dtype",
+    "cache_device",
+    "device",
+)
+
+
+def _wanted(labels: object) -> list[int]:
+    """Return the labels that a user names: one, a list, or none."""
+    wanted = [] if labels is None else [labels] if isinstance(labels, int) else list(labels)  # type: ignore[call-overload]
+    if not all(isinstance(label, int) and not isinstance(label, bool) for label in wanted):
+        raise ValueError(f"labels must be whole numbers, got {wanted}; say labels=[3,7]")
+    return wanted
+
+
+def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
+    """Call a pipeline as its users do, with the graph applied; write what it returns."""
+    from l2c.integrations.diffusers import apply_cache_graph
+    from l2c.integrations.diffusers.images import pipeline_images
+    from l2c.integrations.diffusers.pipeline_backbone import read_pipeline, read_prompts
+
+    ours = [name for name in OUR_SAMPLER if cfg[name] not in (None, False, "default")]
+    if ours:
+        raise ValueError(
+            f"{ours[0]} is a setting of our own sampler, which a pipeline does not use; leave it out (labels "
+            "are lines of prompts=FILE, the device is model.device)"
+        )
+    cli.check_positive(cfg, "num_images")
+    pipe = read_pipeline(cfg.model)
+    if graph is not None:
+        apply_cache_graph(pipe, graph)
+    prompts = read_prompts(cfg.model.prompts, pipe)
+    scales = (cfg.cfg_scale, None if graph is None else graph.cfg_scale, cfg.solver.cfg_scale)
+    images = pipeline_images(
+        pipe,
+        [prompts[i % len(prompts)] for i in range(cfg.num_images)],
+        seed=cfg.seed,
+        num_evaluations=cfg.num_evaluations or (cfg.solver if graph is None else graph).num_evaluations,
+        guidance_scale=next((scale for scale in scales if scale is not None), None),
+        options=cfg.model.options,
+    )
+    folder = cli.run_folder()
+    with replacing(folder / "samples.safetensors") as temporary:
+        save_file({"images": images.contiguous()}, temporary)
+    for i, pixels in enumerate(to_pixels(images).movedim(1, -1)):
+        with replacing(folder / f"image-{i:04d}.png") as temporary:
+            Image.fromarray(pixels.numpy()).save(temporary, format="png")
+    print(f"wrote {folder / 'samples.safetensors'} {tuple(images.shape)} and {folder}/image-*.png")
+
+
+@cli.entry("sample")
+def main(cfg: DictConfig) -> None:
+    """Load, sample, write."""
+    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
+    if is_pipeline(cfg.get("model")):
+        draw_by_pipeline(cfg, graph)
+        return
+    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
+    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
+    graph_scale = graph.cfg_scale if graph is not None else None
+    solver = cfg.get("solver")
+    published = None if graph is not None else preset.sampling.solver
+    sampler = Sampler(
+        backbone,
+        graph=graph,
+        solver=published if solver is None else solver.name,
+        solver_options=None if solver is None else solver.options,
+        num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
+        cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
+        **ways(cfg),
+    )
+    cli.check_positive(cfg, "num_images")
+    labels = None
+    if backbone.num_labels:
+        labels = torch.tensor(_wanted(cfg.labels) or [i % backbone.num_labels for i in range(cfg.num_images)])
+    noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
+    launch(sampler, len(noise), cfg)
+    images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()
+    folder = cli.run_folder()
+    tensors = {"images": images} if labels is None else {"images": images, "labels": labels}
+    with replacing(folder / "samples.safetensors") as temporary:
+        save_file(tensors, temporary)
+    name = "uncached" if graph is None else "cached"
+    shown = None if labels is None else labels.tolist()
+    save_figure(sample_grid({name: images[:16]}, shown[:16] if shown else None), folder / "samples.png")
+    print(f"wrote {folder / 'samples.safetensors'} {tuple(images.shape)} and {folder / 'samples.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Draw many images for figures such as FID, on one process or many; run again to continue after a kill.
+
+python scripts/sample_many.py graph=PATH num_images=50000 hydra.run.dir=runs/samples
+torchrun --nproc-per-node 8 scripts/sample_many.py graph=PATH hydra.run.dir=runs/samples
+"""
+
+from omegaconf import DictConfig
+
+from l2c.commands import entry as cli
+from l2c.drawing.run import sample_by
+
+
+@cli.entry("sample_many")
+def main(cfg: DictConfig) -> None:
+    """Load, draw this process's share, say how fast, write the archive."""
+    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
+    drawn = sample_by(cfg, cli.run_folder())
+    if not drawn.first_process:
+        return
+    print(
+        f"drew {drawn.num_images} of {cfg.num_images} images in {drawn.seconds:.1f} s: "
+        f"{drawn.images_per_second:.2f} images/s"
+    )
+    where = drawn.write_archive() if cfg.npz else drawn.folder
+    print(f"wrote {where}\nnext: python scripts/evaluate.py samples={drawn.folder} reference=REFERENCE.npz")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Train the small classifier that reads the digits, and say how well it reads held-out ones.
+
+python scripts/train_classifier.py
+"""
+
+from omegaconf import DictConfig
+
+from l2c.commands import entry as cli
+from l2c.testbeds.classifier_run import train_classifier
+
+
+@cli.entry("train_classifier")
+def main(cfg: DictConfig) -> None:
+    """Train, then say where the weights are and what they can do."""
+    result = train_classifier(cfg)
+    print(f"wrote {result.path}: {100 * result.held_out_accuracy:.1f} % of {result.num_held_out} held-out digits")
+
+
+if __name__ == "__main__":
+    main()

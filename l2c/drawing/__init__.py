@@ -1,0 +1,1 @@
+"""Many images drawn into a folder, by any number of processes."""

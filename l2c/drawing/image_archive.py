@@ -1,0 +1,131 @@
+"""`.npz` files of images as ADM's evaluator reads and distributes them: `arr_0` (N, H, W, C) of 8 bits.
+
+Both ways an array passes through memory a batch at a time, so that 50,000 images do not have to fit.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from l2c.io.atomic import replacing
+
+IMAGES, LABELS = "arr_0", "arr_1"
+
+
+def write_archive(
+    path: str | Path, batches: Iterable[Tensor], count: int, shape: tuple[int, int, int], labels: Tensor | None = None
+) -> Path:
+    """Write images as `arr_0` (count, H, W, C) and labels as `arr_1` (count,).
+
+    Args:
+        path: the `.npz` file; it appears whole or not at all.
+        batches: images (N, C, H, W) of 8 bits, `count` in all.
+        count: number of images.
+        shape: (C, H, W) of an image.
+        labels: (count,), where there are any.
+
+    """
+    channels, height, width = shape
+    target = Path(path)
+    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open(f"{IMAGES}.npy", "w", force_zip64=True) as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, height, width, channels)}
+            npy.write_array_header_1_0(file, header)
+            written = 0
+            for batch in batches:
+                written += len(batch)
+                file.write(batch.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+        assert written == count, "the manifest counts what the shards hold"
+        if labels is not None:
+            with archive.open(f"{LABELS}.npy", "w") as file:
+                npy.write_array(file, labels.numpy(), allow_pickle=False)
+    return target
+
+
+class ArchiveImages:
+    """The images of an `.npz` file, read a batch at a time.
+
+    Args:
+        path: the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or holds no `arr_0` of 8-bit images.
+
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser()
+        with open_member(self.path, IMAGES) as file:
+            shape, fortran, dtype = _header(file)
+        if dtype != np.uint8 or len(shape) != 4 or fortran or shape[3] not in (1, 3):
+            raise ValueError(
+                f"{self.path} holds {IMAGES} of shape {shape} and type {dtype}; images are (N, H, W, 3) or "
+                "(N, H, W, 1) of type uint8, in C order"
+            )
+        self._count, height, width, channels = shape
+        self.shape = (channels, height, width)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, (N, C, H, W) of 8 bits with N up to `size`."""
+        channels, height, width = self.shape
+        bytes_each = channels * height * width
+        with open_member(self.path, IMAGES) as file:
+            _header(file)
+            for start in range(0, self._count, size):
+                count = min(size, self._count - start)
+                try:
+                    data = file.read(count * bytes_each)
+                except (zipfile.BadZipFile, EOFError, OSError) as error:
+                    raise ValueError(f"{self.path} is damaged ({error}); fetch or write it again") from error
+                if len(data) < count * bytes_each:
+                    raise ValueError(f"{self.path} is cut short at image {start}; fetch or write it again")
+                pixels = np.frombuffer(data, np.uint8).reshape(count, height, width, channels)
+                yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
+def open_member(path: Path, name: str) -> IO[bytes]:
+    """Open one array of an `.npz` file for reading.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no `.npz` file, or has no such array.
+
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; give an .npz file of images or of their statistics")
+    names = array_names(path)
+    if name not in names:
+        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}, but no array {name}; give a file of images")
+    return zipfile.ZipFile(path).open(f"{name}.npy")
+
+
+def array_names(path: Path) -> list[str]:
+    """Return the names of the arrays of an `.npz` file.
+
+    Raises:
+        ValueError: it is no `.npz` file.
+
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is no .npz file, or is damaged ({error}); fetch or write it again") from error
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = npy.read_magic(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return read(file)

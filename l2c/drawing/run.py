@@ -1,0 +1,220 @@
+"""One run that draws many images into a folder, alone or with other processes, and goes on where it was killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from l2c.backbones.backbone import fingerprint
+from l2c.backbones.presets import load_backbone, model_preset
+from l2c.data.vae import Vae, load_vae
+from l2c.drawing.image_archive import write_archive
+from l2c.drawing.image_shards import ImageShards, Samples, Setting
+from l2c.drawing.lit_drawing import LABELS, LitSampler, ShardsToDraw
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.sampler import Sampler
+from l2c.sampling.settings import ways
+from l2c.training.trainer import make_bare_trainer
+
+LATENT_CHANNELS = 4  # those of the autoencoder; backbones on pixels have 1 or 3
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a run did.
+
+    Attributes:
+        folder: of the shards.
+        num_images: images drawn by all processes of this run; fewer than the folder's where it went on.
+        seconds: wall-clock that drawing them took, model loading not included.
+        first_process: whether this is the process that goes on with the images.
+
+    """
+
+    folder: Path
+    num_images: int
+    seconds: float
+    first_process: bool
+
+    @property
+    def images_per_second(self) -> float:
+        """Images of all processes together per second."""
+        return self.num_images / self.seconds
+
+    def write_archive(self) -> Path:
+        """Write all images, and labels where there are any, as `samples.npz` for ADM's evaluator."""
+        shards = ImageShards(self.folder)
+        path = self.folder / "samples.npz"
+        return write_archive(path, shards.batches(512), len(shards), shards.shape, shards.labels())
+
+
+def make_sampler(cfg: DictConfig) -> Sampler:
+    """Return the sampler that a config of `sample_many` or `evaluate` asks for.
+
+    Args:
+        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.ways`; a model and a solver may be
+            named, as experiments do.
+
+    Raises:
+        ValueError, FileNotFoundError: the graph, the weights or the settings do not fit together.
+
+    """
+    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
+    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
+    solver = cfg.get("solver")
+    scale = graph.cfg_scale if graph is not None else None
+    if solver is not None:
+        name, num_evaluations, options = solver.name, solver.num_evaluations, solver.options
+        scale = solver.cfg_scale
+    elif graph is not None:
+        name = num_evaluations = options = None
+        scale = preset.sampling.cfg_scale if scale is None else scale
+    else:
+        name, num_evaluations, options = preset.sampling.solver, preset.sampling.num_evaluations, None
+        scale = preset.sampling.cfg_scale
+    return Sampler(
+        load_backbone(preset, checkpoint=cfg.checkpoint),
+        graph=graph,
+        solver=name,
+        num_evaluations=num_evaluations,
+        cfg_scale=scale if cfg.cfg_scale is None else cfg.cfg_scale,
+        solver_options=options,
+        **ways(cfg),
+    )
+
+
+def sample_by(cfg: DictConfig, folder: Path) -> Drawn:
+    """Draw the images that a config of `sample_many` or `evaluate` asks for; latents are decoded by its VAE."""
+    sampler = make_sampler(cfg)
+    latent = sampler.backbone.input_shape[0] == LATENT_CHANNELS
+    return sample_images(
+        sampler,
+        folder,
+        num_images=cfg.num_images,
+        seed=cfg.seed,
+        labels=cfg.labels,
+        batch_size=cfg.batch_size,
+        shard_size=cfg.shard_size,
+        vae=load_vae(cfg.vae) if latent else None,
+        vae_name=cfg.vae if latent else None,
+        trainer={key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")},
+        settings={name: cfg.get(name, False) for name in ("compile", "capture")},
+    )
+
+
+def sample_images(
+    sampler: Sampler,
+    folder: str | Path,
+    *,
+    num_images: int,
+    seed: int = 0,
+    labels: str = "balanced",
+    batch_size: int = 32,
+    shard_size: int = 512,
+    vae: Vae | None = None,
+    vae_name: str | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Drawn:
+    """Draw images 0..num_images-1 of a seed into shards.
+
+    Args:
+        sampler: what draws them.
+        folder: where shards and manifest go; with shards of the same settings it is completed.
+        num_images: how many.
+        seed: of noise and labels; image i is the same however many processes share the work.
+        labels: `balanced` goes round all labels, `random` draws each.
+        batch_size: images at a time, of one process.
+        shard_size: images per file; what a kill costs at most.
+        vae: decodes latents.
+        vae_name: goes into the manifest.
+        trainer: settings of Lightning's Trainer: accelerator, devices, num_nodes.
+        settings: `compile` and `capture`, true or false: whether blocks are compiled, and trajectories replayed as
+            CUDA graphs, for batches of `batch_size`. A last batch of a shard is filled up to it.
+
+    Raises:
+        ValueError: the folder holds other samples, or a setting is out of range.
+        OSError: the folder cannot be written, or the disk is full; whole shards stay.
+
+    """
+    if labels not in LABELS:
+        raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    runner = make_bare_trainer(
+        max_steps=1,  # of training, which there is none of
+        use_distributed_sampler=False,  # shards are split here
+        **_processes(trainer or {}),
+    )
+    place = Path(folder).expanduser()
+    shape = sampler.backbone.input_shape
+    samples = Samples(
+        shape=shape if vae is None else _decoded(vae, shape),
+        num_images=num_images,
+        shard_size=shard_size,
+        labelled=sampler.backbone.num_labels > 0,
+        settings=_settings(sampler, runner.strategy.root_device, seed=seed, labels=labels, vae=vae_name),
+    )
+    samples.claim(place)
+    settings = settings or {}
+    module = LitSampler(
+        sampler,
+        samples,
+        place,
+        seed=seed,
+        labels=labels,
+        vae=vae,
+        fixed_batch=batch_size if any(settings.values()) else None,
+        settings=settings,
+    )
+    start = time.perf_counter()
+    runner.predict(module, ShardsToDraw(samples, place, batch_size), return_predictions=False)
+    drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
+    total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all
+    return Drawn(place, int(total), time.perf_counter() - start, runner.is_global_zero)
+
+
+def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the Trainer's settings, `devices: auto` being those that torchrun has started, where it has."""
+    launched = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
+    if settings.get("devices") != "auto" or None in launched:
+        return dict(settings)
+    world, local = (int(count or 1) for count in launched)
+    return {**settings, "devices": local, "num_nodes": world // local}
+
+
+def _decoded(vae: Vae, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the (C, H, W) of the images of latents (C, H, W), seen on small ones."""
+    side = 8
+    channels, enlarged, _ = vae.decode(torch.zeros(1, shape[0], side, side)).shape[1:]
+    return channels, shape[1] * enlarged // side, shape[2] * enlarged // side
+
+
+def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict[str, Setting]:
+    """Return what decides the images that are drawn on a device."""
+    cache_dtype = sampler.cache_dtype
+    return {
+        "model": sampler.backbone.conventions.name,
+        "weights": fingerprint(sampler.backbone),
+        "dtype": str(next(sampler.backbone.parameters()).dtype).removeprefix("torch."),
+        "solver": sampler.solver.name,
+        "num_evaluations": sampler.solver.num_evaluations,
+        **{"eta": None, **sampler.solver.options},
+        "cfg_scale": sampler.guidance.scale,
+        "products": sampler.matmul_on(device),
+        "cache_dtype": None if cache_dtype is None else str(cache_dtype).removeprefix("torch."),
+        "graph": None if sampler.graph is None else _digest(sampler.graph),
+        **others,
+    }
+
+
+def _digest(graph: CacheGraph) -> str:
+    correction = graph.correction and graph.correction.fingerprint
+    decisions = repr((graph.rows, graph.reuse, graph.fitted, correction))
+    return f"sha256:{hashlib.sha256(decisions.encode()).hexdigest()}"

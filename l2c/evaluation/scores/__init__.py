@@ -1,0 +1,1 @@
+"""Figures of papers: FID, sFID, IS, precision, recall."""

@@ -1,0 +1,273 @@
+"""Many methods at several budgets on the same noise: each cell measured once, and remembered in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from l2c.backbones.backbone import fingerprint
+from l2c.calibration.calibration import Calibration
+from l2c.commands.backends import configured_backbone
+from l2c.evaluation.comparison import sample_many
+from l2c.evaluation.metrics import image_error
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.atomic import replacing
+from l2c.policies.best import reference_evaluations
+from l2c.policies.context import Problem, in_evaluations
+from l2c.policies.registry import make_graph
+from l2c.report.figures import graph_heatmap, sample_grid, save_figure
+from l2c.report.method_table import Cell
+from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.speed.latency import alternate
+
+FEWER_STEPS = "fewer_steps"
+BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
+CALIBRATED = (*BY_RESPONSES, "block_caching", "smoothcache", "top_k")
+SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
+NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One seed of a method at a budget.
+
+    Attributes:
+        sampler: makes its sampler; None where the budget is out of reach.
+        origin: what its cell follows from beside the common settings.
+
+    """
+
+    sampler: Callable[[], Sampler | None]
+    origin: str
+
+
+class Tournament:
+    """The samplers and noises that all cells share, and the folder that remembers finished cells."""
+
+    def __init__(self, cfg: DictConfig, folder: Path) -> None:
+        self.cfg = cfg
+        self.graphs = dict(cfg.graphs or {})  # name: pattern
+        self.folder = folder
+        self.backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
+        self.uncached = self.plain(cfg.solver.num_evaluations)
+        self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in statistics(cfg)]
+        self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
+        self.noise = seeded_noise(self.backbone.input_shape, cfg.seed, cfg.num_images)
+        count = self.backbone.num_labels
+        self.labels = torch.arange(cfg.num_images) % count if count else None
+        self._reference: torch.Tensor | None = None
+
+    def check_statistics(self) -> None:
+        """Refuse methods that need statistics where there are none, and statistics of the very noises compared on.
+
+        Raises:
+            ValueError: so it is.
+
+        """
+        chosen = {name: dict(given or {}) for name, given in self.cfg.methods.items() if given is not False}
+        calibrated = [name for name, given in chosen.items() if given.get("policy", name) in CALIBRATED]
+        if calibrated and not self.problems:
+            raise ValueError(
+                f"{calibrated[0]} needs statistics; run scripts/calibrate.py measure=[changes,responses] and pass "
+                f"statistics=PATH, or leave it out with methods.{calibrated[0]}=false"
+            )
+        for path, problem in zip(statistics(self.cfg), self.problems, strict=True):
+            if problem.statistics().settings.get("seed") == self.cfg.seed:
+                raise ValueError(
+                    f"{path} was calibrated on the noises of seed {self.cfg.seed}, where graphs would be compared; "
+                    "choose another seed"
+                )
+
+    def plain(self, num_evaluations: int) -> Sampler:
+        """Return an uncached sampler."""
+        solver = self.cfg.solver
+        return Sampler(
+            self.backbone,
+            solver=solver.name,
+            num_evaluations=num_evaluations,
+            cfg_scale=solver.cfg_scale,
+            solver_options=solver.options,
+        )
+
+    @property
+    def settings(self) -> list[Any]:
+        """What all cells follow from."""
+        pipeline = [origin] if (origin := getattr(self.backbone, "origin", None)) else []
+        return [
+            self.cfg.num_images,
+            self.cfg.seed,
+            dict(self.cfg.solver.items()),
+            fingerprint(self.backbone),
+            *pipeline,
+        ]
+
+    @property
+    def reference(self) -> torch.Tensor:
+        """The uncached images, drawn once and kept in the folder."""
+        path = self.folder / "reference.safetensors"
+        if self._reference is None and path.is_file():
+            self._reference = load_file(path)["images"]
+        if self._reference is None:
+            self._reference = sample_many(self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size)
+            with replacing(path) as temporary:
+                save_file({"images": self._reference}, temporary)
+        return self._reference
+
+    def draws(self, method: str, target: float) -> list[Draw]:
+        """Return what a method has at a budget, one draw per seed."""
+        if method == FEWER_STEPS:
+            worth = in_evaluations(target, self.cfg.solver.num_evaluations)
+            return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
+        if method in self.graphs:
+            return self.given(method, target)
+        options = dict(self.cfg.methods[method] or {})
+        policy = options.pop("policy", method)
+        if policy == "random":
+            chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.cfg.num_seeds)]
+        elif policy in BY_RESPONSES and self.problems:
+            files = map(digest, statistics(self.cfg))
+            chosen = [(problem, options, file) for problem, file in zip(self.problems, files, strict=True)]
+        else:
+            chosen = [(self.problem, options, "".join(map(digest, statistics(self.cfg)[:1])))]
+        return [
+            Draw(partial(self.made, method, policy, problem, target, given), json.dumps([given, file], default=list))
+            for problem, given, file in chosen
+        ]
+
+    def made(
+        self, method: str, policy: str, problem: Problem, target: float, options: dict[str, Any]
+    ) -> Sampler | None:
+        """Return the sampler of a policy's graph; None where it cannot reach the budget."""
+        try:
+            return self.cached(make_graph(policy, problem, target=target, **options))
+        except ValueError as error:
+            if "out of reach" not in str(error):
+                raise
+            tqdm.write(f"{method} at {target:g}: {error}")
+            return None
+
+    def given(self, method: str, target: float) -> list[Draw]:
+        """Return the trained graphs whose MACs are near a budget.
+
+        Raises:
+            ValueError: a graph stays near to the images of another sampler.
+
+        """
+        blank = self.problem.blank
+        worth = in_evaluations(target, blank.num_evaluations)
+        found = []
+        paths = matching(self.graphs[method])
+        for path in paths:
+            graph = CacheGraph.load(path)
+            if (graph.solver, reference_evaluations(graph)) != (blank.solver, blank.num_evaluations):
+                own = f"{blank.num_evaluations} evaluations of {blank.solver}"
+                raise ValueError(
+                    f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but graphs "
+                    f"are compared under {own}; leave it out, or choose its solver"
+                )
+            if abs(self.problem.cost.evaluations_worth(graph) - worth) <= NEAR:
+                found.append(Draw(partial(self.cached, graph), digest(path)))
+        if not found:
+            what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
+            tqdm.write(f"{method} at {target:g}: left out, {what} ({self.graphs[method]})")
+        return found
+
+    def cached(self, graph: CacheGraph) -> Sampler:
+        """Return the sampler of a graph under the comparison's guidance."""
+        return Sampler(self.backbone, graph=graph, cfg_scale=self.cfg.solver.cfg_scale)
+
+    def measure(self, method: str, target: float, seed: int, draw: Draw) -> list[Cell]:
+        """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
+        name = cell_name(method, target)
+        path = self.folder / "cells" / f"{name}-{seed}.json"
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["origin"] == draw.origin:
+                return [Cell(**cell) for cell in content["cells"]]
+            tqdm.write(f"{method} at {target:g}: its options or files have changed, so it is measured again")
+        sampler = draw.sampler()
+        cells = [] if sampler is None else [self.cell(method, target, seed, name, sampler)]
+        with replacing(path) as temporary:
+            content = {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]}
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return cells
+
+    def cell(self, method: str, target: float, seed: int, name: str, sampler: Sampler) -> Cell:
+        """Sample and time; keep a picture of the first seed."""
+        images = sample_many(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
+        error = image_error(images, self.reference)
+        count = self.cfg.timing_batch
+        labels = None if self.labels is None else self.labels[:count]
+        timed = {
+            "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
+            "this": partial(sampler.sample, labels, noise=self.noise[:count]),
+        }
+        times = alternate(timed, repetitions=self.cfg.timing_repetitions)
+        graph = sampler.graph
+        worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
+        if seed == 0:
+            shown = {"uncached": self.reference[:10], f"{method} {target:g}": images[:10]}
+            save_figure(sample_grid(shown, None), self.folder / "samples" / f"{name}.png")
+            if graph is not None:
+                graph.save(self.folder / "graphs" / f"{name}.json")
+                save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")
+        return Cell(
+            method,
+            target,
+            seed,
+            float(worth),
+            error.mse,
+            error.mse_standard_error,
+            times["this"].seconds,
+            times["uncached"].seconds,
+        )
+
+
+def fewer_evaluations(solver: str, worth: float) -> int:
+    """Return the number of evaluations of an uncached sampler that costs about as much as a graph.
+
+    An odd number would end 2S with a first-order step, which makes this baseline look far worse than it is.
+    """
+    unit = 2 if solver in SECOND_ORDER else 1
+    return max(2, unit * round(worth / unit))
+
+
+def cell_name(method: str, target: float) -> str:
+    """Return the name of the files of a method at a budget."""
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{target:g}"
+
+
+def digest(path: Path) -> str:
+    """Return a digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the files that a glob pattern names, in order."""
+    full = Path(pattern).absolute()
+    return sorted(Path(full.anchor).glob(str(full.relative_to(full.anchor))))
+
+
+def statistics(cfg: DictConfig) -> list[Path]:
+    """Return the files of statistics: one, or as many as a glob pattern or a list names.
+
+    Raises:
+        FileNotFoundError: there is none where some are asked for.
+
+    """
+    patterns = [cfg.statistics] if isinstance(cfg.statistics, str) else list(cfg.statistics or [])
+    for pattern in patterns:
+        if not matching(pattern):
+            raise FileNotFoundError(f"no statistics at {pattern}; scripts/calibrate.py writes them")
+    return [path for pattern in patterns for path in matching(pattern)]

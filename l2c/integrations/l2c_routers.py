@@ -1,0 +1,113 @@
+"""Routers of other projects as cache graphs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.presets import build_backbone, model_preset
+from l2c.backbones.weights import reason_of
+from l2c.diffusion import make_solver, schedule_of
+from l2c.graph.cache_graph import CacheGraph
+
+
+def import_l2c_router(
+    path: str | Path,
+    backbone: str | Backbone,
+    *,
+    solver: str,
+    num_evaluations: int,
+    threshold: float,
+) -> CacheGraph:
+    """Read a router file of the Learning-to-Cache code as a cache graph.
+
+    Both layouts hold one tensor of 2L logits per key `"{i}.prob"`; a layer is computed where
+    sigmoid(logit) > threshold. DiT files hold them under `routers` with i counting timesteps upwards, even i
+    routed. U-ViT files (DPM-Solver 2S) hold them at top level with i the solver step; steps 1 and up are routed
+    at their first evaluation. In both the first evaluation computes everything.
+
+    Args:
+        path: the `.pt` or `.pth` file.
+        backbone: the backbone it was trained for, or the name of its preset.
+        solver: solver of the routers, `ddim` (DiT) or `dpm_solver_2s` (U-ViT).
+        num_evaluations: its number of evaluations.
+        threshold: the router's threshold; published: 0.1 (DiT at 256), 0.9 (DiT at 512, U-ViT).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no router file, or of another depth or number of evaluations.
+
+    """
+    routers = _read(Path(path))
+    weights = None
+    if isinstance(backbone, str):
+        with torch.device("meta"):  # names and sizes are all that is wanted
+            network = build_backbone(model_preset(backbone))
+    else:
+        network, weights = backbone, fingerprint(backbone)
+    conventions = network.conventions
+    schedule = schedule_of(conventions)
+    announced = make_solver(solver, schedule, num_evaluations)
+    timesteps, options = announced.timesteps, announced.options
+    num_steps = num_evaluations if solver != "dpm_solver_2s" else (num_evaluations + 1) // 2
+    if len(routers) != num_evaluations:
+        raise ValueError(
+            f"{path} holds {len(routers)} routers, which do not fit {solver} with {num_evaluations} evaluations; "
+            "give the number of evaluations that it was trained for"
+        )
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
+    if solver == "dpm_solver_2s":
+        router_of = {2 * i: i for i in range(1, num_steps)}
+    else:
+        router_of = {num_steps - 1 - i: i for i in range(0, num_steps, 2)}
+    router_of.pop(0, None)  # of an odd number of steps the first would be routed with nothing cached yet
+    rows = [(True,) * network.num_layers] * num_evaluations
+    for evaluation, i in router_of.items():
+        logits = routers.get(f"{i}.prob")
+        if logits is None:
+            raise ValueError(f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on")
+        if logits.numel() != network.num_layers:
+            raise ValueError(
+                f"{path} has {logits.numel()} logits per router, but {conventions.name} has {network.num_layers} "
+                "layers; give the backbone that it was trained for"
+            )
+        rows[evaluation] = tuple((torch.sigmoid(logits.flatten()) > threshold).tolist())
+    return CacheGraph(
+        rows=tuple(rows),
+        layers=network.layer_names,
+        timesteps=timesteps,
+        model=conventions.name,
+        solver=solver,
+        routed=tuple(sorted(router_of)),
+        fingerprint=weights,
+        solver_options=options,
+        guidance=conventions.guidance,
+        provenance={
+            "method": "l2c",
+            "imported_from": Path(path).name,
+            "hyperparameters": {"threshold": threshold},
+        },
+    )
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """Return `{"i.prob": logits}` of either layout; runs no code of the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no router file at {path}; give the path of the downloaded .pt or .pth file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the published DiT files hold one
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each kind of damage has its own exception
+        raise ValueError(f"cannot read a router from {path}: {reason_of(error)}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("routers"), Mapping):
+        content = content["routers"]
+    routers = {k: v for k, v in content.items() if str(k).endswith(".prob")} if isinstance(content, Mapping) else {}
+    if not routers or not all(isinstance(v, Tensor) for v in routers.values()):
+        raise ValueError(f"{path} holds no routers: expected tensors named '0.prob', '1.prob', ...")
+    return routers

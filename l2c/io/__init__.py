@@ -1,0 +1,1 @@
+"""Files, downloads, seeds, memory."""

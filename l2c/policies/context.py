@@ -1,0 +1,184 @@
+"""What every policy is given: an all-compute graph to thin out, costs, statistics."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from l2c.backbones.backbone import fingerprint
+from l2c.calibration.calibration import Calibration
+from l2c.calibration.cost import Cost, count_macs
+from l2c.diffusion.routed import routed_evaluations
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.sampler import Sampler
+
+Entry = tuple[int, int]
+FAR = 0.5  # evaluations' worth of MACs that a budget may be missed by without a word
+
+
+def in_evaluations(target: float, num_evaluations: int) -> float:
+    """Return a budget in evaluations' worth of MACs; up to 1 it is read as a share of the uncached MACs."""
+    return target * num_evaluations if target <= 1 else target
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Make a graph for this backbone and sampler.
+
+    Attributes:
+        blank: a graph that computes everything; says what the result is valid for.
+        cost: MACs of the backbone.
+        alternate: the evaluations that Learning-to-Cache routes, every second one.
+        calibration: statistics, for the policies that need them.
+        sampler: the uncached sampler, for the policies that try graphs out.
+
+    """
+
+    blank: CacheGraph
+    cost: Cost
+    alternate: tuple[int, ...]
+    calibration: Calibration | None = None
+    sampler: Sampler | None = None
+
+    @classmethod
+    def of(cls, sampler: Sampler, calibration: Calibration | None = None) -> Problem:
+        """Return the problem of thinning out an uncached sampler.
+
+        Raises:
+            ValueError: the statistics belong to another model or sampler.
+
+        """
+        backbone, solver, guidance = sampler.backbone, sampler.solver, sampler.guidance
+        blank = CacheGraph(
+            rows=((True,) * backbone.num_layers,) * solver.num_evaluations,
+            layers=backbone.layer_names,
+            timesteps=solver.timesteps,
+            model=backbone.conventions.name,
+            solver=solver.name,
+            fingerprint=fingerprint(backbone),
+            solver_options=dict(solver.options),
+            guidance=guidance.mode,
+            cfg_scale=guidance.scale,
+        )
+        if calibration is not None:
+            calibration.check(blank)
+        return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
+
+    @property
+    def all_but_first(self) -> tuple[int, ...]:
+        """Every evaluation that can be routed at all."""
+        return tuple(range(1, self.blank.num_evaluations))
+
+    def statistics(self) -> Calibration:
+        """Return the statistics.
+
+        Raises:
+            ValueError: there are none.
+
+        """
+        if self.calibration is None:
+            raise ValueError("this policy needs statistics; run scripts/calibrate.py and pass statistics=PATH")
+        return self.calibration
+
+    def least(self, routed: Sequence[int]) -> float:
+        """Return the evaluations' worth of MACs that is left when routed evaluations reuse everything."""
+        return self.blank.num_evaluations - len(routed) * sum(self.cost.layers) / self.cost.evaluation
+
+    def evaluations(self, target: float) -> float:
+        """Return a budget in evaluations' worth of MACs; up to 1 it is read as a share of the uncached MACs.
+
+        Raises:
+            ValueError: no graph can reach it.
+
+        """
+        worth = in_evaluations(target, self.blank.num_evaluations)
+        self.check_reach(worth, self.least(self.all_but_first))
+        return worth
+
+    def check_reach(self, worth: float, least: float) -> None:
+        """Refuse a budget below `least` or above the uncached MACs."""
+        most = self.blank.num_evaluations
+        if not least - 1e-6 <= worth <= most + 1e-6:
+            raise ValueError(
+                f"a target of {worth:g} evaluations' worth of MACs is out of reach; the reachable range is "
+                f"{least:.2f}..{most} ({least / most:.2f}..1 as a share)"
+            )
+
+    def routed(self, routed: str, worth: float | None) -> tuple[int, ...]:
+        """Return routed evaluations: `alternate`, `all` but the first, or `auto`: alternate where that reaches."""
+        if routed not in ("auto", "alternate", "all"):
+            raise ValueError(f"routed must be auto, alternate or all, got {routed!r}")
+        enough = worth is None or worth >= self.least(self.alternate) - 1e-6
+        return self.alternate if routed == "alternate" or (routed == "auto" and enough) else self.all_but_first
+
+    def graph(
+        self,
+        rows: Iterable[Sequence[bool]],
+        method: str,
+        *,
+        reuse: Sequence[str] = (),
+        fitted: tuple[tuple[float, ...], ...] = (),
+        **hyperparameters: Any,
+    ) -> CacheGraph:
+        """Return the graph of some rows, with where it came from and its MACs."""
+        graph = self.blank.replace(
+            rows=tuple(map(tuple, rows)),
+            routed=None,
+            reuse=tuple(reuse),
+            fitted=fitted,
+            provenance={
+                "method": method,
+                "hyperparameters": hyperparameters,
+                "l2c": importlib.metadata.version("l2c"),
+            },
+        )
+        return graph.replace(
+            measured={
+                "evaluations_worth_of_macs": round(self.cost.evaluations_worth(graph), 4),
+                "macs_speed_up": round(self.cost.speed_up(graph), 4),
+            }
+        )
+
+    def in_order(self, entries: Sequence[Entry], worth: float) -> list[list[bool]]:
+        """Return rows that reuse entries in their order until the MACs have come down to `worth`."""
+        rows = [[True] * self.blank.num_layers for _ in self.blank.rows]
+        to_save = (self.blank.num_evaluations - worth) * self.cost.evaluation
+        self.check_reach(
+            worth,
+            self.blank.num_evaluations - sum(self.cost.layers[layer] for _, layer in entries) / self.cost.evaluation,
+        )
+        for evaluation, layer in entries:
+            if to_save < self.cost.layers[layer] / 2:  # the next would overshoot by more than it gains
+                break
+            rows[evaluation][layer] = False
+            to_save -= self.cost.layers[layer]
+        return rows
+
+    def meet(self, worth: float, make: Callable[[float], CacheGraph], high: float) -> CacheGraph:
+        """Return the graph whose MACs are nearest to `worth`, over thresholds in [0, high]; more of it reuses more.
+
+        Raises:
+            ValueError: even `high` does not reach the budget.
+
+        """
+        low, most, least = 0.0, make(0.0), make(high)
+        self.check_reach(worth, self.cost.evaluations_worth(least))
+        for _ in range(50):
+            middle = (low + high) / 2
+            graph = make(middle)
+            if self.cost.evaluations_worth(graph) > worth:
+                low, most = middle, graph
+            else:
+                high, least = middle, graph
+        found = min((least, most), key=lambda graph: abs(self.cost.evaluations_worth(graph) - worth))
+        got = self.cost.evaluations_worth(found)
+        if abs(got - worth) > FAR:
+            budgets = " and ".join(f"{self.cost.evaluations_worth(graph):.2f}" for graph in (least, most))
+            warnings.warn(
+                f"no threshold meets {worth:g} evaluations' worth of MACs: the nearest budgets are {budgets}",
+                stacklevel=2,
+            )
+        return found

@@ -1,0 +1,90 @@
+"""What a graph does: its true error on calibration noises, rare ones of large images included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+
+@dataclass(frozen=True)
+class Judge:
+    """True mean squared error of graphs against the uncached images, estimated from two strata of noises.
+
+    A few noises in a thousand lead to images far outside the data, on which caching errs a thousand times more than
+    elsewhere, so that they make most of the mean. A quarter of the noises are therefore those of the largest images
+    of a pool, the others its first ones, each weighted by how many of the pool it stands for.
+
+    Attributes:
+        sampler: the uncached sampler.
+        labels: (N,), or None for a backbone without.
+        noise: (N, C, H, W).
+        reference: (N, C, H, W), the uncached images.
+        weights: (N,), sum 1.
+        batch_size: trajectories at a time.
+
+    """
+
+    sampler: Sampler
+    labels: Tensor | None
+    noise: Tensor
+    reference: Tensor
+    weights: Tensor
+    batch_size: int = 64
+
+    @classmethod
+    def of(
+        cls, sampler: Sampler, num_trajectories: int, seed: int, *, pool: int = 512, batch_size: int = 64
+    ) -> Judge:
+        """Return the judge on seeded noises; the same one for the same sampler and numbers.
+
+        Args:
+            sampler: the uncached sampler.
+            num_trajectories: noises that graphs are judged on.
+            seed: of the noises.
+            pool: noises sampled without a cache to find those of the largest images; at most num_trajectories = none.
+            batch_size: trajectories at a time.
+
+        """
+        known = _JUDGES.setdefault(sampler, {})
+        key = (num_trajectories, seed, pool, batch_size)
+        if key not in known:
+            known[key] = cls._draw(sampler, num_trajectories, seed, max(pool, num_trajectories), batch_size)
+        return known[key]
+
+    @classmethod
+    def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int) -> Judge:
+        backbone = sampler.backbone
+        noise = seeded_noise(backbone.input_shape, seed, pool)
+        labels = torch.arange(pool) % backbone.num_labels if backbone.num_labels else None
+        reference = _drawn(sampler, labels, noise, batch_size)
+        order = reference.abs().flatten(1).amax(dim=1).argsort(descending=True)
+        extreme = count // 4 if pool > count else 0
+        rest = order[extreme:].sort().values[: count - extreme]
+        chosen = torch.cat([order[:extreme], rest])
+        each = (pool - extreme) / max(len(rest), 1)
+        weights = torch.tensor([1.0] * extreme + [each] * len(rest), dtype=torch.float64) / pool
+        labels = None if labels is None else labels[chosen]
+        return cls(sampler, labels, noise[chosen], reference[chosen], weights, batch_size)
+
+    def error(self, graph: CacheGraph) -> float:
+        """Return the estimated mean squared error per pixel."""
+        sampler = Sampler(self.sampler.backbone, graph=graph, cfg_scale=self.sampler.guidance.scale, any_weights=True)
+        images = _drawn(sampler, self.labels, self.noise, self.batch_size)
+        errors = (images - self.reference).double().square().flatten(1).mean(1)  # (N,)
+        return float(errors @ self.weights)
+
+
+def _drawn(sampler: Sampler, labels: Tensor | None, noise: Tensor, batch_size: int) -> Tensor:
+    """Return the images (N, C, H, W) on the CPU."""
+    parts = [slice(start, start + batch_size) for start in range(0, len(noise), batch_size)]
+    images = [sampler.sample(None if labels is None else labels[part], noise=noise[part]).cpu() for part in parts]
+    return torch.cat(images)
+
+
+_JUDGES: WeakKeyDictionary[Sampler, dict[tuple[int, int, int, int], Judge]] = WeakKeyDictionary()

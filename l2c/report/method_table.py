@@ -1,0 +1,131 @@
+"""Many methods at several budgets: one measurement per cell, tables in which near ones are called ties."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from l2c.report.table import markdown_table
+
+TIE = 1.5  # ratios of errors below this are ties
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget with one seed.
+
+    Attributes:
+        method: name of the method.
+        target: the budget asked for, in evaluations' worth of MACs.
+        seed: of the draw or of the training.
+        evaluations_worth: MACs that it took, in full evaluations.
+        mse: mean squared error per pixel against the uncached images.
+        mse_standard_error: its standard error over noises.
+        seconds: wall-clock of one batch, median.
+        uncached_seconds: the same of the uncached sampler, measured in alternation.
+
+    """
+
+    method: str
+    target: float
+    seed: int
+    evaluations_worth: float
+    mse: float
+    mse_standard_error: float
+    seconds: float
+    uncached_seconds: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """The cells of one method at one budget, averaged over seeds.
+
+    Attributes:
+        method: name of the method.
+        target: the budget asked for.
+        evaluations_worth: mean MACs, in full evaluations.
+        mse: mean over seeds.
+        standard_error: over seeds from two on, else over noises.
+        speed_up: mean ratio of the uncached time to this one's.
+        num_seeds: how many seeds.
+        ratio: error over the least of this budget; under 1.5 it is a tie.
+
+    """
+
+    method: str
+    target: float
+    evaluations_worth: float
+    mse: float
+    standard_error: float
+    speed_up: float
+    num_seeds: int
+    ratio: float
+
+    @property
+    def verdict(self) -> str:
+        """`best`, `tie`, or how many times the least error."""
+        if self.ratio == 1:
+            return "best"
+        return f"tie ({self.ratio:.2f} x)" if self.ratio < TIE else f"{self.ratio:.3g} x"
+
+
+def lines(cells: Sequence[Cell]) -> list[Line]:
+    """Return a line per method and budget, budgets from the largest, within them the least error first."""
+    groups: dict[tuple[float, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.target, cell.method), []).append(cell)
+    means = {key: statistics.mean(cell.mse for cell in group) for key, group in groups.items()}
+    found = []
+    for (target, method), group in groups.items():
+        least = min(mean for (other, _), mean in means.items() if other == target)
+        mse = [cell.mse for cell in group]
+        spread = group[0].mse_standard_error
+        if len(mse) > 1:
+            spread = statistics.stdev(mse) / math.sqrt(len(mse))
+        found.append(
+            Line(
+                method,
+                target,
+                statistics.mean(cell.evaluations_worth for cell in group),
+                statistics.mean(mse),
+                spread,
+                statistics.mean(cell.uncached_seconds / cell.seconds for cell in group),
+                len(group),
+                means[target, method] / least if least > 0 else 1.0,
+            )
+        )
+    return sorted(found, key=lambda line: (-line.target, line.mse))
+
+
+def to_csv(cells: Sequence[Cell]) -> str:
+    """Return every cell as comma-separated values."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(asdict(cells[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(cell) for cell in cells)
+    return text.getvalue()
+
+
+def to_markdown(cells: Sequence[Cell]) -> str:
+    """Return the lines as a Markdown table."""
+    rows: list[tuple[str, ...]] = [
+        ("budget", "method", "MACs (evaluations)", "MSE x 1e-5", "against the least", "speed-up", "seeds")
+    ]
+    for line in lines(cells):
+        error = f"{1e5 * line.mse:.3g} ± {1e5 * line.standard_error:.2g}"
+        rows.append(
+            (
+                f"{line.target:g}",
+                line.method,
+                f"{line.evaluations_worth:.2f}",
+                error,
+                line.verdict,
+                f"{line.speed_up:.2f} x",
+                str(line.num_seeds),
+            )
+        )
+    return markdown_table(rows)

@@ -1,0 +1,1 @@
+"""Timing: latency, speed reports, scale."""

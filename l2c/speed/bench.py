@@ -1,0 +1,258 @@
+"""What a graph saves on the clock beside what it saves in MACs, side by side with other ways to run it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.backbones.backbone import Backbone
+from l2c.calibration.cost import Cost
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.precision import matmuls
+from l2c.sampling.sampler import Sampler
+from l2c.speed.latency import alternate_pieces, evaluations
+from l2c.speed.reference_scheme import ReferenceScheme
+
+MODES = ("eager", "compiled", "captured", "compiled+captured")
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run: batch, precision, who multiplies, and how the network is launched."""
+
+    batch_size: int
+    precision: str
+    matmul: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of one setting; seconds are medians of one trajectory.
+
+    Attributes:
+        setting: the way to run.
+        uncached: seconds without the graph.
+        cached: seconds with it.
+        speed_up: uncached over cached.
+        spread: half the range between the quartiles of the speed-ups of single repetitions.
+        efficiency: measured speed-up over the one that the MACs allow.
+        images_per_second: with the graph.
+        by_evaluation: (uncached, cached) seconds of each evaluation; empty where whole runs were timed.
+        cache_bytes: the most that the cache held.
+        predicted_bytes: the same from the graph's lifetimes.
+        every_output_bytes: what keeping every layer's output takes.
+        device_bytes: the most memory allocated on a CUDA device with the graph; None elsewhere.
+        error: root mean square difference of the cached images to those of the first setting, over their own.
+
+    """
+
+    setting: Setting
+    uncached: float
+    cached: float
+    speed_up: float
+    spread: float
+    efficiency: float
+    images_per_second: float
+    by_evaluation: tuple[tuple[float, float], ...]
+    cache_bytes: int
+    predicted_bytes: int
+    every_output_bytes: int
+    device_bytes: int | None
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return asdict(self)
+
+
+class Bench:
+    """A graph on a backbone, timed in several settings of one batch in one alternation.
+
+    Args:
+        backbone: in 32 bits, on its device.
+        graph: what to reuse.
+        cost: MACs of the backbone.
+        cfg_scale: guidance.
+        options: further arguments of the samplers (`cache_dtype`, ...).
+
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        graph: CacheGraph,
+        cost: Cost,
+        *,
+        cfg_scale: float | None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.graph = graph
+        self.cost = cost
+        self.cfg_scale = cfg_scale
+        self.options = options or {}
+        self._casts: dict[str, Backbone] = {}
+        self._expected: dict[int, Tensor] = {}
+
+    def run(self, settings: list[Setting], *, repetitions: int, by_evaluation: bool) -> list[Speed]:
+        """Time settings of one batch size against each other, each with and without the graph."""
+        pairs = [
+            (self._variant(setting, None, by_evaluation), self._variant(setting, self.graph, by_evaluation))
+            for setting in settings
+        ]
+        device_bytes = []
+        for pair in pairs:
+            for variant in pair:  # the first call of anything is slow
+                _reset_device_memory(variant.noise.device)
+                next(variant.start())
+            device_bytes.append(_device_memory(pair[1].noise.device))
+        runs = {f"{i} {j}": variant.start for i, pair in enumerate(pairs) for j, variant in enumerate(pair)}
+        times = alternate_pieces(runs, repetitions=repetitions, progress=True)
+        self._expected.setdefault(settings[0].batch_size, pairs[0][1].images)
+        return [
+            self._result(setting, pair[1], times[f"{i} 0"], times[f"{i} 1"], device)
+            for i, (setting, pair, device) in enumerate(zip(settings, pairs, device_bytes, strict=True))
+        ]
+
+    def _result(
+        self, setting: Setting, variant: _Variant, uncached: Tensor, cached: Tensor, device_bytes: int | None
+    ) -> Speed:
+        """Sum up seconds (repetitions, pieces)."""
+        medians = [seconds.median(dim=0).values for seconds in (uncached, cached)]
+        totals = [float(m.sum()) for m in medians]  # of each piece, so that one interruption does not tell
+        ratios = (uncached.sum(1) / cached.sum(1)).tolist()
+        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        speed_up = totals[0] / totals[1]
+        expected = self._expected[setting.batch_size]
+        error = (variant.images - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        return Speed(
+            setting=replace(setting, mode=variant.mode),
+            uncached=totals[0],
+            cached=totals[1],
+            speed_up=speed_up,
+            spread=(quartiles[2] - quartiles[0]) / 2,
+            efficiency=speed_up / self.cost.speed_up(self.graph),
+            images_per_second=setting.batch_size / totals[1],
+            by_evaluation=tuple(zip(*(m.tolist() for m in medians), strict=True)) if variant.by_evaluation else (),
+            cache_bytes=variant.cache_peak(),
+            predicted_bytes=variant.predicted_bytes,
+            every_output_bytes=variant.every_output_bytes,
+            device_bytes=device_bytes,
+            error=float(error),
+        )
+
+    def _variant(self, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> _Variant:
+        like = self.graph
+        sampler = Sampler(
+            self._cast(setting.precision),
+            graph=graph,
+            solver=like.solver,
+            num_evaluations=like.num_evaluations,
+            cfg_scale=self.cfg_scale,
+            solver_options=like.solver_options,
+            any_weights=True,
+            precision=setting.precision,
+            matmul=setting.matmul,
+            **self.options,
+        )
+        if setting.mode.startswith("compiled"):
+            sampler.compile(setting.batch_size)
+        if setting.mode.endswith("captured"):
+            sampler.capture()
+        return _Variant(sampler, setting, graph, by_evaluation and not sampler.captured)
+
+    def _cast(self, precision: str) -> Backbone:
+        """Return the backbone in a precision; one copy serves all samplers."""
+        if precision not in self._casts:
+            probe = Sampler(self.backbone, solver="ddim", num_evaluations=2, precision=precision)
+            self._casts[precision] = probe.backbone
+        return self._casts[precision]
+
+
+class _Variant:
+    """One sampler, or the published scheme on its backbone, as runs that can be timed."""
+
+    def __init__(self, sampler: Sampler, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> None:
+        self.sampler = sampler
+        self.graph = graph
+        self.by_evaluation = by_evaluation
+        self.reference = setting.mode == REFERENCE
+        backbone = sampler.backbone
+        device = next(backbone.parameters()).device
+        count = setting.batch_size
+        generator = torch.Generator().manual_seed(0)
+        self.noise = torch.randn(count, *backbone.input_shape, generator=generator).to(device)
+        self.y = torch.arange(count, device=device) % backbone.num_labels if backbone.num_labels else None
+        self._peak = 0
+        self.images = self.noise
+
+    def start(self) -> Iterator[Tensor]:
+        """Begin a trajectory that gives its state after each evaluation, or its images alone."""
+        states = self._states()
+        while True:
+            with torch.no_grad(), matmuls(self.sampler.matmul):
+                state = next(states, None)
+            if state is None:
+                break
+            self.images = state
+            if self.by_evaluation:
+                yield state
+        if not self.by_evaluation:
+            yield self.images
+
+    def _states(self) -> Iterator[Tensor]:
+        if not self.by_evaluation and not self.reference:  # as a user runs it
+            yield self.sampler.sample(self.y, noise=self.noise)
+            return
+        model = self._model()
+        for state in evaluations(self.sampler.solver, model, self.noise):
+            self._peak = max(self._peak, model.cached_bytes)
+            yield state
+
+    def _model(self) -> Any:
+        if self.reference:
+            return ReferenceScheme(self.sampler.backbone, self.y, self.sampler.guidance, self.graph)
+        return self.sampler.denoiser(self.y)
+
+    @property
+    def mode(self) -> str:
+        """How it ran, which is not what was asked for where that failed."""
+        if self.reference:
+            return REFERENCE
+        ways = {"compiled": self.sampler.compiled, "captured": self.sampler.captured}
+        return "+".join(way for way, ran in ways.items() if ran) or "eager"
+
+    def cache_peak(self) -> int:
+        """Return the most that the cache held."""
+        return self._peak if self.reference else self.sampler.cache_peak_bytes
+
+    @property
+    def predicted_bytes(self) -> int:
+        """What the lifetimes say that the cache holds at its peak."""
+        return self.every_output_bytes if self.reference else self.sampler.cache_bytes(len(self.noise))
+
+    @property
+    def every_output_bytes(self) -> int:
+        """What every layer's output takes, as computed."""
+        backbone = self.sampler.backbone
+        assert backbone.layer_shape is not None
+        tokens, width = backbone.layer_shape
+        rows = len(self.noise) * (2 if self.sampler.guidance.active else 1)
+        return backbone.num_layers * rows * tokens * width * next(backbone.parameters()).element_size()
+
+
+def _reset_device_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _device_memory(device: torch.device) -> int | None:
+    """Return the most memory allocated on a CUDA device since the reset; None on another."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

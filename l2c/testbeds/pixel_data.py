@@ -1,0 +1,53 @@
+"""Names to the small data sets of pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from l2c.data.pixels import PixelDataModule
+from l2c.testbeds.digits import DigitsDataModule
+from l2c.testbeds.emoji_data import EmojiDataModule
+
+PIXEL_DATA: dict[str, type[PixelDataModule]] = {
+    "digits": DigitsDataModule,
+    "emoji": EmojiDataModule,
+}
+
+
+def pixel_data(
+    name: str,
+    *,
+    image_shape: tuple[int, int, int],
+    num_labels: int,
+    batch_size: int,
+    seed: int,
+    **options: Any,
+) -> PixelDataModule:
+    """Return the data module of a name, for a backbone of some input and labels.
+
+    Args:
+        name: one of `PIXEL_DATA`.
+        image_shape: (C, H, W) of the backbone's input.
+        num_labels: labels are 0..num_labels-1.
+        batch_size: images per step, over all processes.
+        seed: of order and augmentation.
+        options: the data set's own settings.
+
+    Raises:
+        FileNotFoundError: the data set is not there; the message says how to get it.
+        ValueError: an unknown name or option, or images or classes that are not the backbone's.
+
+    """
+    if name not in PIXEL_DATA:
+        raise ValueError(f"{name!r} is no data set of pixels; known are {', '.join(PIXEL_DATA)}")
+    kind = PIXEL_DATA[name]
+    if (image_shape, num_labels) != (kind.image_shape, kind.num_classes):
+        raise ValueError(
+            f"data={name} has images {kind.image_shape} of {kind.num_classes} classes, but the backbone takes "
+            f"{image_shape} of {num_labels}; take data=noise, which needs no images"
+        )
+    unknown = sorted(set(options) - kind.options)
+    if unknown:
+        allowed = ", ".join(sorted(kind.options)) or "none"
+        raise ValueError(f"data={name} has no setting {unknown[0]!r}; its settings are: {allowed}")
+    return kind(batch_size, seed=seed, **options)

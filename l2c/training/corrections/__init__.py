@@ -1,0 +1,1 @@
+"""Slopes, scales and shifts of what stands in for reused layers."""

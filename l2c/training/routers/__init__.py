@@ -1,0 +1,1 @@
+"""Routers: what they are, what they minimise, one run."""

@@ -1,0 +1,92 @@
+"""How much caching at each evaluation moves the final image: HarmoniCa's weights (arXiv 2410.01723)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from l2c.backbones.backbone import Backbone
+from l2c.diffusion import Guidance, Solver
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.sampler import seeded_noise
+
+VARIANTS = ("disabled_once", "cumulative")
+
+
+class ErrorWeights:
+    """Measure the weights of a set of rows by whole trajectories, without gradients.
+
+    `disabled_once` (the publication): squared difference of the final image when caching is disabled at that
+    evaluation only. `cumulative` (its code): squared difference that caching at this evaluation adds when all
+    earlier ones cache already and no later one does. Both are scaled to mean 1 over the evaluations that reuse,
+    so that the penalty keeps its meaning while the rows change; evaluations that reuse nothing yet weigh 1.
+
+    Args:
+        backbone: the frozen network.
+        solver: the solver of the trajectory.
+        guidance: its guidance.
+        variant: `disabled_once` or `cumulative`.
+        num_images: images per trajectory.
+        seed: seed of their noise.
+
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        solver: Solver,
+        guidance: Guidance,
+        *,
+        variant: str = "disabled_once",
+        num_images: int = 8,
+        seed: int = 0,
+    ) -> None:
+        if variant not in VARIANTS:
+            raise ValueError(f"router.error_weights must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        self.backbone = backbone
+        self.solver = solver
+        self.guidance = guidance
+        self.variant = variant
+        self.num_images = num_images
+        self.seed = seed
+
+    def __call__(self, rows: Sequence[Sequence[bool]]) -> list[float]:
+        """Return the weight of each evaluation, in order."""
+        reusing = [e for e, row in enumerate(rows) if not all(row)]
+        full = (True,) * self.backbone.num_layers
+        moved: dict[int, float] = {}
+        if self.variant == "disabled_once":
+            cached = self._images(rows)
+            for e in reusing:
+                without = self._images([full if i == e else row for i, row in enumerate(rows)])
+                moved[e] = float((cached - without).square().mean())
+        else:
+            before = self._images([full] * len(rows))
+            for e in reusing:
+                image = self._images([row if i <= e else full for i, row in enumerate(rows)])
+                moved[e] = float((image - before).square().mean())
+                before = image
+        mean = sum(moved.values()) / len(moved) if moved else 0.0
+        return [moved[e] / mean if mean > 0 and e in moved else 1.0 for e in range(len(rows))]
+
+    @torch.no_grad()
+    def _images(self, rows: Sequence[Sequence[bool]]) -> Tensor:
+        """Return final images (N, C, H, W) of a plan's trajectory; the same noise every time."""
+        conventions = self.backbone.conventions
+        device = next(self.backbone.parameters()).device
+        graph = CacheGraph(
+            rows=tuple(map(tuple, rows)),
+            layers=self.backbone.layer_names,
+            timesteps=self.solver.timesteps,
+            model=conventions.name,
+            solver=self.solver.name,
+        )
+        y = torch.arange(self.num_images, device=device) % max(self.backbone.num_labels, 1)
+        labels = y if self.backbone.num_embedded_labels else None
+        noise = seeded_noise(self.backbone.input_shape, self.seed + 1, self.num_images).to(device)
+        generator = torch.Generator().manual_seed(self.seed)
+        denoiser = Denoiser(self.backbone, labels, self.guidance, graph)
+        return self.solver.sample(denoiser, noise, generator=generator)

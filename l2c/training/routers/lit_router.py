@@ -1,0 +1,90 @@
+"""The Lightning module that trains routers: only they are optimised and checkpointed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from l2c.data.share import parts
+from l2c.training.routers.objectives import LearningToCache
+from l2c.training.routers.pairs import PairSource
+from l2c.training.routers.routers import Routers
+
+
+class LitRouter(pl.LightningModule):
+    """Train the router of one evaluation per step.
+
+    Args:
+        routers: the routers; all that a checkpoint holds.
+        pairs: source of the training pairs; holds the frozen backbone.
+        objective: what to minimise.
+        learning_rate: of AdamW, without weight decay.
+        clamp: logits are kept in [-clamp, clamp] after each step.
+        threshold: for the share of removed layers that is logged.
+
+    """
+
+    def __init__(
+        self,
+        routers: Routers,
+        pairs: PairSource,
+        objective: LearningToCache,
+        *,
+        learning_rate: float,
+        clamp: float = 5.0,
+        threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.routers = routers
+        self.backbone = objective.backbone  # a submodule, so that Lightning moves it to the device
+        self.pairs = pairs
+        self.objective = objective
+        self.learning_rate = learning_rate
+        self.clamp = clamp
+        self.threshold = threshold
+        self._errors: list[Tensor] = []  # of the parts of this step
+        self._adapted_step = 0
+        self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the objective of the router that this step visits, on a batch of the data module."""
+        step = self.global_step
+        of_step = parts(self._trainer)
+        pair = self.pairs.draw(batch, step, of_step[batch_index % len(of_step)])
+        loss = self.objective(pair, self.routers.row(self.pairs.evaluation(step)))
+        self.log_dict(
+            {"train/error": loss.error.detach(), "train/penalty": loss.penalty.detach()},
+            batch_size=len(pair.x),
+        )
+        self.log("train/loss", loss.loss.detach(), prog_bar=True, batch_size=len(pair.x))
+        self._errors.append(loss.error.detach())
+        return loss.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Clamp the logits, let the objective adapt, log the share of layers that the threshold would remove."""
+        self.routers.clamp_(self.clamp)
+        if self.global_step > self._adapted_step:  # an optimiser step, not the part of an accumulated batch
+            self._adapted_step = self.global_step
+            error = self.trainer.strategy.reduce(torch.stack(self._errors).mean(), reduce_op="mean")
+            self._errors.clear()
+            self.objective.after_step(self.routers, float(error), self.global_step)
+        self.log("removed", self.routers.removed_fraction(self.threshold), prog_bar=True)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return AdamW over the routers."""
+        return torch.optim.AdamW(self.routers.parameters(), lr=self.learning_rate, weight_decay=0.0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen backbone out of the checkpoint."""
+        checkpoint["state_dict"] = {
+            key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("backbone.")
+        }
+        checkpoint["objective"] = dict(self.objective.state())
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the objective back what it had learned."""
+        self.objective.load_state(checkpoint.get("objective", {}))
+        self._adapted_step = checkpoint["global_step"]

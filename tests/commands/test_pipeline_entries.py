@@ -1,0 +1,199 @@
+"""The entries on a saved pipeline: calibrate, make, compare, judge and use graphs, train routers, refuse."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+
+from integrations.conftest import PIPELINES
+
+import l2c
+from l2c.integrations.diffusers import apply_cache_graph
+from l2c.sampling.sampler import seeded_noise
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    PIPELINES["dit"]().save_pretrained(folder)
+    return folder
+
+
+def options(saved, tmp_path):
+    return [
+        "backend=diffusers",
+        f"pipeline={saved}",
+        "solver.num_evaluations=4",
+        "solver.cfg_scale=3",
+        run_in(tmp_path),
+    ]
+
+
+def run_in(tmp_path):
+    return f"hydra.run.dir={tmp_path}"
+
+
+def pipeline_of(saved):
+    from diffusers import DiTPipeline
+
+    pipe = DiTPipeline.from_pretrained(saved)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_calibrate_makes_a_graph_that_the_pipeline_takes(call, saved, tmp_path):
+    output = [f"output={tmp_path / 's.safetensors'}", "num_trajectories=2"]
+    policy = ["policy=block_caching", "target=0.6"]
+    result = call("scripts/calibrate.py", *options(saved, tmp_path), *policy, *output)
+    assert result.returncode == 0, result.stderr
+    graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
+    assert graph.statistics["evaluations_worth_of_macs"] == pytest.approx(2.4, abs=0.4)
+    assert graph.removed_fraction_of("attn") > 0
+    pipe = pipeline_of(saved)
+    apply_cache_graph(pipe, graph)
+    pipe(class_labels=[3], num_inference_steps=4, output_type="np")
+
+
+def test_train_router_on_prompts(call, refused, saved, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("3\n7\n")
+    train = ["data=prompts", f"prompts={prompts}", "data.batch_size=2", "trainer.max_steps=2", "router.penalty=1.0"]
+    result = call("train_router.py", *options(saved, tmp_path), *train)
+    assert result.returncode == 0, result.stderr
+    graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
+    assert (graph.model, graph.solver, graph.cfg_scale) == ("DiTTransformer2DModel", "DDIMScheduler", 3.0)
+    apply_cache_graph(pipeline_of(saved), graph)
+    prompts.write_text("")
+    empty = call("train_router.py", *options(saved, tmp_path), *train)
+    assert "prompts.txt is empty; write one prompt" in refused(empty)
+
+
+@pytest.fixture
+def run(saved, tmp_path, monkeypatch):
+    """Run an entry in this process, where everything is imported already; return its folder."""
+
+    def entry(name, *arguments, folder="run", steps=()):
+        where = tmp_path / folder
+        given = ["backend=diffusers", f"pipeline={saved}", *steps, run_in(where)]
+        monkeypatch.setattr(sys, "argv", [name, *given, *arguments])
+        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        return where
+
+    return entry
+
+
+STEPS = ["solver.num_evaluations=4", "solver.cfg_scale=3"]
+
+
+def test_from_statistics_to_images(run, saved, tmp_path, capsys):
+    """calibrate, make_graph, evaluate and sample, one after the other."""
+    file = tmp_path / "s.safetensors"
+    small = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3"]
+    run("calibrate.py", "measure=[changes,responses]", f"output={file}", *small, steps=STEPS)
+    assert f"make_graph.py backend=diffusers pipeline={saved}" in capsys.readouterr().out
+    made = run(
+        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "target=0.6", f"statistics={file}", steps=STEPS
+    )
+    path = made / "cache_graph.json"
+    graph = l2c.CacheGraph.load(path)
+    assert (graph.provenance["method"], graph.solver, graph.cfg_scale) == ("gram", "DDIMScheduler", 3.0)
+    few = ["num_images=2", "batch_size=2", "timing_batch=1", "timing_repetitions=1", "random_draws=1"]
+    judged = run("evaluate.py", f"graph={path}", *few, folder="judged")
+    results = json.loads((judged / "results.json").read_text())["results"]
+    assert [result["num_evaluations"] for result in results] == [4, 4, 2, 4]
+    assert [result["accuracy"] for result in results] == [None] * 4
+    assert (judged / "report.md").is_file()
+    images = {}
+    for name, given in (("cached", [f"graph={path}"]), ("uncached", STEPS)):
+        drawn = run("sample.py", *given, "num_images=2", "seed=5", folder=name)
+        images[name] = load_file(drawn / "samples.safetensors")["images"]
+        assert sorted(file.name for file in drawn.glob("*.png")) == ["image-0000.png", "image-0001.png"]
+    pipe = pipeline_of(saved)
+    for name in ("uncached", "cached"):
+        if name == "cached":
+            apply_cache_graph(pipe, graph)
+        generator = torch.Generator().manual_seed(6)
+        settings = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "generator": generator}
+        expected = torch.as_tensor(pipe(class_labels=[125], **settings).images)[0].movedim(-1, 0) * 2 - 1
+        torch.testing.assert_close(images[name][1], expected)
+    assert not torch.equal(*images.values())
+
+
+def test_compare_measures_against_latents_and_continues(run, saved, tmp_path, capsys):
+    prompts = tmp_path / "classes.txt"
+    prompts.write_text("3\n7\n")
+    methods = [
+        "random",
+        "smoothcache",
+        "top_k",
+        "best",
+        "gram",
+        "gram_linear",
+        "gram_hold",
+        "block_caching",
+        "late_first",
+    ]
+    options = [
+        f"prompts={prompts}",
+        "targets=[0.6]",
+        "num_images=2",
+        "timing_batch=1",
+        "timing_repetitions=1",
+        *(f"methods.{name}=false" for name in methods),
+    ]
+    folder = run("compare.py", *options, steps=STEPS)
+    cells = {path.stem: json.loads(path.read_text())["cells"] for path in (folder / "cells").glob("*.json")}
+    assert {name.split("-")[0] for name in cells if cells[name]} == {"fewer_steps", "interval"}
+    by_hand = {count: latents(saved, [3, 7], count) for count in (4, 2)}
+    assert cells["fewer_steps-0.6-0"][0]["mse"] == pytest.approx(
+        float((by_hand[2] - by_hand[4]).square().mean()), rel=1e-3
+    )
+    before = (folder / "cells" / "fewer_steps-0.6-0.json").stat().st_mtime_ns
+    (folder / "cells" / "interval-0.6-0.json").unlink()
+    run("compare.py", *options, steps=STEPS)
+    assert (folder / "cells" / "interval-0.6-0.json").is_file()
+    assert (folder / "cells" / "fewer_steps-0.6-0.json").stat().st_mtime_ns == before
+    prompts.write_text("3\n8\n")
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("compare.py", *options, steps=STEPS)
+    assert "holds a comparison with other settings" in capsys.readouterr().err
+
+
+def latents(saved, classes, steps):
+    """Return what the pipeline's own loop makes of the comparison's noise."""
+    pipe = pipeline_of(saved)
+    pipe.scheduler.set_timesteps(steps)
+    y = torch.tensor([*classes, 1000, 1000])
+    x = seeded_noise((4, 8, 8), 1000, 2)
+    with torch.no_grad():
+        for t in pipe.scheduler.timesteps:
+            output = pipe.transformer(torch.cat([x, x]), timestep=t.expand(4), class_labels=y).sample[:, :4]
+            cond, uncond = output.chunk(2)
+            x = pipe.scheduler.step(uncond + 3.0 * (cond - uncond), t, x).prev_sample
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("evaluate.py", ["graph=x", "reference=digits"], "scores against a reference are not made from a pipeline"),
+        ("sample.py", ["precision=bf16"], "precision is a setting of our own sampler, which a pipeline does not use"),
+        ("make_graph.py", ["policy=gram", "target=0.6"], "this policy needs statistics; run scripts/calibrate.py"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(name, arguments, sentence, run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(name, *arguments, folder="refused")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert sentence in errors[0]
+    assert not (tmp_path / "refused").exists()

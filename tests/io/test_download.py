@@ -1,0 +1,181 @@
+"""Downloads from a server on this machine: resumed, checked, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from l2c.io import download as module
+from l2c.io.download import direct_address, download
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT under every path but a few that misbehave."""
+
+    content = CONTENT
+    etag = '"one"'
+    cut_at: int | None = None
+    asked: list[str | None]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
+        if self.path == "/missing":
+            return self.send_error(404)
+        content, start = self.server.content, 0
+        if asked and self.headers.get("If-Range") == self.server.etag:
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                return self.end_headers()
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", self.server.etag)
+        self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : self.server.cut_at])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def url(server):
+    return f"http://127.0.0.1:{server.server_port}/weights.pt"
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_whole_file_arrives_and_is_not_fetched_twice(server, url, tmp_path):
+    path = tmp_path / "new" / "weights.pt"
+    for _ in range(2):
+        assert download(url, path, size=len(CONTENT), sha256=SHA256, progress=False) == path
+        assert path.read_bytes() == CONTENT
+    assert names(path.parent) == {"weights.pt"}
+    assert server.asked == [None]
+
+
+def test_a_file_cut_short_continues(server, url, tmp_path):
+    path = tmp_path / "weights.pt"
+    server.cut_at = 300_000
+    says = rf"cut short after 300000 of 1048576 bytes, which are in {path}\.part \(.*again, it goes on .* to {path}$"
+    with pytest.raises(OSError, match=says):
+        download(url, path, progress=False)
+    assert not path.exists()
+    server.cut_at = None
+    download(url, path, sha256=SHA256, progress=False)
+    assert server.asked == [None, "bytes=300000-"]
+    assert names(tmp_path) == {"weights.pt"}
+
+
+def test_a_file_that_changed_in_between_is_fetched_anew(server, url, tmp_path):
+    server.cut_at = 1000
+    with pytest.raises(OSError, match="cut short"):
+        download(url, tmp_path / "weights.pt", progress=False)
+    server.cut_at, server.etag, server.content = None, '"two"', CONTENT[::-1]
+    assert download(url, tmp_path / "weights.pt", progress=False).read_bytes() == CONTENT[::-1]
+
+
+def test_without_a_mark_of_the_version_it_begins_anew_and_says_so(server, url, tmp_path):
+    server.cut_at, server.etag = 1000, 'W/"weak"'
+    with pytest.raises(
+        OSError, match=r"cut short after 1000 of 1048576 .* run the same command again, it begins anew"
+    ):
+        download(url, tmp_path / "weights.pt", progress=False)
+    server.cut_at = None
+    download(url, tmp_path / "weights.pt", sha256=SHA256, progress=False)
+    assert server.asked == [None, None]
+
+
+def test_a_complete_part_is_taken_over(server, url, tmp_path):
+    (tmp_path / "weights.pt.part").write_bytes(CONTENT)
+    (tmp_path / "weights.pt.part.tag").write_text(server.etag, encoding="utf-8")
+    assert download(url, tmp_path / "weights.pt", sha256=SHA256, progress=False).read_bytes() == CONTENT
+
+
+def test_a_wrong_file_is_refused_and_removed(url, tmp_path):
+    path = tmp_path / "weights.pt"
+    with pytest.raises(ValueError, match=r"the SHA-256 .* instead of 00.* was removed"):
+        download(url, path, sha256="00", progress=False)
+    with pytest.raises(ValueError, match="1048576 bytes, but 5 are expected"):
+        download(url, path, size=5, progress=False)
+    path.write_bytes(CONTENT[:9])
+    with pytest.raises(ValueError, match="there already but has 9 bytes instead of 1048576; delete it"):
+        download(url, path, size=len(CONTENT), progress=False)
+
+
+def test_bad_addresses_are_refused(url, tmp_path):
+    path = tmp_path / "weights.pt"
+    with pytest.raises(OSError, match="answers 404"):
+        download(url.replace("weights.pt", "missing"), path, progress=False)
+    with pytest.raises(ValueError, match="gives a web page, not a file"):
+        download(url.replace("weights.pt", "page"), path, progress=False)
+    with pytest.raises(OSError, match=r"cannot reach http://127.0.0.1:1/"):
+        download("http://127.0.0.1:1/weights.pt", path, progress=False)
+    assert not names(tmp_path)
+
+
+def test_a_full_disk_is_said_and_resumed(server, url, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 10})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="needs 1048576 more bytes, but only 10 are free"):
+        download(url, tmp_path / "weights.pt", progress=False)
+    monkeypatch.undo()
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    (tmp_path / "weights.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"the disk of .* is full .* run again"):
+        download(url, tmp_path / "weights.pt", progress=False)
+
+
+def test_google_drive_pages_have_a_direct_address():
+    assert "id=13Stu-_Q&" in direct_address("https://drive.google.com/file/d/13Stu-_Q")
+    assert direct_address("https://example.org/a.pt") == "https://example.org/a.pt"
+
+
+def test_the_command(url, tmp_path):
+    def run(*arguments):
+        script = Path(__file__).parents[2] / "scripts" / "download_weights.py"
+        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+
+    output = tmp_path / "w.pt"
+    done = run("dit_xl2", "--url", url, "--output", output)
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {output}" in done.stdout
+    for arguments, message in (
+        (("dit_xl3",), "unknown model 'dit_xl3'; did you mean"),
+        (("dit_b2",), "no weights of dit_b2 are published"),
+    ):
+        failed = run(*arguments)
+        assert failed.returncode == 1
+        assert failed.stderr.startswith("error: ")
+        assert message in failed.stderr
+        assert "Traceback" not in failed.stderr
