@@ -30,7 +30,6 @@ ROOMS = (
 APART = ({"graph", "diffusion"}, {"data", "diffusion"}, {"data", "backbones"}, {"policies", "integrations"})
 PENDING = {  # still to be turned around
     "l2c/evaluation/tournament.py",
-    "l2c/evaluation/comparison.py",
     "l2c/evaluation/scores/reference.py",
     "l2c/evaluation/scores/features.py",
     "l2c/training/routers/run.py",

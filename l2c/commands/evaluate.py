@@ -30,7 +30,8 @@ from l2c.io.atomic import check_writable, replacing
 from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
-from l2c.testbeds.digits_classifier import load_digits_classifier
+from l2c.testbeds.picture_classifier import PictureClassifier
+from l2c.testbeds.readers import reader_of
 
 BASELINES = ("fewer_steps", "random")
 
@@ -89,18 +90,18 @@ def judge_images(cfg: DictConfig) -> None:
     print(f"{scores_table(scores)}\n\nwrote {folder / 'scores.json'}")
 
 
-def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, str]:
-    """Return the backbone that a graph is judged on, the guidance scale and the name of its data."""
+def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, PictureClassifier | None]:
+    """Return the backbone that a graph is judged on, the guidance scale, and who reads its images."""
     if is_pipeline(cfg.get("model")):
         scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), cfg.solver.cfg_scale)
         count = reference_evaluations(graph)
         fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
         backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
-        return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, cfg.model.data
+        return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, None
     preset = cfg.get("model") or model_preset(graph.model)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
-    return backbone, scale, preset.data
+    return backbone, scale, reader_of(preset)
 
 
 def judge_graph(cfg: DictConfig) -> None:
@@ -118,7 +119,7 @@ def judge_graph(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
-    backbone, scale, data = judged_backbone(cfg, graph)
+    backbone, scale, reader = judged_backbone(cfg, graph)
     cost = count_macs(backbone)
 
     def uncached(num_evaluations: int) -> Sampler:
@@ -146,7 +147,7 @@ def judge_graph(cfg: DictConfig) -> None:
         num_images=cfg.num_images,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
-        classifier=load_digits_classifier() if data == "digits" else None,
+        classifier=reader,
         timing_batch=cfg.timing_batch,
         timing_repetitions=cfg.timing_repetitions,
     )

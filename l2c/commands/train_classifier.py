@@ -1,6 +1,7 @@
-"""Train the small classifier that reads the digits, and say how well it reads held-out ones.
+"""Train the small classifier that reads digits or emoji, and say how well it reads held-out ones.
 
 python scripts/train_classifier.py
+python scripts/train_classifier.py dataset=emoji
 """
 
 from omegaconf import DictConfig
@@ -13,7 +14,9 @@ from l2c.testbeds.classifier_run import train_classifier
 def main(cfg: DictConfig) -> None:
     """Train, then say where the weights are and what they can do."""
     result = train_classifier(cfg)
-    print(f"wrote {result.path}: {100 * result.held_out_accuracy:.1f} % of {result.num_held_out} held-out digits")
+    print(
+        f"wrote {result.path}: {100 * result.held_out_accuracy:.1f} % of {result.num_held_out} held-out {cfg.dataset}"
+    )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
-from l2c.evaluation.metrics import ImageError, frechet_distance, image_error
+from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
-from l2c.testbeds.digits import digits
-from l2c.testbeds.digits_classifier import DigitsClassifier
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Result:
         error: error against the uncached images from the same noise.
         latency: wall-clock of one batch, alternated with the others.
         accuracy: share of images that the classifier reads as their label; None without a classifier.
-        frechet: Frechet distance of the classifier's features to those of real digits; None likewise.
+        frechet: Frechet distance of the classifier's features to those of real pictures; None likewise.
         num_draws: number of samplers averaged over.
 
     """
@@ -98,7 +96,7 @@ def compare(
     num_images: int,
     seed: int,
     batch_size: int = 250,
-    classifier: DigitsClassifier | None = None,
+    classifier: Reader | None = None,
     timing_batch: int = 16,
     timing_repetitions: int = 5,
     num_shown: int = 10,
@@ -111,7 +109,7 @@ def compare(
         num_images: number of images per method; labels go round.
         seed: seed of the noise.
         batch_size: images at a time.
-        classifier: reads digits; None for other images.
+        classifier: reads the testbed's pictures; None for other images.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.
         num_shown: images kept for a picture.
@@ -154,7 +152,7 @@ def _result(
     labels: Tensor | None,
     cost: Cost,
     latency: Latency,
-    classifier: DigitsClassifier | None,
+    classifier: Reader | None,
 ) -> Result:
     errors = [image_error(drawn, reference) for drawn in images]
     mse = [error.mse for error in errors]
@@ -165,8 +163,7 @@ def _result(
     accuracy = frechet = None
     if classifier is not None and labels is not None:
         accuracy = statistics.mean(classifier.accuracy(drawn, labels) for drawn in images)
-        real, _ = digits()
-        frechet = statistics.mean(frechet_distance(drawn, real, classifier) for drawn in images)
+        frechet = statistics.mean(frechet_distance(drawn, classifier) for drawn in images)
     graphs = [sampler.graph for sampler in draws]
     worth = [
         float(sampler.solver.num_evaluations) if graph is None else cost.evaluations_worth(graph)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
-from torchmetrics.image.fid import FrechetInceptionDistance
+
+from l2c.evaluation.scores.frechet import Frechet
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,32 @@ def image_error(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -
     return ImageError(float(per_image.mean()), spread, psnr, count)
 
 
-def frechet_distance(images: Tensor, real: Tensor, features: nn.Module) -> float:
-    """Return the Frechet distance between features (N, F) of images (N, C, H, W) and of real ones."""
-    _, channels, height, width = images.shape
-    metric = FrechetInceptionDistance(feature=features, input_img_size=(channels, height, width))
-    metric.update(real, real=True)
-    metric.update(images.clamp(-1, 1), real=False)
-    return float(metric.compute())
+class Reader(Protocol):
+    """A classifier that reads samples, and knows the features of real pictures.
+
+    Attributes:
+        num_features: F.
+
+    """
+
+    @property
+    def num_features(self) -> int:
+        """See above."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return features (N, F) of images (N, C, H, W) in [-1, 1]."""
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Return the share of images (N, C, H, W) that are read as their labels (N,)."""
+
+    def real_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean (F,) and covariance (F, F) of the features of real pictures."""
+
+
+@torch.no_grad()
+def frechet_distance(images: Tensor, reader: Reader) -> float:
+    """Return the Frechet distance between features of images (N, C, H, W) and of the reader's real pictures."""
+    distance = Frechet(reader.num_features)
+    distance.set_real(*(value.numpy() for value in reader.real_statistics()))
+    distance.add(reader(images.clamp(-1, 1)), real=False)
+    return distance.compute()

@@ -59,12 +59,12 @@ def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
     if cfg.resume is not None:
         check_checkpoint(cfg.resume, "backbone.", module.backbone.state_dict())
     data = pixel_data(
-        cfg.data,
+        cfg.dataset,
         image_shape=module.backbone.input_shape,
         num_labels=module.backbone.num_labels,
         batch_size=cfg.batch_size,
         seed=cfg.seed,
-        **cfg.data_options,
+        **cfg.dataset_options,
     )
     output = Path(cfg.output)
     check_writable(output)

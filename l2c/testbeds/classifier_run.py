@@ -1,4 +1,4 @@
-"""One run of classifier training on the digits, with a fifth of them held out."""
+"""One run of classifier training on the digits or the emoji, with a fifth of them held out."""
 
 from __future__ import annotations
 
@@ -16,38 +16,80 @@ from torch.utils.data import DataLoader, TensorDataset
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.io.atomic import check_writable, replacing
 from l2c.testbeds.digits import digits
-from l2c.testbeds.digits_classifier import DigitsClassifier
+from l2c.testbeds.emoji import emoji
+from l2c.testbeds.emoji_classifier import EmojiClassifier
+from l2c.testbeds.emoji_data import EmojiDataModule
+from l2c.testbeds.picture_classifier import PictureClassifier
+from l2c.testbeds.readers import READERS
 from l2c.training.step_random import step_generator
 from l2c.training.trainer import make_bare_trainer
+
+HELD_OUT = 5  # one of so many
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """What a run leaves behind: the weights' path and the share of held-out digits read right."""
+    """What a run leaves behind: the weights' path and the share of held-out pictures read right."""
 
     path: Path
     held_out_accuracy: float
     num_held_out: int
 
 
-class LitClassifier(pl.LightningModule):
-    """Cross entropy on digits shifted by up to a pixel, with a little noise."""
+@dataclass(frozen=True)
+class Parts:
+    """The pictures of a run.
 
-    def __init__(self, learning_rate: float, max_steps: int, seed: int) -> None:
+    Attributes:
+        batches: endless batches of images (N, C, H, W) in [-1, 1] and labels (N,) to train on.
+        images: (M, C, H, W), held out.
+        labels: (M,), of those.
+
+    """
+
+    batches: DataLoader[Any]
+    images: Tensor
+    labels: Tensor
+
+
+class LitClassifier(pl.LightningModule):
+    """Cross entropy on pictures shifted by up to a pixel, with a little noise.
+
+    Args:
+        classifier: in train mode.
+        background: what comes in from outside when a picture is shifted; None = they are shifted already.
+        learning_rate: of AdamW, with one cosine down to zero.
+        max_steps: length of the cosine.
+        seed: of shifts and noise.
+
+    """
+
+    def __init__(
+        self,
+        classifier: PictureClassifier,
+        *,
+        background: float | None,
+        learning_rate: float,
+        max_steps: int,
+        seed: int,
+    ) -> None:
         super().__init__()
-        self.classifier = DigitsClassifier()
+        self.classifier = classifier
+        self.background = background
         self.learning_rate = learning_rate
         self.max_steps = max_steps
         self.seed = seed
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Return the cross entropy of images (N, 1, 8, 8) and labels (N,)."""
+        """Return the cross entropy of images (N, C, H, W) and labels (N,)."""
         images, labels = batch
         generator = step_generator(self.seed, self.global_step)
-        down, right = (int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
-        padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
-        shifted = padded[:, :, 1 + down : 9 + down, 1 + right : 9 + right]
-        noisy = shifted + 0.1 * torch.randn(shifted.shape, generator=generator).to(shifted)
+        if self.background is not None:
+            down, right = (1 + int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
+            height, width = images.shape[2:]
+            padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=self.background)
+            images = padded[:, :, down : down + height, right : right + width]
+        noisy = images + 0.1 * torch.randn(images.shape, generator=generator).to(images)
         loss = torch.nn.functional.cross_entropy(self.classifier.logits(noisy), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -59,21 +101,59 @@ class LitClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+def _shuffled(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of what is held out and of what is trained on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count // HELD_OUT], order[count // HELD_OUT :]
+
+
+def _digits(batch_size: int, seed: int) -> Parts:
+    images, labels = digits()
+    held_out, used = _shuffled(len(images), seed)
+    sampler = StepBatchSampler(len(used), batch_size, seed=seed)
+    loader = DataLoader(TensorDataset(images[used], labels[used]), batch_sampler=sampler)
+    return Parts(loader, images[held_out], labels[held_out])
+
+
+def _emoji(batch_size: int, seed: int) -> Parts:
+    """Hold out whole families, so that no variant in another skin tone has been seen; count each family once."""
+    pictures = emoji()
+    families = pictures.families.unique()
+    held_out = families[_shuffled(len(families), seed)[0]]
+    apart = torch.isin(pictures.families, held_out)
+    shown = pictures.where(apart & ~pictures.toned)
+    loader = EmojiDataModule(batch_size, seed, pictures=pictures.where(~apart)).train_dataloader()
+    return Parts(loader, shown.images.float() / 127.5 - 1, shown.labels)
+
+
 def train_classifier(cfg: DictConfig) -> TrainedClassifier:
-    """Train as `configs/train_classifier.yaml` says and write the weights."""
+    """Train as `configs/train_classifier.yaml` says and write the weights.
+
+    Raises:
+        FileNotFoundError: the pictures are not there; the message says how to get them.
+        ValueError: an unknown data set.
+
+    """
+    if cfg.dataset not in READERS:
+        raise ValueError(f"there is no classifier of dataset={cfg.dataset}; known are {', '.join(READERS)}")
     torch.set_num_threads(cfg.num_threads)
     pl.seed_everything(cfg.seed, verbose=False)
     check_writable(cfg.output)
-    images, labels = digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))
-    held_out, used = order[: len(order) // 5], order[len(order) // 5 :]
-    sampler = StepBatchSampler(len(used), cfg.batch_size, seed=cfg.seed)
-    loader = DataLoader(TensorDataset(images[used], labels[used]), batch_sampler=sampler)
-    module = LitClassifier(cfg.learning_rate, cfg.max_steps, cfg.seed)
+    parts = _digits(cfg.batch_size, cfg.seed) if cfg.dataset == "digits" else _emoji(cfg.batch_size, cfg.seed)
+    classifier = READERS[cfg.dataset]()
+    module = LitClassifier(
+        classifier,
+        background=-1.0 if cfg.dataset == "digits" else None,
+        learning_rate=cfg.learning_rate,
+        max_steps=cfg.max_steps,
+        seed=cfg.seed,
+    )
     trainer = make_bare_trainer(accelerator="cpu", max_steps=cfg.max_steps)
-    trainer.fit(module, loader)
-    classifier = module.classifier.eval()
+    trainer.fit(module, parts.batches)
+    classifier.eval()
+    if isinstance(classifier, EmojiClassifier):
+        classifier.keep_statistics(emoji())
     path = Path(cfg.output)
     with replacing(path) as temporary:
         save_file(classifier.state_dict(), temporary)
-    return TrainedClassifier(path, classifier.accuracy(images[held_out], labels[held_out]), len(held_out))
+    return TrainedClassifier(path, classifier.accuracy(parts.images, parts.labels), len(parts.labels))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
+from l2c.testbeds.digits import digits
+from l2c.testbeds.picture_classifier import PictureClassifier, feature_statistics
 
-NUM_FEATURES = 64
 
+class DigitsClassifier(PictureClassifier):
+    """Two convolutions, a hidden layer of 64 features, ten logits; images are (N, 1, 8, 8)."""
 
-class DigitsClassifier(nn.Module):
-    """Two convolutions, a hidden layer of 64 features, ten logits."""
-
-    num_features = NUM_FEATURES  # torchmetrics' FrechetInceptionDistance reads this
+    what = "the digits classifier"
+    file = "digits_classifier.safetensors"
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,34 +26,13 @@ class DigitsClassifier(nn.Module):
             nn.Conv2d(64, 32, 3, padding=1),
             nn.ReLU(),
             nn.Flatten(),  # (N, 512)
-            nn.Linear(512, NUM_FEATURES),
+            nn.Linear(512, self.num_features),
             nn.ReLU(),
         )
-        self.head = nn.Linear(NUM_FEATURES, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (N, 64) of images (N, 1, 8, 8) in [-1, 1]."""
-        return self.trunk(images)
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Return logits (N, 10) of images (N, 1, 8, 8) in [-1, 1]."""
-        return self.head(self(images))
+        self.head = nn.Linear(self.num_features, 10)
 
     @torch.no_grad()
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Return the share of images (N, 1, 8, 8) that are read as their labels (N,)."""
-        return float((self.logits(images.clamp(-1, 1)).argmax(dim=1) == labels).float().mean())
-
-
-def load_digits_classifier(checkpoint: str | Path = "digits_classifier.safetensors") -> DigitsClassifier:
-    """Return the bundled classifier in eval mode.
-
-    Raises:
-        FileNotFoundError: its weights are not there.
-        ValueError: the file is damaged or holds other weights.
-
-    """
-    classifier = DigitsClassifier()
-    path = find_checkpoint(str(checkpoint), name="the digits classifier")
-    load_strict(classifier, load_weights(path), str(path), name="the digits classifier")
-    return classifier.eval().requires_grad_(False)
+    def real_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance of the features of all digits; see `PictureClassifier`."""
+        images, _ = digits()
+        return feature_statistics(self(images), torch.ones(len(images)))

@@ -10,6 +10,7 @@ from l2c.backbones.presets import build_backbone
 from l2c.io.bundled import project_folder
 from l2c.testbeds.backbone_run import train_backbone
 from l2c.testbeds.classifier_run import train_classifier
+from l2c.testbeds.emoji_classifier import EmojiClassifier
 from l2c.testbeds.lit_backbone import LitBackbone
 
 
@@ -46,7 +47,7 @@ def train_emoji(tmp_path, monkeypatch):
     """Return the function that trains a tiny flow on pictures of the emoji's shape."""
     labels = np.arange(60) % 10
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
-    np.savez(tmp_path / "emoji_32.npz", images=images, labels=labels, families=labels, toned=labels > 20)
+    np.savez(tmp_path / "emoji_32.npz", images=images, labels=labels, families=labels, toned=np.arange(60) >= 20)
     monkeypatch.setenv("L2C_CACHE", str(tmp_path))
 
     def run(folder, *overrides):
@@ -61,7 +62,7 @@ def train_emoji(tmp_path, monkeypatch):
 
 def test_a_flow_is_trained_by_its_recipe(train_emoji, tmp_path):
     cfg, weights = train_emoji("run", "max_steps=3")
-    assert (cfg.data, cfg.optimizer, cfg.decay_share) == ("emoji", "muon", 0.45)
+    assert (cfg.dataset, cfg.optimizer, cfg.decay_share) == ("emoji", "muon", 0.45)
     backbone = build_backbone(cfg.model)
     assert (backbone.conventions.schedule, backbone.conventions.prediction) == ("flow", "flow")
     start = backbone.state_dict()
@@ -94,6 +95,17 @@ def test_learning_rates(decay_share, expected):
     schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)  # the first of ten steps of warm-up
     assert [schedule(step) for step in (9, 500, 1000)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_emoji_classifier_holds_out_families(train_emoji, tmp_path):
+    """Ten families of six, of which two are held out; four pictures of each are in skin tones and do not count."""
+    output = tmp_path / "classifier.safetensors"
+    trained = train_classifier(config("train_classifier", "dataset=emoji", "max_steps=2", f"output={output}"))
+    assert trained.num_held_out == 2 * 2
+    classifier = EmojiClassifier.load(output)
+    assert classifier.real_statistics()[0].abs().sum() > 0
+    with pytest.raises(ValueError, match="no classifier of dataset=photos; known are digits, emoji"):
+        train_classifier(config("train_classifier", "dataset=photos", f"output={output}"))
 
 
 def test_the_classifier_leaves_its_weights_alone(tmp_path):

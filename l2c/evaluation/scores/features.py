@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.weights import find_checkpoint, load_weights
-from l2c.testbeds.digits_classifier import load_digits_classifier
+from l2c.testbeds.digits_classifier import DigitsClassifier
 
 SPATIAL_CHANNELS = 7  # ADM takes the first 7 of 192, which makes 7 x 17 x 17 = 2,023 features
 INCEPTION_URL = (
@@ -63,7 +63,7 @@ class DigitsFeatures:
     channels = 1
 
     def __init__(self) -> None:
-        self.classifier = load_digits_classifier()
+        self.classifier = DigitsClassifier.load()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:

@@ -1,0 +1,24 @@
+"""Who reads the samples of a testbed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l2c.testbeds.digits_classifier import DigitsClassifier
+from l2c.testbeds.emoji_classifier import EmojiClassifier
+from l2c.testbeds.picture_classifier import PictureClassifier
+
+READERS: dict[str, type[PictureClassifier]] = {"digits": DigitsClassifier, "emoji": EmojiClassifier}
+
+
+def reader_of(preset: Mapping[str, Any]) -> PictureClassifier | None:
+    """Return the bundled classifier of a preset's testbed; None for models of other pictures.
+
+    Raises:
+        FileNotFoundError: its weights are not there.
+        ValueError: its file is damaged.
+
+    """
+    kind = READERS.get(str(preset.get("testbed", preset.get("data"))))
+    return None if kind is None else kind.load()
