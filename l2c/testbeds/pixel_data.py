@@ -7,6 +7,7 @@ from typing import Any
 from l2c.data.pixels import PixelDataModule
 from l2c.testbeds.digits import DigitsDataModule
 from l2c.testbeds.emoji_data import EmojiDataModule
+from l2c.testbeds.folder_data import FolderDataModule
 
 PIXEL_DATA: dict[str, type[PixelDataModule]] = {
     "digits": DigitsDataModule,
@@ -26,7 +27,7 @@ def pixel_data(
     """Return the data module of a name, for a backbone of some input and labels.
 
     Args:
-        name: one of `PIXEL_DATA`.
+        name: one of `PIXEL_DATA`, or `folder` for images of one's own.
         image_shape: (C, H, W) of the backbone's input.
         num_labels: labels are 0..num_labels-1.
         batch_size: images per step, over all processes.
@@ -38,8 +39,12 @@ def pixel_data(
         ValueError: an unknown name or option, or images or classes that are not the backbone's.
 
     """
+    if name == "folder":
+        if set(options) != {"folder"}:
+            raise ValueError(f"dataset=folder takes one setting, the path folder, got {sorted(options) or 'none'}")
+        return FolderDataModule(batch_size, seed, **options, image_shape=image_shape, num_labels=num_labels)
     if name not in PIXEL_DATA:
-        raise ValueError(f"{name!r} is no data set of pixels; known are {', '.join(PIXEL_DATA)}")
+        raise ValueError(f"{name!r} is no data set of pixels; known are {', '.join(PIXEL_DATA)} and folder")
     kind = PIXEL_DATA[name]
     if (image_shape, num_labels) != (kind.image_shape, kind.num_classes):
         raise ValueError(

@@ -19,6 +19,8 @@ SOLVERS = {
     "ddpm": "DDPMScheduler",
     "dpm_solver_2s": "DPMSolverSinglestepScheduler",
     "dpm_solver_2m": "DPMSolverMultistepScheduler",
+    "flow_euler": "FlowMatchEulerDiscreteScheduler",
+    "flow_dpm_2m": "DPMSolverMultistepScheduler",
 }
 log = logging.getLogger(__name__)
 
