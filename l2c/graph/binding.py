@@ -164,6 +164,19 @@ def check_num_evaluations(binding: Binding, num_evaluations: int, *, mend: str |
         raise refusal("num_evaluations", binding.num_evaluations, num_evaluations, mend)
 
 
+def check_options(binding: Binding, options: Mapping[str, float], *, mend: str | None = None) -> None:
+    """Refuse settings of the solver that differ from the graph's; a graph that does not name one accepts any.
+
+    Raises:
+        ValueError: if one differs.
+
+    """
+    for name, got in options.items():
+        wanted = binding.solver_options.get(name, got)
+        if wanted != got:
+            raise refusal(name, wanted, got, mend or f"leave {name} out, or make a graph for {got}")
+
+
 def check_times(
     binding: Binding, timesteps: Sequence[float], tolerance: Callable[[float], float], *, mend: str | None = None
 ) -> None:

@@ -103,9 +103,9 @@ def test_quantised_weights_are_digested_from_what_is_stored():
 def test_weights_without_readable_values_are_refused():
     with torch.device("meta"):
         weights = nn.Linear(2, 2).state_dict()
-    with pytest.raises(ValueError, match="the weight bias is on the meta device, .* load plain weights"):
+    with pytest.raises(ValueError, match=r"the weight bias is on the meta device, .* load plain weights"):
         weights_digest(weights)
-    with pytest.raises(ValueError, match="of the kind torch.qint8"):
+    with pytest.raises(ValueError, match=r"of the kind torch\.qint8"):
         weights_checksum({"w": torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)})
 
 
