@@ -63,6 +63,18 @@ class Binding:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
+    def head(self) -> dict[str, Any]:
+        """What a file of measurements keeps of it, as JSON."""
+        return {
+            "model": self.model,
+            "weights": self.fingerprint,
+            "solver": self.solver,
+            "solver_options": dict(self.solver_options),
+            "timesteps": list(self.timesteps),
+            "guidance_scale": self.cfg_scale,
+        }
+
+    @property
     def num_evaluations(self) -> int:
         """Number of evaluations of a trajectory."""
         return len(self.timesteps)
