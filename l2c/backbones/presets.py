@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone, PublishedSampling, fingerprint
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
@@ -55,6 +55,8 @@ def build_backbone(preset: Mapping[str, Any]) -> Backbone:
         raise ValueError(f"the arguments of model {preset['name']} do not fit: {error}") from error
     keys = ("name", "schedule", "first_timestep", "null_label", "prediction")
     backbone.conventions = replace(backbone.conventions, **{key: preset[key] for key in keys if key in preset})
+    if preset.get("sampling"):
+        backbone.conventions = replace(backbone.conventions, published=PublishedSampling(**preset["sampling"]))
     return backbone
 
 

@@ -5,11 +5,12 @@ python scripts/make_graph.py policy=interval policy.n=2
 
 from omegaconf import DictConfig
 
+from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, pipeline_options
+from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_options
 from l2c.policies.context import Problem
-from l2c.policies.registry import make_graph
+from l2c.policies.registry import UNMEASURED, make_graph
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.sampler import Sampler
 
@@ -21,8 +22,9 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"target={cfg.target} and budget={cfg.budget} are two names of one thing; give one of them")
     target = cfg.budget if cfg.target is None else cfg.target
     calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
+    shapes_will_do = cfg.policy.name in UNMEASURED and calibration is None and not is_pipeline(cfg.model)
     sampler = Sampler(
-        configured_backbone(cfg.model, cfg.solver),
+        backbone_shapes(cfg.model) if shapes_will_do else configured_backbone(cfg.model, cfg.solver),
         solver=cfg.solver.name,
         num_evaluations=cfg.solver.num_evaluations,
         cfg_scale=cfg.solver.cfg_scale,

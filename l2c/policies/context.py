@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from l2c.backbones.backbone import fingerprint
 from l2c.calibration.calibration import Calibration
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
 
 Entry = tuple[int, int]
@@ -47,25 +47,22 @@ class Problem:
     def of(cls, sampler: Sampler, calibration: Calibration | None = None) -> Problem:
         """Return the problem of thinning out an uncached sampler.
 
+        A sampler of a backbone on the meta device (`backbone_shapes`) will do for policies that measure nothing.
+
         Raises:
-            ValueError: the statistics belong to another model or sampler.
+            ValueError: if the statistics belong to another model or sampler.
 
         """
-        backbone, solver, guidance = sampler.backbone, sampler.solver, sampler.guidance
-        blank = CacheGraph(
-            rows=((True,) * backbone.num_layers,) * solver.num_evaluations,
-            layers=backbone.layer_names,
-            timesteps=solver.timesteps,
-            model=backbone.conventions.name,
-            solver=solver.name,
-            fingerprint=fingerprint(backbone),
-            solver_options=dict(solver.options),
-            guidance=guidance.mode,
-            cfg_scale=guidance.scale,
-        )
+        backbone, solver = sampler.backbone, sampler.solver
+        has_weights = not next(backbone.parameters()).is_meta
+        blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
             calibration.check(blank)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
+
+    def for_any_weights(self) -> Problem:
+        """Return the same problem for graphs that do not depend on the weights."""
+        return replace(self, blank=self.blank.replace(fingerprint=None))
 
     @property
     def all_but_first(self) -> tuple[int, ...]:

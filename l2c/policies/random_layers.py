@@ -49,6 +49,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         reuse=(),
         fitted=(),
         correction=None,
+        fingerprint=None,  # nothing of the weights was looked at
         provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": target}},
         measured={},
     )

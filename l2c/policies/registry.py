@@ -32,12 +32,15 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
     )
 }
 
+# These look at shapes alone: their graphs fit any weights, and need none to be made.
+UNMEASURED = ("interval", "late_first", "random", "deepcache", "faster_diffusion")
+
 
 def check_options(name: str, options: Iterable[str]) -> None:
     """Refuse an unknown policy, or an option that it has not.
 
     Raises:
-        ValueError: so it is.
+        ValueError: if the policy is unknown, or has no such option.
 
     """
     if name not in POLICIES:
@@ -71,4 +74,4 @@ def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
     ]
     if required:
         raise ValueError(f"policy {name} needs {required[0]}; say {required[0]}=12.75 for evaluations' worth of MACs")
-    return POLICIES[name](problem, **options)
+    return POLICIES[name](problem.for_any_weights() if name in UNMEASURED else problem, **options)

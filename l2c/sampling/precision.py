@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
+from l2c.io.locks import OwnLock
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MATMULS = ("default", "onednn")
+_SETTING = OwnLock()
 ONEDNN_TOLERANCE = 1e-5  # of the largest entry of a product; one in reduced precision is off by 1e-3
 
 
@@ -80,12 +82,13 @@ def matmuls(setting: str | None) -> Iterator[None]:
     if setting is None:
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _SETTING:  # which is that of the whole process: threads with settings take turns
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(setting)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def _onednn_obstacle() -> str | None:

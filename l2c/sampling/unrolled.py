@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import weighted, weights_of
 from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.sampler import Sampler
 
@@ -52,7 +53,7 @@ def unroll(
         for layer in (layer for layer, fresh in enumerate(row) if not fresh):
             i, (value, *earlier) = index[e, layer], computed[layer]
             if earlier:
-                value = torch.lerp(earlier[0], value, (1 + slopes[i]).to(value.dtype))
+                value = weighted(value, earlier[0], weights_of(slopes[i])[0].to(value.dtype))
             if corrections is not None:
                 scale, shift = corrections
                 value = corrected(value, scale[i].to(value.dtype), shift[i].to(value.dtype))

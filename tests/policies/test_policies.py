@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from l2c.backbones.backbone import fingerprint
+from l2c.backbones.presets import load_backbone
+from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration, head_of
 from l2c.policies.block_caching import accumulate_rows
 from l2c.policies.context import Problem
-from l2c.policies.registry import POLICIES, make_graph
+from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
 from l2c.policies.smoothcache import longest_spans
 from l2c.sampling.sampler import Sampler
 
@@ -181,3 +184,22 @@ def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, t
     (tmp_path / "x").write_text("no")
     with pytest.raises(ValueError, match="holds no statistics"):
         Calibration.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", UNMEASURED)
+def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, make_dit):
+    shapes = backbone_shapes("dit_digits")
+    sampler = Sampler(shapes, solver="ddim", num_evaluations=6)
+    graph = make_graph(name, Problem.of(sampler), **({"target": 0.7} if name in ("late_first", "random") else {}))
+    assert graph.fingerprint is None
+    assert graph.num_reused > 0
+    for checkpoint in (None, "random"):
+        net = load_backbone("dit_digits", checkpoint=checkpoint)
+        assert Sampler(net, graph=graph).sample([1, 2], seed=0).isfinite().all()
+    with pytest.raises(ValueError, match=r"with 16 layers .* but DiT has 4"):
+        Sampler(make_dit(), graph=graph)
+
+
+def test_policies_that_measure_bind_to_the_weights(problem):
+    assert make_graph("gram", problem, target=0.7).fingerprint == fingerprint(problem.sampler.backbone)
+    assert make_graph("interval", problem).fingerprint is None

@@ -16,7 +16,7 @@ except ModuleNotFoundError as error:
     ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
-from l2c.backbones.backbone import weights_digest
+from l2c.backbones.digest import weights_digest
 from l2c.backbones.layer_form import RESIDUAL
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.cache_graph import CacheGraph
