@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.sampling.gradients import check_differentiable
+from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
 
@@ -69,22 +70,17 @@ def measure_responses(
 def _responses(
     sampler: Sampler, labels: Tensor | None, noise: Tensor, probes: Tensor, max_age: int, bar: tqdm
 ) -> Tensor:
-    backbone, guidance = sampler.backbone, sampler.guidance
+    backbone = sampler.backbone
     everything = (True,) * backbone.num_layers
     count = len(noise)
-    weight = next(backbone.parameters())
-    device = weight.device
-    y = None if labels is None else labels.to(device)
-    if guidance.active and y is not None:
-        y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])
+    device = next(backbone.parameters()).device
+    network = GuidedBackbone(backbone, None if labels is None else labels.to(device), sampler.guidance)
     outputs: list[list[Tensor]] = []
 
     def evaluate(x: Tensor, t: float) -> Tensor:
-        x = (torch.cat([x, x]) if guidance.active else x).to(weight.dtype)
-        output, layers = backbone.forward_cached(x, torch.full((len(x),), t, device=device), y, everything)
+        output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
         outputs.append([layer for layer in layers if layer is not None])
-        output = output.float()
-        return guidance.combine(*output.chunk(2)) if guidance.active else output
+        return network.merge(output)
 
     with torch.enable_grad():
         image = sampler.solver.sample(evaluate, noise.to(device).requires_grad_(True))

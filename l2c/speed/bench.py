@@ -244,7 +244,7 @@ class _Variant:
         backbone = self.sampler.backbone
         assert backbone.layer_shape is not None
         tokens, width = backbone.layer_shape
-        rows = len(self.noise) * (2 if self.sampler.guidance.active else 1)
+        rows = self.sampler.guidance.rows(len(self.noise))
         return backbone.num_layers * rows * tokens * width * next(backbone.parameters()).element_size()
 
 

@@ -18,6 +18,7 @@ from l2c.backbones.layer_cache import LayerCache
 from l2c.data.share import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
 from l2c.io.seeds import make_generator
+from l2c.sampling.guided import GuidedBackbone
 from l2c.training.routers.predicted import StandIn
 from l2c.training.step_random import drop_labels, step_generator
 
@@ -232,17 +233,14 @@ class TrajectoryPairs:
     def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
         """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
         noise, labels = batch
-        y = labels if self.backbone.num_embedded_labels else None
-        if self.guidance.active:
-            assert y is not None
-            y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
+        network = GuidedBackbone(self.backbone, labels if self.backbone.num_embedded_labels else None, self.guidance)
         trajectory = step // len(self.routed)
         if self.num_trajectories is not None:
             trajectory %= self.num_trajectories
         evaluation = self.evaluation(step)
         key = trajectory, part.index, evaluation
         if key in self._stored:
-            return self._revisit(self._stored[key], y)
+            return self._revisit(self._stored[key], network)
         run = self._open.get(part.index)
         if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
             generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
@@ -251,15 +249,14 @@ class TrajectoryPairs:
         before: Evaluation | None = None
         while True:
             request = run.request
-            x, times = self._inputs(request)
+            x, times = network.inputs(request.x, request.t)
             keep = (self.stand_in is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
             output, run.passes[request.index] = self.backbone.forward_cached(
-                x, times, y, self._everything, None, keep
+                x, times, network.y, self._everything, None, keep
             )
             run.passes.pop(request.index - 4, None)
             if request.index < self.solver.num_evaluations - 1:
-                guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
-                run.request = run.trajectory.send(guided)
+                run.request = run.trajectory.send(network.merge(output))
             if request.index == evaluation:
                 assert before is not None, "two routed evaluations never follow each other"
                 run.next_step = step + 1
@@ -268,27 +265,22 @@ class TrajectoryPairs:
                 if self.num_trajectories is not None:
                     held = _moved(cache, "cpu") if self.store_outputs else None
                     self._stored[key] = _StoredPair(before, request, output, held)
-                return Pair(x, times, y, cache, output)
+                return Pair(x, times, network.y, cache, output)
             before = request
 
     @property
     def _everything(self) -> tuple[bool, ...]:
         return (True,) * self.backbone.num_layers
 
-    def _inputs(self, request: Evaluation) -> tuple[Tensor, Tensor]:
-        """Return input and times of a pass, both halves of guidance."""
-        x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
-        return x, _times(x, request.t)
-
-    def _revisit(self, stored: _StoredPair, y: Tensor | None) -> Pair:
+    def _revisit(self, stored: _StoredPair, network: GuidedBackbone) -> Pair:
         """Return a stored pair, the cache computed again where it was not kept."""
         if stored.cache is not None:
             cache = _moved(stored.cache, stored.teacher.device)
         else:
-            x, times = self._inputs(stored.before)
-            cache = self.backbone.forward_cached(x, times, y, self._everything)[1]
-        x, times = self._inputs(stored.request)
-        return Pair(x, times, y, cache, stored.teacher)
+            inputs = network.inputs(stored.before.x, stored.before.t)
+            cache = self.backbone.forward_cached(*inputs, network.y, self._everything)[1]
+        x, times = network.inputs(stored.request.x, stored.request.t)
+        return Pair(x, times, network.y, cache, stored.teacher)
 
 
 def _moved(cache: LayerCache, device: torch.device | str) -> LayerCache:
