@@ -11,7 +11,7 @@ from l2c.commands.backends import configured_backbone, pipeline_options
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.uncached import uncached_by
 
 
 @cli.entry("make_graph")
@@ -21,13 +21,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"target={cfg.target} and budget={cfg.budget} are two names of one thing; give one of them")
     target = cfg.budget if cfg.target is None else cfg.target
     calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
-    sampler = Sampler(
-        configured_backbone(cfg.model, cfg.solver),
-        solver=cfg.solver.name,
-        num_evaluations=cfg.solver.num_evaluations,
-        cfg_scale=cfg.solver.cfg_scale,
-        eta=cfg.solver.options.get("eta"),
-    )
+    sampler = uncached_by(configured_backbone(cfg.model, cfg.solver), cfg.solver)
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
     problem = Problem.of(sampler, calibration)
     graph = make_graph(cfg.policy.name, problem, **options, **({} if target is None else {"target": target}))

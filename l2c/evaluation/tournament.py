@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import fingerprint
 from l2c.calibration.calibration import Calibration
 from l2c.commands.backends import configured_backbone
-from l2c.evaluation.comparison import sample_many
 from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
@@ -28,7 +27,9 @@ from l2c.policies.context import Problem, in_evaluations
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, sample_grid, save_figure
 from l2c.report.method_table import Cell
+from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
 FEWER_STEPS = "fewer_steps"
@@ -64,8 +65,7 @@ class Tournament:
         self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in statistics(cfg)]
         self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
         self.noise = seeded_noise(self.backbone.input_shape, cfg.seed, cfg.num_images)
-        count = self.backbone.num_labels
-        self.labels = torch.arange(cfg.num_images) % count if count else None
+        self.labels = labels_in_turn(self.backbone.num_labels, cfg.num_images)
         self._reference: torch.Tensor | None = None
 
     def check_statistics(self) -> None:
@@ -91,14 +91,7 @@ class Tournament:
 
     def plain(self, num_evaluations: int) -> Sampler:
         """Return an uncached sampler."""
-        solver = self.cfg.solver
-        return Sampler(
-            self.backbone,
-            solver=solver.name,
-            num_evaluations=num_evaluations,
-            cfg_scale=solver.cfg_scale,
-            eta=solver.options.get("eta"),
-        )
+        return uncached_by(self.backbone, self.cfg.solver, num_evaluations=num_evaluations)
 
     @property
     def settings(self) -> list[Any]:
@@ -119,10 +112,16 @@ class Tournament:
         if self._reference is None and path.is_file():
             self._reference = load_file(path)["images"]
         if self._reference is None:
-            self._reference = sample_many(self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size)
+            self._reference = sample_in_batches(
+                self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size
+            )
             with replacing(path) as temporary:
                 save_file({"images": self._reference}, temporary)
         return self._reference
+
+    def images(self, sampler: Sampler) -> torch.Tensor:
+        """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
+        return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
 
     def draws(self, method: str, target: float) -> list[Draw]:
         """Return what a method has at a budget, one draw per seed."""
@@ -205,7 +204,7 @@ class Tournament:
 
     def cell(self, method: str, target: float, seed: int, name: str, sampler: Sampler) -> Cell:
         """Sample and time; keep a picture of the first seed."""
-        images = sample_many(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
+        images = self.images(sampler)
         error = image_error(images, self.reference)
         count = self.cfg.timing_batch
         labels = None if self.labels is None else self.labels[:count]

@@ -17,9 +17,11 @@ from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.context import Problem
 from l2c.policies.gram import gram
 from l2c.policies.true_error import Judge
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import reused_entries
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_like
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
@@ -120,16 +122,9 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
     known = _CALIBRATED.setdefault(sampler, {})
     key = (seed, num_trajectories, count)
     if key not in known:
-        other = Sampler(
-            sampler.backbone,
-            solver=problem.blank.solver,
-            num_evaluations=count,
-            cfg_scale=problem.blank.cfg_scale,
-            eta=problem.blank.solver_options.get("eta"),
-        )
+        other = uncached_like(sampler, num_evaluations=count)
         noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
-        num_labels = sampler.backbone.num_labels
-        labels = torch.arange(num_trajectories) % num_labels if num_labels else None
+        labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
         how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
         responses = measure_responses(other, labels, noise, seed=seed, **how)
         head = head_of(Problem.of(other).blank)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from l2c.backbones.dit import DiT
 from l2c.calibration.cost import count_macs
 from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler
 from l2c.speed.latency import seconds_of
 
@@ -113,7 +114,7 @@ class Run:
         numbers = rows_run * size.tokens * size.hidden_size * computed
         macs = rows_run * count_macs(net).of_graph(graph)
         self.terms = (macs / 1e9, numbers / 1e6, float(size.num_evaluations))
-        self.labels = torch.arange(size.batch_size) % 1000
+        self.labels = labels_in_turn(net.num_labels, size.batch_size)
         self.noise = torch.randn(size.batch_size, *net.input_shape)
 
     def seconds(self) -> float:

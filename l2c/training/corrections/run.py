@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,8 +16,10 @@ from l2c.commands.backends import configured_backbone, is_pipeline
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable
+from l2c.io.version import package_version
 from l2c.sampling.correction import save_correction
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.uncached import uncached_of
 from l2c.training.corrections.lit_correction import LitCorrection
 from l2c.training.trainer import check_checkpoint, make_trainer
 
@@ -56,7 +57,7 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         "steps": trainer.global_step,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
-        "l2c": importlib.metadata.version("l2c"),
+        "l2c": package_version(),
     }
     corrected, scale, shift = module.cpu().corrected()
     corrected = corrected.replace(provenance={**graph.provenance, "trained": {"slopes": cfg.slopes, **settings}})
@@ -83,13 +84,7 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
     name = None if asked.get("name") == "pipeline" else asked.get("name")
     steps = asked.get("num_evaluations")
     Sampler(backbone, graph=graph, solver=name, num_evaluations=steps, cfg_scale=scale)  # refuses what does not fit
-    sampler = Sampler(
-        backbone,
-        solver=graph.solver,
-        num_evaluations=graph.num_evaluations,
-        cfg_scale=scale,
-        eta=graph.solver_options.get("eta"),
-    )
+    sampler = uncached_of(graph, backbone, cfg_scale=scale)
     if sampler.solver.stochastic:
         raise ValueError(
             f"training compares images from the same noise, but {graph.solver} adds noise of its own; "
