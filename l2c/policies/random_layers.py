@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.seeds import Stream
 
 
 def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth: float | None = None) -> CacheGraph:
@@ -35,7 +34,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
             f"{like.num_evaluations}; the reachable range is {least:.2f}..{like.num_evaluations}"
         )
     entries = [(e, layer) for e in like.routed for layer in range(like.num_layers)]
-    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = Stream("random layers of a graph", seed).permutation(len(entries)).tolist()
     rows = [[True] * like.num_layers for _ in range(like.num_evaluations)]
     to_save = (like.num_evaluations - target) * cost.evaluation
     for index in order:
@@ -76,10 +75,10 @@ def counted_layers(blank: CacheGraph, routed: Sequence[int], counts: Sequence[in
     wrong = [count for count in counts if not 0 <= count <= blank.num_layers]
     if wrong:
         raise ValueError(f"computed has a count of {wrong[0]}; a row computes 0..{blank.num_layers} layers")
-    generator = torch.Generator().manual_seed(seed)
     rows = [[True] * blank.num_layers for _ in range(blank.num_evaluations)]
     for e, count in zip(routed, counts, strict=True):
-        for layer in torch.randperm(blank.num_layers, generator=generator)[count:].tolist():
+        order = Stream("random layers of a row", seed, e).permutation(blank.num_layers)
+        for layer in order[count:].tolist():
             rows[e][layer] = False
     return blank.replace(
         rows=tuple(map(tuple, rows)),

@@ -15,7 +15,7 @@ from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.precision import matmuls
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_of
 from l2c.speed.latency import alternate_pieces, evaluations
 from l2c.speed.reference_scheme import ReferenceScheme
@@ -182,8 +182,7 @@ class _Variant:
         backbone = sampler.backbone
         device = next(backbone.parameters()).device
         count = setting.batch_size
-        generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(count, *backbone.input_shape, generator=generator).to(device)
+        self.noise = seeded_noise(backbone.input_shape, 0, count).to(device)
         labels = labels_in_turn(backbone.num_labels, count)
         self.y = None if labels is None else labels.to(device)
         self._peak = 0

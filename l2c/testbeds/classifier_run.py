@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.io.atomic import check_writable, replacing
+from l2c.io.seeds import Stream
 from l2c.testbeds.digits import digits
 from l2c.testbeds.digits_classifier import DigitsClassifier
-from l2c.training.step_random import step_generator
 from l2c.training.trainer import make_bare_trainer
 
 
@@ -43,11 +43,11 @@ class LitClassifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the cross entropy of images (N, 1, 8, 8) and labels (N,)."""
         images, labels = batch
-        generator = step_generator(self.seed, self.global_step)
-        down, right = (int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
+        stream = Stream("shifts and noise of a classifier's training step", self.seed, self.global_step)
+        down, right = stream.integers(2, 2, start=-1).tolist()
         padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
         shifted = padded[:, :, 1 + down : 9 + down, 1 + right : 9 + right]
-        noisy = shifted + 0.1 * torch.randn(shifted.shape, generator=generator).to(shifted)
+        noisy = shifted + 0.1 * stream(tuple(shifted.shape)).to(shifted)
         loss = torch.nn.functional.cross_entropy(self.classifier.logits(noisy), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -65,7 +65,7 @@ def train_classifier(cfg: DictConfig) -> TrainedClassifier:
     pl.seed_everything(cfg.seed, verbose=False)
     check_writable(cfg.output)
     images, labels = digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))
+    order = Stream("held-out digits", cfg.seed).permutation(len(images))
     held_out, used = order[: len(order) // 5], order[len(order) // 5 :]
     sampler = StepBatchSampler(len(used), cfg.batch_size, seed=cfg.seed)
     loader = DataLoader(TensorDataset(images[used], labels[used]), batch_sampler=sampler)

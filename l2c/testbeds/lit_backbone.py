@@ -11,7 +11,8 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.diffusion import NoiseSchedule
-from l2c.training.step_random import drop_labels, step_generator
+from l2c.io.seeds import Stream
+from l2c.training.label_dropout import drop_labels
 
 
 class LitBackbone(pl.LightningModule):
@@ -56,10 +57,10 @@ class LitBackbone(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the mean squared error of the predicted noise on images (N, C, H, W)."""
         x_0, y = batch
-        generator = step_generator(self.seed, self.global_step)
-        index = torch.randint(self.schedule.num_steps, (len(x_0),), generator=generator)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, generator)
+        stream = Stream("times and noise of a backbone's training step", self.seed, self.global_step)
+        index = stream.integers(self.schedule.num_steps, len(x_0))
+        noise = stream(tuple(x_0.shape)).to(x_0)
+        y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, stream)
         alpha = self.alpha[index].view(-1, 1, 1, 1).to(x_0)
         sigma = self.sigma[index].view(-1, 1, 1, 1).to(x_0)
         t = (index + self.schedule.first_timestep).to(x_0.device)

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from l2c.data.pixels import PixelDataModule
 from l2c.data.step_sampler import NumberedBatchSampler
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
 
 IMAGE_SHAPE = (3, 32, 32)
 NUM_CLASSES = 2
@@ -38,7 +38,7 @@ class PhotoCrops(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, draw = item
         image, (_, height, width) = self.images[index], IMAGE_SHAPE
-        share = torch.rand(3, generator=make_generator("crop of a photograph", self.seed, draw)).tolist()
+        share = Stream("crop of a photograph", self.seed, draw).uniform(3).tolist()
         top = int(share[0] * (image.shape[1] - height + 1))
         left = int(share[1] * (image.shape[2] - width + 1))
         crop = image[:, top : top + height, left : left + width]

@@ -12,7 +12,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.data.share import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
 from l2c.sampling.guided import GuidedBackbone
 from l2c.training.routers.error_weights import VARIANTS, ErrorWeights
 from l2c.training.routers.objectives import LearningToCache, RouterLoss
@@ -145,8 +145,8 @@ class StepwiseDenoising(LearningToCache):
         noise, labels = batch
         network = GuidedBackbone(self.backbone, labels if self.backbone.num_embedded_labels else None, self.guidance)
         trajectory = step // len(self.routers.evaluations)
-        generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
-        run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator), network, step)
+        noise_source = Stream("solver noise of a training trajectory", self.seed, trajectory, part.index)
+        run = _OpenTrajectory(self.solver.trajectory(noise, generator=noise_source), network, step)
         everything = (True,) * self.backbone.num_layers
         output, run.cache = self.backbone.forward_cached(*run.inputs(), network.y, everything)
         run.request = run.trajectory.send(network.merge(output))

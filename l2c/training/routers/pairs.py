@@ -17,10 +17,11 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.data.share import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
-from l2c.io.seeds import make_generator
+from l2c.diffusion.solver import NoiseSource
+from l2c.io.seeds import Stream
 from l2c.sampling.guided import GuidedBackbone
+from l2c.training.label_dropout import drop_labels
 from l2c.training.routers.predicted import StandIn
-from l2c.training.step_random import drop_labels, step_generator
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class DataPairs:
         """Return the routed evaluation that a training step visits."""
         count = len(self.routed)
         if self.visits == "random":
-            return self.routed[int(torch.randint(count, (), generator=step_generator(self.seed + 1, step)))]
+            return self.routed[int(Stream("visited evaluation", self.seed, step).integers(count))]
         cycle, position = divmod(step, count)
-        order = torch.randperm(count, generator=step_generator(self.seed + 1, cycle))
+        order = Stream("order of a cycle's visits", self.seed, cycle).permutation(count)
         return self.routed[int(order[position])]
 
     def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
@@ -121,12 +122,12 @@ class DataPairs:
         x_0, y = batch
         total = len(x_0) * part.count  # drawn for the whole step, so that parts get what the whole would
         places = part.within(total)
-        generator = step_generator(self.seed, step)
-        noise = torch.randn((total, *x_0.shape[1:]), generator=generator)[places].to(x_0)
+        stream = Stream("noise and labels of a training step", self.seed, step)
+        noise = stream((total, *x_0.shape[1:]))[places].to(x_0)
         null_label = self.backbone.conventions.null_label
-        y = drop_labels(y.repeat(part.count), null_label, self.label_dropout, generator)[places]
+        y = drop_labels(y.repeat(part.count), null_label, self.label_dropout, stream)[places]
         labels = y if self.backbone.num_embedded_labels else None
-        return self.pair(x_0, noise, labels, self.evaluation(step), generator=generator)
+        return self.pair(x_0, noise, labels, self.evaluation(step), generator=stream)
 
     def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
         """Noise images (N, C, H, W) to the start of the first pass before a routed evaluation."""
@@ -143,7 +144,7 @@ class DataPairs:
         y: Tensor | None,
         evaluation: int,
         *,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Pair:
         """Make the pair of a routed evaluation from images, their noise and their labels.
 
@@ -160,7 +161,7 @@ class DataPairs:
         y: Tensor | None,
         evaluation: int,
         *,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> tuple[Tensor, Tensor, LayerCache]:
         """Return what both passes of a routed evaluation start from: x_m (N, C, H, W), t (N,) and the cache."""
         x = self.start(x_0, noise, evaluation)
@@ -243,8 +244,8 @@ class TrajectoryPairs:
             return self._revisit(self._stored[key], network)
         run = self._open.get(part.index)
         if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
-            generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
-            run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator))
+            source = Stream("solver noise of a training trajectory", self.seed, trajectory, part.index)
+            run = _OpenTrajectory(self.solver.trajectory(noise, generator=source))
             self._open[part.index] = run
         before: Evaluation | None = None
         while True:
