@@ -65,14 +65,14 @@ def main(cfg: DictConfig) -> None:
         for name in ("num_evaluations", "cfg_scale"):
             same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
         policy = "best" if "responses" in cfg.measure else "block_caching"
-        options = f"{pipeline_options(cfg.model)}{same}policy={policy} target=0.75 statistics={path}"
+        options = f"{pipeline_options(cfg.model)}{same}policy={policy} budget=0.75 statistics={path}"
         print(f"next: python scripts/make_graph.py {options}")
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:
     """Make the graph of the policy that was asked for beside the statistics."""
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.target is None else {"target": cfg.target}))
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")

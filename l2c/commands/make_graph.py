@@ -17,14 +17,11 @@ from l2c.sampling.uncached import uncached_by
 @cli.entry("make_graph")
 def main(cfg: DictConfig) -> None:
     """Load, build, write, say what came out."""
-    if cfg.target is not None and cfg.budget is not None and cfg.target != cfg.budget:
-        raise ValueError(f"target={cfg.target} and budget={cfg.budget} are two names of one thing; give one of them")
-    target = cfg.budget if cfg.target is None else cfg.target
     calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
     sampler = uncached_by(configured_backbone(cfg.model, cfg.solver), cfg.solver)
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
     problem = Problem.of(sampler, calibration)
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if target is None else {"target": target}))
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")

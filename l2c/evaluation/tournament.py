@@ -23,7 +23,7 @@ from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.policies.best import reference_evaluations
-from l2c.policies.context import Problem, in_evaluations
+from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, sample_grid, save_figure
 from l2c.report.method_table import Cell
@@ -123,13 +123,12 @@ class Tournament:
         """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
         return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
 
-    def draws(self, method: str, target: float) -> list[Draw]:
+    def draws(self, method: str, worth: float) -> list[Draw]:
         """Return what a method has at a budget, one draw per seed."""
         if method == FEWER_STEPS:
-            worth = in_evaluations(target, self.cfg.solver.num_evaluations)
             return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
         if method in self.graphs:
-            return self.given(method, target)
+            return self.given(method, worth)
         options = dict(self.cfg.methods[method] or {})
         policy = options.pop("policy", method)
         if policy == "random":
@@ -140,23 +139,23 @@ class Tournament:
         else:
             chosen = [(self.problem, options, "".join(map(digest, statistics(self.cfg)[:1])))]
         return [
-            Draw(partial(self.made, method, policy, problem, target, given), json.dumps([given, file], default=list))
+            Draw(partial(self.made, method, policy, problem, worth, given), json.dumps([given, file], default=list))
             for problem, given, file in chosen
         ]
 
     def made(
-        self, method: str, policy: str, problem: Problem, target: float, options: dict[str, Any]
+        self, method: str, policy: str, problem: Problem, worth: float, options: dict[str, Any]
     ) -> Sampler | None:
         """Return the sampler of a policy's graph; None where it cannot reach the budget."""
         try:
-            return self.cached(make_graph(policy, problem, target=target, **options))
+            return self.cached(make_graph(policy, problem, budget=worth, **options))
         except ValueError as error:
             if "out of reach" not in str(error):
                 raise
-            tqdm.write(f"{method} at {target:g}: {error}")
+            tqdm.write(f"{method} at {worth:g}: {error}")
             return None
 
-    def given(self, method: str, target: float) -> list[Draw]:
+    def given(self, method: str, worth: float) -> list[Draw]:
         """Return the trained graphs whose MACs are near a budget.
 
         Raises:
@@ -164,7 +163,6 @@ class Tournament:
 
         """
         blank = self.problem.blank
-        worth = in_evaluations(target, blank.num_evaluations)
         found = []
         paths = matching(self.graphs[method])
         for path in paths:
@@ -179,30 +177,30 @@ class Tournament:
                 found.append(Draw(partial(self.cached, graph), digest(path)))
         if not found:
             what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
-            tqdm.write(f"{method} at {target:g}: left out, {what} ({self.graphs[method]})")
+            tqdm.write(f"{method} at {worth:g}: left out, {what} ({self.graphs[method]})")
         return found
 
     def cached(self, graph: CacheGraph) -> Sampler:
         """Return the sampler of a graph under the comparison's guidance."""
         return Sampler(self.backbone, graph=graph, cfg_scale=self.cfg.solver.cfg_scale)
 
-    def measure(self, method: str, target: float, seed: int, draw: Draw) -> list[Cell]:
+    def measure(self, method: str, worth: float, seed: int, draw: Draw) -> list[Cell]:
         """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
-        name = cell_name(method, target)
+        name = cell_name(method, worth)
         path = self.folder / "cells" / f"{name}-{seed}.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["origin"] == draw.origin:
                 return [Cell(**cell) for cell in content["cells"]]
-            tqdm.write(f"{method} at {target:g}: its options or files have changed, so it is measured again")
+            tqdm.write(f"{method} at {worth:g}: its options or files have changed, so it is measured again")
         sampler = draw.sampler()
-        cells = [] if sampler is None else [self.cell(method, target, seed, name, sampler)]
+        cells = [] if sampler is None else [self.cell(method, worth, seed, name, sampler)]
         with replacing(path) as temporary:
             content = {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]}
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return cells
 
-    def cell(self, method: str, target: float, seed: int, name: str, sampler: Sampler) -> Cell:
+    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler) -> Cell:
         """Sample and time; keep a picture of the first seed."""
         images = self.images(sampler)
         error = image_error(images, self.reference)
@@ -216,14 +214,14 @@ class Tournament:
         graph = sampler.graph
         worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
         if seed == 0:
-            shown = {"uncached": self.reference[:10], f"{method} {target:g}": images[:10]}
+            shown = {"uncached": self.reference[:10], f"{method} {worth:g}": images[:10]}
             save_figure(sample_grid(shown, None), self.folder / "samples" / f"{name}.png")
             if graph is not None:
                 graph.save(self.folder / "graphs" / f"{name}.json")
                 save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")
         return Cell(
             method,
-            target,
+            worth,
             seed,
             float(worth),
             error.mse,
@@ -242,9 +240,9 @@ def fewer_evaluations(solver: str, worth: float) -> int:
     return max(2, unit * round(worth / unit))
 
 
-def cell_name(method: str, target: float) -> str:
+def cell_name(method: str, worth: float) -> str:
     """Return the name of the files of a method at a budget."""
-    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{target:g}"
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{worth:g}"
 
 
 def digest(path: Path) -> str:

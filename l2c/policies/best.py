@@ -14,6 +14,7 @@ from l2c.calibration.calibration import Calibration, head_of
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 from l2c.policies.gram import gram
 from l2c.policies.true_error import Judge
@@ -50,7 +51,7 @@ class Training:
 def best(
     problem: Problem,
     *,
-    target: float,
+    budget: Budget,
     num_evaluations: Sequence[int] = (),
     max_span: int = 6,
     num_trajectories: int = 64,
@@ -65,7 +66,7 @@ def best(
 
     Args:
         problem: with `responses` among its statistics and the sampler itself.
-        target: budget in evaluations' worth of MACs, or a share of them.
+        budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
             first, as the statistics were. What counts stays the error against the images of the sampler itself.
         max_span: evaluations in a row that a layer may be reused.
@@ -82,7 +83,7 @@ def best(
 
     """
     assert problem.sampler is not None
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     if problem.sampler.solver.stochastic:
         raise ValueError(
             f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
@@ -100,7 +101,7 @@ def best(
         start = _best_start(each, judge, worth, max_span)
         candidates += [start, _trained(each, problem.sampler, start, training)] if steps else [start]
     chosen = min(candidates, key=judge.error)
-    settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
+    settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = own
     settings |= {"steps": steps, "seed": seed}
@@ -142,7 +143,7 @@ def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> 
     kinds = [(reuses, max_span) for reuses in STARTS] + [(STARTS[-1], span) for span in range(1, max_span)]
     for reuses, span in tqdm(kinds, desc=f"starts of {problem.blank.num_evaluations} evaluations", unit="graph"):
         try:
-            graph = gram(problem, target=worth, reuses=reuses, max_span=span)
+            graph = gram(problem, budget=worth, reuses=reuses, max_span=span)
         except ValueError as error:  # so short spans cannot save that much
             refusal = error
             continue

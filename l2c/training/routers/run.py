@@ -21,7 +21,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
 from l2c.io.memory import memory_explained
-from l2c.io.version import package_version
+from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.sampler import solver_for
 from l2c.training.routers.build import FROM_NOISE, Recipe, make_recipe
@@ -174,7 +174,7 @@ def _export(
             "data": _plain(cfg.data),
             "steps": steps,
             "seed": cfg.seed,
-            "l2c": package_version(),
+            "l2c": __version__,
             "torch": torch.__version__,
         },
     )
