@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.backbones.backbone import Backbone
 from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.distillation import Distillation, distil
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
@@ -23,7 +24,6 @@ from l2c.sampling.correction import reused_entries
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_like
-from l2c.sampling.unrolled import image_loss, unroll, with_slopes
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 
@@ -46,6 +46,14 @@ class Training:
     learning_rate: float
     seed: int
     first: int
+
+    def batch(self, backbone: Backbone, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return noise (N, C, H, W) and labels (N,) of a step, on the backbone's device."""
+        device = next(backbone.parameters()).device
+        begin = self.first + step * self.batch_size
+        noise = seeded_noise(backbone.input_shape, self.seed, self.batch_size, first=begin)
+        labels = labels_in_turn(backbone.num_labels, self.batch_size, first=begin)
+        return noise.to(device), None if labels is None else labels.to(device)
 
 
 def best(
@@ -99,7 +107,9 @@ def best(
     candidates: list[CacheGraph] = []
     for each in (problem, *(_with_evaluations(problem, count) for count in others)):
         start = _best_start(each, judge, worth, max_span)
-        candidates += [start, _trained(each, problem.sampler, start, training)] if steps else [start]
+        candidates.append(start)
+        if steps and reused_entries(start):
+            candidates.append(_trained(each, problem.sampler, start, training))
     chosen = min(candidates, key=judge.error)
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
@@ -155,26 +165,13 @@ def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> 
 
 
 def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:
-    """Return a graph with slopes after some steps of Adam on the error of the final image against a teacher's."""
+    """Return a graph whose slopes were trained on the error of the final image against a teacher's."""
     assert problem.sampler is not None
     backbone = teacher.backbone
     check_differentiable(problem.sampler.solver, backbone.input_shape)
-    device = next(backbone.parameters()).device
-    start = torch.tensor([graph.slopes[e][layer] for e, layer in reused_entries(graph)])
-    slopes = start.to(device).requires_grad_(True)
-    optimizer = torch.optim.Adam([slopes], lr=training.learning_rate, betas=(0.9, 0.99))
-    total = training.steps
-    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
-    for step in tqdm(range(total), desc="training slopes", unit="step"):
-        begin = training.first + step * training.batch_size
-        noise = seeded_noise(backbone.input_shape, training.seed, training.batch_size, first=begin).to(device)
-        count = backbone.num_labels
-        y = torch.arange(begin, begin + training.batch_size, device=device) % count if count else None
-        with torch.enable_grad():
-            images, _ = unroll(problem.sampler, graph, noise, y, slopes)
-            loss, _ = image_loss(images, teacher.sample(y, noise=noise))
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
-        cosine.step()
-    return with_slopes(graph, slopes.detach().cpu())
+    distillation = Distillation(
+        problem.sampler, graph, teacher=teacher, scale_shift=False, slope_rate=training.learning_rate
+    )
+    steps = tqdm(range(training.steps), desc="training slopes", unit="step")
+    distil(distillation, (training.batch(backbone, step) for step in steps), training.steps)
+    return distillation.corrected()[0]

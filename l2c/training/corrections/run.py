@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_names, model_preset
+from l2c.calibration.distillation import Distillation
 from l2c.commands.backends import configured_backbone, is_pipeline
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
@@ -35,13 +36,13 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         torch.set_num_threads(cfg.num_threads)
     pl.seed_everything(cfg.seed, verbose=False)
     graph = CacheGraph.load(cfg.graph)
-    module = make_module(cfg, graph)
+    distillation = make_distillation(cfg, graph)
     if cfg.resume is not None:
-        trained = {"slopes": module.slopes, "maps": module.maps}
-        check_checkpoint(cfg.resume, "", {name: value.detach() for name, value in trained.items()})
+        check_checkpoint(cfg.resume, "distillation.", distillation.trained())
     path = folder / "cache_graph.json"
     check_writable(path)
-    noise = NoiseDataModule(module.backbone.input_shape, module.backbone.num_labels, 1, cfg.batch_size, seed=cfg.seed)
+    backbone = distillation.backbone
+    noise = NoiseDataModule(backbone.input_shape, backbone.num_labels, 1, cfg.batch_size, seed=cfg.seed)
     trainer = make_trainer(
         accelerator=cfg.accelerator,
         devices=1,
@@ -51,7 +52,7 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         callbacks=[ModelCheckpoint(folder, every_n_train_steps=20, save_last=True, enable_version_counter=False)],
         log_every_n_steps=5,
     )
-    trainer.fit(module, noise, ckpt_path=cfg.resume)
+    trainer.fit(LitCorrection(distillation, max_steps=cfg.max_steps), noise, ckpt_path=cfg.resume)
     settings = {
         "loss": cfg.loss,
         "steps": trainer.global_step,
@@ -59,7 +60,7 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         "seed": cfg.seed,
         "l2c": __version__,
     }
-    corrected, scale, shift = module.cpu().corrected()
+    corrected, scale, shift = distillation.cpu().corrected()
     corrected = corrected.replace(provenance={**graph.provenance, "trained": {"slopes": cfg.slopes, **settings}})
     if scale is not None and shift is not None:
         corrected = save_correction(path.with_suffix(".safetensors"), corrected, scale, shift, **settings)
@@ -67,8 +68,8 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
     return path
 
 
-def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
-    """Build the trained part for a graph, its backbone and its sampler.
+def make_distillation(cfg: DictConfig, graph: CacheGraph) -> Distillation:
+    """Build the trained part of a graph, its backbone and its sampler.
 
     Raises:
         ValueError: the graph is corrected already, is not of this backbone, or its solver draws noise of its own.
@@ -91,13 +92,12 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
             "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a pipeline "
             "DDIMScheduler, DPMSolverMultistepScheduler)"
         )
-    return LitCorrection(
+    return Distillation(
         sampler,
         graph,
         loss=cfg.loss,
         slopes=cfg.slopes,
         scale_shift=cfg.scale_shift,
-        max_steps=cfg.max_steps,
         slope_rate=cfg.slope_rate,
         scale_shift_rate=cfg.scale_shift_rate,
     )
