@@ -16,7 +16,9 @@ from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_opt
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.sampler import seeded_noise
+from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "num_trajectories", "measure", "changes", "responses")
 MEASURES = ("changes", "responses")
@@ -34,15 +36,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     backbone = configured_backbone(cfg.model, cfg.solver)
-    sampler = Sampler(
-        backbone,
-        solver=cfg.solver.name,
-        num_evaluations=cfg.solver.num_evaluations,
-        cfg_scale=cfg.solver.cfg_scale,
-        solver_options=cfg.solver.options,
-    )
+    sampler = uncached_by(backbone, cfg.solver)
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_trajectories)
-    labels = torch.arange(len(noise)) % backbone.num_labels if backbone.num_labels else None
+    labels = labels_in_turn(backbone.num_labels, len(noise))
     tensors: dict[str, torch.Tensor] = {}
     if "changes" in cfg.measure:
         tensors |= measure_changes(sampler, labels, noise, max_age=cfg.changes.max_age, batch_size=cfg.batch_size)
@@ -69,14 +65,14 @@ def main(cfg: DictConfig) -> None:
         for name in ("num_evaluations", "cfg_scale"):
             same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
         policy = "best" if "responses" in cfg.measure else "block_caching"
-        options = f"{pipeline_options(cfg.model)}{same}policy={policy} target=0.75 statistics={path}"
+        options = f"{pipeline_options(cfg.model)}{same}policy={policy} budget=0.75 statistics={path}"
         print(f"next: python scripts/make_graph.py {options}")
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:
     """Make the graph of the policy that was asked for beside the statistics."""
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.target is None else {"target": cfg.target}))
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")

@@ -13,6 +13,7 @@ from l2c.commands import entry as cli
 from l2c.evaluation.tournament import FEWER_STEPS, Tournament, cell_name
 from l2c.io.atomic import replacing
 from l2c.io.names import near_names
+from l2c.policies.budget import evaluations_worth
 from l2c.policies.registry import POLICIES, check_options
 from l2c.report.figures import save_figure
 from l2c.report.html import html_report
@@ -61,16 +62,17 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
     with replacing(record) as temporary:
         temporary.write_text(settings, encoding="utf-8")
+    budgets = [evaluations_worth(budget, cfg.solver.num_evaluations) for budget in cfg.budgets]
     cells: list[Cell] = []
-    with tqdm(total=len(names) * len(cfg.targets), desc="comparing", unit="cell") as bar:
-        for target in cfg.targets:
+    with tqdm(total=len(names) * len(budgets), desc="comparing", unit="cell") as bar:
+        for worth in budgets:
             for name in names:
-                bar.set_postfix_str(f"{name} {target:g}")
-                for seed, draw in enumerate(tournament.draws(name, float(target))):
-                    cells += tournament.measure(name, float(target), seed, draw)
+                bar.set_postfix_str(f"{name} {worth:g}")
+                for seed, draw in enumerate(tournament.draws(name, worth)):
+                    cells += tournament.measure(name, worth, seed, draw)
                 bar.update()
     if not cells:
-        raise ValueError("no method reaches any of the targets; raise them")
+        raise ValueError("no method reaches any of the budgets; raise them")
     text = to_markdown(cells)
     name = tournament.backbone.conventions.name
     note = (

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from l2c.io.bundled import project_folder
 from l2c.io.names import near_names
+from l2c.policies.budget import FORMS, OLD_WORDS
 
 TRACEBACK = "L2C_TRACEBACK"
 BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException)
@@ -102,5 +103,8 @@ def _sentence(error: Exception) -> str:
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
+    old = re.search(r"override '([\w.]+)'", str(error))
+    if old and old[1] in OLD_WORDS:
+        return f"there is no {old[1]} any more: it is called {OLD_WORDS[old[1]]} now, {FORMS}"
     text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
     return text or type(error).__name__

@@ -30,6 +30,7 @@ from l2c.io.atomic import check_writable, replacing
 from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.uncached import uncached_of
 from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import reader_of
 
@@ -123,13 +124,7 @@ def judge_graph(cfg: DictConfig) -> None:
     cost = count_macs(backbone)
 
     def uncached(num_evaluations: int) -> Sampler:
-        return Sampler(
-            backbone,
-            solver=graph.solver,
-            num_evaluations=num_evaluations,
-            cfg_scale=scale,
-            solver_options=graph.solver_options,
-        )
+        return uncached_of(graph, backbone, cfg_scale=scale, num_evaluations=num_evaluations)
 
     samplers = {
         "uncached": [uncached(reference_evaluations(graph))],

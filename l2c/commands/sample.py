@@ -15,6 +15,7 @@ from l2c.drawing.image_shards import to_pixels
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.report.figures import sample_grid, save_figure
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch, ways
 
@@ -96,9 +97,9 @@ def main(cfg: DictConfig) -> None:
         **ways(cfg),
     )
     cli.check_positive(cfg, "num_images")
-    labels = None
-    if backbone.num_labels:
-        labels = torch.tensor(_wanted(cfg.labels) or [i % backbone.num_labels for i in range(cfg.num_images)])
+    labels = labels_in_turn(backbone.num_labels, cfg.num_images)
+    if labels is not None and (wanted := _wanted(cfg.labels)):
+        labels = torch.tensor(wanted)
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
     launch(sampler, len(noise), cfg)
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
+from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
 
@@ -65,30 +65,6 @@ class Comparison:
     seconds_for: str
 
 
-def sample_many(
-    sampler: Sampler,
-    labels: Tensor | None,
-    noise: Tensor,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    advance: tqdm | None = None,
-) -> Tensor:
-    """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W), batch by batch, on the CPU.
-
-    `seed` draws what a stochastic solver adds; it belongs to the image, not to the batch.
-    """
-    images = []
-    for start in range(0, len(noise), batch_size):
-        part = slice(start, start + batch_size)
-        chosen = None if labels is None else labels[part]
-        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
-        images.append(batch.cpu())
-        if advance is not None:
-            advance.update(len(batch))
-    return torch.cat(images)
-
-
 def compare(
     samplers: Mapping[str, Sequence[Sampler]],
     *,
@@ -118,14 +94,14 @@ def compare(
     reference_sampler = next(iter(samplers.values()))[0]
     backbone = reference_sampler.backbone
     noise = seeded_noise(backbone.input_shape, seed, num_images)
-    labels = torch.arange(num_images) % backbone.num_labels if backbone.num_labels else None
+    labels = labels_in_turn(backbone.num_labels, num_images)
     total = num_images * sum(map(len, samplers.values()))
     images: dict[str, list[Tensor]] = {}
     with tqdm(total=total, desc="sampling", unit="image") as bar:
         for name, draws in samplers.items():
             bar.set_postfix_str(name)
             images[name] = [
-                sample_many(s, labels, noise, batch_size=batch_size, seed=seed, advance=bar) for s in draws
+                sample_in_batches(s, labels, noise, batch_size=batch_size, seed=seed, advance=bar) for s in draws
             ]
     timed_labels = None if labels is None else labels[:timing_batch]
 

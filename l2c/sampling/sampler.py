@@ -229,7 +229,7 @@ class Sampler:
         """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph."""
         if self.lifetimes is None or self.backbone.layer_shape is None:
             return 0
-        rows = num_images * (2 if self.guidance.active else 1)
+        rows = self.guidance.rows(num_images)
         tokens, width = self.backbone.layer_shape
         dtype = self._stores.dtype or next(self.backbone.parameters()).dtype
         return self.lifetimes.num_slots * rows * tokens * width * dtype.itemsize
@@ -245,7 +245,7 @@ class Sampler:
             MemoryError: the warm-up ran out of memory, as sampling so many images would.
 
         """
-        rows = num_images * (2 if self.guidance.active else 1)
+        rows = self.guidance.rows(num_images)
         with matmuls(self.matmul), cache_explained(num_images, self.cache_bytes(num_images)):
             self._runner.compile(self.backbone, self.graph, rows, backend=backend, progress=progress)
         return self

@@ -13,8 +13,10 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.precision import matmuls
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_of
 from l2c.speed.latency import alternate_pieces, evaluations
 from l2c.speed.reference_scheme import ReferenceScheme
 
@@ -149,19 +151,12 @@ class Bench:
         )
 
     def _variant(self, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> _Variant:
-        like = self.graph
-        sampler = Sampler(
-            self._cast(setting.precision),
-            graph=graph,
-            solver=like.solver,
-            num_evaluations=like.num_evaluations,
-            cfg_scale=self.cfg_scale,
-            solver_options=like.solver_options,
-            any_weights=True,
-            precision=setting.precision,
-            matmul=setting.matmul,
-            **self.options,
-        )
+        backbone = self._cast(setting.precision)
+        ways = {"precision": setting.precision, "matmul": setting.matmul, **self.options}
+        if graph is None:
+            sampler = uncached_of(self.graph, backbone, cfg_scale=self.cfg_scale, **ways)
+        else:
+            sampler = Sampler(backbone, graph=graph, cfg_scale=self.cfg_scale, any_weights=True, **ways)
         if setting.mode.startswith("compiled"):
             sampler.compile(setting.batch_size)
         if setting.mode.endswith("captured"):
@@ -187,9 +182,9 @@ class _Variant:
         backbone = sampler.backbone
         device = next(backbone.parameters()).device
         count = setting.batch_size
-        generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(count, *backbone.input_shape, generator=generator).to(device)
-        self.y = torch.arange(count, device=device) % backbone.num_labels if backbone.num_labels else None
+        self.noise = seeded_noise(backbone.input_shape, 0, count).to(device)
+        labels = labels_in_turn(backbone.num_labels, count)
+        self.y = None if labels is None else labels.to(device)
         self._peak = 0
         self.images = self.noise
 
@@ -244,7 +239,7 @@ class _Variant:
         backbone = self.sampler.backbone
         assert backbone.layer_shape is not None
         tokens, width = backbone.layer_shape
-        rows = len(self.noise) * (2 if self.sampler.guidance.active else 1)
+        rows = self.sampler.guidance.rows(len(self.noise))
         return backbone.num_layers * rows * tokens * width * next(backbone.parameters()).element_size()
 
 

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.io.atomic import check_writable, replacing
+from l2c.io.seeds import Stream
 from l2c.testbeds.digits import digits
 from l2c.testbeds.emoji import emoji
 from l2c.testbeds.emoji_classifier import EmojiClassifier
 from l2c.testbeds.emoji_data import EmojiDataModule
 from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import READERS
-from l2c.training.step_random import step_generator
 from l2c.training.trainer import make_bare_trainer
 
 HELD_OUT = 5  # one of so many
@@ -83,13 +83,13 @@ class LitClassifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the cross entropy of images (N, C, H, W) and labels (N,)."""
         images, labels = batch
-        generator = step_generator(self.seed, self.global_step)
+        stream = Stream("shifts and noise of a classifier's training step", self.seed, self.global_step)
         if self.background is not None:
-            down, right = (1 + int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
+            down, right = (1 + stream.integers(2, 2, start=-1)).tolist()
             height, width = images.shape[2:]
             padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=self.background)
             images = padded[:, :, down : down + height, right : right + width]
-        noisy = images + 0.1 * torch.randn(images.shape, generator=generator).to(images)
+        noisy = images + 0.1 * stream(tuple(images.shape)).to(images)
         loss = torch.nn.functional.cross_entropy(self.classifier.logits(noisy), labels)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -103,7 +103,7 @@ class LitClassifier(pl.LightningModule):
 
 def _shuffled(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the numbers of what is held out and of what is trained on."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = Stream("held-out pictures", seed).permutation(count)
     return order[: count // HELD_OUT], order[count // HELD_OUT :]
 
 

@@ -51,7 +51,7 @@ def pipeline_of(saved):
 
 def test_calibrate_makes_a_graph_that_the_pipeline_takes(call, saved, tmp_path):
     output = [f"output={tmp_path / 's.safetensors'}", "num_trajectories=2"]
-    policy = ["policy=block_caching", "target=0.6"]
+    policy = ["policy=block_caching", "budget=0.6"]
     result = call("scripts/calibrate.py", *options(saved, tmp_path), *policy, *output)
     assert result.returncode == 0, result.stderr
     graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
@@ -100,7 +100,7 @@ def test_from_statistics_to_images(run, saved, tmp_path, capsys):
     run("calibrate.py", "measure=[changes,responses]", f"output={file}", *small, steps=STEPS)
     assert f"make_graph.py backend=diffusers pipeline={saved}" in capsys.readouterr().out
     made = run(
-        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "target=0.6", f"statistics={file}", steps=STEPS
+        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "budget=0.6", f"statistics={file}", steps=STEPS
     )
     path = made / "cache_graph.json"
     graph = l2c.CacheGraph.load(path)
@@ -143,7 +143,7 @@ def test_compare_measures_against_latents_and_continues(run, saved, tmp_path, ca
     ]
     options = [
         f"prompts={prompts}",
-        "targets=[0.6]",
+        "budgets=[0.6]",
         "num_images=2",
         "timing_batch=1",
         "timing_repetitions=1",
@@ -187,7 +187,7 @@ def latents(saved, classes, steps):
     [
         ("evaluate.py", ["graph=x", "reference=digits"], "scores against a reference are not made from a pipeline"),
         ("sample.py", ["precision=bf16"], "precision is a setting of our own sampler, which a pipeline does not use"),
-        ("make_graph.py", ["policy=gram", "target=0.6"], "this policy needs statistics; run scripts/calibrate.py"),
+        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs statistics; run scripts/calibrate.py"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(name, arguments, sentence, run, tmp_path, capsys):

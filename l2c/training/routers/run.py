@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
 from l2c.io.memory import memory_explained
+from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import solver_for
@@ -168,7 +168,7 @@ def _export(
             "data": _plain(cfg.data),
             "steps": steps,
             "seed": cfg.seed,
-            "l2c": importlib.metadata.version("l2c"),
+            "l2c": __version__,
             "torch": torch.__version__,
         },
     )
