@@ -19,6 +19,7 @@ from l2c.graph.hub import OnHub
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, REUSES, held_outputs, slopes_of
 from l2c.io.atomic import replacing
+from l2c.io.bundled import bundled_graph
 from l2c.io.json_fields import items, member, numbers, refuse_constant
 
 FORMAT = "l2c-cache-graph"
@@ -284,13 +285,15 @@ class CacheGraph(OnHub):
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraph:
-        """Read and validate a graph.
+        """Read and validate a graph: a file, or a bundled graph by its name.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file or bundled graph.
             ValueError: the file is damaged, of another format or version, or contradicts itself.
 
         """
+        if not Path(path).suffix and not Path(path).exists():
+            path = bundled_graph(str(path))
         try:
             text = Path(path).read_text(encoding="utf-8")
         except FileNotFoundError as error:

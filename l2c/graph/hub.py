@@ -90,7 +90,7 @@ tags: [diffusion, caching, cache-graph]
 
 # {title}
 
-A cache graph of [l2c](https://pypi.org/project/l2c/): which layers are computed (`#`) and reused (`.`) at each
+A cache graph of l2c: which layers are computed (`#`) and reused (`.`) at each
 evaluation. It holds no weights, and is refused by a model or sampler that it was not made for.
 
 ```
@@ -205,5 +205,7 @@ def _hub() -> Any:
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
-        raise ValueError("the Hub needs the package huggingface_hub; run pip install 'l2c[diffusers]'") from error
+        raise ValueError(
+            "the Hub needs the package huggingface_hub; run pip install '.[diffusers]' in a clone of l2c"
+        ) from error
     return huggingface_hub

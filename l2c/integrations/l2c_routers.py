@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone, fingerprint
-from l2c.backbones.presets import build_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, build_backbone
 from l2c.backbones.weights import reason_of
 from l2c.diffusion import NoiseSchedule, make_solver
 from l2c.graph.cache_graph import CacheGraph
@@ -18,7 +18,7 @@ from l2c.graph.cache_graph import CacheGraph
 
 def import_l2c_router(
     path: str | Path,
-    backbone: str | Backbone,
+    backbone: str | ModelPreset | Backbone,
     *,
     solver: str,
     num_evaluations: int,
@@ -33,7 +33,7 @@ def import_l2c_router(
 
     Args:
         path: the `.pt` or `.pth` file.
-        backbone: the backbone it was trained for, or the name of its preset.
+        backbone: the backbone it was trained for, its preset, or the name of that.
         solver: solver of the routers, `ddim` (DiT) or `dpm_solver_2s` (U-ViT).
         num_evaluations: its number of evaluations.
         threshold: the router's threshold; published: 0.1 (DiT at 256), 0.9 (DiT at 512, U-ViT).
@@ -45,9 +45,9 @@ def import_l2c_router(
     """
     routers = _read(Path(path))
     weights = None
-    if isinstance(backbone, str):
+    if not isinstance(backbone, Backbone):
         with torch.device("meta"):  # names and sizes are all that is wanted
-            network = build_backbone(model_preset(backbone))
+            network = build_backbone(backbone)
     else:
         network, weights = backbone, fingerprint(backbone)
     conventions = network.conventions
@@ -76,6 +76,10 @@ def import_l2c_router(
             raise ValueError(
                 f"{path} has {logits.numel()} logits per router, but {conventions.name} has {network.num_layers} "
                 "layers; give the backbone that it was trained for"
+            )
+        if not torch.isfinite(logits).all():
+            raise ValueError(
+                f"{path} holds logits that are not finite in '{i}.prob'; give the file of a run that went well"
             )
         rows[evaluation] = tuple((torch.sigmoid(logits.flatten()) > threshold).tolist())
     return CacheGraph(

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from l2c.backbones.backbone import Backbone, fingerprint
-from l2c.backbones.presets import build_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, build_backbone
 from l2c.diffusion import NoiseSchedule, make_solver
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kind_of
@@ -28,7 +28,7 @@ KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")
 
 def import_smoothcache(
     path: str | Path,
-    backbone: str | Backbone,
+    backbone: str | ModelPreset | Backbone,
     *,
     solver: str = "ddim",
     routed: Sequence[int] | str | None = None,
@@ -37,7 +37,7 @@ def import_smoothcache(
 
     Args:
         path: the `.json` file.
-        backbone: the backbone it was made for, or the name of its preset.
+        backbone: the backbone it was made for, its preset, or the name of that.
         solver: the solver it was made for.
         routed: evaluations that its method lets reuse: indices, `l2c` for those of Learning-to-Cache with DDIM
             (every second one, the last among them), or None for those that do.
@@ -49,9 +49,9 @@ def import_smoothcache(
     """
     columns = _read(Path(path))
     weights = None
-    if isinstance(backbone, str):
+    if not isinstance(backbone, Backbone):
         with torch.device("meta"):  # names are all that is wanted
-            network = build_backbone(model_preset(backbone))
+            network = build_backbone(backbone)
     else:
         network, weights = backbone, fingerprint(backbone)
     conventions = network.conventions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from l2c.calibration.calibration import Calibration
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.version import __version__
 from l2c.sampling.sampler import Sampler
 
 Entry = tuple[int, int]
@@ -132,7 +132,7 @@ class Problem:
             provenance={
                 "method": method,
                 "hyperparameters": hyperparameters,
-                "l2c": importlib.metadata.version("l2c"),
+                "l2c": __version__,
             },
         )
         return graph.replace(

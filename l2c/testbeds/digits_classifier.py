@@ -56,6 +56,6 @@ def load_digits_classifier(checkpoint: str | Path = "digits_classifier.safetenso
 
     """
     classifier = DigitsClassifier()
-    path = find_checkpoint(str(checkpoint), name="the digits classifier")
+    path = find_checkpoint(checkpoint, name="the digits classifier")
     load_strict(classifier, load_weights(path), str(path), name="the digits classifier")
     return classifier.eval().requires_grad_(False)

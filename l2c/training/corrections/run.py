@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,6 +16,7 @@ from l2c.commands.backends import configured_backbone, is_pipeline
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable
+from l2c.io.version import __version__
 from l2c.sampling.correction import save_correction
 from l2c.sampling.sampler import Sampler
 from l2c.training.corrections.lit_correction import LitCorrection
@@ -56,7 +56,7 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         "steps": trainer.global_step,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
-        "l2c": importlib.metadata.version("l2c"),
+        "l2c": __version__,
     }
     corrected, scale, shift = module.cpu().corrected()
     corrected = corrected.replace(provenance={**graph.provenance, "trained": {"slopes": cfg.slopes, **settings}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
 from l2c.io.memory import memory_explained
+from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.sampler import solver_for
 from l2c.training.routers.build import FROM_NOISE, Recipe, make_recipe
@@ -136,7 +136,9 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
                 )
             ]
         except ModuleNotFoundError as error:
-            raise ValueError("logger=wandb needs the package wandb; run pip install 'l2c[wandb]'") from error
+            raise ValueError(
+                "logger=wandb needs the package wandb; run pip install '.[wandb]' in a clone of l2c"
+            ) from error
     raise ValueError(f"unknown logger {cfg.logger.name!r}; known are {', '.join(LOGGERS)}")
 
 
@@ -174,7 +176,7 @@ def _export(
             "data": _plain(cfg.data),
             "steps": steps,
             "seed": cfg.seed,
-            "l2c": importlib.metadata.version("l2c"),
+            "l2c": __version__,
             "torch": torch.__version__,
         },
     )
