@@ -109,8 +109,8 @@ def test_arguments_that_do_not_fit_are_refused():
         build_backbone({"name": "mine", "backbone": "dit", "args": {"width": 8}})
     with pytest.raises(ValueError, match="unknown backbone 'unet'; known are dit, uvit"):
         build_backbone({"name": "mine", "backbone": "unet", "args": {}})
-    with pytest.raises(ValueError, match=r"a model preset has no key 'chekpoint'; did you mean checkpoint"):
-        build_backbone({"name": "mine", "backbone": "dit", "chekpoint": "x.pt"})
+    with pytest.raises(ValueError, match=r"a model preset has no key 'urls'; did you mean url"):
+        build_backbone({"name": "mine", "backbone": "dit", "urls": "x.pt"})
     with pytest.raises(ValueError, match=r"a model preset needs the key 'backbone', got name"):
         build_backbone({"name": "mine"})
     with pytest.raises(ValueError, match=r"the key 'sampling' of model mine does not fit: .*'steps'"):
