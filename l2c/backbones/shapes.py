@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import build_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, build_backbone
 
 
-def backbone_shapes(model: str | Mapping[str, Any]) -> Backbone:
+def backbone_shapes(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
     """Return a frozen backbone on the meta device, which holds no memory and computes nothing.
 
     Args:
@@ -22,5 +22,5 @@ def backbone_shapes(model: str | Mapping[str, Any]) -> Backbone:
 
     """
     with torch.device("meta"):
-        backbone = build_backbone(model_preset(model) if isinstance(model, str) else model)
+        backbone = build_backbone(model)
     return backbone.eval().requires_grad_(False)

@@ -1,6 +1,6 @@
 """Measure what the calibrated policies need, once per model and sampler.
 
-python scripts/calibrate.py model=dit_digits
+l2c calibrate model=dit_digits
 """
 
 from pathlib import Path
@@ -12,7 +12,9 @@ from l2c.calibration.calibration import Calibration, head_of
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_options
+from l2c.commands.backends import configured_backbone, pipeline_options
+from l2c.commands.table import command_line
+from l2c.io.atomic import check_writable
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
@@ -30,11 +32,14 @@ def main(cfg: DictConfig) -> None:
     if isinstance(cfg.measure, str):
         cfg.measure = [cfg.measure]
     cli.check_positive(cfg, "num_trajectories", "batch_size")
+    if not cfg.measure:
+        raise ValueError(f"nothing to measure; say measure=[{','.join(MEASURES)}], or one of them")
     unknown = [name for name in cfg.measure if name not in MEASURES]
     if unknown:
         raise ValueError(f"cannot measure {unknown[0]!r}; known are {', '.join(MEASURES)}")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
+    check_writable(cfg.output)
     backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_trajectories)
@@ -61,12 +66,11 @@ def main(cfg: DictConfig) -> None:
     if "policy" in cfg:
         _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
     else:
-        same = "" if is_pipeline(cfg.model) else f"model={cfg.model.name} "
-        for name in ("num_evaluations", "cfg_scale"):
-            same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
+        same = pipeline_options(cfg.model) or (f"model={cfg.model.name}",)
+        given = [name for name in ("num_evaluations", "cfg_scale") if cfg.solver[name] is not None]
+        solver = [f"solver.{name}={cfg.solver[name]}" for name in given]
         policy = "best" if "responses" in cfg.measure else "block_caching"
-        options = f"{pipeline_options(cfg.model)}{same}policy={policy} budget=0.75 statistics={path}"
-        print(f"next: python scripts/make_graph.py {options}")
+        print(f"next: {command_line('graph', *same, *solver, f'policy={policy}', budget=0.75, statistics=path)}")
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:

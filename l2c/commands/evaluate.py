@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import load_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
 from l2c.commands.backends import configured_backbone, is_pipeline
@@ -99,7 +99,7 @@ def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float
         fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
         backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
         return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, None
-    preset = cfg.get("model") or model_preset(graph.model)
+    preset = ModelPreset.of(cfg.get("model") or graph.model)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
     return backbone, scale, reader_of(preset)

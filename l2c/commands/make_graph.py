@@ -1,6 +1,6 @@
 """Make a cache graph by a policy, without training.
 
-python scripts/make_graph.py policy=interval policy.n=2
+l2c graph policy=interval policy.n=2
 """
 
 from omegaconf import DictConfig
@@ -9,6 +9,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration
 from l2c.commands import entry as cli
 from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_options
+from l2c.commands.table import command_line
 from l2c.policies.context import Problem
 from l2c.policies.registry import UNMEASURED, make_graph
 from l2c.report.figures import graph_heatmap, save_figure
@@ -34,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         f"{graph.num_evaluations}: {problem.cost.speed_up(graph):.2f} x by MACs"
     )
     path = folder / "cache_graph.json"
-    print(f"wrote {path}\nnext: python scripts/evaluate.py {pipeline_options(cfg.model)}graph={path}")
+    print(f"wrote {path}\nnext: {command_line('evaluate', *pipeline_options(cfg.model), graph=path)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw images with a backbone, with or without a cache graph.
 
-python scripts/sample.py graph=runs/demo/cache_graph.json
+l2c sample graph=runs/demo/cache_graph.json
 """
 
 import torch

@@ -190,7 +190,7 @@ class CacheGraph:
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraph:
-        """Read and validate a graph.
+        """Read and validate a graph: a file, or a bundled graph by its name.
 
         Args:
             path: a file, or the name of a bundled graph (`dit_digits_ddim20`).

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import ModelPreset
 from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
@@ -20,7 +21,7 @@ from l2c.sampling.sampler import solver_for
 
 def import_l2c_router(
     path: str | Path,
-    backbone: str | Backbone,
+    backbone: str | ModelPreset | Backbone,
     *,
     solver: str,
     num_evaluations: int,
@@ -35,7 +36,7 @@ def import_l2c_router(
 
     Args:
         path: the `.pt` or `.pth` file.
-        backbone: the backbone it was trained for, or the name of its preset.
+        backbone: the backbone it was trained for, its preset, or the name of that.
         solver: solver of the routers, `ddim` (DiT) or `dpm_solver_2s` (U-ViT).
         num_evaluations: its number of evaluations.
         threshold: the router's threshold; published: 0.1 (DiT at 256), 0.9 (DiT at 512, U-ViT).
@@ -46,7 +47,7 @@ def import_l2c_router(
 
     """
     routers = _read(Path(path))
-    network = backbone_shapes(backbone) if isinstance(backbone, str) else backbone
+    network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     conventions = network.conventions
     announced = solver_for(network, solver, num_evaluations)
     num_steps = num_evaluations if solver != "dpm_solver_2s" else (num_evaluations + 1) // 2

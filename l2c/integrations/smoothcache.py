@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import ModelPreset
 from l2c.backbones.shapes import backbone_shapes
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kind_of
@@ -29,7 +30,7 @@ KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")
 
 def import_smoothcache(
     path: str | Path,
-    backbone: str | Backbone,
+    backbone: str | ModelPreset | Backbone,
     *,
     solver: str = "ddim",
     routed: Sequence[int] | str | None = None,
@@ -38,7 +39,7 @@ def import_smoothcache(
 
     Args:
         path: the `.json` file.
-        backbone: the backbone it was made for, or the name of its preset.
+        backbone: the backbone it was made for, its preset, or the name of that.
         solver: the solver it was made for.
         routed: evaluations that its method lets reuse: indices, `l2c` for those of Learning-to-Cache with DDIM
             (every second one, the last among them), or None for those that do.
@@ -49,7 +50,7 @@ def import_smoothcache(
 
     """
     columns = _read(Path(path))
-    network = backbone_shapes(backbone) if isinstance(backbone, str) else backbone
+    network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     conventions = network.conventions
     num_evaluations = len(next(iter(columns.values())))
     rows = [[True] * network.num_layers for _ in range(num_evaluations)]

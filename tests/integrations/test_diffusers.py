@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 from diffusers.hooks import HookRegistry
 

@@ -12,7 +12,7 @@ try:
     from diffusers.hooks import HookRegistry
 except ModuleNotFoundError as error:
     raise ValueError(
-        "cache graphs on pipelines need the package diffusers; run pip install 'l2c[diffusers]'"
+        "cache graphs on pipelines need the package diffusers; run pip install '.[diffusers]' in a clone of l2c"
     ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
@@ -24,7 +24,10 @@ from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, Sile
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.timesteps import Schedule, check_scheduler
 from l2c.integrations.dit_weights import diffusers_layer_names
+from l2c.io.torchvision_stand_in import make_importable
 from l2c.sampling.correction import Correction
+
+make_importable()  # transformers, and with it each pipeline, imports torchvision
 
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")

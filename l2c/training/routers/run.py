@@ -137,7 +137,9 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
                 )
             ]
         except ModuleNotFoundError as error:
-            raise ValueError("logger=wandb needs the package wandb; run pip install 'l2c[wandb]'") from error
+            raise ValueError(
+                "logger=wandb needs the package wandb; run pip install '.[wandb]' in a clone of l2c"
+            ) from error
     raise ValueError(f"unknown logger {cfg.logger.name!r}; known are {', '.join(LOGGERS)}")
 
 
