@@ -138,8 +138,7 @@ def judge_graph(cfg: DictConfig) -> None:
         samplers["fewer steps"] = [uncached(fewer_evaluations(graph.solver, cost.evaluations_worth(graph)))]
     if "random" in cfg.baselines:
         draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
-        name = f"random layers (mean of {len(draws)})"
-        samplers[name] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
+        samplers["random layers"] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
     comparison = compare(
         samplers,
         cost=cost,

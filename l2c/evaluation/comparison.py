@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, frechet_distance, image_error
+from l2c.report.samples import SampleRow
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
 from l2c.testbeds.digits import digits
@@ -59,10 +60,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of all methods, the uncached one first, and the first images of each for a picture."""
+    """Results of all methods, the uncached one first, and images of the others for a picture."""
 
     results: tuple[Result, ...]
-    images: dict[str, Tensor]
+    samples: tuple[SampleRow, ...]
     labels: tuple[int, ...]
     seconds_for: str
 
@@ -101,7 +102,6 @@ def compare(
     classifier: DigitsClassifier | None = None,
     timing_batch: int = 16,
     timing_repetitions: int = 5,
-    num_shown: int = 10,
 ) -> Comparison:
     """Sample with every method from the same noise and compare with the first one, the uncached.
 
@@ -114,7 +114,6 @@ def compare(
         classifier: reads digits; None for other images.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.
-        num_shown: images kept for a picture.
 
     """
     reference_sampler = next(iter(samplers.values()))[0]
@@ -141,9 +140,13 @@ def compare(
         _result(name, draws, images[name], reference, labels, cost, latencies[name], classifier)
         for name, draws in samplers.items()
     )
-    shown = {name: drawn[0][:num_shown] for name, drawn in images.items()}
-    shown_labels = () if labels is None else tuple(labels[:num_shown].tolist())
-    return Comparison(results, shown, shown_labels, f"batch of {len(noise[:timing_batch])}")
+    shown = tuple(
+        SampleRow.of(name if len(drawn) == 1 else f"{name} (one of {len(drawn)} draws)", drawn[0], reference)
+        for name, drawn in list(images.items())[1:]
+    )
+    return Comparison(
+        results, shown, () if labels is None else tuple(labels.tolist()), f"batch of {len(noise[:timing_batch])}"
+    )
 
 
 def _result(

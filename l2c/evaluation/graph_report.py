@@ -11,8 +11,9 @@ from l2c.evaluation.comparison import Comparison, Result
 from l2c.evaluation.scores.scores import Scores
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
-from l2c.report.figures import graph_heatmap, sample_grid, save_figure
+from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.machine import machine
+from l2c.report.sample_figure import sample_figure
 from l2c.report.table import markdown_table
 
 HEADER = (
@@ -34,7 +35,7 @@ def _cells(result: Result, cost: Cost) -> tuple[str, ...]:
     error = result.error
     exact = error.mse == 0
     return (
-        result.method,
+        result.method if result.num_draws == 1 else f"{result.method} (mean of {result.num_draws})",
         str(result.num_evaluations),
         f"{100 * result.removed:.1f} %",
         f"{result.evaluations_worth:.2f}",
@@ -77,7 +78,7 @@ def scores_table(scores: Scores) -> str:
 
 def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> Path:
     """Write `report.md`, `results.json`, `samples.png` and `graph.png`; return the report's path."""
-    save_figure(sample_grid(comparison.images, comparison.labels or None), folder / "samples.png")
+    save_figure(sample_figure(comparison.samples, comparison.labels), folder / "samples.png")
     save_figure(graph_heatmap(graph), folder / "graph.png")
     results = {
         "command": command,
