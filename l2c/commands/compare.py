@@ -14,11 +14,11 @@ from l2c.evaluation.tournament import FEWER_STEPS, Tournament, cell_name
 from l2c.io.atomic import replacing
 from l2c.io.names import near_names
 from l2c.policies.registry import POLICIES, check_options
+from l2c.report.curves import pareto
 from l2c.report.figures import save_figure
 from l2c.report.html import html_report
 from l2c.report.machine import machine
 from l2c.report.method_table import Cell, to_csv, to_markdown
-from l2c.report.pareto import pareto
 
 
 def check(cfg: DictConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,3 +109,8 @@ def graph_title(graph: CacheGraph) -> str:
 def printable(text: str) -> str:
     """Return text on one line, with characters that cannot be shown as `?`."""
     return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
+def wrapped(text: str, inches: float) -> str:
+    """Return text in lines of a width, of 10-point letters; a word that is longer is broken."""
+    return "\n".join(textwrap.wrap(printable(text), max(10, int(inches / 0.078))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from l2c.report.decisions import (
     named_blocks,
     palette,
     printable,
+    wrapped,
 )
 from l2c.report.samples import pixels, value_range
 
@@ -134,11 +134,11 @@ def _heat_map(num_rows: int, blocks: Sequence[Block], title: str) -> tuple[Figur
     num_layers = sum(len(block.layers) for block in blocks)
     columns = _Columns(num_layers, blocks)
     width = max(6.0, columns.inches + 1.4)
-    lines = textwrap.wrap(printable(title), int((width - 1.2) / 0.075))
-    height = 1.75 + 0.17 * len(lines) + 0.19 * num_rows
+    lines = wrapped(title, width - 1.2)
+    height = 1.92 + 0.17 * lines.count("\n") + 0.19 * num_rows
     figure = Figure(figsize=(width, max(2.6, height)), dpi=110, layout="constrained")
     axis = figure.add_subplot()
-    axis.set_title("\n".join(lines), fontsize=10, loc="left", parse_math=False)
+    axis.set_title(lines, fontsize=10, loc="left", parse_math=False)
     axis.set_ylabel("evaluation, noise at the top", fontsize=8)
     axis.set_xlim(-0.5, num_layers - 0.5)
     columns.write(axis)
