@@ -151,7 +151,7 @@ def judge_graph(cfg: DictConfig) -> None:
     )
     report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
     print(table(comparison, cost))
-    print(f"\nreport: {report}\npictures: {report.parent / 'samples.png'}, {report.parent / 'graph.png'}")
+    print(f"\nreport: {report}\npage with pictures: {report.with_suffix('.html')}")
 
 
 def _command() -> str:

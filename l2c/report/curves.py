@@ -92,7 +92,7 @@ def pareto(cells: Sequence[Cell], *, family_of: Mapping[str, str] | None = None,
         ends = {family.name: _points(family.lines, cost)[0] for family in chosen}
         _label_ends(axis, ends, {family.name: COLOURS[i] for i, family in enumerate(chosen)})
     for target in sorted({line.target for line in found}):
-        mark_budget(axes[0], _worth(found, target), budget_label(target))
+        mark_budget(axes[0], _worth(found, target), budget_label(target), above=True)
     axes[0].set_ylabel("mean squared error to the uncached images, x 1e-5")
     axes[0].set_xlabel("cost: MACs, in evaluations of the uncached network")
     axes[1].set_xlabel("time, as a share of the uncached sampler's")
@@ -109,18 +109,19 @@ def budget_label(target: float) -> str:
     return f"{100 * target:g} % of the MACs" if target <= 1 else f"budget {target:g}"
 
 
-def mark_budget(axis: Axes, cost: float, label: str) -> None:
-    """Draw a vertical line at a budget, with its label along it."""
+def mark_budget(axis: Axes, cost: float, label: str, *, above: bool = False) -> None:
+    """Draw a vertical line at a budget, with its label along it or, slanted, above the axis."""
     axis.axvline(cost, color="#999999", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
     axis.annotate(
         label,
-        (cost, 0.99),
+        (cost, 1.0 if above else 0.99),
         xycoords=("data", "axes fraction"),
-        xytext=(-3, 0),
+        xytext=(-2, 2) if above else (-3, 0),
         textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="top",
+        rotation=30 if above else 90,
+        ha="left" if above else "right",
+        va="bottom" if above else "top",
+        rotation_mode="anchor" if above else "default",
         fontsize=7,
         color="#777777",
     )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from l2c.report.decisions import printable
 from l2c.report.samples import AMPLIFIED, Pixels, SampleRow, differences, pixels, said_of, value_range
+from l2c.report.table import short
 
 TILE = 0.62  # inches of an image
 GAP = 0.04
@@ -19,11 +20,6 @@ BETWEEN = 0.16  # inches between methods, and between the first noises and the w
 def error_in_words(mse: float) -> str:
     """Return a mean squared error in the unit of the tables."""
     return f"{short(1e5 * mse)} x 1e-5"
-
-
-def short(value: float) -> str:
-    """Return a number with three digits that count, without an exponent where it is large."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def sample_figure(rows: Sequence[SampleRow], labels: Sequence[int] | None = None) -> Figure:
