@@ -57,7 +57,7 @@ def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
         stem = cell_name(line.method, line.target)
         sample, graph = folder / "samples" / f"{stem}.safetensors", folder / "graphs" / f"{stem}.json"
         if sample.is_file():
-            samples.setdefault(line.target, []).append(SampleRow.load(sample))
+            samples.setdefault(line.target, []).append(SampleRow.load(sample).drawn_from(line.num_seeds))
         if graph.is_file():
             graphs.setdefault(line.target, {})[line.method] = CacheGraph.load(graph)
     return {"samples": samples, "graphs": graphs}

@@ -141,8 +141,7 @@ def compare(
         for name, draws in samplers.items()
     )
     shown = tuple(
-        SampleRow.of(name if len(drawn) == 1 else f"{name} (one of {len(drawn)} draws)", drawn[0], reference)
-        for name, drawn in list(images.items())[1:]
+        SampleRow.of(name, drawn[0], reference).drawn_from(len(drawn)) for name, drawn in list(images.items())[1:]
     )
     return Comparison(
         results, shown, () if labels is None else tuple(labels.tolist()), f"batch of {len(noise[:timing_batch])}"

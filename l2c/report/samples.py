@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,10 @@ class SampleRow:
             float(errors.mean()),
             len(errors),
         )
+
+    def drawn_from(self, num_draws: int) -> SampleRow:
+        """Return the row with a name that says that it shows one of several draws."""
+        return self if num_draws == 1 else replace(self, name=f"{self.name} (one of {num_draws} draws)")
 
     @property
     def worst(self) -> float | None:

@@ -86,3 +86,9 @@ def test_rows_of_other_noises_are_refused():
         sample_figure([row, SampleRow.of("b", REFERENCE, REFERENCE, first=2)])
     with pytest.raises(ValueError, match="at least one row"):
         sample_figure([])
+
+
+def test_one_of_several_draws_says_so():
+    row = SampleRow.of("random layers", REFERENCE, REFERENCE)
+    assert row.drawn_from(1).name == "random layers"
+    assert row.drawn_from(5).name == "random layers (one of 5 draws)"

@@ -1,4 +1,4 @@
-"""The table of methods and budgets: means over seeds, ties, a page without links."""
+"""The table of methods and budgets: means over seeds, ties."""
 
 import csv
 import io
