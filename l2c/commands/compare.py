@@ -20,7 +20,6 @@ from l2c.io.atomic import replacing
 from l2c.io.names import near_names
 from l2c.policies.registry import POLICIES, check_options
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
-from l2c.report.curves import pareto
 from l2c.report.figures import save_figure
 from l2c.report.machine import machine
 from l2c.report.method_table import Cell, lines, to_csv, to_markdown
@@ -63,6 +62,24 @@ def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
     return {"samples": samples, "graphs": graphs}
 
 
+def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Cell]) -> ComparisonPage:
+    """Return the page of a model's cells, with what their folder keeps; methods of one policy share a line."""
+    return ComparisonPage(
+        name,
+        {
+            "model": name,
+            "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
+            "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
+            "machine": machine(),
+            "command": " ".join(["python scripts/compare.py", *sys.argv[1:]]),
+        },
+        cells,
+        **kept_pictures(folder, cells),
+        family_of={method: str(options.get("policy", method)) for method, options in cfg.methods.items() if options},
+        always=[FEWER_STEPS, *(cfg.graphs or {})],
+    )
+
+
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
@@ -100,21 +117,10 @@ def main(cfg: DictConfig) -> None:
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         with replacing(folder / file) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    figure = pareto(cells)
+    page = comparison_page(cfg, name, folder, cells)
+    figure = page.curves()
     for suffix in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{suffix}")
-    page = ComparisonPage(
-        name,
-        {
-            "model": name,
-            "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
-            "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
-            "machine": machine(),
-            "command": " ".join(["python scripts/compare.py", *sys.argv[1:]]),
-        },
-        cells,
-        **kept_pictures(folder, cells),
-    )
     report = write_comparison_page(folder, page)
     print(f"{text}\n\nreport: {report}")
 

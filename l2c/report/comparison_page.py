@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from l2c.graph.cache_graph import CacheGraph
 from l2c.report.curves import MOST_FAMILIES, budget_label, pareto
 from l2c.report.method_table import HEADER, TIE, Cell, Line, lines, row_of
@@ -38,6 +40,7 @@ class ComparisonPage:
         samples: per budget the images of each method, for the picture grid.
         graphs: per budget the graph of each method.
         family_of: method to family, for the curves; a method without one is a family of its own.
+        always: families that the curves label before others, however large their errors are.
 
     """
 
@@ -47,6 +50,11 @@ class ComparisonPage:
     samples: Mapping[float, Sequence[SampleRow]] = field(default_factory=dict)
     graphs: Mapping[float, Mapping[str, CacheGraph]] = field(default_factory=dict)
     family_of: Mapping[str, str] | None = None
+    always: Sequence[str] = ()
+
+    def curves(self) -> Figure:
+        """Return the curves of error against cost, as the page shows them."""
+        return pareto(self.cells, family_of=self.family_of, always=self.always)
 
     def html(self) -> str:
         """Return the page.
@@ -67,18 +75,28 @@ class ComparisonPage:
         )
         return page_html(f"Caching compared: {self.model}", lead, self.facts, self._sections(found, budgets))
 
+    def _families(self) -> str:
+        """Say which methods share a line."""
+        members: dict[str, list[str]] = {}
+        for method in dict.fromkeys(cell.method for cell in self.cells):
+            members.setdefault((self.family_of or {}).get(method, method), []).append(method)
+        return "".join(
+            f"{name} is the best of {', '.join(methods)} at each budget. "
+            for name, methods in members.items()
+            if len(methods) > 1
+        )
+
     def _sections(self, found: Sequence[Line], budgets: Sequence[float]) -> list[Section]:
         """Return the table, the curves, and for each budget its pictures and graphs."""
         columns = [Column(n, m, words=n == "method") for n, m in zip(HEADER, MEANINGS, strict=True)]
         rows = [[Entry(*pair) for pair in zip(row_of(line), _orders(line), strict=True)] for line in found]
         best = [i for i, line in enumerate(found) if line.ratio == 1]
         caption = (
-            f"Error against cost, to the left by MACs, to the right by measured time. At most {MOST_FAMILIES} "
-            "methods are labelled, those with the least errors; bars are standard errors; dashed lines are the "
-            "budgets."
+            f"Error against cost, to the left by MACs, to the right by measured time. At most {MOST_FAMILIES} lines "
+            f"are labelled. {self._families()}Bars are standard errors; dashed lines are the budgets."
         )
         parts = [
-            Section("Error against cost", curves_html(pareto(self.cells, family_of=self.family_of), caption)),
+            Section("Error against cost", curves_html(self.curves(), caption)),
             Section("Table", table_html(columns, rows, best=best)),
         ]
         for budget in budgets:

@@ -38,7 +38,10 @@ class Family:
 
 
 def families(
-    found: Sequence[Line], family_of: Mapping[str, str] | None = None, most: int = MOST_FAMILIES
+    found: Sequence[Line],
+    family_of: Mapping[str, str] | None = None,
+    most: int = MOST_FAMILIES,
+    always: Sequence[str] = (),
 ) -> list[Family]:
     """Return the families to label, the best first: those whose error is least beside the best of each budget.
 
@@ -46,6 +49,7 @@ def families(
         found: the lines of all methods.
         family_of: method to family; a method without one is a family of its own.
         most: how many at most.
+        always: families that are labelled before others, however large their errors are.
 
     """
     best: dict[str, dict[float, Line]] = {}
@@ -61,10 +65,17 @@ def families(
         return budgets - len(ratios), sum(ratios) / len(ratios)  # those at every budget first
 
     ranked = sorted((name for name in best if best[name]), key=rank)
-    return [Family(name, tuple(best[name].values())) for name in ranked[:most]]
+    kept = set(sorted(ranked, key=lambda name: name not in always)[:most])
+    return [Family(name, tuple(best[name].values())) for name in ranked if name in kept]
 
 
-def pareto(cells: Sequence[Cell], *, family_of: Mapping[str, str] | None = None, most: int = MOST_FAMILIES) -> Figure:
+def pareto(
+    cells: Sequence[Cell],
+    *,
+    family_of: Mapping[str, str] | None = None,
+    most: int = MOST_FAMILIES,
+    always: Sequence[str] = (),
+) -> Figure:
     """Draw error against MACs and against measured time.
 
     Labelled are the families with the least errors; other methods are thin grey lines. Bars are standard errors
@@ -74,10 +85,11 @@ def pareto(cells: Sequence[Cell], *, family_of: Mapping[str, str] | None = None,
         cells: measurements of methods at budgets.
         family_of: method to family; a method without one is a family of its own.
         most: labelled families at most, up to 7.
+        always: families that are labelled before others, however large their errors are.
 
     """
     found = lines(cells)
-    chosen = families(found, family_of, min(most, MOST_FAMILIES))
+    chosen = families(found, family_of, min(most, MOST_FAMILIES), always)
     drawn = {line.method for family in chosen for line in family.lines}
     figure = Figure(figsize=(12, 5), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)

@@ -40,6 +40,10 @@ def test_a_family_is_its_best_method_at_each_budget():
     assert len(family.lines) == len(BUDGETS)
 
 
+def test_some_are_labelled_however_large_their_errors_are():
+    assert [family.name for family in families(lines(cells(5)), most=3, always=["m4"])] == ["m0", "m1", "m4"]
+
+
 def test_methods_that_miss_a_budget_come_after_those_that_do_not():
     few = [cell for cell in cells(3) if cell.method != "m0" or cell.target == 15]
     assert [family.name for family in families(lines(few))] == ["m1", "m2", "m0"]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
+from l2c.report.decisions import printable
 from l2c.report.method_table import HEADER, Cell
 from l2c.report.page import Column, Entry, page_html, table_html
 from l2c.report.page_graph import graph_html
@@ -91,6 +93,11 @@ def test_what_others_wrote_is_shown_and_does_nothing(page):
     assert "\x1b" not in html
     scripts = [attributes for tag, attributes in Tags(html).tags if tag == "script"]
     assert len(scripts) == 3  # ours, and the data of two graphs
+
+
+def test_the_page_says_which_methods_share_a_line(page):
+    shared = replace(page, family_of={"best": "ours", EVIL: "ours"})
+    assert f"ours is the best of {printable(EVIL)}, best at each budget" in " ".join(Tags(shared.html()).words)
 
 
 def test_a_page_without_measurements_is_refused():
