@@ -81,9 +81,9 @@ def _svg(graph: CacheGraph, decided: tuple[tuple[str, ...], ...], colours: dict[
         if block.layers[0]:
             lines.append(f"M{left - 0.5} {TOP - 6}V{height}")
         if left >= free:  # names that would touch the one before are left to the pointer
-            label = escape(printable(block.label))
-            heads.append(f'<text x="{left + 2}" y="{TOP - 5}">{label}</text>')
-            free = left + 4 + 6 * len(block.label)
+            label = block.label if block.label.isdigit() else block.label[: SIZE * len(block.layers) // 6]
+            heads.append(f'<text x="{left + 2}" y="{TOP - 5}">{escape(printable(label))}</text>')
+            free = left + 4 + 6 * len(label)
     return (
         f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" tabindex="0" '
         f'aria-label="{text_html(graph_title(graph))}">{"".join(paths)}'
