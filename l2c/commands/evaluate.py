@@ -134,8 +134,7 @@ def judge_graph(cfg: DictConfig) -> None:
         samplers["fewer steps"] = [uncached(fewer_evaluations(graph.solver, cost.evaluations_worth(graph)))]
     if "random" in cfg.baselines:
         draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
-        name = f"random layers (mean of {len(draws)})"
-        samplers[name] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
+        samplers["random layers"] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
     comparison = compare(
         samplers,
         cost=cost,
@@ -148,7 +147,7 @@ def judge_graph(cfg: DictConfig) -> None:
     )
     report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
     print(table(comparison, cost))
-    print(f"\nreport: {report}\npictures: {report.parent / 'samples.png'}, {report.parent / 'graph.png'}")
+    print(f"\nreport: {report}\npage with pictures: {report.with_suffix('.html')}")
 
 
 def _command() -> str:

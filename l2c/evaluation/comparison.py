@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
+from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
@@ -57,10 +58,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of all methods, the uncached one first, and the first images of each for a picture."""
+    """Results of all methods, the uncached one first, and images of the others for a picture."""
 
     results: tuple[Result, ...]
-    images: dict[str, Tensor]
+    samples: tuple[SampleRow, ...]
     labels: tuple[int, ...]
     seconds_for: str
 
@@ -75,7 +76,6 @@ def compare(
     classifier: Reader | None = None,
     timing_batch: int = 16,
     timing_repetitions: int = 5,
-    num_shown: int = 10,
 ) -> Comparison:
     """Sample with every method from the same noise and compare with the first one, the uncached.
 
@@ -88,7 +88,6 @@ def compare(
         classifier: reads the testbed's pictures; None for other images.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.
-        num_shown: images kept for a picture.
 
     """
     reference_sampler = next(iter(samplers.values()))[0]
@@ -115,9 +114,12 @@ def compare(
         _result(name, draws, images[name], reference, labels, cost, latencies[name], classifier)
         for name, draws in samplers.items()
     )
-    shown = {name: drawn[0][:num_shown] for name, drawn in images.items()}
-    shown_labels = () if labels is None else tuple(labels[:num_shown].tolist())
-    return Comparison(results, shown, shown_labels, f"batch of {len(noise[:timing_batch])}")
+    shown = tuple(
+        SampleRow.of(name, drawn[0], reference).drawn_from(len(drawn)) for name, drawn in list(images.items())[1:]
+    )
+    return Comparison(
+        results, shown, () if labels is None else tuple(labels.tolist()), f"batch of {len(noise[:timing_batch])}"
+    )
 
 
 def _result(

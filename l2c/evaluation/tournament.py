@@ -25,8 +25,9 @@ from l2c.io.atomic import replacing
 from l2c.policies.best import reference_evaluations
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
-from l2c.report.figures import graph_heatmap, sample_grid, save_figure
+from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.method_table import Cell
+from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_by
@@ -214,8 +215,7 @@ class Tournament:
         graph = sampler.graph
         worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
         if seed == 0:
-            shown = {"uncached": self.reference[:10], f"{method} {worth:g}": images[:10]}
-            save_figure(sample_grid(shown, None), self.folder / "samples" / f"{name}.png")
+            SampleRow.of(method, images, self.reference).save(self.folder / "samples" / f"{name}.safetensors")
             if graph is not None:
                 graph.save(self.folder / "graphs" / f"{name}.json")
                 save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")

@@ -38,9 +38,7 @@ def samplers(tiny_dit, make_graph):
 def test_comparison_and_report(samplers, tiny_dit, tmp_path):
     graph, methods = samplers
     cost = count_macs(tiny_dit)
-    comparison = compare(
-        methods, cost=cost, num_images=5, seed=3, batch_size=2, timing_batch=1, timing_repetitions=2, num_shown=3
-    )
+    comparison = compare(methods, cost=cost, num_images=5, seed=3, batch_size=2, timing_batch=1, timing_repetitions=2)
     uncached, cached, fewer, random = comparison.results
     assert uncached.error.mse == 0
     assert uncached.removed == 0
@@ -50,7 +48,7 @@ def test_comparison_and_report(samplers, tiny_dit, tmp_path):
     assert fewer.evaluations_worth == 3
     assert random.num_draws == 2
     assert random.evaluations_worth == pytest.approx(cached.evaluations_worth, rel=0.1)
-    assert comparison.images["graph"].shape[0] == 3
+    assert [row.name for row in comparison.samples] == ["graph", "fewer steps", "random (one of 2 draws)"]
 
     path = write_report(tmp_path, graph, comparison, cost, command="python scripts/evaluate.py")
     text = path.read_text()
