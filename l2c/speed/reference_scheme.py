@@ -44,11 +44,11 @@ class ReferenceScheme:
         self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the output (N, C or 2 C, H, W) for the state x (N, C, H, W) at timestep t."""
-        batch = torch.cat([x, x]) if self.guidance.active else x
+        """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
+        batch = (torch.cat([x, x]) if self.guidance.active else x).to(next(self.backbone.parameters()).dtype)
         times = torch.full((len(batch),), t, device=x.device)
         net = self.backbone
-        output = self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)
+        output = (self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)).float()
         self._evaluation += 1
         return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
 
