@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.precision import matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_of
-from l2c.speed.latency import alternate_pieces, evaluations
+from l2c.speed.latency import alternate_pieces, evaluations, quartiles
 from l2c.speed.reference_scheme import ReferenceScheme
 
 MODES = ("eager", "compiled", "captured", "compiled+captured")
@@ -52,6 +51,7 @@ class Speed:
         every_output_bytes: what keeping every layer's output takes.
         device_bytes: the most memory allocated on a CUDA device with the graph; None elsewhere.
         error: root mean square difference of the cached images to those of the first setting, over their own.
+        cached_times: seconds with the graph, of each repetition.
 
     """
 
@@ -68,6 +68,16 @@ class Speed:
     every_output_bytes: int
     device_bytes: int | None
     error: float
+    cached_times: tuple[float, ...] = ()
+
+    def faster_than(self, other: Speed) -> tuple[float, float, float]:
+        """Return median and quartiles of (cached time of another setting / that of this one) over the repetitions.
+
+        Both must come from one `Bench.run`, which alternates them.
+        """
+        ratios = [theirs / own for theirs, own in zip(other.cached_times, self.cached_times, strict=True)]
+        low, middle, high = quartiles(ratios)
+        return middle, low, high
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -83,6 +93,7 @@ class Bench:
         cost: MACs of the backbone.
         cfg_scale: guidance.
         options: further arguments of the samplers (`cache_dtype`, ...).
+        backend: what compiles the blocks, see `Sampler.compile`.
 
     """
 
@@ -94,7 +105,9 @@ class Bench:
         *,
         cfg_scale: float | None,
         options: dict[str, Any] | None = None,
+        backend: str = "inductor",
     ) -> None:
+        self.backend = backend
         self.backbone = backbone
         self.graph = graph
         self.cost = cost
@@ -130,7 +143,7 @@ class Bench:
         medians = [seconds.median(dim=0).values for seconds in (uncached, cached)]
         totals = [float(m.sum()) for m in medians]  # of each piece, so that one interruption does not tell
         ratios = (uncached.sum(1) / cached.sum(1)).tolist()
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, _, high = quartiles(ratios)
         speed_up = totals[0] / totals[1]
         expected = self._expected[setting.batch_size]
         error = (variant.images - expected).square().mean().sqrt() / expected.square().mean().sqrt()
@@ -139,7 +152,7 @@ class Bench:
             uncached=totals[0],
             cached=totals[1],
             speed_up=speed_up,
-            spread=(quartiles[2] - quartiles[0]) / 2,
+            spread=(high - low) / 2,
             efficiency=speed_up / self.cost.speed_up(self.graph),
             images_per_second=setting.batch_size / totals[1],
             by_evaluation=tuple(zip(*(m.tolist() for m in medians), strict=True)) if variant.by_evaluation else (),
@@ -148,6 +161,7 @@ class Bench:
             every_output_bytes=variant.every_output_bytes,
             device_bytes=device_bytes,
             error=float(error),
+            cached_times=tuple(cached.sum(1).tolist()),
         )
 
     def _variant(self, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> _Variant:
@@ -158,7 +172,7 @@ class Bench:
         else:
             sampler = Sampler(backbone, graph=graph, cfg_scale=self.cfg_scale, any_weights=True, **ways)
         if setting.mode.startswith("compiled"):
-            sampler.compile(setting.batch_size)
+            sampler.compile(setting.batch_size, backend=self.backend)
         if setting.mode.endswith("captured"):
             sampler.capture()
         return _Variant(sampler, setting, graph, by_evaluation and not sampler.captured)

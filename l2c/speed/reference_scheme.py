@@ -42,11 +42,11 @@ class ReferenceScheme:
         self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the output (N, C or 2 C, H, W) for the state x (N, C, H, W) at timestep t."""
-        batch = self.guidance.inputs(x)
+        """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
+        batch = self.guidance.inputs(x).to(next(self.backbone.parameters()).dtype)
         times = torch.full((len(batch),), t, device=x.device)
         net = self.backbone
-        output = self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)
+        output = (self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)).float()
         self._evaluation += 1
         return self.guidance.merge(output)
 
