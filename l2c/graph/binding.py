@@ -113,11 +113,16 @@ def check_layers(binding: Binding, model: str, layers: Sequence[str]) -> None:
 
     """
     if binding.layers != tuple(layers):
-        raise ValueError(
-            f"the graph was made for {shown(binding.model)} with {len(binding.layers)} layers "
-            f"({shown(binding.layers[0])}, ...), but {shown(model)} has {len(layers)} ({shown(layers[0])}, ...); "
-            "take a graph of this backbone"
-        )
+        raise wrong_layers(binding, model, layers)
+
+
+def wrong_layers(binding: Binding, model: str, layers: Sequence[str]) -> ValueError:
+    """Return the error of a graph whose layers are not those of a model."""
+    return ValueError(
+        f"the graph was made for {shown(binding.model)} with {len(binding.layers)} layers "
+        f"({shown(binding.layers[0])}, ...), but {shown(model)} has {len(layers)} ({shown(layers[0])}, ...); "
+        "take a graph of this model"
+    )
 
 
 def check_weights(
