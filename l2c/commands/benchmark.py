@@ -17,6 +17,7 @@ from l2c.backbones.dit import DiT
 from l2c.backbones.presets import load_backbone, model_preset
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.context import Problem
 from l2c.policies.random_layers import counted_layers
@@ -40,8 +41,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.checkpoint == "random":
         _enliven(backbone)
     backbone.to(device)
-    graph_scale = graph.cfg_scale if graph is not None else None
-    scale = next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale)
+    of_graph = None if graph is None else graph.cfg_scale
+    scale = scale_in_use(cfg.cfg_scale, of_graph, preset.sampling.cfg_scale)
     if graph is None:
         graph = _random_graph(cfg, backbone, preset, scale)
     cost = count_macs(backbone)
