@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ TINY: dict[str, dict[str, Any]] = {
     "dit": {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 10},
     "uvit": {"img_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 11},
 }
-NO_WEIGHTS = "sha256:" + "0" * 64  # digesting random weights of this size takes seconds, and nobody compares them
 # Layers that the published routers of DiT-XL/2 compute in each routed evaluation, noisiest first (of 56), and the
 # shares of layers that those of U-ViT-H/2 remove in the routed evaluations altogether.
 DIT_COUNTS = {
@@ -48,7 +47,7 @@ class Network:
     kind: str
     backbone: Backbone
     solver: str
-    cfg_scale: float
+    cfg_scale: float | None
 
     def sampler(self, num_evaluations: int, **options: Any) -> Sampler:
         """Return an uncached sampler; options as a Sampler takes them."""
@@ -66,7 +65,7 @@ class Network:
         """
         if router is not None and self.kind == "dit" and num_evaluations == 50:
             return import_smoothcache(router, self.backbone, solver=self.solver, routed="l2c")
-        problem = Problem.of(self.sampler(num_evaluations))
+        problem = Problem.of(self.sampler(num_evaluations), weights_bound=False)
         routed, layers = problem.alternate, self.backbone.num_layers
         return counted_layers(problem.blank, routed, self._counts(num_evaluations, len(routed), layers), seed=0)
 
@@ -85,17 +84,16 @@ def spread(total: int, places: int) -> list[int]:
 
 def network(task: Task, kind: str) -> Network:
     """Return a network on the task's device: the published size, or a tiny one of the same kind."""
-    preset: dict[str, Any] = {str(key): value for key, value in model_preset(PRESETS[kind]).items()}
+    preset = model_preset(PRESETS[kind])
     if task.tiny:
-        preset["args"] = {**preset["args"], **TINY[kind]}
-        preset.pop("null_label", None)
+        conventions = {key: value for key, value in preset.conventions.items() if key != "null_label"}
+        preset = replace(preset, args={**preset.args, **TINY[kind]}, conventions=conventions)
     torch.manual_seed(0)
     with torch.device(task.device):  # drawing hundreds of millions of weights on the host takes longer
         backbone = load_backbone(preset, checkpoint="random")
     enliven(backbone)
     backbone = backbone.to(task.device)
-    backbone.known_fingerprint = NO_WEIGHTS
-    return Network(kind, backbone, preset["sampling"]["solver"], preset["sampling"]["cfg_scale"])
+    return Network(kind, backbone, preset.sampling.solver, preset.sampling.cfg_scale)
 
 
 def enliven(module: nn.Module) -> None:

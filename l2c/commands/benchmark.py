@@ -18,6 +18,7 @@ from l2c.backbones.presets import RANDOM, load_backbone, model_preset
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
 from l2c.commands.table import this_command_line
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.context import Problem
 from l2c.policies.random_layers import counted_layers
@@ -43,8 +44,8 @@ def main(cfg: DictConfig) -> None:
         _enliven(backbone)
         graph = None if graph is None else graph.replace(fingerprint=None)  # its speed is that of any weights
     backbone.to(device)
-    graph_scale = graph.cfg_scale if graph is not None else None
-    scale = next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale)
+    of_graph = None if graph is None else graph.cfg_scale
+    scale = scale_in_use(cfg.cfg_scale, of_graph, preset.sampling.cfg_scale)
     if graph is None:
         graph = _random_graph(cfg, backbone, preset, scale)
     cost = count_macs(backbone)

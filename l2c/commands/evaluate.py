@@ -25,6 +25,7 @@ from l2c.evaluation.scores.features import load_features
 from l2c.evaluation.scores.reference import load_reference, open_images
 from l2c.evaluation.scores.scores import score
 from l2c.evaluation.tournament import fewer_evaluations
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable, replacing
 from l2c.policies.best import reference_evaluations
@@ -94,14 +95,14 @@ def judge_images(cfg: DictConfig) -> None:
 def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, PictureClassifier | None]:
     """Return the backbone that a graph is judged on, the guidance scale, and who reads its images."""
     if is_pipeline(cfg.get("model")):
-        scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), cfg.solver.cfg_scale)
+        scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, cfg.solver.cfg_scale)
         count = reference_evaluations(graph)
         fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
         backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
         return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, None
     preset = ModelPreset.of(cfg.get("model") or graph.model)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
-    scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
+    scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, preset.sampling.cfg_scale)
     return backbone, scale, reader_of(preset)
 
 

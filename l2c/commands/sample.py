@@ -12,6 +12,7 @@ from l2c.backbones.presets import load_backbone, model_preset
 from l2c.commands import entry as cli
 from l2c.commands.backends import is_pipeline
 from l2c.drawing.image_shards import to_pixels
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.report.figures import sample_grid, save_figure
@@ -57,13 +58,12 @@ def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
     if graph is not None:
         apply_cache_graph(pipe, graph)
     prompts = read_prompts(cfg.model.prompts, pipe)
-    scales = (cfg.cfg_scale, None if graph is None else graph.cfg_scale, cfg.solver.cfg_scale)
     images = pipeline_images(
         pipe,
         [prompts[i % len(prompts)] for i in range(cfg.num_images)],
         seed=cfg.seed,
         num_evaluations=cfg.num_evaluations or (cfg.solver if graph is None else graph).num_evaluations,
-        guidance_scale=next((scale for scale in scales if scale is not None), None),
+        guidance_scale=scale_in_use(cfg.cfg_scale, None if graph is None else graph.cfg_scale, cfg.solver.cfg_scale),
         options=cfg.model.options,
     )
     folder = cli.run_folder()
@@ -84,7 +84,6 @@ def main(cfg: DictConfig) -> None:
         return
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
-    graph_scale = graph.cfg_scale if graph is not None else None
     solver = cfg.get("solver")
     published = None if graph is not None else preset.sampling.solver
     sampler = Sampler(
@@ -93,7 +92,7 @@ def main(cfg: DictConfig) -> None:
         solver=published if solver is None else solver.name,
         solver_options=None if solver is None else solver.options,
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
-        cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
+        cfg_scale=cfg.cfg_scale,
         **ways(cfg),
     )
     cli.check_positive(cfg, "num_images")

@@ -23,6 +23,8 @@ SCHEDULERS = {  # the classes of diffusers that take our solvers' steps
     "ddpm": "DDPMScheduler",
     "dpm_solver_2s": "DPMSolverSinglestepScheduler",
     "dpm_solver_2m": "DPMSolverMultistepScheduler",
+    "flow_euler": "FlowMatchEulerDiscreteScheduler",
+    "flow_dpm_2m": "DPMSolverMultistepScheduler",
 }
 DRAWING = ("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral", "sde")
 
@@ -113,11 +115,16 @@ def check_layers(binding: Binding, model: str, layers: Sequence[str]) -> None:
 
     """
     if binding.layers != tuple(layers):
-        raise ValueError(
-            f"the graph was made for {shown(binding.model)} with {len(binding.layers)} layers "
-            f"({shown(binding.layers[0])}, ...), but {shown(model)} has {len(layers)} ({shown(layers[0])}, ...); "
-            "take a graph of this backbone"
-        )
+        raise wrong_layers(binding, model, layers)
+
+
+def wrong_layers(binding: Binding, model: str, layers: Sequence[str]) -> ValueError:
+    """Return the error of a graph whose layers are not those of a model."""
+    return ValueError(
+        f"the graph was made for {shown(binding.model)} with {len(binding.layers)} layers "
+        f"({shown(binding.layers[0])}, ...), but {shown(model)} has {len(layers)} ({shown(layers[0])}, ...); "
+        "take a graph of this model"
+    )
 
 
 def check_weights(

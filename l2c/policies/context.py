@@ -40,17 +40,22 @@ class Problem:
     sampler: Sampler | None = None
 
     @classmethod
-    def of(cls, sampler: Sampler, calibration: Calibration | None = None) -> Problem:
+    def of(cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True) -> Problem:
         """Return the problem of thinning out an uncached sampler.
 
         A sampler of a backbone on the meta device (`backbone_shapes`) will do for policies that measure nothing.
+
+        Args:
+            sampler: the uncached sampler.
+            calibration: statistics.
+            weights_bound: bind graphs to the weights; false saves digesting them where no one will compare.
 
         Raises:
             ValueError: if the statistics belong to another model or sampler.
 
         """
         backbone, solver = sampler.backbone, sampler.solver
-        has_weights = not next(backbone.parameters()).is_meta
+        has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
             calibration.check(blank)

@@ -82,7 +82,6 @@ def test_networks_compute_what_was_published():
     for kind, by_evaluations in allowed.items():
         with torch.device("meta"):
             backbone = build_backbone(model_preset(networks.PRESETS[kind])).eval()
-        backbone.known_fingerprint = networks.NO_WEIGHTS
         preset = model_preset(networks.PRESETS[kind]).sampling
         net = networks.Network(kind, backbone, preset.solver, preset.cfg_scale)
         for num_evaluations, speed_up in by_evaluations.items():
