@@ -227,7 +227,7 @@ def refused() -> Callable[[Called | subprocess.CompletedProcess], str]:
 
     def sentence(result: Called | subprocess.CompletedProcess) -> str:
         assert result.returncode == 1, result.stderr
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        lines = [line for line in result.stderr.splitlines() if line.strip() and "it/s]" not in line]  # no bars
         assert len(lines) == 1, result.stderr
         assert lines[0].startswith("error: ")
         return lines[0]
