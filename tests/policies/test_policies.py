@@ -192,7 +192,7 @@ def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, t
 def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, make_dit):
     shapes = backbone_shapes("dit_digits")
     sampler = Sampler(shapes, solver="ddim", num_evaluations=6)
-    graph = make_graph(name, Problem.of(sampler), **({"target": 0.7} if name in ("late_first", "random") else {}))
+    graph = make_graph(name, Problem.of(sampler), **({"budget": 0.7} if name in ("late_first", "random") else {}))
     assert graph.fingerprint is None
     assert graph.num_reused > 0
     for checkpoint in (None, "random"):
@@ -203,5 +203,5 @@ def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, ma
 
 
 def test_policies_that_measure_bind_to_the_weights(problem):
-    assert make_graph("gram", problem, target=0.7).fingerprint == fingerprint(problem.sampler.backbone)
+    assert make_graph("gram", problem, budget=0.7).fingerprint == fingerprint(problem.sampler.backbone)
     assert make_graph("interval", problem).fingerprint is None
