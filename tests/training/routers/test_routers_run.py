@@ -65,15 +65,37 @@ def test_a_resumed_run_keeps_the_metrics_from_before(tmp_path):
     assert [len(part) for part in lines] == [3, 3]  # a header and two steps each
 
 
-@pytest.mark.parametrize("data", ["digits", "noise"])
-def test_resume_continues_bit_for_bit(tmp_path, data):
-    changes = [f"data={data}", "data.batch_size=4", "checkpoint_every_n_steps=1"]
+@pytest.mark.parametrize(("data", "router"), [("digits", "l2c"), ("noise", "l2c"), ("noise", "budget")])
+def test_resume_continues_bit_for_bit(tmp_path, data, router):
+    changes = [f"data={data}", f"router={router}", "data.batch_size=4", "checkpoint_every_n_steps=1"]
     whole = train_router(config(*changes, "trainer.max_steps=7"), tmp_path / "whole")
     train_router(config(*changes, "trainer.max_steps=3"), tmp_path / "broken")
     resumed = train_router(config(*changes, "trainer.max_steps=7", "resume=auto"), tmp_path / "broken")
     expected, got = routers_of(whole.folder), routers_of(resumed.folder)
     assert all(torch.equal(expected[name], got[name]) for name in expected)
     assert whole.graph == resumed.graph
+
+
+def test_logits_are_clamped_after_each_step(tmp_path, monkeypatch):
+    """A step may overshoot the limit, the next one and a checkpoint never see it; resuming stays bit for bit."""
+    limit, before = 2.25, []
+    draw = LitRouter.training_step
+
+    def training_step(self, batch, batch_index):
+        before.append(max(float(logits.detach().abs().max()) for logits in self.routers.logits.values()))
+        return draw(self, batch, batch_index)
+
+    monkeypatch.setattr(LitRouter, "training_step", training_step)
+    changes = ["router.learning_rate=1.0", f"router.clamp={limit}", "router.penalty=0", "checkpoint_every_n_steps=1"]
+    whole = train_router(config(*changes, "trainer.max_steps=6"), tmp_path / "whole")
+    assert before[0] == 2.0
+    assert before[1:] == [limit] * 5
+    trained = routers_of(whole.folder)
+    assert all(float(logits.abs().max()) <= limit for logits in trained.values())
+    train_router(config(*changes, "trainer.max_steps=3"), tmp_path / "broken")
+    assert all(float(logits.abs().max()) <= limit for logits in routers_of(tmp_path / "broken").values())
+    train_router(config(*changes, "trainer.max_steps=6", "resume=auto"), tmp_path / "broken")
+    assert all(torch.equal(trained[name], logits) for name, logits in routers_of(tmp_path / "broken").items())
 
 
 def test_a_stronger_penalty_removes_everything_and_none_nothing(tmp_path):
