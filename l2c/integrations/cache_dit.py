@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import LINEAR
+from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
 
 
@@ -20,7 +20,7 @@ class StepMask:
         now_reused: entries (evaluation, layer) that the graph computes and the mask skips.
         now_computed: entries that the graph reuses and the mask computes.
         num_entries: all of them.
-        linear: evaluations whose linear reuse becomes a plain one.
+        linear: evaluations whose linear or fitted reuse becomes a plain one.
 
     """
 
@@ -55,7 +55,7 @@ def step_mask(graph: CacheGraph, *, share: float = 0.5) -> StepMask:
         now_reused=sum(row.count(True) for row, skip in zip(graph.rows, skipped, strict=True) if skip),
         now_computed=sum(row.count(False) for row, skip in zip(graph.rows, skipped, strict=True) if not skip),
         num_entries=graph.num_evaluations * graph.num_layers,
-        linear=sum(skip and way == LINEAR for way, skip in zip(graph.reuse, skipped, strict=True)),
+        linear=sum(skip and way != HOLD for way, skip in zip(graph.reuse, skipped, strict=True)),
     )
 
 

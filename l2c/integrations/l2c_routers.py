@@ -42,43 +42,26 @@ def import_l2c_router(
         threshold: the router's threshold; published: 0.1 (DiT at 256), 0.9 (DiT at 512, U-ViT).
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no router file, or of another depth or number of evaluations.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no router file, of another depth or number of evaluations, or its logits are no
+            finite numbers.
 
     """
     routers = _read(Path(path))
     network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
-    conventions = network.conventions
     announced = solver_for(network, solver, num_evaluations)
-    num_steps = num_evaluations if solver != "dpm_solver_2s" else (num_evaluations + 1) // 2
+    if not 0 < finite_number("threshold", threshold) < 1:
+        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
     if len(routers) != num_evaluations:
         raise ValueError(
             f"{path} holds {len(routers)} routers, which do not fit {solver} with {num_evaluations} evaluations; "
             "give the number of evaluations that it was trained for"
         )
-    if not 0 < finite_number("threshold", threshold) < 1:
-        raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
-    if solver == "dpm_solver_2s":
-        router_of = {2 * i: i for i in range(1, num_steps)}
-    else:
-        router_of = {num_steps - 1 - i: i for i in range(0, num_steps, 2)}
-    router_of.pop(0, None)  # of an odd number of steps the first would be routed with nothing cached yet
+    router_of = _router_of(solver, num_evaluations)
     rows = [(True,) * network.num_layers] * num_evaluations
     for evaluation, i in router_of.items():
-        logits = routers.get(f"{i}.prob")
-        if logits is None:
-            raise ValueError(f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on")
-        if logits.numel() != network.num_layers:
-            raise ValueError(
-                f"{path} has {logits.numel()} logits per router, but {conventions.name} has {network.num_layers} "
-                "layers; give the backbone that it was trained for"
-            )
-        if not logits.is_floating_point() or not logits.isfinite().all():
-            raise ValueError(
-                f"{path} has logits in router '{i}.prob' that are no finite numbers; the training that wrote it "
-                "failed: train or download it again"
-            )
-        rows[evaluation] = tuple((torch.sigmoid(logits.flatten()) > threshold).tolist())
+        logits = _logits(path, routers, i, network)
+        rows[evaluation] = tuple((torch.sigmoid(logits) > threshold).tolist())
     binding = binding_of(network, announced, weights_bound=network is backbone)
     return CacheGraph(
         **binding.fields,
@@ -90,6 +73,34 @@ def import_l2c_router(
             "hyperparameters": {"threshold": threshold},
         },
     )
+
+
+def _router_of(solver: str, num_evaluations: int) -> dict[int, int]:
+    """Return the number of the router of each routed evaluation."""
+    if solver == "dpm_solver_2s":
+        router_of = {2 * i: i for i in range(1, (num_evaluations + 1) // 2)}
+    else:
+        router_of = {num_evaluations - 1 - i: i for i in range(0, num_evaluations, 2)}
+    router_of.pop(0, None)  # of an odd number of steps the first would be routed with nothing cached yet
+    return router_of
+
+
+def _logits(path: str | Path, routers: Mapping[str, Tensor], i: int, network: Backbone) -> Tensor:
+    """Return the logits (2L,) of router i, or refuse them."""
+    logits = routers.get(f"{i}.prob")
+    if logits is None:
+        raise ValueError(f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on")
+    if logits.numel() != network.num_layers:
+        raise ValueError(
+            f"{path} has {logits.numel()} logits per router, but {network.conventions.name} has {network.num_layers} "
+            "layers; give the backbone that it was trained for"
+        )
+    if not logits.is_floating_point() or not logits.isfinite().all():
+        raise ValueError(
+            f"{path} has logits in router '{i}.prob' that are no finite numbers; the training that wrote it failed: "
+            "train or download it again"
+        )
+    return logits.flatten()
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

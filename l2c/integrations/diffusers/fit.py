@@ -59,7 +59,7 @@ def check_scheduler(graph: CacheGraph, scheduler: Any) -> None:
     """Refuse a scheduler of another kind than the graph's.
 
     Raises:
-        ValueError: if it is.
+        ValueError: if it is of another kind.
 
     """
     made_for = SCHEDULERS.get(graph.solver, graph.solver)
