@@ -190,3 +190,13 @@ def test_bad_input_ends_in_one_sentence(name, arguments, sentence, call, saved, 
     assert (result.returncode, len(errors)) == (1, 1)
     assert sentence in errors[0]
     assert not (tmp_path / "refused").exists()
+
+
+def test_options_of_the_pipelines_call_are_taken(call, tmp_path):
+    PIPELINES["pixart"]().save_pretrained(tmp_path / "pixart")
+    size = "model.options={height: 8, width: 8, use_resolution_binning: false, clean_caption: false}"
+    given = ["backend=diffusers", f"pipeline={tmp_path / 'pixart'}", size, "solver.num_evaluations=4"]
+    result = call("scripts/make_graph.py", *given, "policy=interval", run_in(tmp_path / "run"))
+    assert result.returncode == 0, result.stderr
+    graph = l2c.CacheGraph.load(tmp_path / "run" / "cache_graph.json")
+    assert (graph.model, graph.num_evaluations) == ("PixArtTransformer2DModel", 4)
