@@ -149,7 +149,17 @@ def test_modulations_are_one_product_for_all_evaluations(make_dit, make_graph):
     batches = []
     backbone.blocks[0].adaLN_modulation.register_forward_hook(lambda _, args, output: batches.append(len(output)))
     sample(Sampler(backbone, graph=make_graph(backbone, num_evaluations=8), cfg_scale=2.0))
-    assert batches == [8 * 6]
+    assert batches == [8 * 4]  # three labels, and the null label of the other three rows once
+
+
+def test_equal_labels_are_worked_out_once_and_given_to_every_row(backbone):
+    timesteps, y = (900.0, 500.5, 1.0), torch.tensor([3, 1, 3, 5, 5, 5])
+    conditions = Conditions(backbone, y, timesteps, len(y), ahead_bytes=2 * 3 * backbone.condition_size * 4)
+    assert conditions.ahead == 2  # three distinct labels
+    for e in (0, 1, 2, 0):
+        expected = backbone.condition(torch.full((len(y),), timesteps[e]), y)
+        for part, exact in zip(conditions.at(e), expected, strict=True):
+            torch.testing.assert_close(part, exact, rtol=1e-5, atol=1e-5)
 
 
 # --- precision -----------------------------------------------------------------------------------------------
