@@ -53,7 +53,7 @@ def test_each_name_loads_what_it_needs():
     ("arguments", "allowed", "says"),
     [
         (("--help",), set(), "train routers and export them"),
-        (("trian",), set(), "unknown command 'trian'; did you mean train"),
+        (("trainn",), set(), "unknown command 'trainn'; did you mean train"),
         (("train", "--help"), {"hydra", "omegaconf"}, "router.penalty"),
         (("train", "model=dit_xl3"), {"hydra", "omegaconf"}, "unknown model 'dit_xl3'"),
         (("sample", "num_images=none_at_all"), {"hydra", "omegaconf"}, "num_images must be a whole number from 1 on"),

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from l2c.backbones.presets import load_backbone, model_preset
 from l2c.commands import entry as cli
 from l2c.commands.backends import is_pipeline
-from l2c.drawing.image_shards import to_pixels
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
@@ -43,6 +42,7 @@ def _wanted(labels: object) -> list[int]:
 
 def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
     """Call a pipeline as its users do, with the graph applied; write what it returns."""
+    from l2c.drawing.image_shards import to_pixels  # its room imports Lightning
     from l2c.integrations.diffusers import apply_cache_graph
     from l2c.integrations.diffusers.images import pipeline_images
     from l2c.integrations.diffusers.pipeline_backbone import read_pipeline, read_prompts
