@@ -2,15 +2,16 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# The torch build that this tree was last tested with; `make test TORCH=torch==2.6.0` tries another.
-TORCH  ?= torch==2.13.0
-# `make demo PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple"`
-# takes the small CPU build of torch and torchvision.
+# The torch that this tree was last tested with, and the torchvision that belongs to it (timm imports it): their builds
+# must be of one kind. `make test TORCH="torch==2.6.0 torchvision==0.21.0"` tries another pair.
+TORCH  ?= torch==2.13.0 torchvision==0.28.0
+# Options for pip. For the small CPU builds of torch and torchvision, the index options that PyTorch's installation page
+# shows for "CPU".
 PIP_ARGS ?=
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format clean
+.PHONY: help install demo test lint types spelling format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,13 +21,13 @@ install: $(VENV)/.installed  ## create .venv and install the project into it
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("l2c needs Python 3.10 or newer, got %d.%d: run make PYTHON=/path/to/python3.10" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "$(TORCH)" -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH) -e ".[dev]"
 	@touch $@
 
 demo: install  ## train routers on the bundled digits DiT, export, sample with and without the graph, report
-	$(BIN)/python train_router.py hydra.run.dir=$(RUN)
-	$(BIN)/python scripts/evaluate.py graph=$(RUN)/cache_graph.json hydra.run.dir=$(RUN)/report
+	$(BIN)/l2c train hydra.run.dir=$(RUN)
+	$(BIN)/l2c evaluate graph=$(RUN)/cache_graph.json hydra.run.dir=$(RUN)/report
 
 test: install  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -37,6 +38,9 @@ lint: install  ## ruff: lint, docstrings, format
 
 types: install  ## mypy on the package, the scripts and the entry
 	$(BIN)/mypy
+
+spelling: install  ## codespell
+	$(BIN)/codespell
 
 format: install  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

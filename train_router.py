@@ -1,6 +1,6 @@
 """Train the routers of a frozen backbone and export them as a cache graph; the same as `l2c train`."""
 
-from l2c.commands.train_router import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("train")

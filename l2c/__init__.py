@@ -1,15 +1,30 @@
-"""Learned layer caching of diffusion transformers: the public names."""
+"""Learned layer caching of diffusion transformers: the public names, each loaded when it is first used."""
 
-from l2c.io import torchvision_stand_in
+from typing import TYPE_CHECKING
 
-torchvision_stand_in.make_importable()  # before timm and Lightning, which import torchvision
+from l2c.io.lazy import lazy_names
+from l2c.io.version import __version__
 
-from l2c.backbones.dit import DiT  # noqa: E402
-from l2c.backbones.presets import load_backbone  # noqa: E402
-from l2c.backbones.uvit import UViT  # noqa: E402
-from l2c.backbones.wrap import wrap  # noqa: E402
-from l2c.graph.cache_graph import CacheGraph  # noqa: E402
-from l2c.integrations.l2c_routers import import_l2c_router  # noqa: E402
-from l2c.sampling.sampler import Sampler  # noqa: E402
+if TYPE_CHECKING:
+    from l2c.backbones.dit import DiT
+    from l2c.backbones.presets import load_backbone
+    from l2c.backbones.uvit import UViT
+    from l2c.backbones.wrap import wrap
+    from l2c.graph.cache_graph import CacheGraph
+    from l2c.integrations.l2c_routers import import_l2c_router
+    from l2c.sampling.sampler import Sampler
 
-__all__ = ["CacheGraph", "DiT", "Sampler", "UViT", "import_l2c_router", "load_backbone", "wrap"]
+__all__ = ["CacheGraph", "DiT", "Sampler", "UViT", "__version__", "import_l2c_router", "load_backbone", "wrap"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CacheGraph": "l2c.graph.cache_graph",
+        "DiT": "l2c.backbones.dit",
+        "Sampler": "l2c.sampling.sampler",
+        "UViT": "l2c.backbones.uvit",
+        "import_l2c_router": "l2c.integrations.l2c_routers",
+        "load_backbone": "l2c.backbones.presets",
+        "wrap": "l2c.backbones.wrap",
+    },
+)

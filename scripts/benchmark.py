@@ -1,6 +1,6 @@
-"""Time a cache graph beside the uncached sampler and, on request, the published scheme."""
+"""Time a cache graph beside the uncached sampler and, on request, the published scheme; `l2c benchmark`."""
 
-from l2c.commands.benchmark import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("benchmark")

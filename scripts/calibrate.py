@@ -1,6 +1,6 @@
-"""Measure what the calibrated policies need, once per model and sampler."""
+"""Measure what the calibrated policies need, once per model and sampler; `l2c calibrate`."""
 
-from l2c.commands.calibrate import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("calibrate")

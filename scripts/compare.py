@@ -1,6 +1,6 @@
 """Compare all methods at all budgets over seeds: one table, curves, pictures, one HTML report; resumable."""
 
-from l2c.commands.compare import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("compare")

@@ -1,6 +1,6 @@
-"""Judge a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs."""
+"""Judge a cache graph: error, cost and time against the uncached sampler and baselines; `l2c evaluate`."""
 
-from l2c.commands.evaluate import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("evaluate")

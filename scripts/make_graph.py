@@ -1,6 +1,6 @@
-"""Make a cache graph by a policy, without training."""
+"""Make a cache graph by a policy, without training; `l2c graph`."""
 
-from l2c.commands.make_graph import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("graph")

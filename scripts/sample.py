@@ -1,6 +1,6 @@
-"""Draw images with a backbone, with or without a cache graph."""
+"""Draw images with a backbone, with or without a cache graph; `l2c sample`."""
 
-from l2c.commands.sample import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("sample")

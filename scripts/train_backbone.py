@@ -1,6 +1,6 @@
-"""Train a small backbone on scikit-learn's digits or on emoji and write its EMA weights."""
+"""Train a small backbone on digits or emoji and write its EMA weights; `l2c train-backbone`."""
 
-from l2c.commands.train_backbone import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("train-backbone")

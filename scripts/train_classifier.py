@@ -1,6 +1,6 @@
-"""Train the small classifier that reads the digits, and say how well it reads held-out ones."""
+"""Train the small classifier that reads the digits; `l2c train-classifier`."""
 
-from l2c.commands.train_classifier import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("train-classifier")

@@ -1,6 +1,6 @@
-"""Train the slopes, scales and shifts of what a cache graph reuses."""
+"""Train the slopes, scales and shifts of what a cache graph reuses; `l2c correct`."""
 
-from l2c.commands.train_scale_shift import main
+from l2c.commands.start import script
 
 if __name__ == "__main__":
-    main()
+    script("correct")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
+import random
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +19,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import l2c  # before timm and Lightning: it makes a mismatched torchvision importable
+import l2c
 from l2c.diffusion import make_solver, schedule_of
+from l2c.io.torchvision_stand_in import make_importable
 
+make_importable()  # tests import diffusers and Lightning themselves
 torch.set_num_threads(1)
 # A folder of weights that the developer keeps must not decide a test.
 os.environ.pop("L2C_CHECKPOINTS", None)
@@ -130,15 +138,79 @@ def reference() -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Called:
+    """What a call of a command left: its exit code, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """Make a folder the current one within."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 @pytest.fixture(scope="session")
-def call() -> Callable[..., subprocess.CompletedProcess]:
-    """Return the function that calls an entry as a user does."""
+def call() -> Callable[..., Called]:
+    """Return the function that calls an entry, `train_router.py model=...`, as a user does but in this process.
+
+    Each call has its own arguments, environment, output and Hydra, and starts in the root of the checkout.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
     root = Path(__file__).resolve().parent.parent
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(entry: str, *arguments: object, **environment: str) -> Called:
+        output, errors = io.StringIO(), io.StringIO()
+        logger, threads = logging.getLogger(), torch.get_num_threads()
+        kept = (sys.argv, logger.handlers[:], logger.level, dict(os.environ), random.getstate(), sys.path[:])
+        sys.argv = [str(root / entry), *map(str, arguments)]
+        os.environ.update(environment)
+        code: object = 0
+        try:
+            with (
+                working_in(root),
+                contextlib.redirect_stdout(output),
+                contextlib.redirect_stderr(errors),
+                torch.random.fork_rng(devices=[]),
+            ):
+                runpy.run_path(str(root / entry), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            sys.argv, logger.handlers[:], level, variables, state, sys.path[:] = kept
+            logger.setLevel(level)
+            os.environ.clear()
+            os.environ.update(variables)
+            random.setstate(state)
+            torch.set_num_threads(threads)
+            GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None
+        if isinstance(code, str):  # sys.exit("a sentence")
+            errors.write(f"{code}\n")
+        return Called(code if isinstance(code, int) else int(code is not None), output.getvalue(), errors.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def call_process() -> Callable[..., subprocess.CompletedProcess]:
+    """Return the function that calls an entry in a process of its own, from any folder; see `call`."""
+    root = Path(__file__).resolve().parent.parent
+
+    def run(*arguments: object, cwd: Path = root, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=root,
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **environment},
             capture_output=True,
             text=True,
@@ -150,12 +222,12 @@ def call() -> Callable[..., subprocess.CompletedProcess]:
 
 
 @pytest.fixture(scope="session")
-def refused() -> Callable[[subprocess.CompletedProcess], str]:
+def refused() -> Callable[[Called | subprocess.CompletedProcess], str]:
     """Return the function that takes the one sentence from a refusal."""
 
-    def sentence(result: subprocess.CompletedProcess) -> str:
+    def sentence(result: Called | subprocess.CompletedProcess) -> str:
         assert result.returncode == 1, result.stderr
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        lines = [line for line in result.stderr.splitlines() if line.strip() and "it/s]" not in line]  # no bars
         assert len(lines) == 1, result.stderr
         assert lines[0].startswith("error: ")
         return lines[0]

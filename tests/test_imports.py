@@ -36,6 +36,15 @@ PENDING = {  # still to be turned around
     "l2c/training/routers/build.py",
     "l2c/training/corrections/run.py",
 }
+OMEGACONF_PENDING = {  # still given Hydra's configs; the end state is empty
+    "l2c/drawing/run.py",
+    "l2c/evaluation/tournament.py",
+    "l2c/testbeds/backbone_run.py",
+    "l2c/testbeds/classifier_run.py",
+    "l2c/training/corrections/run.py",
+    "l2c/training/routers/build.py",
+    "l2c/training/routers/run.py",
+}
 ENTRIES = [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
 MODULES = sorted((ROOT / "l2c").rglob("*.py"))
 
@@ -92,11 +101,15 @@ def test_frameworks_stay_in_their_places():
     for path in [*MODULES, *ENTRIES]:
         found = heads(path)
         where = relative(path)
-        if "hydra" in found:
+        if found & {"hydra", "omegaconf"} and where not in OMEGACONF_PENDING:
             assert path in ENTRIES or where.startswith("l2c/commands/"), where
         if found & {"lightning", "pytorch_lightning"}:
             assert where.startswith(("l2c/training/", "l2c/data/", "l2c/drawing/", "l2c/testbeds/")), where
         assert "wandb" not in found, f"{where}: only through Lightning's logger"
+
+
+def test_what_is_pending_is_still_to_do():
+    assert {where for where in OMEGACONF_PENDING if "omegaconf" in heads(ROOT / where)} == OMEGACONF_PENDING
 
 
 def test_public_package_holds_names_only():

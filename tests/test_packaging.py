@@ -1,24 +1,132 @@
-"""An installed wheel has what a checkout has: presets, the schema, bundled weights."""
+"""The wheel: what it holds, and that it works installed, from another folder."""
 
+import ast
+import os
+import re
+import subprocess
+import sys
+import sysconfig
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
+import l2c
+
 ROOT = Path(__file__).resolve().parent.parent
+BUNDLED = (
+    *("dit_digits.safetensors", "uvit_digits.safetensors", "digits_classifier.safetensors"),
+    *("dit_digits_ddim20.json", "uvit_digits_dpm20.json"),
+)
 
 
-def test_the_wheel_holds_presets_schema_and_weights(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
     builders = pytest.importorskip("hatchling.builders.wheel")
-    (wheel,) = builders.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    folder = tmp_path_factory.mktemp("wheel")
+    (path,) = builders.WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    return Path(path)
+
+
+def test_the_wheel_holds_what_a_checkout_has(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "l2c").rglob("*.py")}
     presets = {f"l2c/configs/{p.relative_to(ROOT / 'configs')}" for p in (ROOT / "configs").rglob("*.yaml")}
-    weights = {
-        f"l2c/checkpoints/{name}"
-        for name in ("dit_digits.safetensors", "uvit_digits.safetensors", "dit_digits_ddim20.json")
-    }
-    assert (
-        presets | weights | {"l2c/graph/cache_graph.schema.json", "l2c/checkpoints/digits_classifier.safetensors"}
-        <= names
-    )
     assert len(presets) > 25
+    files = {"l2c/graph/cache_graph.schema.json", "l2c/py.typed", *(f"l2c/checkpoints/{name}" for name in BUNDLED)}
+    assert sources | presets | files <= names
+    assert {path.name for path in (ROOT / "checkpoints").glob("*.json")} <= set(BUNDLED)
+
+
+def test_the_wheel_has_the_version_and_the_command(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        info = f"l2c-{l2c.__version__}.dist-info"
+        metadata = archive.read(f"{info}/METADATA").decode()
+        assert "l2c = l2c.commands.start:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert f"\nVersion: {l2c.__version__}\n" in metadata
+
+
+def imported_packages():
+    """Return the top-level names that the package imports, wherever in its files."""
+    names = set()
+    for path in (ROOT / "l2c").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"l2c"}
+
+
+def test_everything_imported_is_declared(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"l2c-{l2c.__version__}.dist-info/METADATA").decode()
+    lines = [line.removeprefix("Requires-Dist: ") for line in metadata.splitlines() if "Requires-Dist" in line]
+    bounds = {}
+    for line in lines:
+        name = re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
+        bounds.setdefault(name, set()).add(re.search(r">=([\d.]+)", line)[1])
+    owners = packages_distributions()
+    imported = {owners[name][0].lower().replace("_", "-") for name in imported_packages() if name in owners}
+    assert imported <= bounds.keys() | {"torchvision"}  # timm brings it
+    assert {"pillow", "pyyaml", "huggingface-hub"} <= imported
+    assert all(len(given) == 1 for given in bounds.values()), "one lower bound for each package"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Return a function that calls a program of a fresh environment, which has the wheel and borrows the rest."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    python = environment / "bin" / "python"
+    options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--python", python, "install", *options, wheel],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"pip cannot install into another environment here: {done.stderr[-300:]}")
+    (site,) = (environment / "lib").glob("python*/site-packages")
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    here = folder / "elsewhere"
+    here.mkdir()
+    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "L2C_CHECKPOINTS")}
+
+    def run(program, *arguments):
+        done = subprocess.run(
+            [environment / "bin" / program, *arguments],
+            cwd=here,
+            env={**variables, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run.package, run.here = site / "l2c", here
+    return run
+
+
+def test_the_installed_package_works_from_another_folder(installed):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in installed.package.rglob("*")}
+
+    before = files()
+    where = installed("python", "-c", "import l2c; print(l2c.__file__, l2c.__version__)")
+    assert where.split() == [str(installed.package / "__init__.py"), l2c.__version__]
+    assert "train routers" in installed("l2c", "--help")
+    assert "20 evaluations" in installed("l2c", "show", "dit_digits_ddim20")
+    assert (installed.here / "dit_digits_ddim20.png").is_file()
+    installed("l2c", "sample", "graph=dit_digits_ddim20", "labels=[3]", "hydra.run.dir=drawn")
+    assert (installed.here / "drawn" / "samples.png").is_file()
+    small = ["trainer.max_steps=2", "solver.num_evaluations=4", "hydra.run.dir=run"]
+    printed = installed("python", "-m", "l2c", "train", *small)
+    assert (installed.here / "run" / "cache_graph.json").is_file()
+    assert "cache_graph.json" in printed
+    assert files() == before

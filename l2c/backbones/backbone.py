@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from l2c.backbones.digest import weights_checksum, weights_digest
 from l2c.backbones.layer_cache import LayerCache, LayerOutput, LayerPlan, Pass, Row
+
+
+@dataclass(frozen=True)
+class PublishedSampling:
+    """How the publication of some weights samples with them.
+
+    Attributes:
+        solver: name of the solver.
+        num_evaluations: number of evaluations of a trajectory.
+        cfg_scale: guidance scale in the convention of the weights; None = none is published.
+
+    """
+
+    solver: str
+    num_evaluations: int
+    cfg_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Conventions:
         guidance: what `cfg_scale` means, `dit` or `uvit` (see `l2c.diffusion.guidance`).
         null_label: label of the unconditional class; None for weights that have none.
         prediction: what the output is, `noise`, `v` or `flow` (see `l2c.diffusion.prediction`).
+        published: how the publication samples; None for a backbone that was built by hand.
 
     """
 
@@ -36,6 +53,7 @@ class Conventions:
     guidance: str
     null_label: int | None
     prediction: str = "noise"
+    published: PublishedSampling | None = None
 
 
 class Backbone(nn.Module, ABC):
@@ -67,21 +85,20 @@ class Backbone(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known_fingerprint: str | None = None  # see `fingerprint`
+        self.known_fingerprint: tuple[str, str] | None = None  # digest and checksum, see `fingerprint`
         self.recompute_activations = False
-        self.register_load_state_dict_post_hook(Backbone._forget_fingerprint)
-
-    @staticmethod
-    def _forget_fingerprint(module: nn.Module, incompatible_keys: object) -> None:
-        assert isinstance(module, Backbone)
-        module.known_fingerprint = None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Backbone:
         # A cast rounds the weights; the fingerprint is that of the weights before.
         probe = torch.empty(0)
-        if fn(probe).dtype != probe.dtype and next(self.parameters()).dtype == torch.float32:
-            fingerprint(self)
-        return super()._apply(fn, recurse)
+        known = None
+        if fn(probe).dtype != probe.dtype and not any(p.is_meta for p in self.parameters()):
+            first = next(self.parameters()).dtype == torch.float32
+            known = fingerprint(self) if first or self.known_fingerprint is not None else None
+        result = super()._apply(fn, recurse)
+        if known is not None:
+            self.known_fingerprint = known, weights_checksum(self.state_dict())
+        return result
 
     @property
     def num_layers(self) -> int:
@@ -163,18 +180,15 @@ class Backbone(nn.Module, ABC):
 def fingerprint(backbone: Backbone) -> str:
     """Return a digest of names, shapes and values of the weights (as 32-bit floats), `sha256:...`.
 
-    It is computed once per backbone, before a cast to fewer bits at the latest, and remembered until other
-    weights are loaded into it.
+    It is worked out once and remembered, and worked out anew where the weights have changed since, in whatever way;
+    see `l2c.backbones.digest` for what either costs. After a cast to fewer bits it stays that of the weights before.
+
+    Raises:
+        ValueError: if the weights have no values that can be read (meta device, some quantised tensors).
+
     """
-    if backbone.known_fingerprint is None:
-        backbone.known_fingerprint = weights_digest(backbone.state_dict())
-    return backbone.known_fingerprint
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """Return the digest of a state dict, see `fingerprint`."""
-    digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return f"sha256:{digest.hexdigest()}"
+    weights = backbone.state_dict()
+    checksum = weights_checksum(weights)
+    if backbone.known_fingerprint is None or backbone.known_fingerprint[1] != checksum:
+        backbone.known_fingerprint = weights_digest(weights), checksum
+    return backbone.known_fingerprint[0]

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
+
+from l2c.graph import predictor
 
 Branch: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
 
@@ -25,7 +26,7 @@ def over(function: Callable[..., Tensor], *branches: Branch) -> Branch:
 
 def ahead(last: Branch, before: Branch, slope: float) -> Branch:
     """Return `last + slope (last - before)`."""
-    return over(lambda new, old: torch.lerp(old, new, 1 + slope), last, before)
+    return over(lambda new, old: predictor.ahead(new, old, slope), last, before)
 
 
 class LayerForm(Protocol):

@@ -1,15 +1,16 @@
-"""Names to backbones: presets, strict weight loading, fingerprints."""
+"""Presets: a model's architecture, weights and published sampling settings by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone, PublishedSampling, fingerprint
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
@@ -17,7 +18,68 @@ from l2c.io.bundled import project_folder
 from l2c.io.names import near_names
 
 BACKBONES: dict[str, type[Backbone]] = {"dit": DiT, "uvit": UViT}
+CONVENTIONS = ("name", "schedule", "first_timestep", "null_label", "prediction")  # of `Conventions`
 RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class ModelPreset:
+    """A file of `configs/model`.
+
+    Attributes:
+        name: the preset's name.
+        backbone: `dit` or `uvit`.
+        args: arguments of the network's class.
+        checkpoint: file of the weights, or `random`; None where none is known.
+        url: where the weights are published.
+        sampling: the published settings.
+        data: the data that its routers are trained on, a name of `configs/data`.
+        conventions: what the weights need beside the defaults of the class: `schedule`, `first_timestep`,
+            `null_label`, `prediction`.
+        testbed: the pictures that it was trained on, whose classifier reads its samples; None = as `data`.
+
+    """
+
+    name: str
+    backbone: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    url: str | None = None
+    sampling: PublishedSampling = field(default_factory=lambda: PublishedSampling("ddim", 20))
+    data: str = "noise"
+    testbed: str | None = None
+    conventions: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str | Mapping[str, Any] | ModelPreset) -> ModelPreset:
+        """Return the preset of a name, or of a mapping with the keys of such a file.
+
+        Raises:
+            ValueError: the name is unknown, or a key is unknown or missing.
+
+        """
+        if isinstance(model, ModelPreset):
+            return model
+        if isinstance(model, str):
+            return model_preset(model)
+        content = {str(key): value for key, value in model.items()}
+        conventions = {key: content.pop(key) for key in CONVENTIONS[1:] if key in content}
+        known = [entry.name for entry in fields(cls)]
+        for key in content:
+            if key not in known:
+                raise ValueError(f"a model preset has no key {key!r}; {near_names(key, [*known, *CONVENTIONS[1:]])}")
+        for key in ("name", "backbone"):
+            if key not in content:
+                raise ValueError(f"a model preset needs the key {key!r}, got {', '.join(content) or 'no key'}")
+        sampling = content.get("sampling")
+        if isinstance(sampling, Mapping):
+            try:
+                content["sampling"] = PublishedSampling(**{str(key): value for key, value in sampling.items()})
+            except TypeError as error:
+                raise ValueError(f"the key 'sampling' of model {content['name']} does not fit: {error}") from error
+        args = MappingProxyType(dict(content.pop("args", {})))
+        given = {**content.pop("conventions", {}), **conventions}
+        return cls(**content, args=args, conventions=MappingProxyType(given))
 
 
 def model_names() -> list[str]:
@@ -25,54 +87,63 @@ def model_names() -> list[str]:
     return sorted(path.stem for path in (project_folder("configs") / "model").glob("*.yaml"))
 
 
-def model_preset(name: str) -> DictConfig:
+def model_preset(name: str) -> ModelPreset:
     """Return the preset `configs/model/<name>.yaml`.
 
     Raises:
         ValueError: there is no such preset; the message names the near ones.
 
     """
-    path = project_folder("configs") / "model" / f"{name}.yaml"
     if name not in model_names():
         raise ValueError(f"unknown model {name!r}; {near_names(name, model_names())}")
-    preset = OmegaConf.load(path)
-    assert isinstance(preset, DictConfig)
-    return preset
+    path = project_folder("configs") / "model" / f"{name}.yaml"
+    return ModelPreset.of(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def build_backbone(preset: Mapping[str, Any]) -> Backbone:
+def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
     """Build the network of a preset with fresh weights, in train mode.
 
     Raises:
-        ValueError: an argument is not one of the network's.
+        ValueError: the preset is unknown, or an argument is not one of the network's.
 
     """
-    if preset["backbone"] not in BACKBONES:
-        raise ValueError(f"unknown backbone {preset['backbone']!r}; known are {', '.join(BACKBONES)}")
+    preset = ModelPreset.of(model)
+    if preset.backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {preset.backbone!r}; known are {', '.join(BACKBONES)}")
     try:
-        backbone = BACKBONES[preset["backbone"]](**preset["args"])
+        backbone = BACKBONES[preset.backbone](**preset.args)
     except TypeError as error:
-        raise ValueError(f"the arguments of model {preset['name']} do not fit: {error}") from error
-    keys = ("name", "schedule", "first_timestep", "null_label", "prediction")
-    backbone.conventions = replace(backbone.conventions, **{key: preset[key] for key in keys if key in preset})
+        raise ValueError(f"the arguments of model {preset.name} do not fit: {error}") from error
+    backbone.conventions = replace(
+        backbone.conventions, name=preset.name, published=preset.sampling, **preset.conventions
+    )
     return backbone
 
 
-def load_backbone(model: str | Mapping[str, Any], *, checkpoint: str | Path | None = None) -> Backbone:
+def load_backbone(
+    model: str | Mapping[str, Any] | ModelPreset, *, checkpoint: str | Path | None = None, remedy: str | None = None
+) -> Backbone:
     """Return a frozen backbone in eval mode, with its weights.
 
     Args:
-        model: the name of a preset in `configs/model`, or such a preset as a mapping.
+        model: the name of a preset in `configs/model`, such a preset, or a mapping with its keys.
         checkpoint: weights to take instead of the preset's: a path, or `random` for benchmarks.
+        remedy: how the caller's user names other weights, for the message; see `find_checkpoint`.
 
     Raises:
-        ValueError: unknown name, damaged file, or keys that do not fit.
-        FileNotFoundError: the weights are not at hand; the message says where they are published.
+        ValueError: the name is unknown, the file is damaged, or its keys do not fit.
+        FileNotFoundError: the weights are not found; the message says where they are published.
 
     """
-    preset = model_preset(model) if isinstance(model, str) else model
-    wanted = str(checkpoint) if checkpoint is not None else str(preset["checkpoint"])
-    path = None if wanted == RANDOM else find_checkpoint(wanted, name=preset["name"], url=preset.get("url"))
+    preset = ModelPreset.of(model)
+    wanted = preset.checkpoint if checkpoint is None else str(checkpoint)
+    if wanted is None:
+        raise ValueError(f"model {preset.name} names no weights; give checkpoint=PATH, or checkpoint='random'")
+    path = None
+    if wanted != RANDOM:
+        path = find_checkpoint(
+            wanted, name=preset.name, url=preset.url, remedy=remedy or "checkpoint=PATH (random for benchmarks)"
+        )
     backbone = build_backbone(preset)
     if path is not None:
         load_strict(backbone, load_weights(path), str(path), name=backbone.conventions.name)

@@ -7,12 +7,12 @@ A U-ViT of even `depth` has `depth / 2` in-blocks, a middle block and `depth / 2
 from __future__ import annotations
 
 import torch
-from timm.layers import Attention, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions
 from l2c.backbones.dit import timestep_embedding, unpatchify
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
+from l2c.backbones.timm_layers import timm_layers
 
 
 class UViTBlock(nn.Module):
@@ -21,9 +21,9 @@ class UViTBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.attn = timm_layers().Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = timm_layers().Mlp(dim, int(dim * mlp_ratio))
 
     def forward(
         self,
@@ -127,7 +127,7 @@ class UViT(Backbone):
         self.layer_shape = (self.num_extra_tokens + num_patches, embed_dim)
         self.condition_size = self.num_extra_tokens * embed_dim
 
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = timm_layers().PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.time_embed = (
             nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
             if mlp_time_embed

@@ -3,53 +3,58 @@
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from l2c.io.bundled import project_folder
+from l2c.io.bundled import checkpoint_folders
+
+# Names under which training codes save a state dict; the exponential moving averages come first.
+CONTAINERS = (
+    *("ema", "model_ema", "ema_model", "ema_state_dict", "params_ema", "shadow"),
+    *("model", "state_dict", "model_state_dict", "params", "module"),
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "ema_model.")  # of wrappers, before every key
 
 
-def find_checkpoint(checkpoint: str, *, name: str, url: str | None = None) -> Path:
-    """Return the path of a weights file: as given, or in the folder of checkpoints.
+def find_checkpoint(
+    checkpoint: str | Path, *, name: str, url: str | None = None, remedy: str = "checkpoint=PATH"
+) -> Path:
+    """Return the path of a weights file: as given, or in a folder of checkpoints.
 
     Args:
-        checkpoint: a path, or the name of a file in `checkpoints/` or in the folder that the environment
-            variable `L2C_CHECKPOINTS` names.
+        checkpoint: a path, or the name of a file in the folder that the environment variable `L2C_CHECKPOINTS`
+            names, in `checkpoints/` below the current folder, or among the weights that come with this package.
         name: the model's name, for the message.
         url: where the official file is published.
+        remedy: how the caller's user names another file, for the message.
 
     Raises:
         FileNotFoundError: the file is in none of those places; the message says what to do.
 
     """
-    folders = [Path(os.environ["L2C_CHECKPOINTS"])] if "L2C_CHECKPOINTS" in os.environ else []
-    places = [
-        Path(checkpoint).expanduser(),
-        *(d / checkpoint for d in [*folders, project_folder("checkpoints")]),
-    ]
+    places = [Path(checkpoint).expanduser(), *(folder / checkpoint for folder in checkpoint_folders())]
     for place in places:
         if place.is_file():
             return place
-    looked = ", ".join(str(place.absolute()) for place in dict.fromkeys(places))
+    looked = ", ".join(str(place) for place in dict.fromkeys(place.absolute() for place in places))
     published = f"the official file is published at {url}" if url else "no official file is published for it"
     raise FileNotFoundError(
-        f"the weights of {name} are missing: no file {checkpoint!r}, looked at {looked}; {published}; "
-        "point to another file with model.checkpoint=PATH (evaluate.py, sample.py and Python: checkpoint=PATH) or to "
-        "another folder with "
-        "the environment variable L2C_CHECKPOINTS, or take model.checkpoint=random for benchmarks"
+        f"the weights of {name} are missing: no file {str(checkpoint)!r}, looked at {looked}; {published}; "
+        f"give another file with {remedy}, or name its folder in the environment variable L2C_CHECKPOINTS"
     )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from safetensors, or from a `.pt`/`.pth` file without running a pickle's code.
 
-    Files that hold several copies (`ema`, `model`, ...) give the exponential moving average.
+    A file of a training run gives the state dict inside it (see `CONTAINERS`): of several copies, the exponential
+    moving average.
 
     Raises:
         ValueError: the file is damaged, or holds no state dict.
@@ -62,9 +67,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own exceptions for a damaged file
         raise ValueError(f"cannot read weights from {path}: {reason_of(error)}") from error
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    while isinstance(content, Mapping):
+        inside = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
+        if inside is None:
+            break
+        content = inside
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict of tensors; give the file that the training code saved")
     return dict(content)
@@ -80,29 +87,68 @@ def reason_of(error: Exception) -> str:
 
 
 def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: str, *, name: str | None = None) -> None:
-    """Load weights into a module, `name` in messages; every key must be there and fit.
+    """Load weights into a module; every key must be there and fit.
+
+    Prefixes of wrappers (see `PREFIXES`) that all keys share are taken off first.
+
+    Args:
+        module: the module.
+        weights: its state dict, maybe of a wrapper around such a module.
+        source: where the weights come from, for messages.
+        name: what to call the module in messages; None = its class.
 
     Raises:
-        ValueError: keys are missing, unexpected or of another shape; the message names the first few.
+        ValueError: keys are missing, unexpected or of another shape, or a value is not finite; the message names
+            the first few.
 
     """
+    name = name or type(module).__name__
     expected = module.state_dict()
-    shapes = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
-    problems = []
-    for what, keys in (
-        ("missing", [k for k in expected if k not in weights]),
-        ("unexpected", [k for k in weights if k not in expected]),
-        (
-            "of another shape",
-            [f"{k} {tuple(weights[k].shape)} for {tuple(expected[k].shape)}" for k in shapes],
-        ),
-    ):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            problems.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{more})")
+    weights = _unwrapped(weights, expected)
+    problems = _misfits(weights, expected)
     if problems:
+        shared = _shared_prefix(list(weights))
+        wrapped = f"; all its keys begin with {shared!r}: save the module below that name" if shared else ""
         raise ValueError(
-            f"{source} does not fit {name or type(module).__name__}: keys {'; '.join(problems)}; "
+            f"{source} does not fit {name}: keys {'; '.join(problems)}{wrapped}; "
             "take the weights of this architecture, or the preset that these weights belong to"
         )
+    for key, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(
+                f"{source} holds numbers that are not finite in {key}; give the file of a run that went well"
+            )
     module.load_state_dict(dict(weights), strict=True)
+
+
+def _unwrapped(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take off the prefixes of wrappers that all keys share."""
+    while weights and not any(key in expected for key in weights):
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in weights)), None)
+        if prefix is None:
+            break
+        weights = {key.removeprefix(prefix): value for key, value in weights.items()}
+    return weights
+
+
+def _shared_prefix(keys: Sequence[str]) -> str:
+    """Return the dotted parts with which all keys begin, `model.inner.` for example; empty where they share none."""
+    first, last = (key.split(".")[:-1] for key in (min(keys, default=""), max(keys, default="")))
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(f"{part}." for part, _ in shared)
+
+
+def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return a clause for each way in which keys and shapes differ."""
+    shapes = [k for k in expected if k in weights and expected[k].shape != weights[k].shape]
+    misfits = {
+        "missing": [k for k in expected if k not in weights],
+        "unexpected": [k for k in weights if k not in expected],
+        "of another shape": [f"{k} {tuple(weights[k].shape)} for {tuple(expected[k].shape)}" for k in shapes],
+    }
+    clauses = []
+    for what, keys in misfits.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            clauses.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{more})")
+    return clauses

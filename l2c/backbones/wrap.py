@@ -95,7 +95,6 @@ class WrappedModule(Backbone):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load the module's own state dict."""
-        self.known_fingerprint = None
         return self.module.load_state_dict(state_dict, *args, **kwargs)
 
     def summary(self) -> str:

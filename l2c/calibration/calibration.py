@@ -95,15 +95,8 @@ class Calibration:
 
 
 def head_of(graph: CacheGraph) -> dict[str, Any]:
-    """Return what statistics must share with a graph, as JSON keeps it."""
-    return {
-        "model": graph.model,
-        "weights": graph.fingerprint,
-        "solver": graph.solver,
-        "solver_options": dict(graph.solver_options),
-        "timesteps": list(graph.timesteps),
-        "guidance_scale": graph.cfg_scale,
-    }
+    """Return what statistics must share with a graph, as JSON keeps it; see `Binding.head`."""
+    return graph.binding.head
 
 
 def _short(value: Any) -> str:

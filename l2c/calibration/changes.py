@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from tqdm.auto import tqdm
 
+from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
 from l2c.backbones.layer_form import RESIDUAL
 from l2c.backbones.uvit import UViT
 from l2c.backbones.wrap import WrappedModule
+from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
 
@@ -27,9 +30,9 @@ def measure_changes(
 ) -> dict[str, Tensor]:
     """Return `layer_change` (K, E, L) and `block_change` (K, E, B) against outputs 1..K = max_age evaluations old.
 
-    Entries whose older output would lie before evaluation 0 are 0. Without `block_change` where a wrapped module's
-    blocks cannot be told. Blocks are measured by what they add to their
-    input. With guidance both halves count alike.
+    Entries whose older output would lie before evaluation 0 are 0. Blocks are measured by what they add to their
+    input; `block_change` is left out if a wrapped module never calls its blocks as such. With guidance both
+    branches count alike.
 
     Args:
         sampler: uncached; brings solver, guidance and backbone.
@@ -39,55 +42,90 @@ def measure_changes(
         batch_size: trajectories at a time.
 
     """
-    backbone, guidance = sampler.backbone, sampler.guidance
-    num_evaluations, num_layers = sampler.solver.num_evaluations, backbone.num_layers
-    layer_change = torch.zeros(max_age, num_evaluations, num_layers, dtype=torch.float64)
-    block_change = torch.zeros(max_age, num_evaluations, len(_blocks(backbone)), dtype=torch.float64)
-    weight = next(backbone.parameters())
-    device = weight.device
-    everything = (True,) * num_layers
-    residuals: list[Tensor] = []
-    wrapped = isinstance(backbone, WrappedModule)
-    collect = _wrapped_collector(backbone, residuals) if wrapped else _collector(backbone, residuals)
-    hooks = [block.register_forward_hook(collect, with_kwargs=wrapped) for block in _blocks(backbone)]
-    try:
-        with tqdm(total=-(-len(noise) // batch_size) * num_evaluations, desc="changes", unit="evaluation") as bar:
-            for start in range(0, len(noise), batch_size):
-                part = slice(start, start + batch_size)
-                share = len(noise[part]) / len(noise)
-                y = None if labels is None else labels[part].to(device)
-                if guidance.active and y is not None:
-                    y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])
-                past: list[list[Tensor]] = []  # newest first; the layers, then the blocks
+    backbone = sampler.backbone
+    device = next(backbone.parameters()).device
+    total = -(-len(noise) // batch_size) * sampler.solver.num_evaluations
+    with _BlockOutputs(backbone) as blocks, tqdm(total=total, desc="changes", unit="evaluation") as bar:
+        sums = _Changes(max_age, sampler.solver.num_evaluations, backbone.num_layers + blocks.count)
+        for start in range(0, len(noise), batch_size):
+            part = slice(start, start + batch_size)
+            network = GuidedBackbone(backbone, None if labels is None else labels[part].to(device), sampler.guidance)
+            sums.begin(len(noise[part]) / len(noise))
 
-                def evaluate(x: Tensor, t: float, y: Tensor | None = y, past: list[list[Tensor]] = past) -> Tensor:
-                    x = (torch.cat([x, x]) if guidance.active else x).to(weight.dtype)
-                    residuals.clear()
-                    output, layers = backbone.forward_cached(
-                        x, torch.full((len(x),), t, device=device), y, everything
-                    )
-                    past.insert(0, [*(layer for layer in layers if layer is not None), *residuals])
-                    del past[max_age + 1 :]
-                    output = output.float()
-                    return guidance.combine(*output.chunk(2)) if guidance.active else output
+            def evaluate(x: Tensor, t: float, network: GuidedBackbone = network) -> Tensor:
+                blocks.added.clear()
+                everything = (True,) * backbone.num_layers
+                output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
+                sums.add([*(layer for layer in layers if layer is not None), *blocks.added])
+                bar.update()
+                return network.merge(output)
 
-                def compare(e: int, share: float = share, past: list[list[Tensor]] = past) -> None:
-                    for age in range(1, min(e, max_age) + 1):
-                        for unit, (now, before) in enumerate(zip(past[0], past[age], strict=True)):
-                            value = share * float(relative_change(now, before))
-                            if unit < num_layers:
-                                layer_change[age - 1, e, unit] += value
-                            else:
-                                block_change[age - 1, e, unit - num_layers] += value
-                    bar.update()
+            sampler.solver.sample(evaluate, noise[part].to(device))
+    change = sums.change.float()
+    found = {"layer_change": change[:, :, : backbone.num_layers], "block_change": change[:, :, backbone.num_layers :]}
+    if len(blocks.added) < blocks.count:  # of a wrapped module whose blocks are never called as such
+        del found["block_change"]
+    return found
 
-                sampler.solver.sample(evaluate, noise[part].to(device), on_evaluation=compare)
-    finally:
-        for hook in hooks:
+
+class _Changes:
+    """Sums of the relative changes of all units, layers first and then blocks, over batches of trajectories.
+
+    Args:
+        max_age: the oldest output compared with, in evaluations.
+        num_evaluations: evaluations of a trajectory.
+        num_units: layers and blocks.
+
+    Attributes:
+        change: (K, E, units), the weighted sum over the batches so far.
+
+    """
+
+    def __init__(self, max_age: int, num_evaluations: int, num_units: int) -> None:
+        self.change = torch.zeros(max_age, num_evaluations, num_units, dtype=torch.float64)
+        self._past: list[list[Tensor]] = []  # the units' outputs, newest evaluation first
+        self._evaluation, self._share = 0, 1.0
+
+    def begin(self, share: float) -> None:
+        """Turn to the next batch, which is a share of all trajectories."""
+        self._past, self._evaluation, self._share = [], 0, share
+
+    def add(self, outputs: list[Tensor]) -> None:
+        """Add what the next evaluation's outputs changed against those of the evaluations before."""
+        max_age, e = len(self.change), self._evaluation
+        for age, past in enumerate(self._past[:max_age], start=1):
+            for unit, (now, before) in enumerate(zip(outputs, past, strict=True)):
+                self.change[age - 1, e, unit] += self._share * float(relative_change(now, before))
+        self._past = [outputs, *self._past[: max_age - 1]]
+        self._evaluation += 1
+
+
+class _BlockOutputs:
+    """What the blocks of a backbone add to their input in a pass, collected by hooks while this is entered.
+
+    Attributes:
+        added: (N, T, D) of each block that was called, in order; to be cleared before each pass.
+        count: number of blocks.
+
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.added: list[Tensor] = []
+        self._wrapped = isinstance(backbone, WrappedModule)
+        self._blocks = _blocks(backbone)
+        self._collect = (_wrapped_collector if self._wrapped else _collector)(backbone, self.added)
+        self._hooks: list[RemovableHandle] = []
+        self.count = len(self._blocks)
+
+    def __enter__(self) -> _BlockOutputs:
+        self._hooks = [
+            block.register_forward_hook(self._collect, with_kwargs=self._wrapped) for block in self._blocks
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for hook in self._hooks:
             hook.remove()
-    if len(residuals) < block_change.shape[2]:  # of a wrapped module whose blocks are never called as such
-        return {"layer_change": layer_change.float()}
-    return {"layer_change": layer_change.float(), "block_change": block_change.float()}
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module]:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.io.seeds import ImageNoise
 from l2c.sampling.gradients import check_differentiable
+from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
 
@@ -38,7 +40,7 @@ def measure_responses(
         num_probes: backward passes per batch.
         max_age: the oldest output considered, in evaluations.
         batch_size: trajectories differentiated at a time; memory grows with it.
-        seed: of the directions.
+        seed: of the directions, which belong to images: the batch size does not change them.
 
     Raises:
         ValueError: the solver adds noise of its own, or passes no gradient on.
@@ -50,7 +52,6 @@ def measure_responses(
             "deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m) for policies gram and best"
         )
     check_differentiable(sampler.solver, sampler.backbone.input_shape)
-    generator = torch.Generator().manual_seed(seed)
     parts = []
     total = -(-len(noise) // batch_size) * (num_probes + 1)
     with tqdm(total=total, desc="responses", unit="pass") as bar:
@@ -58,7 +59,8 @@ def measure_responses(
             part = slice(start, start + batch_size)
             count = len(noise[part])
             size = noise[0].numel()
-            draws = torch.randn(count, size, num_probes, generator=generator)
+            directions = ImageNoise("directions of responses", seed, range(start, start + count))
+            draws = directions((count, size, num_probes))
             probes = torch.linalg.qr(draws).Q.movedim(2, 0)  # (K, n, P), orthonormal per image
             batch_labels = None if labels is None else labels[part]
             parts.append(_responses(sampler, batch_labels, noise[part], probes, max_age, bar))  # (E, L, A, n, K)
@@ -69,22 +71,17 @@ def measure_responses(
 def _responses(
     sampler: Sampler, labels: Tensor | None, noise: Tensor, probes: Tensor, max_age: int, bar: tqdm
 ) -> Tensor:
-    backbone, guidance = sampler.backbone, sampler.guidance
+    backbone = sampler.backbone
     everything = (True,) * backbone.num_layers
     count = len(noise)
-    weight = next(backbone.parameters())
-    device = weight.device
-    y = None if labels is None else labels.to(device)
-    if guidance.active and y is not None:
-        y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])
+    device = next(backbone.parameters()).device
+    network = GuidedBackbone(backbone, None if labels is None else labels.to(device), sampler.guidance)
     outputs: list[list[Tensor]] = []
 
     def evaluate(x: Tensor, t: float) -> Tensor:
-        x = (torch.cat([x, x]) if guidance.active else x).to(weight.dtype)
-        output, layers = backbone.forward_cached(x, torch.full((len(x),), t, device=device), y, everything)
+        output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
         outputs.append([layer for layer in layers if layer is not None])
-        output = output.float()
-        return guidance.combine(*output.chunk(2)) if guidance.active else output
+        return network.merge(output)
 
     with torch.enable_grad():
         image = sampler.solver.sample(evaluate, noise.to(device).requires_grad_(True))

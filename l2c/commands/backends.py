@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
+from l2c.commands.table import override
 
 
 def is_pipeline(model: Mapping[str, Any] | None) -> bool:
@@ -14,20 +17,22 @@ def is_pipeline(model: Mapping[str, Any] | None) -> bool:
     return model is not None and "pipeline" in model
 
 
-def pipeline_options(model: Mapping[str, Any]) -> str:
-    """Return what an entry must be told to load the same backbone, where it is a pipeline's."""
+def pipeline_options(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the overrides with which a command loads the same backbone, where it is a pipeline's."""
     if not is_pipeline(model):
-        return ""
-    prompts = f"prompts={model['prompts']} " if model["prompts"] else ""
-    return f"backend=diffusers pipeline={model['pipeline']} {prompts}"
+        return ()
+    prompts = (override("prompts", model["prompts"]),) if model["prompts"] else ()
+    return ("backend=diffusers", override("pipeline", model["pipeline"]), *prompts)
 
 
 def configured_backbone(
     model: Mapping[str, Any], solver: Mapping[str, Any], *, fewer_steps: bool = False
 ) -> Backbone:
     """Return the backbone that a config's `model` and `solver` groups name; see `load_backbone`, `load_pipeline`."""
+    if OmegaConf.is_config(model):
+        model = cast("dict[str, Any]", OmegaConf.to_container(cast("DictConfig", model), resolve=True))
     if not is_pipeline(model):
-        return load_backbone(model)
+        return load_backbone(model, remedy="model.checkpoint=PATH (model.checkpoint=random for benchmarks)")
     from l2c.integrations.diffusers.pipeline_backbone import load_pipeline  # diffusers is optional
 
     return load_pipeline(

@@ -1,12 +1,12 @@
 """Time a cache graph beside the uncached sampler and, on request, the published scheme.
 
-python scripts/benchmark.py model=dit_xl2 computed=[0,0,4,8,26,53,55,55,55,56] baseline=reference
+l2c benchmark model=dit_xl2 computed=[0,0,4,8,26,53,55,55,55,56] baseline=reference
 """
 
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
-from l2c.backbones.presets import load_backbone, model_preset
+from l2c.backbones.presets import RANDOM, load_backbone, model_preset
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
+from l2c.commands.table import this_command_line
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.context import Problem
 from l2c.policies.random_layers import counted_layers
@@ -36,12 +38,14 @@ def main(cfg: DictConfig) -> None:
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_xl2")
     device = cli.device(cfg.device)
-    backbone = load_backbone(preset, checkpoint=cfg.checkpoint)
-    if cfg.checkpoint == "random":
+    checkpoint = RANDOM if cfg.checkpoint is None and graph is None else cfg.checkpoint
+    backbone = load_backbone(preset, checkpoint=checkpoint)
+    if checkpoint == RANDOM:
         _enliven(backbone)
+        graph = None if graph is None else graph.replace(fingerprint=None)  # its speed is that of any weights
     backbone.to(device)
-    graph_scale = graph.cfg_scale if graph is not None else None
-    scale = next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale)
+    of_graph = None if graph is None else graph.cfg_scale
+    scale = scale_in_use(cfg.cfg_scale, of_graph, preset.sampling.cfg_scale)
     if graph is None:
         graph = _random_graph(cfg, backbone, preset, scale)
     cost = count_macs(backbone)
@@ -49,7 +53,6 @@ def main(cfg: DictConfig) -> None:
     notes = [_preparation(backbone, graph, scale), _python_overhead(graph)]
     bench = Bench(backbone, graph, cost, cfg_scale=scale, options=options)
     by_evaluation = cfg.by_evaluation if cfg.by_evaluation is not None else device.type == "cpu"
-    command = " ".join(["python scripts/benchmark.py", *sys.argv[1:]])
     speeds: list[Speed] = []
     for batch_size in cfg.batch_sizes:
         settings = [
@@ -62,7 +65,7 @@ def main(cfg: DictConfig) -> None:
             exact = "tf32" if device.type == "cuda" else "fp32"
             settings = [Setting(batch_size, exact, matmul, REFERENCE) for matmul in cfg.matmul] + settings
         speeds += bench.run(settings, repetitions=cfg.repetitions, by_evaluation=by_evaluation)
-        report = write_speed_report(cli.run_folder(), graph, cost, speeds, command=command, notes=notes)
+        report = write_speed_report(cli.run_folder(), graph, cost, speeds, command=this_command_line(), notes=notes)
     print(f"MACs allow {cost.speed_up(graph):.4f} x\n\n{speed_table(speeds)}\n")
     print("\n".join(notes))
     print(f"\nreport: {report}")
@@ -91,7 +94,7 @@ def _enliven(backbone: Backbone) -> None:
             nn.init.normal_(parameter, std=0.02, generator=generator)
 
 
-def _random_graph(cfg: DictConfig, backbone: Backbone, preset: DictConfig, scale: float | None) -> CacheGraph:
+def _random_graph(cfg: DictConfig, backbone: Backbone, preset: Any, scale: float | None) -> CacheGraph:
     """Return a graph with as many layers computed as the config says."""
     sampling = preset.sampling
     sampler = Sampler(backbone, solver=sampling.solver, num_evaluations=sampling.num_evaluations, cfg_scale=scale)

@@ -1,6 +1,6 @@
 """Measure what the calibrated policies need, once per model and sampler.
 
-python scripts/calibrate.py model=dit_digits
+l2c calibrate model=dit_digits
 """
 
 from pathlib import Path
@@ -12,11 +12,15 @@ from l2c.calibration.calibration import Calibration, head_of
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_options
+from l2c.commands.backends import configured_backbone, pipeline_options
+from l2c.commands.table import command_line
+from l2c.io.atomic import check_writable
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.sampler import seeded_noise
+from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "num_trajectories", "measure", "changes", "responses")
 MEASURES = ("changes", "responses")
@@ -28,21 +32,18 @@ def main(cfg: DictConfig) -> None:
     if isinstance(cfg.measure, str):
         cfg.measure = [cfg.measure]
     cli.check_positive(cfg, "num_trajectories", "batch_size")
+    if not cfg.measure:
+        raise ValueError(f"nothing to measure; say measure=[{','.join(MEASURES)}], or one of them")
     unknown = [name for name in cfg.measure if name not in MEASURES]
     if unknown:
         raise ValueError(f"cannot measure {unknown[0]!r}; known are {', '.join(MEASURES)}")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
+    check_writable(cfg.output)
     backbone = configured_backbone(cfg.model, cfg.solver)
-    sampler = Sampler(
-        backbone,
-        solver=cfg.solver.name,
-        num_evaluations=cfg.solver.num_evaluations,
-        cfg_scale=cfg.solver.cfg_scale,
-        solver_options=cfg.solver.options,
-    )
+    sampler = uncached_by(backbone, cfg.solver)
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_trajectories)
-    labels = torch.arange(len(noise)) % backbone.num_labels if backbone.num_labels else None
+    labels = labels_in_turn(backbone.num_labels, len(noise))
     tensors: dict[str, torch.Tensor] = {}
     if "changes" in cfg.measure:
         tensors |= measure_changes(sampler, labels, noise, max_age=cfg.changes.max_age, batch_size=cfg.batch_size)
@@ -65,18 +66,17 @@ def main(cfg: DictConfig) -> None:
     if "policy" in cfg:
         _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
     else:
-        same = "" if is_pipeline(cfg.model) else f"model={cfg.model.name} "
-        for name in ("num_evaluations", "cfg_scale"):
-            same += "" if cfg.solver[name] is None else f"solver.{name}={cfg.solver[name]} "
+        same = pipeline_options(cfg.model) or (f"model={cfg.model.name}",)
+        given = [name for name in ("num_evaluations", "cfg_scale") if cfg.solver[name] is not None]
+        solver = [f"solver.{name}={cfg.solver[name]}" for name in given]
         policy = "best" if "responses" in cfg.measure else "block_caching"
-        options = f"{pipeline_options(cfg.model)}{same}policy={policy} target=0.75 statistics={path}"
-        print(f"next: python scripts/make_graph.py {options}")
+        print(f"next: {command_line('graph', *same, *solver, f'policy={policy}', budget=0.75, statistics=path)}")
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:
     """Make the graph of the policy that was asked for beside the statistics."""
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.target is None else {"target": cfg.target}))
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")

@@ -4,6 +4,10 @@ python scripts/compare.py model=dit_digits statistics=runs/calibrate/dit_digits.
 """
 
 import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -11,14 +15,16 @@ from tqdm.auto import tqdm
 
 from l2c.commands import entry as cli
 from l2c.evaluation.tournament import FEWER_STEPS, Tournament, cell_name
+from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.io.names import near_names
+from l2c.policies.budget import evaluations_worth
 from l2c.policies.registry import POLICIES, check_options
+from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.figures import save_figure
-from l2c.report.html import html_report
 from l2c.report.machine import machine
-from l2c.report.method_table import Cell, to_csv, to_markdown
-from l2c.report.pareto import pareto
+from l2c.report.method_table import Cell, lines, to_csv, to_markdown
+from l2c.report.samples import SampleRow
 
 
 def check(cfg: DictConfig) -> list[str]:
@@ -43,6 +49,38 @@ def check(cfg: DictConfig) -> list[str]:
     return [*chosen, *graphs]
 
 
+def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the samples and graphs that a comparison's folder keeps of its cells, by budget."""
+    samples: dict[float, list[SampleRow]] = {}
+    graphs: dict[float, dict[str, CacheGraph]] = {}
+    for line in lines(cells):  # the folder may hold other runs' too
+        stem = cell_name(line.method, line.target)
+        sample, graph = folder / "samples" / f"{stem}.safetensors", folder / "graphs" / f"{stem}.json"
+        if sample.is_file():
+            samples.setdefault(line.target, []).append(SampleRow.load(sample).drawn_from(line.num_seeds))
+        if graph.is_file():
+            graphs.setdefault(line.target, {})[line.method] = CacheGraph.load(graph)
+    return {"samples": samples, "graphs": graphs}
+
+
+def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Cell]) -> ComparisonPage:
+    """Return the page of a model's cells, with what their folder keeps; methods of one policy share a line."""
+    return ComparisonPage(
+        name,
+        {
+            "model": name,
+            "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
+            "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
+            "machine": machine(),
+            "command": " ".join(["python scripts/compare.py", *sys.argv[1:]]),
+        },
+        cells,
+        **kept_pictures(folder, cells),
+        family_of={method: str(options.get("policy", method)) for method, options in cfg.methods.items() if options},
+        always=[FEWER_STEPS, *(cfg.graphs or {})],
+    )
+
+
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
@@ -61,16 +99,17 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
     with replacing(record) as temporary:
         temporary.write_text(settings, encoding="utf-8")
+    budgets = [evaluations_worth(budget, cfg.solver.num_evaluations) for budget in cfg.budgets]
     cells: list[Cell] = []
-    with tqdm(total=len(names) * len(cfg.targets), desc="comparing", unit="cell") as bar:
-        for target in cfg.targets:
+    with tqdm(total=len(names) * len(budgets), desc="comparing", unit="cell") as bar:
+        for worth in budgets:
             for name in names:
-                bar.set_postfix_str(f"{name} {target:g}")
-                for seed, draw in enumerate(tournament.draws(name, float(target))):
-                    cells += tournament.measure(name, float(target), seed, draw)
+                bar.set_postfix_str(f"{name} {worth:g}")
+                for seed, draw in enumerate(tournament.draws(name, worth)):
+                    cells += tournament.measure(name, worth, seed, draw)
                 bar.update()
     if not cells:
-        raise ValueError("no method reaches any of the targets; raise them")
+        raise ValueError("no method reaches any of the budgets; raise them")
     text = to_markdown(cells)
     name = tournament.backbone.conventions.name
     note = (
@@ -80,17 +119,12 @@ def main(cfg: DictConfig) -> None:
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         with replacing(folder / file) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    figure = pareto(cells)
+    page = comparison_page(cfg, name, folder, cells)
+    figure = page.curves()
     for suffix in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{suffix}")
-    pictures = {"error against cost": folder / "pareto.png"}
-    measured = sorted({cell_name(cell.method, cell.target) for cell in cells})  # the folder may hold other runs' too
-    for kind in ("samples", "graphs"):
-        paths = [folder / kind / f"{stem}.png" for stem in measured]
-        pictures |= {f"{kind}: {path.stem}": path for path in paths if path.is_file()}
-    with replacing(folder / "report.html") as temporary:
-        temporary.write_text(html_report(f"Caching {name}", cells, pictures, note), encoding="utf-8")
-    print(f"{text}\n\nreport: {folder / 'report.html'}")
+    report = write_comparison_page(folder, page)
+    print(f"{text}\n\nreport: {report}")
 
 
 if __name__ == "__main__":

@@ -1,47 +1,62 @@
 """Fetch the published weights of a model into checkpoints/; run again to continue a broken download.
 
-python scripts/download_weights.py dit_xl2
+l2c download dit_xl2
 """
 
+from __future__ import annotations
+
 import argparse
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from l2c.backbones.presets import model_names, model_preset
-from l2c.io.bundled import project_folder
-from l2c.io.download import direct_address, download
+from l2c.commands.table import spelled
+from l2c.io.bundled import own_checkpoint_folder
+from l2c.io.download import direct_address, download, keep_local
 
 
-def main() -> None:
-    """Parse, download, say where the file is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"a model: {', '.join(model_names())}")
+def main(arguments: Sequence[str]) -> None:
+    """Parse, download or copy, say where the file is."""
+    parser = argparse.ArgumentParser(
+        prog=spelled("download"),
+        description="Fetch the published weights of a model; run again to continue a broken download.",
+    )
+    parser.add_argument("name", help="a model: dit_xl2, uvit_h2, ... (a file of configs/model)")
     parser.add_argument("--url", help="another address than the published one")
-    parser.add_argument("--output", type=Path, help="another file than the one in checkpoints/")
+    parser.add_argument(
+        "--file", type=Path, help="a file on this machine, to be checked and copied; needs no network"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="where to write; the default is the published name in checkpoints/ or in $L2C_CHECKPOINTS",
+    )
     parser.add_argument("--sha256", help="digest that the file must have, where you know it")
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
-        preset = model_preset(arguments.name)
-        folder = Path(os.environ.get("L2C_CHECKPOINTS", project_folder("checkpoints")))
-        output = arguments.output or folder / preset.checkpoint
-        url = arguments.url or preset.get("url")
-        if url is None:
-            raise ValueError(
-                f"no weights of {arguments.name} are published; bring your own with model.checkpoint=PATH, or say "
-                "--url ADDRESS"
-            )
-        if arguments.url is None and Path(url).suffix not in (".pt", ".pth") and "drive.google.com" not in url:
-            raise ValueError(
-                f"the weights of {arguments.name} have no direct address; find them from {url} and save them as "
-                f"{output}"
-            )
-        sha256 = arguments.sha256 or (preset.get("sha256") if arguments.url is None else None)
-        size = preset.get("size") if arguments.url is None else None
-        print(f"wrote {download(direct_address(url), output, size=size, sha256=sha256)}")
+        print(f"wrote {_fetch(given)}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
-    main()
+def _fetch(given: argparse.Namespace) -> Path:
+    """Return the file, downloaded or copied."""
+    from l2c.backbones.presets import model_preset
+
+    preset = model_preset(given.name)
+    if given.file is not None and given.url is not None:
+        raise ValueError("--file and --url are two sources of one file; give one of them")
+    output = given.output or own_checkpoint_folder() / str(preset.checkpoint)
+    if given.file is not None:
+        return keep_local(given.file, output, sha256=given.sha256)
+    url = given.url or preset.url
+    if url is None:
+        raise ValueError(
+            f"no weights of {given.name} are published; bring your own with model.checkpoint=PATH, or say "
+            "--url ADDRESS or --file PATH"
+        )
+    if given.url is None and Path(url).suffix not in (".pt", ".pth") and "drive.google.com" not in url:
+        raise ValueError(
+            f"the weights of {given.name} have no direct address; find them from {url} and save them as {output}"
+        )
+    return download(direct_address(url), output, sha256=given.sha256)

@@ -1,8 +1,8 @@
 """Encode a folder of images into latents for router training; run again to continue after a kill.
 
-python scripts/encode_latents.py images=/data/imagenet/train output=data/latents
-torchrun --nproc-per-node 8 scripts/encode_latents.py images=/data/imagenet/train output=data/latents
-srun --ntasks 8 --gpus-per-task 1 python scripts/encode_latents.py images=/data/imagenet/train output=data/latents
+l2c encode images=/data/imagenet/train output=data/latents
+torchrun --nproc-per-node 8 -m l2c encode images=/data/imagenet/train output=data/latents
+srun --ntasks 8 --gpus-per-task 1 python -m l2c encode images=/data/imagenet/train output=data/latents
 """
 
 import torch

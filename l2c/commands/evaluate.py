@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import load_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
 from l2c.commands.backends import configured_backbone, is_pipeline
@@ -25,11 +25,13 @@ from l2c.evaluation.scores.features import load_features
 from l2c.evaluation.scores.reference import load_reference, open_images
 from l2c.evaluation.scores.scores import score
 from l2c.evaluation.tournament import fewer_evaluations
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable, replacing
 from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.uncached import uncached_of
 from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import reader_of
 
@@ -93,14 +95,14 @@ def judge_images(cfg: DictConfig) -> None:
 def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, PictureClassifier | None]:
     """Return the backbone that a graph is judged on, the guidance scale, and who reads its images."""
     if is_pipeline(cfg.get("model")):
-        scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), cfg.solver.cfg_scale)
+        scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, cfg.solver.cfg_scale)
         count = reference_evaluations(graph)
         fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
         backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
         return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, None
-    preset = cfg.get("model") or model_preset(graph.model)
+    preset = ModelPreset.of(cfg.get("model") or graph.model)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
-    scale = next((s for s in (cfg.cfg_scale, graph.cfg_scale) if s is not None), preset.sampling.cfg_scale)
+    scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, preset.sampling.cfg_scale)
     return backbone, scale, reader_of(preset)
 
 
@@ -123,13 +125,7 @@ def judge_graph(cfg: DictConfig) -> None:
     cost = count_macs(backbone)
 
     def uncached(num_evaluations: int) -> Sampler:
-        return Sampler(
-            backbone,
-            solver=graph.solver,
-            num_evaluations=num_evaluations,
-            cfg_scale=scale,
-            solver_options=graph.solver_options,
-        )
+        return uncached_of(graph, backbone, cfg_scale=scale, num_evaluations=num_evaluations)
 
     samplers = {
         "uncached": [uncached(reference_evaluations(graph))],
@@ -139,8 +135,7 @@ def judge_graph(cfg: DictConfig) -> None:
         samplers["fewer steps"] = [uncached(fewer_evaluations(graph.solver, cost.evaluations_worth(graph)))]
     if "random" in cfg.baselines:
         draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
-        name = f"random layers (mean of {len(draws)})"
-        samplers[name] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
+        samplers["random layers"] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
     comparison = compare(
         samplers,
         cost=cost,
@@ -153,7 +148,7 @@ def judge_graph(cfg: DictConfig) -> None:
     )
     report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
     print(table(comparison, cost))
-    print(f"\nreport: {report}\npictures: {report.parent / 'samples.png'}, {report.parent / 'graph.png'}")
+    print(f"\nreport: {report}\npage with pictures: {report.with_suffix('.html')}")
 
 
 def _command() -> str:

@@ -1,6 +1,6 @@
 """Turn another project's router or schedule into a cache graph, or a cache graph into its schedule.
 
-python scripts/import_router.py file=DDIM20_router.pt model=dit_xl2 num_evaluations=20 threshold=0.1
+l2c import file=DDIM20_router.pt model=dit_xl2 num_evaluations=20 threshold=0.1
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import load_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.commands import entry as cli
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.l2c_routers import import_l2c_router
@@ -25,13 +25,13 @@ def main(cfg: DictConfig) -> None:
         return
     if cfg.file is None:
         raise ValueError("nothing to convert; say file=PATH of a router or schedule, or graph=PATH of a cache graph")
-    backbone: str | Backbone = cfg.model
+    model: ModelPreset | Backbone = ModelPreset.of(cfg.model)
     if cfg.checkpoint is not None:
-        backbone = load_backbone(cfg.model, checkpoint=cfg.checkpoint)
-    solver = cfg.solver or model_preset(cfg.model).sampling.solver
+        model = load_backbone(cfg.model, checkpoint=cfg.checkpoint)
+    solver = cfg.solver.name
     if Path(cfg.file).suffix == ".json":
         routed = cfg.routed if cfg.routed is None or isinstance(cfg.routed, str) else list(cfg.routed)
-        graph = import_smoothcache(cfg.file, backbone, solver=solver, routed=routed)
+        graph = import_smoothcache(cfg.file, model, solver=solver, routed=routed)
     elif cfg.num_evaluations is None or cfg.threshold is None:
         raise ValueError(
             "a router file needs num_evaluations (that it was trained for) and threshold (published: 0.1 for DiT at "
@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
         )
     else:
         graph = import_l2c_router(
-            cfg.file, backbone, solver=solver, num_evaluations=cfg.num_evaluations, threshold=cfg.threshold
+            cfg.file, model, solver=solver, num_evaluations=cfg.num_evaluations, threshold=cfg.threshold
         )
     output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "cache_graph.json"
     graph.save(output)

@@ -1,36 +1,31 @@
 """Make a cache graph by a policy, without training.
 
-python scripts/make_graph.py policy=interval policy.n=2
+l2c graph policy=interval policy.n=2
 """
 
 from omegaconf import DictConfig
 
+from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, pipeline_options
+from l2c.commands.backends import configured_backbone, is_pipeline, pipeline_options
+from l2c.commands.table import command_line
 from l2c.policies.context import Problem
-from l2c.policies.registry import make_graph
+from l2c.policies.registry import UNMEASURED, make_graph
 from l2c.report.figures import graph_heatmap, save_figure
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.uncached import uncached_by
 
 
 @cli.entry("make_graph")
 def main(cfg: DictConfig) -> None:
     """Load, build, write, say what came out."""
-    if cfg.target is not None and cfg.budget is not None and cfg.target != cfg.budget:
-        raise ValueError(f"target={cfg.target} and budget={cfg.budget} are two names of one thing; give one of them")
-    target = cfg.budget if cfg.target is None else cfg.target
     calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
-    sampler = Sampler(
-        configured_backbone(cfg.model, cfg.solver),
-        solver=cfg.solver.name,
-        num_evaluations=cfg.solver.num_evaluations,
-        cfg_scale=cfg.solver.cfg_scale,
-        solver_options=cfg.solver.options,
-    )
+    shapes_will_do = cfg.policy.name in UNMEASURED and calibration is None and not is_pipeline(cfg.model)
+    backbone = backbone_shapes(cfg.model) if shapes_will_do else configured_backbone(cfg.model, cfg.solver)
+    sampler = uncached_by(backbone, cfg.solver)
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
     problem = Problem.of(sampler, calibration)
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if target is None else {"target": target}))
+    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")
@@ -40,7 +35,7 @@ def main(cfg: DictConfig) -> None:
         f"{graph.num_evaluations}: {problem.cost.speed_up(graph):.2f} x by MACs"
     )
     path = folder / "cache_graph.json"
-    print(f"wrote {path}\nnext: python scripts/evaluate.py {pipeline_options(cfg.model)}graph={path}")
+    print(f"wrote {path}\nnext: {command_line('evaluate', *pipeline_options(cfg.model), graph=path)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw images with a backbone, with or without a cache graph.
 
-python scripts/sample.py graph=runs/demo/cache_graph.json
+l2c sample graph=runs/demo/cache_graph.json
 """
 
 import torch
@@ -12,9 +12,11 @@ from l2c.backbones.presets import load_backbone, model_preset
 from l2c.commands import entry as cli
 from l2c.commands.backends import is_pipeline
 from l2c.drawing.image_shards import to_pixels
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.report.figures import sample_grid, save_figure
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch, ways
 
@@ -56,13 +58,12 @@ def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
     if graph is not None:
         apply_cache_graph(pipe, graph)
     prompts = read_prompts(cfg.model.prompts, pipe)
-    scales = (cfg.cfg_scale, None if graph is None else graph.cfg_scale, cfg.solver.cfg_scale)
     images = pipeline_images(
         pipe,
         [prompts[i % len(prompts)] for i in range(cfg.num_images)],
         seed=cfg.seed,
         num_evaluations=cfg.num_evaluations or (cfg.solver if graph is None else graph).num_evaluations,
-        guidance_scale=next((scale for scale in scales if scale is not None), None),
+        guidance_scale=scale_in_use(cfg.cfg_scale, None if graph is None else graph.cfg_scale, cfg.solver.cfg_scale),
         options=cfg.model.options,
     )
     folder = cli.run_folder()
@@ -83,7 +84,6 @@ def main(cfg: DictConfig) -> None:
         return
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
-    graph_scale = graph.cfg_scale if graph is not None else None
     solver = cfg.get("solver")
     published = None if graph is not None else preset.sampling.solver
     sampler = Sampler(
@@ -92,13 +92,13 @@ def main(cfg: DictConfig) -> None:
         solver=published if solver is None else solver.name,
         solver_options=None if solver is None else solver.options,
         num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
-        cfg_scale=next((s for s in (cfg.cfg_scale, graph_scale) if s is not None), preset.sampling.cfg_scale),
+        cfg_scale=cfg.cfg_scale,
         **ways(cfg),
     )
     cli.check_positive(cfg, "num_images")
-    labels = None
-    if backbone.num_labels:
-        labels = torch.tensor(_wanted(cfg.labels) or [i % backbone.num_labels for i in range(cfg.num_images)])
+    labels = labels_in_turn(backbone.num_labels, cfg.num_images)
+    if labels is not None and (wanted := _wanted(cfg.labels)):
+        labels = torch.tensor(wanted)
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
     launch(sampler, len(noise), cfg)
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()

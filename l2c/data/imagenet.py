@@ -14,7 +14,7 @@ from l2c.data.image_folder import ImageFolder
 from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.data.vae import SCALE_TOLERANCE, Vae, draw_latents
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
 
 
 class _Views(Dataset[tuple[Tensor, int, int]]):
@@ -27,8 +27,7 @@ class _Views(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int]:
         index, draw = item
         image, label = self.images.read_next(index)
-        generator = make_generator("mirroring", self.seed, draw)
-        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+        mirrored = bool(Stream("mirroring", self.seed, draw).uniform() < 0.5)
         return (image.flip(-1) if mirrored else image), label, draw
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from l2c.data.share import Part, parts
-from l2c.io.seeds import draw_normal, make_generator
+from l2c.io.seeds import Stream, draw_normal
 
 
 class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
@@ -28,8 +27,8 @@ class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, item: int | tuple[int, Part]) -> tuple[Tensor, Tensor]:
         index, part = item if isinstance(item, tuple) else (item, Part())
         noise = draw_normal((self.batch_size, *self.shape), "start of a training trajectory", self.seed, index)
-        generator = make_generator("labels of a training trajectory", self.seed, index)
-        labels = torch.randint(max(self.num_labels, 1), (self.batch_size,), generator=generator)
+        stream = Stream("labels of a training trajectory", self.seed, index)
+        labels = stream.integers(max(self.num_labels, 1), self.batch_size)
         places = part.within(self.batch_size)
         return noise[places], labels[places]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
 from l2c.data.share import Part
+from l2c.io.seeds import Stream
 
 
 class StepBatchSampler:
@@ -42,8 +41,7 @@ class StepBatchSampler:
         self.slices = [part.within(batch_size) for part in parts]
 
     def _epoch(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * (epoch + 1))
-        return torch.randperm(self.num_items, generator=generator).tolist()
+        return Stream("order of an epoch's items", self.seed, epoch).permutation(self.num_items).tolist()
 
     def items(self, batch: list[int], step: int, places: slice) -> list[Any]:
         """Return what the dataset is asked for, for some places of a step's batch of indices."""

@@ -64,7 +64,9 @@ def load_vae(name: str) -> Vae:
     try:
         from diffusers import AutoencoderKL
     except ModuleNotFoundError as error:
-        raise ValueError("encoding images needs the package diffusers; run pip install 'l2c[imagenet]'") from error
+        raise ValueError(
+            "encoding images needs the package diffusers; run pip install '.[imagenet]' in a clone of l2c"
+        ) from error
     return DiffusersVae(AutoencoderKL.from_pretrained(name))
 
 

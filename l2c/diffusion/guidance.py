@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 GUIDANCE_MODES = ("dit", "uvit", "cfg", "embedded")
@@ -12,7 +13,10 @@ NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a conditional and an unconditional output become one.
+    """How a conditional and an unconditional output become one, and how both are computed as one batch.
+
+    The batch of both branches has 2 N rows, the N conditional ones first; without active guidance it is the batch of
+    N itself.
 
     Attributes:
         mode: `dit`: uncond + s (cond - uncond) on the first three channels, the others conditional (the rule
@@ -45,3 +49,28 @@ class Guidance:
         guided = cond.clone()
         guided[:, :3] = uncond[:, :3] + self.scale * (cond[:, :3] - uncond[:, :3])
         return guided
+
+    def rows(self, count: int) -> int:
+        """Return how many rows the network is given for `count` images: 2 N with active guidance, else N."""
+        return 2 * count if self.active else count
+
+    def labels(self, y: Tensor | None, null_label: int | None) -> Tensor | None:
+        """Return the labels (2 N,) of both branches for the labels y (N,); without active guidance y itself.
+
+        Args:
+            y: conditional labels; None for a network without labels, which allows no active guidance.
+            null_label: label of the unconditional branch; None counts as 0.
+
+        """
+        if not self.active:
+            return y
+        assert y is not None, "guidance needs labels; the sampler refuses it for a backbone without a null label"
+        return torch.cat([y, torch.full_like(y, null_label or 0)])
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Return the inputs (2 N, C, H, W) of both branches for the states x (N, C, H, W)."""
+        return torch.cat([x, x]) if self.active else x
+
+    def merge(self, output: Tensor) -> Tensor:
+        """Return the guided output (N, ...) of the output (2 N, ...) of both branches."""
+        return self.combine(*output.chunk(2)) if self.active else output

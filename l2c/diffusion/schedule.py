@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from l2c.diffusion.prediction import check_prediction
+from l2c.io.seeds import Stream
 
 VARIANCE_PRESERVING = ("linear", "scaled_linear")
 FLOW = "flow"
@@ -60,7 +61,7 @@ class Schedule(ABC):
         """Return l = log(alpha / sigma) at a (fractional) index."""
 
     @abstractmethod
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
         """Return random times to train at: t as the network is given them, alpha and sigma, (count,) each."""
 
 
@@ -89,10 +90,10 @@ class NoiseSchedule(Schedule):
     def _log_alphas(self) -> npt.NDArray[np.floating]:
         return 0.5 * np.log(self.alphas_cumprod)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
         """Return steps drawn uniformly; see `Schedule.draw`."""
         abar = torch.from_numpy(self.alphas_cumprod)
-        index = torch.randint(self.num_steps, (count,), generator=generator)
+        index = stream.integers(self.num_steps, count)
         return index + self.first_timestep, abar.sqrt().float()[index], (1 - abar).sqrt().float()[index]
 
     def log_alpha(self, index: float) -> float:
@@ -150,14 +151,14 @@ class FlowSchedule(Schedule):
             return math.inf if sigma <= 0 else -math.inf
         return math.log(alpha) - math.log(sigma)
 
-    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, count: int, stream: Stream) -> tuple[Tensor, Tensor, Tensor]:
         """Return a quarter of times uniform, the others logit-normal (Esser et al., arXiv 2403.03206, section 3.1).
 
         The logit-normal alone leaves out the ends, at one of which sampling starts. See `Schedule.draw`.
         """
-        uniform = torch.rand(count, generator=generator)
-        s = torch.sigmoid(torch.randn(count, generator=generator))
-        s = torch.where(torch.rand(count, generator=generator) < UNIFORM_SHARE, uniform, s)
+        uniform = stream.uniform(count)
+        s = torch.sigmoid(stream((count,)))
+        s = torch.where(stream.uniform(count) < UNIFORM_SHARE, uniform, s)
         return self.num_steps * s + self.first_timestep, 1 - s, s
 
 

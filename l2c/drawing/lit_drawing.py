@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from l2c.data.share import Part
 from l2c.data.vae import Vae
 from l2c.drawing.image_shards import Samples, to_pixels
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch
 
@@ -31,13 +32,9 @@ def image_labels(images: range, num_labels: int, kind: str, seed: int) -> Tensor
         seed: of the draws.
 
     """
-    if not num_labels:
-        return None
-    if kind == "balanced":
-        return torch.tensor([i % num_labels for i in images])
-    return torch.cat(
-        [torch.randint(num_labels, (1,), generator=make_generator("label of an image", seed, i)) for i in images]
-    )
+    if kind == "balanced" or not num_labels:
+        return labels_in_turn(num_labels, len(images), first=images.start)
+    return torch.cat([Stream("label of an image", seed, i).integers(num_labels, 1) for i in images])
 
 
 class ShardsToDraw(pl.LightningDataModule):

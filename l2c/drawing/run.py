@@ -19,6 +19,7 @@ from l2c.data.vae import Vae, load_vae
 from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
 from l2c.drawing.lit_drawing import LABELS, LitSampler, ShardsToDraw
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.settings import ways
@@ -70,22 +71,19 @@ def make_sampler(cfg: DictConfig) -> Sampler:
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
     solver = cfg.get("solver")
-    scale = graph.cfg_scale if graph is not None else None
+    of_graph = None if graph is None else graph.cfg_scale
     if solver is not None:
         name, num_evaluations, options = solver.name, solver.num_evaluations, solver.options
-        scale = solver.cfg_scale
     elif graph is not None:
         name = num_evaluations = options = None
-        scale = preset.sampling.cfg_scale if scale is None else scale
     else:
         name, num_evaluations, options = preset.sampling.solver, preset.sampling.num_evaluations, None
-        scale = preset.sampling.cfg_scale
     return Sampler(
         load_backbone(preset, checkpoint=cfg.checkpoint),
         graph=graph,
         solver=name,
         num_evaluations=num_evaluations,
-        cfg_scale=scale if cfg.cfg_scale is None else cfg.cfg_scale,
+        cfg_scale=scale_in_use(cfg.cfg_scale, of_graph, None if solver is None else solver.cfg_scale),
         solver_options=options,
         **ways(cfg),
     )

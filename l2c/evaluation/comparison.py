@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
+from l2c.report.samples import SampleRow
+from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
 
@@ -57,36 +58,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of all methods, the uncached one first, and the first images of each for a picture."""
+    """Results of all methods, the uncached one first, and images of the others for a picture."""
 
     results: tuple[Result, ...]
-    images: dict[str, Tensor]
+    samples: tuple[SampleRow, ...]
     labels: tuple[int, ...]
     seconds_for: str
-
-
-def sample_many(
-    sampler: Sampler,
-    labels: Tensor | None,
-    noise: Tensor,
-    *,
-    batch_size: int,
-    seed: int = 0,
-    advance: tqdm | None = None,
-) -> Tensor:
-    """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W), batch by batch, on the CPU.
-
-    `seed` draws what a stochastic solver adds; it belongs to the image, not to the batch.
-    """
-    images = []
-    for start in range(0, len(noise), batch_size):
-        part = slice(start, start + batch_size)
-        chosen = None if labels is None else labels[part]
-        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
-        images.append(batch.cpu())
-        if advance is not None:
-            advance.update(len(batch))
-    return torch.cat(images)
 
 
 def compare(
@@ -99,7 +76,6 @@ def compare(
     classifier: Reader | None = None,
     timing_batch: int = 16,
     timing_repetitions: int = 5,
-    num_shown: int = 10,
 ) -> Comparison:
     """Sample with every method from the same noise and compare with the first one, the uncached.
 
@@ -112,20 +88,19 @@ def compare(
         classifier: reads the testbed's pictures; None for other images.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.
-        num_shown: images kept for a picture.
 
     """
     reference_sampler = next(iter(samplers.values()))[0]
     backbone = reference_sampler.backbone
     noise = seeded_noise(backbone.input_shape, seed, num_images)
-    labels = torch.arange(num_images) % backbone.num_labels if backbone.num_labels else None
+    labels = labels_in_turn(backbone.num_labels, num_images)
     total = num_images * sum(map(len, samplers.values()))
     images: dict[str, list[Tensor]] = {}
     with tqdm(total=total, desc="sampling", unit="image") as bar:
         for name, draws in samplers.items():
             bar.set_postfix_str(name)
             images[name] = [
-                sample_many(s, labels, noise, batch_size=batch_size, seed=seed, advance=bar) for s in draws
+                sample_in_batches(s, labels, noise, batch_size=batch_size, seed=seed, advance=bar) for s in draws
             ]
     timed_labels = None if labels is None else labels[:timing_batch]
 
@@ -139,9 +114,12 @@ def compare(
         _result(name, draws, images[name], reference, labels, cost, latencies[name], classifier)
         for name, draws in samplers.items()
     )
-    shown = {name: drawn[0][:num_shown] for name, drawn in images.items()}
-    shown_labels = () if labels is None else tuple(labels[:num_shown].tolist())
-    return Comparison(results, shown, shown_labels, f"batch of {len(noise[:timing_batch])}")
+    shown = tuple(
+        SampleRow.of(name, drawn[0], reference).drawn_from(len(drawn)) for name, drawn in list(images.items())[1:]
+    )
+    return Comparison(
+        results, shown, () if labels is None else tuple(labels.tolist()), f"batch of {len(noise[:timing_batch])}"
+    )
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""A comparison as a table, pictures and numbers in a folder."""
+"""A comparison of one graph with baselines, in a folder: a table, pictures, numbers, a page."""
 
 from __future__ import annotations
 
@@ -11,30 +11,36 @@ from l2c.evaluation.comparison import Comparison, Result
 from l2c.evaluation.scores.scores import Scores
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
-from l2c.report.figures import graph_heatmap, sample_grid, save_figure
+from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.machine import machine
+from l2c.report.page import Column, Entry, Section, page_html, paragraph, table_html, write_page
+from l2c.report.page_graph import graph_html
+from l2c.report.page_samples import samples_html
+from l2c.report.sample_figure import sample_figure
 from l2c.report.table import markdown_table
 
-HEADER = (
-    "method",
-    "evaluations",
-    "layers removed",
-    "MACs (evaluations)",
-    "MACs",
-    "seconds",
-    "speed-up",
-    "MSE x 1e-5",
-    "PSNR dB",
-    "accuracy",
-    "Frechet",
+COLUMNS = (
+    Column("method", "How the images were made; uncached is the reference that the others are compared with.", True),
+    Column("evaluations", "Calls of the network in a trajectory."),
+    Column("layers removed", "Share of the layers of all evaluations that are not computed but reused."),
+    Column("MACs (evaluations)", "Multiply-accumulate operations over those of one full evaluation."),
+    Column("MACs", "Multiply-accumulate operations of a trajectory, per image and guidance branch."),
+    Column("seconds", "Wall-clock time of one batch, the median of alternated repetitions."),
+    Column("speed-up", "Time of the uncached sampler over that of the method."),
+    Column("MSE x 1e-5", "Mean squared error per pixel to the uncached images, with its standard error."),
+    Column("PSNR dB", "Peak signal-to-noise ratio of that error."),
+    Column("accuracy", "Share of images that a classifier reads as their label; where there is a classifier."),
+    Column("Frechet", "Frechet distance of the classifier's features to those of real images."),
 )
+HEADER = tuple(column.name for column in COLUMNS)
+ADVICE = "Decide on the error: accuracy and Frechet distance do not rank caching on small images."
 
 
 def _cells(result: Result, cost: Cost) -> tuple[str, ...]:
     error = result.error
     exact = error.mse == 0
     return (
-        result.method,
+        result.method if result.num_draws == 1 else f"{result.method} (mean of {result.num_draws})",
         str(result.num_evaluations),
         f"{100 * result.removed:.1f} %",
         f"{result.evaluations_worth:.2f}",
@@ -45,6 +51,23 @@ def _cells(result: Result, cost: Cost) -> tuple[str, ...]:
         "inf" if math.isinf(error.psnr) else f"{error.psnr:.1f}",
         "-" if result.accuracy is None else f"{100 * result.accuracy:.1f} %",
         "-" if result.frechet is None else f"{result.frechet:.3f}",
+    )
+
+
+def _orders(result: Result) -> tuple[float | None, ...]:
+    """Return the number that each column of a result is sorted by."""
+    return (
+        None,
+        result.num_evaluations,
+        result.removed,
+        result.evaluations_worth,
+        result.evaluations_worth,
+        result.latency.seconds,
+        result.latency.speed_up,
+        result.error.mse,
+        result.error.psnr if math.isfinite(result.error.psnr) else 1e9,
+        -1.0 if result.accuracy is None else result.accuracy,
+        -1.0 if result.frechet is None else result.frechet,
     )
 
 
@@ -75,9 +98,41 @@ def scores_table(scores: Scores) -> str:
     )
 
 
+def graph_page(graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> str:
+    """Return the page of a graph and its baselines as HTML."""
+    results = comparison.results
+    rows = [[Entry(*pair) for pair in zip(_cells(result, cost), _orders(result), strict=True)] for result in results]
+    lead = (
+        f"The graph says which layers of {graph.model} are computed and which are reused at each evaluation. It is "
+        "compared with the uncached sampler and with baselines of about the same cost, all from the same noises. "
+        "The error is the distance to the uncached images, so 0 is perfect."
+    )
+    facts = {
+        "model": graph.model,
+        "solver": f"{graph.solver}, {graph.num_evaluations} evaluations",
+        "guidance": "any" if graph.cfg_scale is None else f"{graph.cfg_scale:g}",
+        "noises": f"{results[0].error.num_images:,} per method, the same for all",
+        "timed": f"one {comparison.seconds_for}, {results[0].latency.repetitions} alternated repetitions",
+        "machine": machine(),
+        "command": command,
+    }
+    sections = [
+        Section("Table", table_html(COLUMNS, rows) + paragraph(ADVICE)),
+        Section("Pictures", samples_html(comparison.samples)),
+        Section("The graph", graph_html(graph, "What is computed and what is reused")),
+    ]
+    return page_html(f"A cache graph of {graph.model}", lead, facts, sections)
+
+
 def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> Path:
-    """Write `report.md`, `results.json`, `samples.png` and `graph.png`; return the report's path."""
-    save_figure(sample_grid(comparison.images, comparison.labels or None), folder / "samples.png")
+    """Write `report.html`, `report.md`, `results.json`, `samples.png` and `graph.png`.
+
+    Returns:
+        Path of `report.md`.
+
+    """
+    write_page(folder / "report.html", graph_page(graph, comparison, cost, command=command))
+    save_figure(sample_figure(comparison.samples, comparison.labels), folder / "samples.png")
     save_figure(graph_heatmap(graph), folder / "graph.png")
     results = {
         "command": command,
@@ -96,7 +151,7 @@ def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: 
             f"{comparison.results[0].error.num_images} images per method from the same noise; the error is that "
             f"against the uncached images. Seconds are those of one {comparison.seconds_for}, medians of "
             f"{comparison.results[0].latency.repetitions} alternated repetitions; MACs are per image and guidance "
-            "branch. Decide on the error: accuracy and Frechet distance do not rank caching on small images.",
+            f"branch. {ADVICE}",
             "",
             f"Measured on {machine()} by `{command}`.",
             "",

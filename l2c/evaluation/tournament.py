@@ -19,16 +19,18 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import fingerprint
 from l2c.calibration.calibration import Calibration
 from l2c.commands.backends import configured_backbone
-from l2c.evaluation.comparison import sample_many
 from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.policies.best import reference_evaluations
-from l2c.policies.context import Problem, in_evaluations
+from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
-from l2c.report.figures import graph_heatmap, sample_grid, save_figure
+from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.method_table import Cell
+from l2c.report.samples import SampleRow
+from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
 FEWER_STEPS = "fewer_steps"
@@ -64,8 +66,7 @@ class Tournament:
         self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in statistics(cfg)]
         self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
         self.noise = seeded_noise(self.backbone.input_shape, cfg.seed, cfg.num_images)
-        count = self.backbone.num_labels
-        self.labels = torch.arange(cfg.num_images) % count if count else None
+        self.labels = labels_in_turn(self.backbone.num_labels, cfg.num_images)
         self._reference: torch.Tensor | None = None
 
     def check_statistics(self) -> None:
@@ -91,14 +92,7 @@ class Tournament:
 
     def plain(self, num_evaluations: int) -> Sampler:
         """Return an uncached sampler."""
-        solver = self.cfg.solver
-        return Sampler(
-            self.backbone,
-            solver=solver.name,
-            num_evaluations=num_evaluations,
-            cfg_scale=solver.cfg_scale,
-            solver_options=solver.options,
-        )
+        return uncached_by(self.backbone, self.cfg.solver, num_evaluations=num_evaluations)
 
     @property
     def settings(self) -> list[Any]:
@@ -119,18 +113,23 @@ class Tournament:
         if self._reference is None and path.is_file():
             self._reference = load_file(path)["images"]
         if self._reference is None:
-            self._reference = sample_many(self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size)
+            self._reference = sample_in_batches(
+                self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size
+            )
             with replacing(path) as temporary:
                 save_file({"images": self._reference}, temporary)
         return self._reference
 
-    def draws(self, method: str, target: float) -> list[Draw]:
+    def images(self, sampler: Sampler) -> torch.Tensor:
+        """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
+        return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
+
+    def draws(self, method: str, worth: float) -> list[Draw]:
         """Return what a method has at a budget, one draw per seed."""
         if method == FEWER_STEPS:
-            worth = in_evaluations(target, self.cfg.solver.num_evaluations)
             return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
         if method in self.graphs:
-            return self.given(method, target)
+            return self.given(method, worth)
         options = dict(self.cfg.methods[method] or {})
         policy = options.pop("policy", method)
         if policy == "random":
@@ -141,23 +140,23 @@ class Tournament:
         else:
             chosen = [(self.problem, options, "".join(map(digest, statistics(self.cfg)[:1])))]
         return [
-            Draw(partial(self.made, method, policy, problem, target, given), json.dumps([given, file], default=list))
+            Draw(partial(self.made, method, policy, problem, worth, given), json.dumps([given, file], default=list))
             for problem, given, file in chosen
         ]
 
     def made(
-        self, method: str, policy: str, problem: Problem, target: float, options: dict[str, Any]
+        self, method: str, policy: str, problem: Problem, worth: float, options: dict[str, Any]
     ) -> Sampler | None:
         """Return the sampler of a policy's graph; None where it cannot reach the budget."""
         try:
-            return self.cached(make_graph(policy, problem, target=target, **options))
+            return self.cached(make_graph(policy, problem, budget=worth, **options))
         except ValueError as error:
             if "out of reach" not in str(error):
                 raise
-            tqdm.write(f"{method} at {target:g}: {error}")
+            tqdm.write(f"{method} at {worth:g}: {error}")
             return None
 
-    def given(self, method: str, target: float) -> list[Draw]:
+    def given(self, method: str, worth: float) -> list[Draw]:
         """Return the trained graphs whose MACs are near a budget.
 
         Raises:
@@ -165,7 +164,6 @@ class Tournament:
 
         """
         blank = self.problem.blank
-        worth = in_evaluations(target, blank.num_evaluations)
         found = []
         paths = matching(self.graphs[method])
         for path in paths:
@@ -180,32 +178,32 @@ class Tournament:
                 found.append(Draw(partial(self.cached, graph), digest(path)))
         if not found:
             what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
-            tqdm.write(f"{method} at {target:g}: left out, {what} ({self.graphs[method]})")
+            tqdm.write(f"{method} at {worth:g}: left out, {what} ({self.graphs[method]})")
         return found
 
     def cached(self, graph: CacheGraph) -> Sampler:
         """Return the sampler of a graph under the comparison's guidance."""
         return Sampler(self.backbone, graph=graph, cfg_scale=self.cfg.solver.cfg_scale)
 
-    def measure(self, method: str, target: float, seed: int, draw: Draw) -> list[Cell]:
+    def measure(self, method: str, worth: float, seed: int, draw: Draw) -> list[Cell]:
         """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
-        name = cell_name(method, target)
+        name = cell_name(method, worth)
         path = self.folder / "cells" / f"{name}-{seed}.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["origin"] == draw.origin:
                 return [Cell(**cell) for cell in content["cells"]]
-            tqdm.write(f"{method} at {target:g}: its options or files have changed, so it is measured again")
+            tqdm.write(f"{method} at {worth:g}: its options or files have changed, so it is measured again")
         sampler = draw.sampler()
-        cells = [] if sampler is None else [self.cell(method, target, seed, name, sampler)]
+        cells = [] if sampler is None else [self.cell(method, worth, seed, name, sampler)]
         with replacing(path) as temporary:
             content = {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]}
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return cells
 
-    def cell(self, method: str, target: float, seed: int, name: str, sampler: Sampler) -> Cell:
+    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler) -> Cell:
         """Sample and time; keep a picture of the first seed."""
-        images = sample_many(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
+        images = self.images(sampler)
         error = image_error(images, self.reference)
         count = self.cfg.timing_batch
         labels = None if self.labels is None else self.labels[:count]
@@ -217,14 +215,13 @@ class Tournament:
         graph = sampler.graph
         worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
         if seed == 0:
-            shown = {"uncached": self.reference[:10], f"{method} {target:g}": images[:10]}
-            save_figure(sample_grid(shown, None), self.folder / "samples" / f"{name}.png")
+            SampleRow.of(method, images, self.reference).save(self.folder / "samples" / f"{name}.safetensors")
             if graph is not None:
                 graph.save(self.folder / "graphs" / f"{name}.json")
                 save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")
         return Cell(
             method,
-            target,
+            worth,
             seed,
             float(worth),
             error.mse,
@@ -243,9 +240,9 @@ def fewer_evaluations(solver: str, worth: float) -> int:
     return max(2, unit * round(worth / unit))
 
 
-def cell_name(method: str, target: float) -> str:
+def cell_name(method: str, worth: float) -> str:
     """Return the name of the files of a method at a budget."""
-    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{target:g}"
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{worth:g}"
 
 
 def digest(path: Path) -> str:

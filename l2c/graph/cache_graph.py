@@ -1,58 +1,54 @@
 """The static cache graph: which layers compute at which evaluation, and what that is valid for.
 
 Pure data. A row has one bit per layer, 1 = compute and 0 = reuse; what stands in for a reused layer is told in
-`l2c.graph.predictor`. The JSON form is described by `cache_graph.schema.json` beside this file.
+`l2c.graph.predictor`, what makes a graph wrong in `checks`, its JSON form in `file`, its text for people in `text`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from l2c.graph import file, hub, text
+from l2c.graph.binding import Binding
+from l2c.graph.checks import CHECKS, MAX_SCALE
 from l2c.graph.correction_file import CorrectionFile
-from l2c.graph.hub import OnHub
-from l2c.graph.layer_names import kind_of
-from l2c.graph.predictor import FITTED, HOLD, LINEAR, REUSES, held_outputs, slopes_of
+from l2c.graph.predictor import HOLD, held_outputs, slopes_of
+from l2c.graph.statistics import counted, removed_fraction_of
 from l2c.io.atomic import replacing
-from l2c.io.json_fields import items, member, numbers, refuse_constant
-
-FORMAT = "l2c-cache-graph"
-VERSION = 1
-FIELDS = {
-    *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "rows", "correction"),
-    *("provenance", "statistics"),
-}
-KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
+from l2c.io.bundled import bundled_graph, graph_names
+from l2c.io.json_fields import read_text
+from l2c.io.names import shown
+from l2c.io.numbers import finite_number, whole_number
 
 
-@dataclass(frozen=True, kw_only=True)
-class CacheGraph(OnHub):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CacheGraph:
     """All rows of one trajectory, and the backbone, solver, timesteps and guidance they are valid for.
 
     Attributes:
         rows: one row per evaluation, noisiest first; each has one bool per layer, True = compute.
         layers: names of the layers, index `2 b` attention and `2 b + 1` MLP of block b.
-        timesteps: t that the backbone is given at each evaluation, strictly decreasing.
+        timesteps: t that the backbone is given at each evaluation, strictly falling (or rising, for models that
+            count up from noise to image).
         model: name of the backbone.
-        solver: name of the solver.
+        solver: name of the solver, or class of a diffusers scheduler.
         routed: indices of the evaluations that may reuse; None = those that do.
         reuse: `hold`, `linear` or `fitted`, what stands in for a reused layer, per evaluation; none = all `hold`.
         fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
         correction: file of scales and shifts of what stands in; None = none.
         fingerprint: digest of the weights that the graph was made for; None = any.
         solver_options: the solver's own settings, `eta` for one.
-        guidance: what `cfg_scale` means, `dit` or `uvit`.
+        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg` or `embedded`; None = not said.
         cfg_scale: guidance scale that the graph was made under; None = made without, accepts any.
         provenance: method, hyper-parameters, package version.
-        measured: figures that its maker wants to travel along (MACs, errors); not interpreted.
+        measured: figures that the maker lets travel along (MACs, errors); not interpreted.
 
     Raises:
-        ValueError: the parts contradict each other; the message says what, got and allowed.
+        ValueError: if the parts contradict each other; the message says what, got and allowed.
 
     """
 
@@ -74,83 +70,35 @@ class CacheGraph(OnHub):
 
     def __post_init__(self) -> None:
         # bool() each entry: numpy's True is not Python's, and the seam tells True, False and weights apart.
-        if self.cfg_scale is not None and not math.isfinite(self.cfg_scale):
-            raise ValueError(f"cfg_scale must be a finite number or None, got {self.cfg_scale}")
         if any(isinstance(row, str) for row in self.rows):
             raise ValueError("rows must hold bools, got text; CacheGraph.from_json reads rows of 0 and 1 as text")
-        rows = tuple(tuple(bool(bit) for bit in row) for row in self.rows)
+        rows = tuple(tuple(map(bool, row)) for row in self.rows)
         reusing = tuple(e for e, row in enumerate(rows) if not all(row))
-        routed = reusing if self.routed is None else tuple(sorted({int(e) for e in self.routed}))
+        routed = None if self.routed is None else {whole_number("routed", e) for e in self.routed}
+        scale = self.cfg_scale
         for name, value in (
             ("rows", rows),
-            ("routed", routed),
+            ("routed", reusing if routed is None else tuple(sorted(routed))),
             ("reuse", tuple(map(str, self.reuse or (HOLD,) * len(rows)))),
             ("fitted", tuple(tuple(map(float, slopes)) for slopes in self.fitted or ((),) * len(rows))),
             ("layers", tuple(map(str, self.layers))),
-            ("timesteps", tuple(map(float, self.timesteps))),
+            ("timesteps", tuple(finite_number("a timestep", t) for t in self.timesteps)),
+            ("cfg_scale", scale and finite_number("cfg_scale", scale, low=-MAX_SCALE, high=MAX_SCALE)),
         ):
             object.__setattr__(self, name, value)
-        self._check(reusing)
+        for check in CHECKS:
+            check(self)
 
-    def _check(self, reusing: tuple[int, ...]) -> None:
-        if not self.rows or not self.layers:
-            raise ValueError(f"a cache graph needs rows and layers, got {len(self.rows)} and {len(self.layers)}")
-        if len(set(self.layers)) != len(self.layers):
-            raise ValueError("layer names must differ from each other; name each layer of the backbone once")
-        for e, row in enumerate(self.rows):
-            if len(row) != len(self.layers):
-                raise ValueError(
-                    f"row {e} has {len(row)} entries, but the graph has {len(self.layers)} layers; "
-                    "every row needs one entry per layer"
-                )
-        if not all(self.rows[0]):
-            first = self.layers[self.rows[0].index(False)]
-            raise ValueError(
-                f"the first row reuses layer {first}, but nothing is kept before evaluation 0; "
-                "the first row must compute every layer"
-            )
-        if len(self.timesteps) != len(self.rows):
-            raise ValueError(
-                f"the graph has {len(self.rows)} rows but {len(self.timesteps)} timesteps; give one per row"
-            )
-        if not all(math.isfinite(t) for t in self.timesteps):
-            raise ValueError(f"timesteps must be finite numbers, got {list(self.timesteps)}")
-        for before, after in zip(self.timesteps, self.timesteps[1:], strict=False):
-            if not before > after:
-                raise ValueError(
-                    f"timesteps must decrease from noise to image, got {after:g} after {before:g}; "
-                    "row 0 belongs to the noisiest evaluation"
-                )
-        if len(self.reuse) != len(self.rows):
-            raise ValueError(
-                f"reuse has {len(self.reuse)} entries, but the graph has {len(self.rows)} rows; give one per row"
-            )
-        for e, reuse in enumerate(self.reuse):
-            if reuse not in REUSES:
-                raise ValueError(f"reuse of evaluation {e} is {reuse!r}, must be {' or '.join(REUSES)}")
-        if len(self.fitted) != len(self.rows):
-            raise ValueError(f"slopes has {len(self.fitted)} entries, but the graph has {len(self.rows)} rows")
-        for e, (row, slopes) in enumerate(zip(self.rows, self.fitted, strict=True)):
-            reused = len(row) - sum(row)
-            wanted = reused if self.reuse[e] == FITTED else 0
-            if len(slopes) != wanted or not all(map(math.isfinite, slopes)):
-                raise ValueError(
-                    f"evaluation {e} reuses {reused} layers by {self.reuse[e]} and needs {wanted} finite slopes, got "
-                    f"{list(slopes)}; give one per reused layer where reuse is {FITTED}, none elsewhere"
-                )
-        assert self.routed is not None
-        outside = [e for e in self.routed if not 0 < e < len(self.rows)]
-        if outside:
-            raise ValueError(
-                f"evaluation {outside[0]} cannot be routed in a graph of {len(self.rows)} evaluations; "
-                f"routed evaluations lie in 1..{len(self.rows) - 1}"
-            )
-        unrouted = [e for e in reusing if e not in self.routed]
-        if unrouted:
-            raise ValueError(
-                f"row {unrouted[0]} reuses layers, but evaluation {unrouted[0]} is not among the routed ones "
-                f"{list(self.routed)}; add it there or let the row compute everything"
-            )
+    @classmethod
+    def blank(cls, binding: Binding, **others: Any) -> CacheGraph:
+        """Return the graph that computes everything, for what a binding says; `others` are further attributes."""
+        rows = ((True,) * len(binding.layers),) * binding.num_evaluations
+        return cls(**{**binding.fields, "rows": rows, **others})
+
+    @property
+    def binding(self) -> Binding:
+        """What the graph is valid for."""
+        return Binding.of_graph(self)
 
     @property
     def num_evaluations(self) -> int:
@@ -165,7 +113,7 @@ class CacheGraph(OnHub):
     @property
     def num_reused(self) -> int:
         """Number of (evaluation, layer) entries that reuse."""
-        return sum(not bit for row in self.rows for bit in row)
+        return sum(row.count(False) for row in self.rows)
 
     @property
     def removed_fraction(self) -> float:
@@ -180,10 +128,7 @@ class CacheGraph(OnHub):
 
     def removed_fraction_of(self, kind: str) -> float:
         """Return the share of one kind of layer (`attn`, `mlp`) reused in the routed rows."""
-        assert self.routed is not None
-        chosen = [i for i, name in enumerate(self.layers) if kind_of(name).startswith(KINDS[kind])]
-        total = len(self.routed) * len(chosen)
-        return sum(not self.rows[e][i] for e in self.routed for i in chosen) / total if total else 0.0
+        return removed_fraction_of(self, kind)
 
     @cached_property
     def held(self) -> tuple[tuple[int, ...], ...]:
@@ -208,168 +153,88 @@ class CacheGraph(OnHub):
     @property
     def statistics(self) -> dict[str, Any]:
         """Counts and shares that follow from the rows, and what the maker measured."""
-        assert self.routed is not None
-        counted = {
-            "num_evaluations": self.num_evaluations,
-            "num_routed": len(self.routed),
-            "num_layers": self.num_layers,
-            "num_reused": self.num_reused,
-            "removed_fraction": round(self.removed_fraction, 6),
-            "removed_fraction_attention": round(self.removed_fraction_of("attn"), 6),
-            "removed_fraction_mlp": round(self.removed_fraction_of("mlp"), 6),
-            "removed_fraction_overall": round(self.removed_fraction_overall, 6),
-            "peak_kept_outputs": self.peak_kept,
-        }
-        return {**self.measured, **counted}
+        return {**self.measured, **counted(self)}
 
     def replace(self, **changes: Any) -> CacheGraph:
         """Return a copy with some attributes changed; pass `routed` along when rows change."""
         return replace(self, **changes)
 
+    def __repr__(self) -> str:
+        return text.short(self)
+
     def summary(self) -> str:
         """Return a few lines for people: what it is for, what it removes, its rows as a picture in text."""
-        assert self.routed is not None
-        guidance = "any guidance" if self.cfg_scale is None else f"guidance {self.guidance} {self.cfg_scale:g}"
-        lines = [
-            f"cache graph for {self.model}: {self.solver}, {self.num_evaluations} evaluations, {guidance}",
-            f"{self.num_reused} of {self.num_evaluations * self.num_layers} layers reused: "
-            f"{100 * self.removed_fraction:.2f} % of the {len(self.routed)} routed evaluations "
-            f"(attention {100 * self.removed_fraction_of('attn'):.2f} %, "
-            f"MLP {100 * self.removed_fraction_of('mlp'):.2f} %), "
-            f"{100 * self.removed_fraction_overall:.2f} % of all; "
-            f"at most {self.peak_kept} outputs held"
-            + ("" if self.correction is None else f"; corrected by {self.correction.path.name}"),
-        ]
-        for e, (t, row) in enumerate(zip(self.timesteps, self.rows, strict=True)):
-            mark = ("routed" if e in self.routed else "full") + (
-                "" if self.reuse[e] == HOLD else f", {self.reuse[e]}"
-            )
-            lines.append(f"{e:4d}  t {t:8.2f}  {''.join('#' if bit else '.' for bit in row)}  {mark}")
-        return "\n".join(lines)
+        return text.summary(self)
 
     def to_json(self) -> str:
-        """Return the file's text."""
-        assert self.routed is not None
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": {"name": self.model, "fingerprint": self.fingerprint, "layers": list(self.layers)},
-            "sampler": {
-                "solver": self.solver,
-                "options": dict(self.solver_options),
-                "num_evaluations": self.num_evaluations,
-                "timesteps": list(self.timesteps),
-                "guidance": {"mode": self.guidance, "scale": self.cfg_scale},
-            },
-            "routed": list(self.routed),
-            "rows": ["".join("1" if bit else "0" for bit in row) for row in self.rows],
-            **({"reuse": list(self.reuse)} if {LINEAR, FITTED} & set(self.reuse) else {}),
-            **({"slopes": list(map(list, self.fitted))} if FITTED in self.reuse else {}),
-            **({"correction": self.correction.to_json()} if self.correction is not None else {}),
-            "provenance": dict(self.provenance),
-            "statistics": self.statistics,
-        }
-        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def save(self, path: str | Path) -> None:
-        """Write the graph as JSON, its correction beside it under the same name; files appear whole or not at all.
+        """Return the file's text.
 
         Raises:
-            OSError: the folder cannot be made or written.
+            ValueError: if provenance or measured figures hold what JSON cannot say.
 
         """
+        return file.to_json(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the graph as JSON, its correction beside it; files appear whole or not at all.
+
+        Raises:
+            OSError: if the folder cannot be made or written.
+            ValueError: if the content cannot be written, or the correction's name belongs to another file.
+
+        """
+        self.to_json()  # refuses before anything is written
         graph = self if self.correction is None else self.replace(correction=self.correction.beside(Path(path)))
         with replacing(path) as temporary:
             temporary.write_text(graph.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraph:
-        """Read and validate a graph.
+        """Read and validate a graph: a file, or a bundled graph by its name.
+
+        Args:
+            path: a file, or the name of a bundled graph (`dit_digits_ddim20`).
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, of another format or version, or contradicts itself.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, of another format or version, or contradicts itself.
 
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except FileNotFoundError as error:
+        found = Path(path)
+        if not found.exists() and str(path) in graph_names():
+            found = bundled_graph(str(path))
+        if not found.exists():
             raise FileNotFoundError(
-                f"no cache graph at {path}; train one with `python train_router.py`, which writes cache_graph.json"
-            ) from error
-        except (UnicodeDecodeError, IsADirectoryError) as error:
-            raise ValueError(f"{path} is not a text file in UTF-8; give the cache_graph.json itself") from error
+                f"no cache graph at {shown(path, 300)}; train one with `python train_router.py`, which writes "
+                f"cache_graph.json, or name a bundled one: {', '.join(graph_names())}"
+            )
+        content = read_text(found)
         try:
-            return cls.from_json(text, folder=Path(path).parent)
+            return cls.from_json(content, folder=found.parent)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{shown(found, 300)}: {error}") from error
 
     @classmethod
     def from_json(cls, text: str, *, folder: Path = Path()) -> CacheGraph:
         """Read and validate a graph from the file's text; a correction that it names lies in `folder`.
 
         Raises:
-            ValueError: the text is damaged, of another format or version, or contradicts itself.
+            ValueError: if the text is damaged, of another format or version, or contradicts itself.
 
         """
-        try:
-            content = json.loads(text, parse_constant=refuse_constant)
-        except RecursionError as error:
-            raise ValueError("not a cache graph: its JSON is nested too deeply; export the graph again") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); "
-                "the file may be cut short: export or copy it again"
-            ) from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            got = content.get("format") if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"not a cache graph: format is {got!r}, must be {FORMAT!r}")
-        if content.get("version") != VERSION or isinstance(content["version"], bool):
-            raise ValueError(
-                f"cache graph version {content.get('version')!r} is unknown, this package reads version {VERSION}; "
-                "update l2c or export the graph again"
-            )
-        unknown = sorted(set(content) - FIELDS)
-        if unknown:
-            raise ValueError(f"the field {unknown[0]} is unknown; the fields are {', '.join(sorted(FIELDS))}")
-        sampler = member(content, "sampler", dict)
-        model = member(content, "model", dict, "model")
-        guidance = member(sampler, "guidance", dict, "sampler.guidance")
-        options = member(sampler, "options", dict, "sampler.options")
-        for name in options:
-            member(options, name, (int, float), f"sampler.options.{name}")
-        rows = member(content, "rows", list)
-        for e, row in enumerate(rows):
-            if not isinstance(row, str) or set(row) - {"0", "1"}:
-                raise ValueError(f"row {e} must be a string of 0 (reuse) and 1 (compute), got {row!r}")
-        graph = cls(
-            rows=tuple(tuple(bit == "1" for bit in row) for row in rows),
-            layers=tuple(items(model, "layers", str, "model.layers")),
-            timesteps=tuple(numbers(items(sampler, "timesteps", (int, float), "sampler.timesteps"))),
-            model=member(model, "name", str, "model.name"),
-            solver=member(sampler, "solver", str, "sampler.solver"),
-            routed=tuple(items(content, "routed", int, "routed")) if "routed" in content else None,
-            reuse=tuple(items(content, "reuse", str, "reuse")) if "reuse" in content else (),
-            fitted=_slopes(content) if "slopes" in content else (),
-            fingerprint=member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
-            solver_options=options,
-            guidance=member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
-            cfg_scale=member(guidance, "scale", (int, float, type(None)), "sampler.guidance.scale"),
-            provenance=member(content, "provenance", dict),
-        )
-        if "correction" in content:
-            named = CorrectionFile.from_json(member(content, "correction", dict), folder)
-            graph = graph.replace(correction=named)
-        declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")
-        if declared != graph.num_evaluations:
-            raise ValueError(f"sampler.num_evaluations is {declared}, but there are {graph.num_evaluations} rows")
-        statistics = member(content, "statistics", dict)
-        return graph.replace(measured={k: v for k, v in statistics.items() if k not in graph.statistics})
+        return cls(**file.fields_of(text, folder))
 
+    def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:
+        """Write the graph, a model card and copies of `files` into a folder; see `l2c.graph.hub`."""
+        hub.save_pretrained(self, folder, files=files)
 
-def _slopes(content: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
-    """Return the field `slopes`: a list of numbers per evaluation."""
-    rows = items(content, "slopes", list, "slopes")
-    return tuple(
-        tuple(numbers(items({"slopes": row}, "slopes", (int, float), f"slopes[{e}]"))) for e, row in enumerate(rows)
-    )
+    def push_to_hub(
+        self, repo: str, *, files: Sequence[str | Path] = (), private: bool = False, token: str | None = None
+    ) -> str:
+        """Send what `save_pretrained` writes to a Hub repository; return the address; see `l2c.graph.hub`."""
+        return hub.push_to_hub(self, repo, files=files, private=private, token=token)
+
+    @classmethod
+    def from_pretrained(cls, repo: str | Path, *, revision: str | None = None) -> CacheGraph:
+        """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote; see `l2c.graph.hub`."""
+        return hub.from_pretrained(cls.load, repo, revision=revision)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from l2c.graph.checks import DIGEST
 from l2c.io.atomic import replacing
-from l2c.io.json_fields import member
+from l2c.io.json_fields import known_fields, member
+from l2c.io.names import quoted, shown
 
 SUFFIX = ".safetensors"
+FORMAT = "l2c-scale-shift"
+NAME = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,200}")
+MAX_HEADER = 2**24  # bytes
 
 
 @dataclass(frozen=True)
@@ -31,20 +38,30 @@ class CorrectionFile:
     @classmethod
     def of(cls, path: str | Path) -> CorrectionFile:
         """Return the description of an existing file."""
-        return cls(Path(path), f"sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()}")
+        with Path(path).open("rb") as file:
+            digest = hashlib.sha256()
+            while part := file.read(2**20):
+                digest.update(part)
+        return cls(Path(path), f"sha256:{digest.hexdigest()}")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], folder: Path) -> CorrectionFile:
         """Read the graph's field `correction`.
 
         Raises:
-            ValueError: a part is missing, or the name is not that of a file in the graph's folder.
+            ValueError: if a part is missing or unknown, or the name is not that of a file in the graph's folder.
 
         """
+        known_fields(content, ("file", "fingerprint"), "correction")
         name = member(content, "file", str, "correction.file")
-        if Path(name).name != name:
-            raise ValueError(f"correction.file must be the name of a file beside the graph, got {name!r}")
-        return cls(folder / name, member(content, "fingerprint", str, "correction.fingerprint"))
+        if not NAME.fullmatch(name):
+            raise ValueError(f"correction.file must be the name of a file beside the graph, got {quoted(name)}")
+        fingerprint = member(content, "fingerprint", str, "correction.fingerprint")
+        if not DIGEST.fullmatch(fingerprint):
+            raise ValueError(
+                f"correction.fingerprint must be 'sha256:' and 64 hexadecimal digits, got {quoted(fingerprint)}"
+            )
+        return cls(folder / name, fingerprint)
 
     def to_json(self) -> dict[str, str]:
         """Return the graph's field `correction`."""
@@ -54,27 +71,57 @@ class CorrectionFile:
         """Refuse a file that is missing or another one than the graph was made with.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is another file.
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is another file.
 
         """
         if not self.path.is_file():
             raise FileNotFoundError(
-                f"the graph's correction {self.path} is missing; copy it beside the graph, or make both anew with "
-                "scripts/train_scale_shift.py"
+                f"the graph's correction {shown(self.path, 300)} is missing; copy it beside the graph, or make both "
+                "anew with scripts/train_scale_shift.py"
             )
         got = CorrectionFile.of(self.path).fingerprint
         if got != self.fingerprint:
             raise ValueError(
-                f"{self.path} does not belong to this graph: its digest is {got[:19]}..., the graph names "
-                f"{self.fingerprint[:19]}...; take the two files that were written together"
+                f"{shown(self.path, 300)} does not belong to this graph: its digest is {got[:19]}..., the graph "
+                f"names {self.fingerprint[:19]}...; take the two files that were written together"
             )
 
     def beside(self, graph: Path) -> CorrectionFile:
-        """Copy the file beside a graph that is about to be written, under the graph's name; return the copy."""
-        target = graph.with_suffix(SUFFIX)
-        if target.absolute() != self.path.absolute():
-            self.check()
-            with replacing(target) as temporary:
-                shutil.copyfile(self.path, temporary)
-        return CorrectionFile(target, self.fingerprint)
+        """Copy the file beside a graph that is about to be written, under a name like the graph's; return the copy.
+
+        For `name.json` that is `name.safetensors`, or `name.correction.safetensors` where a file that is no
+        correction has the first name (weights, for one).
+
+        Raises:
+            ValueError: if both names belong to other files.
+
+        """
+        for suffix in (SUFFIX, f".correction{SUFFIX}"):
+            target = graph.with_suffix(suffix)
+            if target.exists() and self.path.exists() and target.samefile(self.path):
+                return CorrectionFile(target, self.fingerprint)
+            if not target.exists() or is_correction(target):
+                self.check()
+                with replacing(target) as temporary:
+                    shutil.copyfile(self.path, temporary)
+                return CorrectionFile(target, self.fingerprint)
+        raise ValueError(
+            f"{shown(target, 300)} exists and is no correction, so the graph's correction is not written over it; "
+            "save the graph under another name"
+        )
+
+
+def is_correction(path: Path) -> bool:
+    """Whether a file is a correction that l2c wrote, by the header of its safetensors form."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= MAX_HEADER:
+            return False
+        try:
+            header = json.loads(file.read(size))
+            return bool(json.loads(header["__metadata__"]["l2c"])["format"] == FORMAT)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False

@@ -2,16 +2,52 @@
 
 With `a` the layer's last computed output and `b` the one before, `a + slope (a - b)` stands in: slope 0 is `hold`,
 that of the line in t through both is `linear`, a number per entry is `fitted`; with one output only, it is held.
+Every executor, policy and trainer takes the line from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HOLD, LINEAR, FITTED = REUSES = ("hold", "linear", "fitted")
+MAX_SLOPE = 1000.0  # largest size of a given slope; measured and trained ones lie in -1..4
 Rows = Sequence[Sequence[bool]]
 Slopes = tuple[tuple[float, ...], ...]
+
+
+def line_slope(t: float, t_last: float, t_before: float) -> float:
+    """Return the slope of the line in t.
+
+    Args:
+        t: of the evaluation that reuses.
+        t_last: of the last computed output.
+        t_before: of the one before; another value than `t_last`.
+
+    """
+    return (t_last - t) / (t_before - t_last)
+
+
+Slope = TypeVar("Slope", float, "Tensor")
+
+
+def weights_of(slope: Slope) -> tuple[Slope, Slope]:
+    """Return the weights of the last computed output and of the one before; they add up to 1."""
+    return 1 + slope, -slope
+
+
+def ahead(last: Tensor, before: Tensor, slope: float | Tensor) -> Tensor:
+    """Return `last + slope (last - before)` of two outputs of one shape."""
+    return weighted(last, before, 1 + slope)
+
+
+def weighted(last: Tensor, before: Tensor, weight: float | Tensor) -> Tensor:
+    """Return `weight last + (1 - weight) before`, see `weights_of`."""
+    return before.lerp(last, weight)
 
 
 def slopes_of(
@@ -21,7 +57,7 @@ def slopes_of(
 
     Args:
         rows: one row per evaluation, one bool per layer, True = compute.
-        timesteps: t of each evaluation, strictly decreasing.
+        timesteps: t of each evaluation, strictly monotone.
         reuse: `hold`, `linear` or `fitted` per evaluation.
         fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`.
 
@@ -36,8 +72,7 @@ def slopes_of(
             if fresh:
                 past.append(e)
             elif reuse[e] != HOLD and len(past) > 1:
-                line = (t[past[-1]] - t[e]) / (t[past[-2]] - t[past[-1]])
-                slopes[layer] = line if value is None else value
+                slopes[layer] = line_slope(t[e], t[past[-1]], t[past[-2]]) if value is None else value
         found.append(tuple(slopes))
     return tuple(found)
 

@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from l2c.backbones.backbone import Backbone, fingerprint
-from l2c.backbones.presets import build_backbone, model_preset
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import ModelPreset
+from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
-from l2c.diffusion import make_solver, schedule_of
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.numbers import finite_number
+from l2c.sampling.binding import binding_of
+from l2c.sampling.sampler import solver_for
 
 
 def import_l2c_router(
     path: str | Path,
-    backbone: str | Backbone,
+    backbone: str | ModelPreset | Backbone,
     *,
     solver: str,
     num_evaluations: int,
@@ -33,7 +36,7 @@ def import_l2c_router(
 
     Args:
         path: the `.pt` or `.pth` file.
-        backbone: the backbone it was trained for, or the name of its preset.
+        backbone: the backbone it was trained for, its preset, or the name of that.
         solver: solver of the routers, `ddim` (DiT) or `dpm_solver_2s` (U-ViT).
         num_evaluations: its number of evaluations.
         threshold: the router's threshold; published: 0.1 (DiT at 256), 0.9 (DiT at 512, U-ViT).
@@ -44,23 +47,16 @@ def import_l2c_router(
 
     """
     routers = _read(Path(path))
-    weights = None
-    if isinstance(backbone, str):
-        with torch.device("meta"):  # names and sizes are all that is wanted
-            network = build_backbone(model_preset(backbone))
-    else:
-        network, weights = backbone, fingerprint(backbone)
+    network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     conventions = network.conventions
-    schedule = schedule_of(conventions)
-    announced = make_solver(solver, schedule, num_evaluations)
-    timesteps, options = announced.timesteps, announced.options
+    announced = solver_for(network, solver, num_evaluations)
     num_steps = num_evaluations if solver != "dpm_solver_2s" else (num_evaluations + 1) // 2
     if len(routers) != num_evaluations:
         raise ValueError(
             f"{path} holds {len(routers)} routers, which do not fit {solver} with {num_evaluations} evaluations; "
             "give the number of evaluations that it was trained for"
         )
-    if not 0 < threshold < 1:
+    if not 0 < finite_number("threshold", threshold) < 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
     if solver == "dpm_solver_2s":
         router_of = {2 * i: i for i in range(1, num_steps)}
@@ -77,17 +73,17 @@ def import_l2c_router(
                 f"{path} has {logits.numel()} logits per router, but {conventions.name} has {network.num_layers} "
                 "layers; give the backbone that it was trained for"
             )
+        if not logits.is_floating_point() or not logits.isfinite().all():
+            raise ValueError(
+                f"{path} has logits in router '{i}.prob' that are no finite numbers; the training that wrote it "
+                "failed: train or download it again"
+            )
         rows[evaluation] = tuple((torch.sigmoid(logits.flatten()) > threshold).tolist())
+    binding = binding_of(network, announced, weights_bound=network is backbone)
     return CacheGraph(
+        **binding.fields,
         rows=tuple(rows),
-        layers=network.layer_names,
-        timesteps=timesteps,
-        model=conventions.name,
-        solver=solver,
         routed=tuple(sorted(router_of)),
-        fingerprint=weights,
-        solver_options=options,
-        guidance=conventions.guidance,
         provenance={
             "method": "l2c",
             "imported_from": Path(path).name,

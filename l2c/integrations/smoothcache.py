@@ -12,15 +12,17 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from l2c.backbones.backbone import Backbone, fingerprint
-from l2c.backbones.presets import build_backbone, model_preset
-from l2c.diffusion import make_solver, schedule_of
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import ModelPreset
+from l2c.backbones.shapes import backbone_shapes
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
+from l2c.io.json_fields import parse, read_text
+from l2c.io.names import quoted
+from l2c.sampling.binding import binding_of
+from l2c.sampling.sampler import solver_for
 
 KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
 KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")
@@ -28,7 +30,7 @@ KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")
 
 def import_smoothcache(
     path: str | Path,
-    backbone: str | Backbone,
+    backbone: str | ModelPreset | Backbone,
     *,
     solver: str = "ddim",
     routed: Sequence[int] | str | None = None,
@@ -37,7 +39,7 @@ def import_smoothcache(
 
     Args:
         path: the `.json` file.
-        backbone: the backbone it was made for, or the name of its preset.
+        backbone: the backbone it was made for, its preset, or the name of that.
         solver: the solver it was made for.
         routed: evaluations that its method lets reuse: indices, `l2c` for those of Learning-to-Cache with DDIM
             (every second one, the last among them), or None for those that do.
@@ -48,12 +50,7 @@ def import_smoothcache(
 
     """
     columns = _read(Path(path))
-    weights = None
-    if isinstance(backbone, str):
-        with torch.device("meta"):  # names are all that is wanted
-            network = build_backbone(model_preset(backbone))
-    else:
-        network, weights = backbone, fingerprint(backbone)
+    network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     conventions = network.conventions
     num_evaluations = len(next(iter(columns.values())))
     rows = [[True] * network.num_layers for _ in range(num_evaluations)]
@@ -77,16 +74,12 @@ def import_smoothcache(
         if routed != "l2c":
             raise ValueError(f"routed must be indices, 'l2c' or None, got {routed!r}")
         routed = [e for e in range(1, num_evaluations) if (num_evaluations - 1 - e) % 2 == 0]
-    schedule = schedule_of(conventions)
+    announced = solver_for(network, solver, num_evaluations)
+    binding = binding_of(network, announced, weights_bound=network is backbone)
     return CacheGraph(
+        **binding.fields,
         rows=tuple(map(tuple, rows)),
-        layers=network.layer_names,
-        timesteps=make_solver(solver, schedule, num_evaluations).timesteps,
-        model=conventions.name,
-        solver=solver,
         routed=None if routed is None else tuple(routed),
-        fingerprint=weights,
-        guidance=conventions.guidance,
         provenance={"method": "smoothcache schedule", "imported_from": Path(path).name},
     )
 
@@ -124,12 +117,13 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
 
 def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
     """Return the lists by (0 attention or 1 MLP, block or None)."""
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no schedule at {path}; give the path of a SmoothCache .json file")
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(text)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); the file may be cut short: copy it again") from error
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no schedule: expected an object like {{'attn': [1, 0], 'mlp': [1, 1]}}")
     columns: dict[tuple[int, int | None], list[int]] = {}
@@ -137,7 +131,7 @@ def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
         match = KEY.fullmatch(key)
         if match is None:
             raise ValueError(
-                f"{path} names an unknown layer {key!r}; known are attn, mlp (attn1, ff) and attn-0, ..."
+                f"{path} names an unknown layer {quoted(key)}; known are attn, mlp (attn1, ff) and attn-0, ..."
             )
         if not isinstance(bits, list) or not bits or any(bit not in (0, 1) for bit in bits):
             raise ValueError(f"{path}: {key!r} must be a list of 1 (compute) and 0 (reuse), got {str(bits)[:60]}")

@@ -1,12 +1,44 @@
-"""Folders that travel with the package: presets, weights and graphs."""
+"""Files that travel with the package: presets, weights and graphs, found from any current folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from l2c.io.names import near_names
 
 
 def project_folder(name: str) -> Path:
-    """Return `configs` or `checkpoints`: beside this package in an installed wheel, else in the checkout."""
+    """Return `configs` or `checkpoints`: inside the package where it was installed from a wheel, else beside it."""
     package = Path(__file__).resolve().parents[1]
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def own_checkpoint_folder() -> Path:
+    """Return the folder where weights of the user's own are kept: `L2C_CHECKPOINTS`, else `checkpoints/` here."""
+    return Path(os.environ.get("L2C_CHECKPOINTS") or "checkpoints").expanduser()
+
+
+def checkpoint_folders() -> list[Path]:
+    """Return where weights are looked for: the user's own folders, then the bundled ones."""
+    return [own_checkpoint_folder(), Path("checkpoints"), project_folder("checkpoints")]
+
+
+def graph_names() -> list[str]:
+    """Return the names of the bundled graphs."""
+    return sorted(path.stem for path in project_folder("checkpoints").glob("*.json"))
+
+
+def bundled_graph(name: str) -> Path:
+    """Return the file of a bundled graph, `dit_digits_ddim20` for example.
+
+    Raises:
+        FileNotFoundError: there is no such graph; the message names the near ones.
+
+    """
+    if name not in graph_names():
+        raise FileNotFoundError(
+            f"no cache graph {name!r}: neither a file nor a bundled graph; {near_names(name, graph_names())}"
+        )
+    return project_folder("checkpoints") / f"{name}.json"

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from l2c.io.atomic import replacing
+
 CHUNK = 1 << 20
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -64,7 +66,8 @@ def download(
         ) from error
     except urllib.error.URLError as error:
         raise OSError(
-            f"cannot reach {url}: {error.reason}; check the network and run again, or copy the file to {target}"
+            f"cannot reach {url}: {error.reason}; check the network and run again, or fetch the file elsewhere and "
+            f"copy it to {target}"
         ) from error
     except (HTTPException, ConnectionError, TimeoutError) as error:
         raise _cut_short(url, part, tag, None, str(error) or type(error).__name__) from error
@@ -79,6 +82,38 @@ def download(
     part.replace(target)
     tag.unlink(missing_ok=True)
     return target
+
+
+def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = None) -> Path:
+    """Copy a file of this machine to where a download would have put it.
+
+    Args:
+        source: the file.
+        path: where it is to appear.
+        sha256: hexadecimal digest it must have, where known.
+
+    Raises:
+        OSError: there is no such file, or the copy cannot be written.
+        ValueError: it has another digest.
+
+    """
+    source, target = Path(source).expanduser(), Path(path)
+    if not source.is_file():
+        raise FileNotFoundError(f"no file at {source}; give the path of the weights on this machine")
+    if sha256 is not None and (digest := _sha256(source)) != sha256.lower():
+        raise ValueError(f"{source} has the SHA-256 {digest} instead of {sha256}; copy the whole file again")
+    if not (target.exists() and source.samefile(target)):
+        with replacing(target) as temporary:
+            shutil.copyfile(source, temporary)
+    return target
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:
@@ -152,12 +187,9 @@ def _check(path: Path, *, size: int | None, sha256: str | None, url: str) -> Non
     if size is not None and got_size != size:
         problem = f"{got_size} bytes instead of {size}"
     elif sha256 is not None:
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != sha256.lower():
-            problem = f"the SHA-256 {digest.hexdigest()} instead of {sha256}"
+        digest = _sha256(path)
+        if digest != sha256.lower():
+            problem = f"the SHA-256 {digest} instead of {sha256}"
     if problem is None:
         return
     if path.suffix == ".part":

@@ -1,30 +1,129 @@
-"""Required fields of a JSON object, each refused in one sentence where it is missing or of another type."""
+"""JSON that strangers wrote: read with bounds, each field refused in one sentence where it does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from l2c.io.names import quoted, shown
+
+MAX_BYTES = 32 * 2**20
+MAX_DIGITS = 300  # of an integer; more would be no float
+
+
+def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
+    """Return the text of a plain file of a bounded size.
+
+    Args:
+        path: of the file; a link is followed.
+        max_bytes: the largest size.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a folder, a pipe or a device, too large, or no text in UTF-8.
+
+    """
+    name = shown(path, 300)
+    if not stat.S_ISREG(Path(path).stat().st_mode):
+        raise ValueError(f"{name} is not a text file in UTF-8, but a folder, pipe or device; give a plain file")
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"{name} has {size} bytes, allowed are {max_bytes}; give the file that l2c wrote")
+        content = file.read(max_bytes + 1)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not a text file in UTF-8; give the JSON file itself") from error
+
+
+def parse(text: str) -> Any:
+    """Return the content of JSON text: every number finite, every key of an object once.
+
+    Raises:
+        ValueError: if the text is no such JSON.
+
+    """
+    try:
+        content = json.loads(
+            text,
+            parse_constant=refuse_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+            object_pairs_hook=_unique,
+        )
+        if "\\u" in text:  # an escape may stand for half of a surrogate pair, which no file can hold
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply; export the file again") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); "
+            "the file may be cut short: export or copy it again"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise ValueError("its text holds half of a surrogate pair; export the file again") from error
+    return content
 
 
 def refuse_constant(name: str) -> float:
     """Refuse NaN and infinities, which Python's JSON reader lets through; for `json.loads(parse_constant=...)`."""
-    raise ValueError(f"{name} is not a number that JSON knows; export the graph again")
+    raise ValueError(f"{name} is not a number that JSON knows; export the file again")
 
 
-def numbers(values: Sequence[float]) -> list[float]:
-    """Return numbers of JSON, which may have any size, as floats."""
-    try:
-        return [float(value) for value in values]
-    except OverflowError as error:
-        raise ValueError("a number of sampler.timesteps is too large for a float; export the graph again") from error
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {shown(text, 40)} is too large for a float; export the file again")
+    return value
+
+
+def _bounded(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"the number {shown(text, 40)} is too large for a float; export the file again")
+    return int(text)
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {quoted(twice)} occurs twice in one object; keep one of them")
+    return content
+
+
+def known_fields(content: Mapping[str, Any], fields: Iterable[str], name: str = "") -> None:
+    """Refuse a field that an object must not have.
+
+    Raises:
+        ValueError: if there is one; the message names it and the known ones.
+
+    """
+    unknown = sorted(set(content) - set(fields))
+    if unknown:
+        field = f"{name}.{unknown[0]}" if name else unknown[0]
+        raise ValueError(f"the field {shown(field)} is unknown; the fields are {', '.join(sorted(fields))}")
 
 
 def member(content: Mapping[str, Any], key: str, kind: Any, name: str | None = None) -> Any:
-    """Return a required member of a JSON object, of the given type."""
-    name = name or key
+    """Return a required member of a JSON object, of the given type; an `int` may be written as 2.0.
+
+    Raises:
+        ValueError: if it is missing or of another type.
+
+    """
+    name = shown(name or key)
     if key not in content:
-        raise ValueError(f"the field {name} is missing; export the graph again")
+        raise ValueError(f"the field {name} is missing; export the file again")
     value = content[key]
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
@@ -33,8 +132,11 @@ def member(content: Mapping[str, Any], key: str, kind: Any, name: str | None = N
 
 
 def items(content: Mapping[str, Any], key: str, kind: Any, name: str) -> Sequence[Any]:
-    """Return a required list whose items all have the given type."""
+    """Return a required list whose items all have the given type.
+
+    Raises:
+        ValueError: if it is missing, no list, or an item has another type.
+
+    """
     values = member(content, key, list, name)
-    for i, value in enumerate(values):
-        member({name: value}, name, kind, f"{name}[{i}]")
-    return values
+    return [member({key: value}, key, kind, f"{name}[{i}]") for i, value in enumerate(values)]

@@ -1,11 +1,13 @@
 """Random numbers by name: what is drawn depends on a purpose and a few integers, not on what was drawn before.
 
-torch's CPU generator looks at the low 32 bits of a seed alone, so seeds are mixed by numpy's SeedSequence, and noise
-that must differ for every image is drawn by numpy.
+Every random number of this package comes from here, so that a resumed run draws what the unbroken one would have
+drawn. numpy's SeedSequence mixes purpose and integers into 128 bits, so that neighbouring seeds share nothing; of a
+seed torch's CPU generator would look at the low 32 bits alone.
 """
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Iterable
 
@@ -14,22 +16,50 @@ import torch
 from torch import Tensor
 
 
-def _sequence(purpose: str, numbers: tuple[int, ...]) -> np.random.SeedSequence:
-    return np.random.SeedSequence([zlib.crc32(purpose.encode()), *numbers])
+class Stream:
+    """The random numbers of a purpose and some integers, as tensors on the CPU; each call goes on in the stream.
 
+    A stream is also a source of noise for solvers, see `diffusion.solver.NoiseSource`.
 
-def make_generator(purpose: str, *numbers: int) -> torch.Generator:
-    """Return a CPU generator for a purpose and some non-negative integers (seed, step, ...)."""
-    return torch.Generator().manual_seed(int(_sequence(purpose, numbers).generate_state(1)[0]))
+    Args:
+        purpose: what the numbers are for, in words; other words, other numbers.
+        numbers: the seed, then what else tells streams apart (step, image, ...), whole numbers in 0..2^32-1; always
+            as many of them for one purpose.
 
+    Raises:
+        ValueError: a number is out of range; the message names it.
+        TypeError: a number is not whole.
 
-def _normal_source(purpose: str, numbers: tuple[int, ...]) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(_sequence(purpose, numbers)))
+    """
+
+    def __init__(self, purpose: str, *numbers: int) -> None:
+        whole = [operator.index(number) for number in numbers]
+        for number in whole:
+            if not 0 <= number < 2**32:
+                raise ValueError(f"a seed must be a whole number in 0..{2**32 - 1}, got {number}; choose e.g. seed=0")
+        mixed = np.random.SeedSequence([zlib.crc32(purpose.encode()), *whole])
+        self._source = np.random.Generator(np.random.PCG64(mixed))
+
+    def __call__(self, shape: tuple[int, ...]) -> Tensor:
+        """Return standard normal numbers of a shape, as 32-bit floats."""
+        return torch.from_numpy(self._source.standard_normal(shape, dtype=np.float32))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Return numbers in [0, 1) of a shape, as 32-bit floats."""
+        return torch.from_numpy(np.asarray(self._source.random(shape, dtype=np.float32)))
+
+    def integers(self, stop: int, *shape: int, start: int = 0) -> Tensor:
+        """Return whole numbers in start..stop-1 of a shape, as 64-bit integers."""
+        return torch.from_numpy(np.asarray(self._source.integers(start, stop, shape)))
+
+    def permutation(self, count: int) -> Tensor:
+        """Return 0..count-1 in random order (count,)."""
+        return torch.from_numpy(self._source.permutation(count))
 
 
 def draw_normal(shape: tuple[int, ...], purpose: str, *numbers: int) -> Tensor:
-    """Return standard normal noise of a shape, as 32-bit floats on the CPU."""
-    return torch.from_numpy(_normal_source(purpose, numbers).standard_normal(shape, dtype=np.float32))
+    """Return standard normal noise of a shape, the first of its stream, as 32-bit floats on the CPU."""
+    return Stream(purpose, *numbers)(shape)
 
 
 class ImageNoise:
@@ -37,16 +67,15 @@ class ImageNoise:
 
     Args:
         purpose: what the noise is for.
-        seed: a non-negative integer.
+        seed: a whole number of at least 0.
         images: the numbers of a batch's images.
 
     """
 
     def __init__(self, purpose: str, seed: int, images: Iterable[int]) -> None:
-        self._sources = [_normal_source(purpose, (seed, image)) for image in images]
+        self._streams = [Stream(purpose, seed, image) for image in images]
 
     def __call__(self, shape: tuple[int, ...]) -> Tensor:
         """Return the next noise (N, ...) of the N images, as 32-bit floats on the CPU."""
-        assert shape[0] == len(self._sources)
-        drawn = [source.standard_normal(shape[1:], dtype=np.float32) for source in self._sources]
-        return torch.from_numpy(np.stack(drawn))
+        assert shape[0] == len(self._streams)
+        return torch.stack([stream(shape[1:]) for stream in self._streams])

@@ -1,10 +1,9 @@
 """Keep a torchvision that was built for another torch importable.
 
-A CPU build of torch beside the registry's CUDA build of torchvision is a common mix. Its compiled
-operators don't load, and torchvision then stops at import with "operator torchvision::nms does not
-exist", which takes timm, torchmetrics and Lightning with it. None of those needs the compiled operators
-for what this package does, so the missing names are declared (without kernels: a call still fails) and
-the import is tried again. Where torchvision imports as it is, nothing is touched.
+A CPU build of torch beside a CUDA build of torchvision is a common mix. torchvision's compiled operators don't load
+then, and its import stops with "operator torchvision::nms does not exist", which takes timm, torchmetrics, Lightning
+and transformers with it. This package needs none of these operators. So their names are declared, without kernels (a
+call still fails), and the import is tried again. Where torchvision imports as it is, nothing is touched.
 """
 
 import importlib
@@ -12,14 +11,18 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-
-_DECLARED: list[torch.library.Library] = []  # a library's names vanish with it, so it is held
+_DECLARED: list[Any] = []  # a library's names vanish with it, so it is held
 
 
 def make_importable() -> None:
-    """Import torchvision, declaring its missing operators first where they keep it from importing."""
+    """Import torchvision, where there is one; declare its missing operators if they keep it from importing.
+
+    Called by what imports timm, torchmetrics or Lightning, just before: each of them imports torchvision.
+    """
+    if "torchvision" in sys.modules:
+        return
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return
@@ -29,16 +32,22 @@ def make_importable() -> None:
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
-    sources = Path(spec.origin).parent.glob("_*.py")
+    _declare_operators(Path(spec.origin).parent)
+    for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[module]
+    importlib.import_module("torchvision")
+
+
+def _declare_operators(package: Path) -> None:
+    """Declare the operators that torchvision's sources register shapes for."""
+    import torch  # imported by torchvision already
+
     names = {
         name
-        for source in sources
+        for source in package.glob("_*.py")
         for name in re.findall(r'register_fake\("torchvision::(\w+)"', source.read_text(encoding="utf-8"))
     }
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in sorted(names):
         library.define(f"{name}() -> ()")
     _DECLARED.append(library)
-    for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[module]
-    importlib.import_module("torchvision")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]
@@ -85,8 +85,8 @@ class Allocation:
         ages = self.responses[e, layer]
         if reuse == HOLD or before is None or e - before > self.max_age:
             return ages[e - last - 1]
-        slope = self.slope(e, layer, last, before, reuse)
-        return (1 + slope) * ages[e - last - 1] - slope * ages[e - before - 1]
+        of_last, of_before = weights_of(self.slope(e, layer, last, before, reuse))
+        return of_last * ages[e - last - 1] + of_before * ages[e - before - 1]
 
     def slope(self, e: int, layer: int, last: int, before: int, reuse: str) -> float:
         """Return how far an entry goes on from evaluation `before` over `last`.
@@ -95,7 +95,7 @@ class Allocation:
         """
         t = self.timesteps
         if reuse == LINEAR:
-            return (t[last] - t[e]) / (t[before] - t[last])
+            return line_slope(t[e], t[last], t[before])
         key = (e, layer, last, before)
         if key not in self._slopes:
             held = self.responses[e, layer, e - last - 1]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.backbones.backbone import Backbone
 from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.distillation import Distillation, distil
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 from l2c.policies.gram import gram
 from l2c.policies.true_error import Judge
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import reused_entries
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.unrolled import image_loss, unroll, with_slopes
+from l2c.sampling.uncached import uncached_like
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 
@@ -44,11 +47,19 @@ class Training:
     seed: int
     first: int
 
+    def batch(self, backbone: Backbone, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return noise (N, C, H, W) and labels (N,) of a step, on the backbone's device."""
+        device = next(backbone.parameters()).device
+        begin = self.first + step * self.batch_size
+        noise = seeded_noise(backbone.input_shape, self.seed, self.batch_size, first=begin)
+        labels = labels_in_turn(backbone.num_labels, self.batch_size, first=begin)
+        return noise.to(device), None if labels is None else labels.to(device)
+
 
 def best(
     problem: Problem,
     *,
-    target: float,
+    budget: Budget,
     num_evaluations: Sequence[int] = (),
     max_span: int = 6,
     num_trajectories: int = 64,
@@ -63,7 +74,7 @@ def best(
 
     Args:
         problem: with `responses` among its statistics and the sampler itself.
-        target: budget in evaluations' worth of MACs, or a share of them.
+        budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
             first, as the statistics were. What counts stays the error against the images of the sampler itself.
         max_span: evaluations in a row that a layer may be reused.
@@ -80,7 +91,7 @@ def best(
 
     """
     assert problem.sampler is not None
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     if problem.sampler.solver.stochastic:
         raise ValueError(
             f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
@@ -96,9 +107,11 @@ def best(
     candidates: list[CacheGraph] = []
     for each in (problem, *(_with_evaluations(problem, count) for count in others)):
         start = _best_start(each, judge, worth, max_span)
-        candidates += [start, _trained(each, problem.sampler, start, training)] if steps else [start]
+        candidates.append(start)
+        if steps and reused_entries(start):
+            candidates.append(_trained(each, problem.sampler, start, training))
     chosen = min(candidates, key=judge.error)
-    settings = {"target": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
+    settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = own
     settings |= {"steps": steps, "seed": seed}
@@ -120,16 +133,9 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
     known = _CALIBRATED.setdefault(sampler, {})
     key = (seed, num_trajectories, count)
     if key not in known:
-        other = Sampler(
-            sampler.backbone,
-            solver=problem.blank.solver,
-            num_evaluations=count,
-            cfg_scale=problem.blank.cfg_scale,
-            solver_options=problem.blank.solver_options,
-        )
+        other = uncached_like(sampler, num_evaluations=count)
         noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
-        num_labels = sampler.backbone.num_labels
-        labels = torch.arange(num_trajectories) % num_labels if num_labels else None
+        labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
         how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
         responses = measure_responses(other, labels, noise, seed=seed, **how)
         head = head_of(Problem.of(other).blank)
@@ -147,7 +153,7 @@ def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> 
     kinds = [(reuses, max_span) for reuses in STARTS] + [(STARTS[-1], span) for span in range(1, max_span)]
     for reuses, span in tqdm(kinds, desc=f"starts of {problem.blank.num_evaluations} evaluations", unit="graph"):
         try:
-            graph = gram(problem, target=worth, reuses=reuses, max_span=span)
+            graph = gram(problem, budget=worth, reuses=reuses, max_span=span)
         except ValueError as error:  # so short spans cannot save that much
             refusal = error
             continue
@@ -159,26 +165,13 @@ def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> 
 
 
 def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:
-    """Return a graph with slopes after some steps of Adam on the error of the final image against a teacher's."""
+    """Return a graph whose slopes were trained on the error of the final image against a teacher's."""
     assert problem.sampler is not None
     backbone = teacher.backbone
     check_differentiable(problem.sampler.solver, backbone.input_shape)
-    device = next(backbone.parameters()).device
-    start = torch.tensor([graph.slopes[e][layer] for e, layer in reused_entries(graph)])
-    slopes = start.to(device).requires_grad_(True)
-    optimizer = torch.optim.Adam([slopes], lr=training.learning_rate, betas=(0.9, 0.99))
-    total = training.steps
-    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
-    for step in tqdm(range(total), desc="training slopes", unit="step"):
-        begin = training.first + step * training.batch_size
-        noise = seeded_noise(backbone.input_shape, training.seed, training.batch_size, first=begin).to(device)
-        count = backbone.num_labels
-        y = torch.arange(begin, begin + training.batch_size, device=device) % count if count else None
-        with torch.enable_grad():
-            images, _ = unroll(problem.sampler, graph, noise, y, slopes)
-            loss, _ = image_loss(images, teacher.sample(y, noise=noise))
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
-        cosine.step()
-    return with_slopes(graph, slopes.detach().cpu())
+    distillation = Distillation(
+        problem.sampler, graph, teacher=teacher, scale_shift=False, slope_rate=training.learning_rate
+    )
+    steps = tqdm(range(training.steps), desc="training slopes", unit="step")
+    distil(distillation, (training.batch(backbone, step) for step in steps), training.steps)
+    return distillation.corrected()[0]

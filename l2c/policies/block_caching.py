@@ -6,6 +6,7 @@ from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
+from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 
 GRANULARITIES = ("layer", "block")
@@ -36,7 +37,7 @@ def block_caching(
     problem: Problem,
     *,
     delta: float = 0.5,
-    target: float | None = None,
+    budget: Budget | None = None,
     granularity: str = "layer",
     max_span: int | None = None,
 ) -> CacheGraph:
@@ -55,6 +56,6 @@ def block_caching(
             rows, "block_caching", delta=round(threshold, 9), granularity=granularity, max_span=max_span
         )
 
-    if target is None:
+    if budget is None:
         return make(delta)
-    return problem.meet(problem.evaluations(target), make, float(change.sum()) + 1)
+    return problem.meet(problem.evaluations(budget), make, float(change.sum()) + 1)

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from l2c.backbones.backbone import fingerprint
 from l2c.calibration.calibration import Calibration
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.version import __version__
+from l2c.policies.budget import Budget, check_reach, evaluations_worth, rows_in_order
+from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
 
 Entry = tuple[int, int]
 FAR = 0.5  # evaluations' worth of MACs that a budget may be missed by without a word
-
-
-def in_evaluations(target: float, num_evaluations: int) -> float:
-    """Return a budget in evaluations' worth of MACs; up to 1 it is read as a share of the uncached MACs."""
-    return target * num_evaluations if target <= 1 else target
 
 
 @dataclass(frozen=True)
@@ -44,28 +40,30 @@ class Problem:
     sampler: Sampler | None = None
 
     @classmethod
-    def of(cls, sampler: Sampler, calibration: Calibration | None = None) -> Problem:
+    def of(cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True) -> Problem:
         """Return the problem of thinning out an uncached sampler.
 
+        A sampler of a backbone on the meta device (`backbone_shapes`) will do for policies that measure nothing.
+
+        Args:
+            sampler: the uncached sampler.
+            calibration: statistics.
+            weights_bound: bind graphs to the weights; false saves digesting them where no one will compare.
+
         Raises:
-            ValueError: the statistics belong to another model or sampler.
+            ValueError: if the statistics belong to another model or sampler.
 
         """
-        backbone, solver, guidance = sampler.backbone, sampler.solver, sampler.guidance
-        blank = CacheGraph(
-            rows=((True,) * backbone.num_layers,) * solver.num_evaluations,
-            layers=backbone.layer_names,
-            timesteps=solver.timesteps,
-            model=backbone.conventions.name,
-            solver=solver.name,
-            fingerprint=fingerprint(backbone),
-            solver_options=dict(solver.options),
-            guidance=guidance.mode,
-            cfg_scale=guidance.scale,
-        )
+        backbone, solver = sampler.backbone, sampler.solver
+        has_weights = weights_bound and not next(backbone.parameters()).is_meta
+        blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
             calibration.check(blank)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
+
+    def for_any_weights(self) -> Problem:
+        """Return the same problem for graphs that do not depend on the weights."""
+        return replace(self, blank=self.blank.replace(fingerprint=None))
 
     @property
     def all_but_first(self) -> tuple[int, ...]:
@@ -87,25 +85,20 @@ class Problem:
         """Return the evaluations' worth of MACs that is left when routed evaluations reuse everything."""
         return self.blank.num_evaluations - len(routed) * sum(self.cost.layers) / self.cost.evaluation
 
-    def evaluations(self, target: float) -> float:
-        """Return a budget in evaluations' worth of MACs; up to 1 it is read as a share of the uncached MACs.
+    def evaluations(self, budget: Budget) -> float:
+        """Return a budget in evaluations' worth of MACs, see `policies.budget`.
 
         Raises:
-            ValueError: no graph can reach it.
+            ValueError: it has none of the known forms, or no graph can reach it.
 
         """
-        worth = in_evaluations(target, self.blank.num_evaluations)
+        worth = evaluations_worth(budget, self.blank.num_evaluations)
         self.check_reach(worth, self.least(self.all_but_first))
         return worth
 
     def check_reach(self, worth: float, least: float) -> None:
         """Refuse a budget below `least` or above the uncached MACs."""
-        most = self.blank.num_evaluations
-        if not least - 1e-6 <= worth <= most + 1e-6:
-            raise ValueError(
-                f"a target of {worth:g} evaluations' worth of MACs is out of reach; the reachable range is "
-                f"{least:.2f}..{most} ({least / most:.2f}..1 as a share)"
-            )
+        check_reach(worth, least, self.blank.num_evaluations)
 
     def routed(self, routed: str, worth: float | None) -> tuple[int, ...]:
         """Return routed evaluations: `alternate`, `all` but the first, or `auto`: alternate where that reaches."""
@@ -132,7 +125,7 @@ class Problem:
             provenance={
                 "method": method,
                 "hyperparameters": hyperparameters,
-                "l2c": importlib.metadata.version("l2c"),
+                "l2c": __version__,
             },
         )
         return graph.replace(
@@ -144,18 +137,11 @@ class Problem:
 
     def in_order(self, entries: Sequence[Entry], worth: float) -> list[list[bool]]:
         """Return rows that reuse entries in their order until the MACs have come down to `worth`."""
-        rows = [[True] * self.blank.num_layers for _ in self.blank.rows]
-        to_save = (self.blank.num_evaluations - worth) * self.cost.evaluation
-        self.check_reach(
-            worth,
-            self.blank.num_evaluations - sum(self.cost.layers[layer] for _, layer in entries) / self.cost.evaluation,
-        )
-        for evaluation, layer in entries:
-            if to_save < self.cost.layers[layer] / 2:  # the next would overshoot by more than it gains
-                break
-            rows[evaluation][layer] = False
-            to_save -= self.cost.layers[layer]
-        return rows
+        num_evaluations, macs = self.blank.num_evaluations, self.cost.layers
+        reusable = sum(macs[layer] for _, layer in entries) / self.cost.evaluation
+        self.check_reach(worth, num_evaluations - reusable)
+        to_save = (num_evaluations - worth) * self.cost.evaluation
+        return rows_in_order(entries, macs, num_evaluations, to_save)
 
     def meet(self, worth: float, make: Callable[[float], CacheGraph], high: float) -> CacheGraph:
         """Return the graph whose MACs are nearest to `worth`, over thresholds in [0, high]; more of it reuses more.

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, REUSES
 from l2c.policies.allocation import Allocation
+from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import Problem
 
 
 def gram(
     problem: Problem,
     *,
-    target: float,
+    budget: Budget,
     reuses: Sequence[str] = (FITTED,),
     max_span: int = 4,
     routed: str = "all",
@@ -23,14 +24,14 @@ def gram(
 
     Args:
         problem: with `responses` among its statistics.
-        target: budget in evaluations' worth of MACs, or a share of them.
+        budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
         max_span: evaluations in a row that a layer may be reused.
         routed: `all` but the first evaluation, `alternate` or `auto`.
         exchanges: rounds of overshooting the budget and coming back.
 
     """
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     unknown = [reuse for reuse in reuses if reuse not in REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
@@ -50,7 +51,7 @@ def gram(
         "gram",
         reuse=allocation.reuse,
         fitted=allocation.fitted,
-        target=worth,
+        budget=worth,
         reuses=list(reuses),
         max_span=max_span,
         routed=routed,
@@ -58,9 +59,6 @@ def gram(
     )
     got = problem.cost.evaluations_worth(graph)
     if got > worth + 0.1:
-        raise ValueError(
-            f"a target of {worth:g} evaluations' worth of MACs is out of reach with max_span {max_span} and "
-            f"routed {routed}; the reachable range is {got:.2f}..{problem.blank.num_evaluations}: raise max_span, or "
-            "take routed=all"
-        )
+        reason = f"with max_span {max_span} and routed {routed} (raise max_span, or take routed=all)"
+        check_reach(worth, got, problem.blank.num_evaluations, reason)
     return graph

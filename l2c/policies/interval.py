@@ -7,6 +7,7 @@ from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
+from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 
 
@@ -22,32 +23,32 @@ def _thinned(problem: Problem, reused: set[int], method: str, n: float, **hyperp
 
 
 def _at(
-    problem: Problem, reused: set[int], method: str, n: float, target: float | None, **hyperparameters: Any
+    problem: Problem, reused: set[int], method: str, n: float, budget: Budget | None, **hyperparameters: Any
 ) -> CacheGraph:
-    if target is None:
+    if budget is None:
         return _thinned(problem, reused, method, n, **hyperparameters)
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     highest = float(problem.blank.num_evaluations)
     return problem.meet(worth, lambda x: _thinned(problem, reused, method, 1 + x, **hyperparameters), highest - 1)
 
 
-def interval(problem: Problem, *, n: float = 2, target: float | None = None) -> CacheGraph:
+def interval(problem: Problem, *, n: float = 2, budget: Budget | None = None) -> CacheGraph:
     """Compute everything at every n-th evaluation, nothing in between (FORA, arXiv 2407.01425)."""
-    return _at(problem, set(range(problem.blank.num_layers)), "interval", n, target)
+    return _at(problem, set(range(problem.blank.num_layers)), "interval", n, budget)
 
 
-def deepcache(problem: Problem, *, outer: int = 1, n: float = 2, target: float | None = None) -> CacheGraph:
+def deepcache(problem: Problem, *, outer: int = 1, n: float = 2, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse all but the `outer` first and last blocks (DeepCache, arXiv 2312.00858)."""
     of_block = blocks(problem.blank.layers)
     count = len(of_block)
     if not 0 < 2 * outer < count:
         raise ValueError(f"outer must lie in 1..{(count - 1) // 2} for {count} blocks, got {outer}")
     inner = {layer for block in of_block[outer : count - outer] for layer in block}
-    return _at(problem, inner, "deepcache", n, target, outer=outer)
+    return _at(problem, inner, "deepcache", n, budget, outer=outer)
 
 
-def faster_diffusion(problem: Problem, *, n: float = 2, target: float | None = None) -> CacheGraph:
+def faster_diffusion(problem: Problem, *, n: float = 2, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse the first half of the blocks (Faster Diffusion, arXiv 2312.09608)."""
     of_block = blocks(problem.blank.layers)
     half = {layer for block in of_block[: len(of_block) // 2] for layer in block}
-    return _at(problem, half, "faster_diffusion", n, target)
+    return _at(problem, half, "faster_diffusion", n, budget)

@@ -4,52 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.seeds import Stream
+from l2c.policies.budget import check_reach, rows_in_order
 
 
 def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth: float | None = None) -> CacheGraph:
     """Return a graph that holds random layers of the routed evaluations of another graph.
 
-    Layers are drawn without replacement until the MACs have come down to the target. What stands in for them is
+    Layers are drawn without replacement until the MACs have come down to the budget. What stands in for them is
     their last output, whatever it is in the other graph, whose slopes and corrections belong to its own rows.
 
     Args:
         like: gives backbone, sampler and routed evaluations.
         cost: MACs of the backbone.
         seed: seed of the draw.
-        evaluations_worth: target in evaluations' worth of MACs; None = those of `like`.
+        evaluations_worth: the budget in evaluations' worth of MACs; None = that of `like`.
 
     Raises:
-        ValueError: the target lies outside what the routed evaluations can reach.
+        ValueError: the budget lies outside what the routed evaluations can reach.
 
     """
     assert like.routed is not None
-    target = cost.evaluations_worth(like) if evaluations_worth is None else evaluations_worth
+    worth = cost.evaluations_worth(like) if evaluations_worth is None else evaluations_worth
     least = like.num_evaluations - len(like.routed) * sum(cost.layers) / cost.evaluation
-    if not least - 1e-6 <= target <= like.num_evaluations + 1e-6:  # rounding must not refuse the ends
-        raise ValueError(
-            f"{target:g} evaluations' worth of MACs is out of reach with {len(like.routed)} routed evaluations of "
-            f"{like.num_evaluations}; the reachable range is {least:.2f}..{like.num_evaluations}"
-        )
+    reason = f"with {len(like.routed)} routed evaluations of {like.num_evaluations}"
+    check_reach(worth, least, like.num_evaluations, reason)
     entries = [(e, layer) for e in like.routed for layer in range(like.num_layers)]
-    order = torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed)).tolist()
-    rows = [[True] * like.num_layers for _ in range(like.num_evaluations)]
-    to_save = (like.num_evaluations - target) * cost.evaluation
-    for index in order:
-        evaluation, layer = entries[index]
-        if to_save < cost.layers[layer] / 2:  # stop where the next layer would overshoot by more than it gains
-            break
-        rows[evaluation][layer] = False
-        to_save -= cost.layers[layer]
+    order = Stream("random layers of a graph", seed).permutation(len(entries)).tolist()
+    to_save = (like.num_evaluations - worth) * cost.evaluation
+    rows = rows_in_order([entries[i] for i in order], cost.layers, like.num_evaluations, to_save)
     return like.replace(
         rows=tuple(map(tuple, rows)),
         reuse=(),
         fitted=(),
         correction=None,
-        provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": target}},
+        fingerprint=None,  # nothing of the weights was looked at
+        provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": worth}},
         measured={},
     )
 
@@ -76,10 +68,10 @@ def counted_layers(blank: CacheGraph, routed: Sequence[int], counts: Sequence[in
     wrong = [count for count in counts if not 0 <= count <= blank.num_layers]
     if wrong:
         raise ValueError(f"computed has a count of {wrong[0]}; a row computes 0..{blank.num_layers} layers")
-    generator = torch.Generator().manual_seed(seed)
     rows = [[True] * blank.num_layers for _ in range(blank.num_evaluations)]
     for e, count in zip(routed, counts, strict=True):
-        for layer in torch.randperm(blank.num_layers, generator=generator)[count:].tolist():
+        order = Stream("random layers of a row", seed, e).permutation(blank.num_layers)
+        for layer in order[count:].tolist():
             rows[e][layer] = False
     return blank.replace(
         rows=tuple(map(tuple, rows)),

@@ -7,34 +7,35 @@ from pathlib import Path
 import numpy as np
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 from l2c.policies.random_layers import random_layers
 
 SCORES = ("layer_change", "response")
 
 
-def late_first(problem: Problem, *, target: float, routed: str = "auto") -> CacheGraph:
+def late_first(problem: Problem, *, budget: Budget, routed: str = "auto") -> CacheGraph:
     """Reuse the noisiest routed evaluations whole, the last one in part."""
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     evaluations = problem.routed(routed, worth)
     entries = [(e, layer) for e in evaluations for layer in range(problem.blank.num_layers)]
-    return problem.graph(problem.in_order(entries, worth), "late_first", target=worth, routed=routed)
+    return problem.graph(problem.in_order(entries, worth), "late_first", budget=worth, routed=routed)
 
 
-def random(problem: Problem, *, target: float, seed: int = 0, routed: str = "auto") -> CacheGraph:
+def random(problem: Problem, *, budget: Budget, seed: int = 0, routed: str = "auto") -> CacheGraph:
     """Reuse random layers of the routed evaluations."""
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     like = problem.blank.replace(routed=problem.routed(routed, worth))
     drawn = random_layers(like, problem.cost, seed=seed, evaluations_worth=worth)
-    return problem.graph(drawn.rows, "random", target=worth, seed=seed, routed=routed)
+    return problem.graph(drawn.rows, "random", budget=worth, seed=seed, routed=routed)
 
 
-def top_k(problem: Problem, *, target: float, score: str = "layer_change", routed: str = "auto") -> CacheGraph:
+def top_k(problem: Problem, *, budget: Budget, score: str = "layer_change", routed: str = "auto") -> CacheGraph:
     """Reuse the entries with the smallest score.
 
     Args:
         problem: with statistics, for the scores of ours.
-        target: budget in evaluations' worth of MACs, or a share of them.
+        budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         score: `layer_change`: relative L1 change since the evaluation before; `response`: mean squared change of
             the final image when the output of the evaluation before is held, per MAC; or a path to an array (E, L)
             of any other score, as `numpy.save` writes it.
@@ -45,11 +46,11 @@ def top_k(problem: Problem, *, target: float, score: str = "layer_change", route
         FileNotFoundError: there is no such array.
 
     """
-    worth = problem.evaluations(target)
+    worth = problem.evaluations(budget)
     scores = _scores(problem, score)  # (E, L)
     entries = [(e, layer) for e in problem.routed(routed, worth) for layer in range(problem.blank.num_layers)]
     entries.sort(key=lambda entry: float(scores[entry]))
-    return problem.graph(problem.in_order(entries, worth), "top_k", target=worth, score=score, routed=routed)
+    return problem.graph(problem.in_order(entries, worth), "top_k", budget=worth, score=score, routed=routed)
 
 
 def _scores(problem: Problem, name: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.io.names import near_names
 from l2c.policies.best import best
 from l2c.policies.block_caching import block_caching
+from l2c.policies.budget import FORMS, OLD_WORDS
 from l2c.policies.context import Problem
 from l2c.policies.gram import gram
 from l2c.policies.interval import deepcache, faster_diffusion, interval
@@ -32,18 +33,23 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
     )
 }
 
+# These look at shapes alone: their graphs fit any weights, and need none to be made.
+UNMEASURED = ("interval", "late_first", "random", "deepcache", "faster_diffusion")
+
 
 def check_options(name: str, options: Iterable[str]) -> None:
-    """Refuse an unknown policy, or an option that it has not.
+    """Refuse an unknown policy, or an option that it does not have.
 
     Raises:
-        ValueError: so it is.
+        ValueError: if the policy is unknown, or has no such option.
 
     """
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}; {near_names(name, list(POLICIES))}")
     allowed = [key for key in inspect.signature(POLICIES[name]).parameters if key != "problem"]
     unknown = [key for key in options if key not in allowed]
+    if unknown and unknown[0] in OLD_WORDS:
+        raise ValueError(f"policy {name} has no option {unknown[0]!r}: it is called {OLD_WORDS[unknown[0]]} now")
     if unknown:
         raise ValueError(f"policy {name} has no option {unknown[0]!r}; its options are {', '.join(allowed)}")
 
@@ -54,21 +60,18 @@ def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
     Args:
         name: one of `POLICIES`.
         problem: backbone, sampler, costs and statistics.
-        options: of that policy; `target` is a budget in evaluations' worth of MACs, or up to 1 as a share.
+        options: of that policy; for `budget` see `policies.budget`.
 
     Raises:
         ValueError: an unknown policy or option, a budget out of reach, missing statistics.
 
     """
     check_options(name, options)
-    target = options.get("target")
-    if target is not None and not (isinstance(target, (int, float)) and target > 0):
-        raise ValueError(f"target must be a number above 0, evaluations' worth of MACs or a share, got {target!r}")
     required = [
         key
         for key, parameter in inspect.signature(POLICIES[name]).parameters.items()
         if key != "problem" and parameter.default is inspect.Parameter.empty and options.get(key) is None
     ]
     if required:
-        raise ValueError(f"policy {name} needs {required[0]}; say {required[0]}=12.75 for evaluations' worth of MACs")
-    return POLICIES[name](problem, **options)
+        raise ValueError(f"policy {name} needs a {required[0]}: give {FORMS}")
+    return POLICIES[name](problem.for_any_weights() if name in UNMEASURED else problem, **options)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kinds
+from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 
 
@@ -37,7 +38,7 @@ def smoothcache(
     problem: Problem,
     *,
     alpha: float = 0.18,
-    target: float | None = None,
+    budget: Budget | None = None,
     max_span: int = 3,
     by: str = "type",
 ) -> CacheGraph:
@@ -57,10 +58,10 @@ def smoothcache(
         rows = zip(*(columns[layer] for layer in range(problem.blank.num_layers)), strict=True)
         return problem.graph(rows, "smoothcache", alpha=round(threshold, 9), max_span=max_span, by=by)
 
-    if target is None:
+    if budget is None:
         return make(alpha)
     finite = torch.nan_to_num(change, nan=0.0)
-    return problem.meet(problem.evaluations(target), make, float(finite.max()) + 1)
+    return problem.meet(problem.evaluations(budget), make, float(finite.max()) + 1)
 
 
 def _groups(layers: Sequence[str], by: str) -> Sequence[Sequence[int]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 
@@ -61,8 +62,8 @@ class Judge:
     def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int) -> Judge:
         backbone = sampler.backbone
         noise = seeded_noise(backbone.input_shape, seed, pool)
-        labels = torch.arange(pool) % backbone.num_labels if backbone.num_labels else None
-        reference = _drawn(sampler, labels, noise, batch_size)
+        labels = labels_in_turn(backbone.num_labels, pool)
+        reference = sample_in_batches(sampler, labels, noise, batch_size=batch_size)
         order = reference.abs().flatten(1).amax(dim=1).argsort(descending=True)
         extreme = count // 4 if pool > count else 0
         rest = order[extreme:].sort().values[: count - extreme]
@@ -75,16 +76,9 @@ class Judge:
     def error(self, graph: CacheGraph) -> float:
         """Return the estimated mean squared error per pixel."""
         sampler = Sampler(self.sampler.backbone, graph=graph, cfg_scale=self.sampler.guidance.scale, any_weights=True)
-        images = _drawn(sampler, self.labels, self.noise, self.batch_size)
+        images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
         errors = (images - self.reference).double().square().flatten(1).mean(1)  # (N,)
         return float(errors @ self.weights)
-
-
-def _drawn(sampler: Sampler, labels: Tensor | None, noise: Tensor, batch_size: int) -> Tensor:
-    """Return the images (N, C, H, W) on the CPU."""
-    parts = [slice(start, start + batch_size) for start in range(0, len(noise), batch_size)]
-    images = [sampler.sample(None if labels is None else labels[part], noise=noise[part]).cpu() for part in parts]
-    return torch.cat(images)
 
 
 _JUDGES: WeakKeyDictionary[Sampler, dict[tuple[int, int, int, int], Judge]] = WeakKeyDictionary()

@@ -9,65 +9,194 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.layer_names import blocks
+from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
+from l2c.report.decisions import (
+    COLOURS,
+    COMPUTE,
+    Block,
+    decisions,
+    evaluation_label,
+    graph_title,
+    meaning,
+    named_blocks,
+    palette,
+    printable,
+    wrapped,
+)
+from l2c.report.samples import pixels, value_range
 
-COMPUTED, REUSED = "#20455f", "#f3c35b"
+COMPUTED, REUSED = COLOURS[COMPUTE], COLOURS[HOLD]
+ROOM = 14.0  # inches that the columns of a heat map take at most
+LETTER = 0.055  # inches of a character of 7 points
+LETTERED = 0.13  # inches of a column that is wide enough for the letter of its kind
 
 
-def _layer_axis(figure: Figure, num_rows: int, of_block: Sequence[Sequence[int]], title: str) -> Axes:
-    """Make an axis with a row per evaluation and a column per layer, blocks separated by thin lines."""
+class _Columns:
+    """The columns of a heat map, a column per layer: how wide they are, and what is written under them."""
+
+    def __init__(self, num_layers: int, blocks: Sequence[Block]) -> None:
+        self.blocks = blocks
+        self.width = min(0.22, ROOM / num_layers)
+        self.inches = self.width * num_layers
+
+    @property
+    def label(self) -> str:
+        """Say what the columns are."""
+        kinds = list(dict.fromkeys(kind for block in self.blocks for kind in block.kinds))
+        if not kinds:
+            return "layer: a whole block each"
+        if self.width >= LETTERED:
+            return "layers of each block: " + ", ".join(f"{_letters(kind)} = {kind}" for kind in kinds)
+        return "layers of each block, from left to right: " + ", ".join(kinds)
+
+    def write(self, axis: Axes) -> None:
+        """Put letters of kinds, numbers of blocks and names of families under the axis, thin lines between blocks."""
+        if self.width >= LETTERED:
+            letters = {i: _letters(kind) for b in self.blocks for i, kind in zip(b.layers, b.kinds, strict=False)}
+            axis.set_xticks(list(letters), list(letters.values()), fontsize=6)
+        else:
+            axis.set_xticks([])
+        axis.tick_params(axis="x", length=0, pad=2)
+        below = 0.13 if axis.get_xticklabels() else 0.02
+        wide = 1 + max(len(block.label) for block in self.blocks if block.family) if self._numbered else 0
+        room = self.inches / len(self.blocks)
+        step = max(1, -(-wide * LETTER // room))
+        for place, block in enumerate(self.blocks):
+            if block.family and place % step == 0:
+                self._text(axis, _middle(block.layers), below, block.label)
+            if place:
+                axis.axvline(block.layers[0] - 0.5, color="white", linewidth=0.9)
+        end = self._write_families(axis, below + (0.14 if self._numbered else 0.0))
+        axis.set_xlabel(printable(self.label), fontsize=8, labelpad=72 * end - 4)
+
+    @property
+    def _numbered(self) -> bool:
+        return any(block.family for block in self.blocks)
+
+    def _write_families(self, axis: Axes, below: float) -> float:
+        """Write the name of each run of blocks once, on a second line where it would touch the one before.
+
+        Args:
+            axis: of the heat map.
+            below: inches between the axis and the names.
+
+        Returns:
+            Inches between the axis and the end of the names.
+
+        """
+        runs: list[tuple[str, list[int]]] = []
+        for block in self.blocks:
+            name = block.family or block.label
+            if runs and runs[-1][0] == name:
+                runs[-1][1].extend(block.layers)
+            else:
+                runs.append((name, list(block.layers)))
+        end, depth = -1.0, 0.13
+        for name, layers in runs:
+            middle, half = _middle(layers) * self.width, len(name) * LETTER / 2
+            low = middle - half < end
+            self._text(axis, _middle(layers), below + (0.13 if low else 0.0), name)
+            end, depth = (end, 0.26) if low else (middle + half, depth)
+        return below + depth
+
+    def _text(self, axis: Axes, column: float, inches: float, text: str) -> None:
+        axis.annotate(
+            printable(text),
+            (column, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -72 * inches),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7,
+            parse_math=False,
+        )
+
+
+def _middle(layers: Sequence[int]) -> float:
+    return sum(layers) / len(layers)
+
+
+def _letters(kind: str) -> str:
+    """Return A for attention, M for MLP, A2 for attention 2; of other kinds the initials."""
+    name, _, number = kind.partition(" ")
+    initials = "".join(word[:1] for word in name.split("_"))
+    return {"attention": "A", "MLP": "M"}.get(name, initials) + number
+
+
+def _heat_map(num_rows: int, blocks: Sequence[Block], title: str) -> tuple[Figure, Axes]:
+    """Return a figure and its axis, a row per evaluation and a column per layer."""
+    num_layers = sum(len(block.layers) for block in blocks)
+    columns = _Columns(num_layers, blocks)
+    width = max(6.0, columns.inches + 1.4)
+    lines = wrapped(title, width - 1.2)
+    height = 1.92 + 0.17 * lines.count("\n") + 0.19 * num_rows
+    figure = Figure(figsize=(width, max(2.6, height)), dpi=110, layout="constrained")
     axis = figure.add_subplot()
-    axis.set_title(title, fontsize=10, loc="left")
-    axis.set_xlabel("layer: attention and MLP of each block" if len(of_block[0]) == 2 else "layer")
-    axis.set_ylabel("evaluation (t), noise at the top")
-    shown = range(0, len(of_block), max(1, len(of_block) // 14))
-    middles = [sum(of_block[b]) / len(of_block[b]) for b in shown]
-    axis.set_xticks(middles, [f"block {b}" for b in shown], fontsize=7, rotation=45, ha="right")
-    for block in of_block[1:]:
-        axis.axvline(block[0] - 0.5, color="white", linewidth=0.6)
+    axis.set_title(lines, fontsize=10, loc="left", parse_math=False)
+    axis.set_ylabel("evaluation, noise at the top", fontsize=8)
+    axis.set_xlim(-0.5, num_layers - 0.5)
+    columns.write(axis)
     for edge in range(1, num_rows):
         axis.axhline(edge - 0.5, color="white", linewidth=0.4)
-    return axis
-
-
-def _size(num_rows: int, num_layers: int) -> tuple[float, float]:
-    return (max(6.0, 2.5 + 0.22 * num_layers), max(2.6, 1.5 + 0.19 * num_rows))
+    return figure, axis
 
 
 def router_heatmap(
-    weights: Tensor, evaluations: Sequence[int], timesteps: Sequence[float], *, step: int | None = None
+    weights: Tensor,
+    evaluations: Sequence[int],
+    timesteps: Sequence[float],
+    *,
+    step: int | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw soft rows (routed evaluations, 2L) in [0, 1]: dark computes, light reuses."""
+    """Draw soft rows: dark computes, light reuses.
+
+    Args:
+        weights: (routed evaluations, 2L) in [0, 1], weight of the newly computed output.
+        evaluations: index of each routed evaluation.
+        timesteps: t of every evaluation of the trajectory.
+        step: training step to name in the title.
+        layers: names of the layers; None = attention and MLP of numbered blocks.
+
+    """
     num_rows, num_layers = weights.shape
-    figure = Figure(figsize=_size(num_rows, num_layers), dpi=110, layout="constrained")
+    if layers is None:
+        layers = [f"blocks.{i // 2}.{('attn', 'mlp')[i % 2]}" for i in range(num_layers)]
     when = "" if step is None else f" after {step} steps"
-    pairs = [(layer, layer + 1) for layer in range(0, num_layers - 1, 2)]
-    axis = _layer_axis(figure, num_rows, pairs, f"routers{when}: weight of the newly computed output")
+    title = f"routers{when}: weight of the newly computed output"
+    figure, axis = _heat_map(num_rows, named_blocks(layers), title)
     image = axis.imshow(weights.numpy(), cmap="cividis_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    axis.set_yticks(range(num_rows), [f"{e} ({timesteps[e]:.0f})" for e in evaluations], fontsize=7)
-    figure.colorbar(image, ax=axis, shrink=0.8)
+    axis.set_yticks(range(num_rows), [evaluation_label(e, timesteps[e]) for e in evaluations], fontsize=7)
+    bar = figure.colorbar(image, ax=axis, shrink=0.8, ticks=[0, 0.25, 0.5, 0.75, 1])
+    bar.ax.set_yticklabels(["0 reuse", "0.25", "0.5", "0.75", "1 compute"], fontsize=7)
     return figure
 
 
 def graph_heatmap(graph: CacheGraph) -> Figure:
-    """Draw a graph: which layers are computed and which reused, at every evaluation."""
-    bits = np.array(graph.rows, dtype=float)
-    figure = Figure(figsize=_size(len(graph.rows), graph.num_layers), dpi=110, layout="constrained")
-    title = (
-        f"{graph.model}, {graph.solver}, {graph.num_evaluations} evaluations: "
-        f"{100 * graph.removed_fraction_overall:.1f} % of layers reused"
+    """Draw a graph: what is computed at every evaluation, and what stands in for each reused output."""
+    decided = decisions(graph)
+    colours = palette([name for row in decided for name in row])
+    number = {name: i for i, name in enumerate(colours)}
+    figure, axis = _heat_map(len(decided), named_blocks(graph.layers), graph_title(graph))
+    axis.imshow(
+        np.array([[number[name] for name in row] for row in decided]),
+        cmap=ListedColormap(list(colours.values())),
+        vmin=-0.5,
+        vmax=len(colours) - 0.5,
+        aspect="auto",
+        interpolation="nearest",
     )
-    axis = _layer_axis(figure, len(graph.rows), blocks(graph.layers), title)
-    axis.imshow(bits, cmap=ListedColormap([REUSED, COMPUTED]), vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    labels = [f"{e} ({t:.0f})" for e, t in enumerate(graph.timesteps)]
+    labels = [evaluation_label(e, t) for e, t in enumerate(graph.timesteps)]
     axis.set_yticks(range(len(labels)), labels, fontsize=7)
-    for name, colour in (("computed", COMPUTED), ("reused", REUSED)):
-        axis.plot([], [], "s", color=colour, label=name)
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8)
+    patches = [Patch(color=colour, label=meaning(name)) for name, colour in colours.items()]
+    columns = 4 if figure.get_figwidth() > 7.5 else 2
+    figure.legend(handles=patches, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
@@ -75,34 +204,34 @@ def sample_grid(images: Mapping[str, Tensor], labels: Sequence[int] | None = Non
     """Draw samples of several methods from the same noise: a row per method, a column per noise.
 
     Args:
-        images: (N, C, H, W) in [-1, 1] per method; one channel is drawn in grey, three in colour, of more
-            channels (latents) the first three, tokens (N, T, D) as one grey picture.
+        images: (N, C, H, W) per method, drawn as `samples.pixels` does.
         labels: N labels for the columns.
 
     """
     names = list(images)
     count = min(len(batch) for batch in images.values())
+    scale = max(value_range(batch) for batch in images.values())
     margin = 0.3 + 0.075 * max(map(len, names))  # inches for the longest name
-    figure = Figure(figsize=(margin + 0.72 * count, 0.25 + 0.78 * len(names)), dpi=110)
+    top = 0.3 if labels is not None else 0.05
+    figure = Figure(figsize=(margin + 0.72 * count, top + 0.05 + 0.74 * len(names)), dpi=110)
     axes = figure.subplots(len(names), count, squeeze=False)
     for name, row in zip(names, axes, strict=True):
-        for i, axis in enumerate(row):
-            image = images[name][i]
-            pixels = ((image[None] if image.ndim == 2 else image[:3]).clamp(-1, 1) + 1) / 2
-            axis.imshow(
-                pixels.permute(1, 2, 0).numpy() if len(pixels) == 3 else pixels[0].numpy(),
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-            )
+        for picture, axis in zip(pixels(images[name][:count], scale), row, strict=True):
+            axis.imshow(picture, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        row[0].set_ylabel(printable(name), rotation=0, ha="right", va="center", fontsize=8, parse_math=False)
     if labels is not None:
         for axis, label in zip(axes[0], labels, strict=False):
             axis.set_title(str(label), fontsize=8)
+    height = figure.get_figheight()
     figure.subplots_adjust(
-        left=margin / figure.get_figwidth(), right=0.99, bottom=0.02, top=0.9, wspace=0.06, hspace=0.06
+        left=margin / figure.get_figwidth(),
+        right=0.99,
+        bottom=0.05 / height,
+        top=1 - top / height,
+        wspace=0.06,
+        hspace=0.06,
     )
     return figure
 

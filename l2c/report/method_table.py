@@ -9,9 +9,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from l2c.report.table import markdown_table
+from l2c.report.table import markdown_table, short
 
 TIE = 1.5  # ratios of errors below this are ties
+HEADER = ("budget", "method", "MACs (evaluations)", "MSE x 1e-5", "against the least", "speed-up", "seeds")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Line:
         """`best`, `tie`, or how many times the least error."""
         if self.ratio == 1:
             return "best"
-        return f"tie ({self.ratio:.2f} x)" if self.ratio < TIE else f"{self.ratio:.3g} x"
+        return f"tie ({self.ratio:.2f} x)" if self.ratio < TIE else f"{short(self.ratio)} x"
 
 
 def lines(cells: Sequence[Cell]) -> list[Line]:
@@ -110,22 +111,19 @@ def to_csv(cells: Sequence[Cell]) -> str:
     return text.getvalue()
 
 
+def row_of(line: Line) -> tuple[str, ...]:
+    """Return what the tables show of a line, in the order of `HEADER`."""
+    return (
+        f"{line.target:g}",
+        line.method,
+        f"{line.evaluations_worth:.2f}",
+        f"{short(1e5 * line.mse)} ± {short(1e5 * line.standard_error, 2)}",
+        line.verdict,
+        f"{line.speed_up:.2f} x",
+        str(line.num_seeds),
+    )
+
+
 def to_markdown(cells: Sequence[Cell]) -> str:
     """Return the lines as a Markdown table."""
-    rows: list[tuple[str, ...]] = [
-        ("budget", "method", "MACs (evaluations)", "MSE x 1e-5", "against the least", "speed-up", "seeds")
-    ]
-    for line in lines(cells):
-        error = f"{1e5 * line.mse:.3g} ± {1e5 * line.standard_error:.2g}"
-        rows.append(
-            (
-                f"{line.target:g}",
-                line.method,
-                f"{line.evaluations_worth:.2f}",
-                error,
-                line.verdict,
-                f"{line.speed_up:.2f} x",
-                str(line.num_seeds),
-            )
-        )
-    return markdown_table(rows)
+    return markdown_table([HEADER, *map(row_of, lines(cells))])

@@ -35,6 +35,9 @@ class CompiledBlocks:
         self._functions: dict[type[nn.Module], Callable[..., Any]] = {}
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, KEPT_GRAPHS)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_functions": {}}  # compiled anew in a copy, when used
+
     def __call__(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run a block on `(*inputs, fresh, cached)`; a compiler's error ends compiling, out of memory does not."""
         if self.failed:

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.correction_file import CorrectionFile
+from l2c.graph.correction_file import FORMAT, CorrectionFile, is_correction
 from l2c.io.atomic import replacing
 
-FORMAT = "l2c-scale-shift"
 Entry = tuple[int, int]
 Rows: TypeAlias = "Tensor | Sequence[Tensor]"  # (R, D), or R of (D,) where layers differ in width
 
@@ -132,7 +131,15 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
         shift: likewise.
         settings: how it was made, kept in the file.
 
+    Raises:
+        OSError: if the folder cannot be written.
+        ValueError: if a number is not finite, or the path belongs to a file that is no correction.
+
     """
+    if Path(path).exists() and not is_correction(Path(path)):
+        raise ValueError(f"{path} exists and is no correction, so none is written over it; give another path")
+    if not all(row.isfinite().all() for row in (*scale, *shift)):
+        raise ValueError("scales and shifts must be finite numbers; lower the learning rate of their training")
     widths = [len(row) for row in scale]
     ragged = len(set(widths)) > 1
     header = {
@@ -168,10 +175,17 @@ def _read(path: Path, fingerprint: str) -> tuple[str, Rows, Rows]:
             scale, shift = file.get_tensor("scale"), file.get_tensor("shift")
             if scale.shape != shift.shape or scale.ndim != (1 if "widths" in header else 2):
                 raise ValueError("scale and shift differ")
-            if "widths" not in header:
-                return header["plan"], scale, shift
-            return header["plan"], scale.split(header["widths"]), shift.split(header["widths"])
+            rows: tuple[Rows, Rows] = (scale, shift)
+            if "widths" in header:
+                rows = (scale.split(header["widths"]), shift.split(header["widths"]))
+            plan = str(header["plan"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{path} holds no scales and shifts of l2c; make them with scripts/train_scale_shift.py"
         ) from error
+    if not scale.isfinite().all() or not shift.isfinite().all():
+        raise ValueError(
+            f"{path} holds scales or shifts that are no finite numbers; the training that wrote it failed: make the "
+            "correction again with scripts/train_scale_shift.py"
+        )
+    return plan, *rows

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, Pass, call_block
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import weighted
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.correction import Correction
+from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.lifetimes import SUM, BlockStep, Lifetimes, Source
 from l2c.sampling.store import LayerStore
 
@@ -51,14 +52,9 @@ class Denoiser:
         call: BlockCall = call_block,
     ) -> None:
         self.backbone = backbone
-        self.guidance = guidance
-        self.dtype = next(backbone.parameters()).dtype
+        self._network = GuidedBackbone(backbone, y, guidance)
         if graph is not None and lifetimes is None:
             lifetimes = lifetimes_for(backbone, graph)
-        if guidance.active:
-            assert y is not None, "the sampler refuses guidance for a backbone without a null label"
-            y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])  # (2 N,)
-        self.y = y
         self._timesteps = timesteps
         self._conditions: Conditions | None = None
         if graph is not None and correction is None:
@@ -68,19 +64,24 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
-        batch = torch.cat([x, x]) if self.guidance.active else x
+        batch = self._network.batch(x)
         condition = self._condition(len(batch), t)
         self._pass.begin(self._evaluation)
-        output = self.backbone.run(batch.to(self.dtype), condition, self._pass).float()
+        output = self.backbone.run(batch, condition, self._pass)
         self._evaluation += 1
-        return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
+        return self._network.merge(output)
 
     def _condition(self, count: int, t: float) -> tuple[Tensor, ...]:
         if self._timesteps is None:
-            return Conditions(self.backbone, self.y, [t], count).at(0)
+            return Conditions(self.backbone, self._network.y, [t], count).at(0)
         if self._conditions is None:
-            self._conditions = Conditions(self.backbone, self.y, self._timesteps, count)
+            self._conditions = Conditions(self.backbone, self._network.y, self._timesteps, count)
         return self._conditions.at(self._evaluation)
+
+    @property
+    def y(self) -> Tensor | None:
+        """Labels (N,) as the network is given them, (2 N,) with guidance; None for a backbone without labels."""
+        return self._network.y
 
     @property
     def cached_bytes(self) -> int:
@@ -132,5 +133,5 @@ class _ScheduledPass(Pass):
     def _value(self, source: Source, like: Tensor) -> Tensor:
         """Return what stands in for a reused output (N, T, D)."""
         newest, *earlier = (self.store.get(slot, like) for slot in source.slots)
-        value = torch.lerp(earlier[0], newest, source.weights[0]) if earlier else newest
+        value = weighted(newest, earlier[0], source.weights[0]) if earlier else newest
         return value if self._correction is None else self._correction.apply(*source.entry, value)

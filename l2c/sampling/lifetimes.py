@@ -10,8 +10,10 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import weights_of
 
 ATTENTION, MLP, SUM = range(3)  # the parts of a block that can be stored
 Read = tuple[tuple[int, float], ...]  # (evaluation, weight) of what is read, newest first
@@ -75,46 +77,78 @@ class Lifetimes:
                 name may run in another order, none stores where another one has read at the same evaluation.
 
         """
-        columns = list(zip(*graph.rows, strict=True))
-        slopes = list(zip(*graph.slopes, strict=True))
-        if layers_per_block == 1:
-            columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
-            slopes = [slope for layer in slopes for slope in (layer, layer)]
-        reads = [_column_reads(*column) for column in zip(columns, slopes, strict=True)]
-        pairs = zip(columns[::2], columns[1::2], reads[::2], reads[1::2], strict=True)
-        blocks = [_Block((a, m), (reads_a, reads_m)) for a, m, reads_a, reads_m in pairs]
+        blocks = _blocks_of(graph, layers_per_block)
         for block in blocks if sums and graph.correction is None else ():
             block.merge()
-        deaths = [block.last_reads() for block in blocks]
-        free: list[int] = []
-        slots: list[dict[tuple[int, int], int]] = [{} for _ in blocks]  # (evaluation, part) -> slot
-        num_slots = 0
+        slots = _Slots(at_once=layers_per_block > 1)
         steps = []
         for e in range(graph.num_evaluations):
-            row: list[BlockStep] = []
-            freed: list[int] = []
-            for b, (block, last_reads, slot_of) in enumerate(zip(blocks, deaths, slots, strict=True)):
-                found: list[Source | None] = [None] * 3
-                for part, read in block.reads[e].items():
-                    weights = tuple(w for _, w in read)
-                    found[part] = Source(
-                        tuple(slot_of[s, part] for s, _ in read), weights, (e, layers_per_block * b + part)
-                    )
-                frees = tuple(slot_of[key] for key in last_reads.dying[e])
-                freed += frees
-                while freed and layers_per_block > 1:
-                    heapq.heappush(free, freed.pop())
-                stores = []
-                for part in last_reads.born[e]:
-                    if not free:
-                        free, num_slots = [num_slots], num_slots + 1
-                    slot_of[e, part] = heapq.heappop(free)
-                    stores.append((part, slot_of[e, part]))
-                row.append(BlockStep(block.fresh[e], (found[0], found[1]), found[SUM], frees, tuple(stores)))
-            for slot in freed:
-                heapq.heappush(free, slot)
-            steps.append(tuple(row))
-        return cls(tuple(steps), num_slots)
+            steps.append(tuple(_step(block, e, b, slots, layers_per_block) for b, block in enumerate(blocks)))
+            slots.end_row()
+        return cls(tuple(steps), slots.count)
+
+
+def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
+    """Return what each block computes and reads."""
+    columns = list(zip(*graph.rows, strict=True))
+    slopes = list(zip(*graph.slopes, strict=True))
+    if layers_per_block == 1:
+        columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
+        slopes = [slope for layer in slopes for slope in (layer, layer)]
+    reads = [_column_reads(*column) for column in zip(columns, slopes, strict=True)]
+    pairs = zip(columns[::2], columns[1::2], reads[::2], reads[1::2], strict=True)
+    return [_Block((a, m), (reads_a, reads_m)) for a, m, reads_a, reads_m in pairs]
+
+
+def _step(block: _Block, e: int, b: int, slots: _Slots, layers_per_block: int) -> BlockStep:
+    """Return what happens at block b of evaluation e, and give and take its slots."""
+    found: list[Source | None] = [None] * 3
+    for part, read in block.reads[e].items():
+        of = tuple(slots.of[b, source, part] for source, _ in read)
+        found[part] = Source(of, tuple(weight for _, weight in read), (e, layers_per_block * b + part))
+    frees = slots.give_back([(b, source, part) for source, part in block.lives.dying[e]])
+    stores = tuple((part, slots.take((b, e, part))) for part in block.lives.born[e])
+    return BlockStep(block.fresh[e], (found[0], found[1]), found[SUM], frees, stores)
+
+
+class _Slots:
+    """Slots that outputs share whose lives do not overlap; the smallest free number is taken first.
+
+    Args:
+        at_once: whether a slot may be taken again within the evaluation that gives it back.
+
+    Attributes:
+        count: slots in use at the peak.
+        of: the slot of each stored output (block, evaluation, part).
+
+    """
+
+    def __init__(self, *, at_once: bool) -> None:
+        self.count = 0
+        self.of: dict[tuple[int, int, int], int] = {}
+        self._at_once = at_once
+        self._free: list[int] = []
+        self._later: list[int] = []
+
+    def take(self, output: tuple[int, int, int]) -> int:
+        """Return the slot of an output that is stored now."""
+        if not self._free:
+            self._free, self.count = [self.count], self.count + 1
+        self.of[output] = heapq.heappop(self._free)
+        return self.of[output]
+
+    def give_back(self, outputs: list[tuple[int, int, int]]) -> tuple[int, ...]:
+        """Return the slots of outputs that nobody reads any more."""
+        given = tuple(self.of[output] for output in outputs)
+        self._later += given
+        if self._at_once:
+            self.end_row()
+        return given
+
+    def end_row(self) -> None:
+        """Let all slots that were given back be taken again."""
+        while self._later:
+            heapq.heappush(self._free, self._later.pop())
 
 
 @dataclass(frozen=True)
@@ -131,6 +165,7 @@ class _Block:
     Attributes:
         fresh: for each evaluation, (attention, MLP), True = compute.
         reads: for each evaluation.
+        lives: when stored outputs are born and die.
 
     """
 
@@ -168,8 +203,9 @@ class _Block:
             {SUM: reads[MLP]} if MLP in reads and reads[MLP][0][0] in merged else reads for reads in self.reads
         ]
 
-    def last_reads(self) -> _Lives:
-        """Return when stored outputs are born, and at which evaluation they die."""
+    @cached_property
+    def lives(self) -> _Lives:
+        """When stored outputs are born, and at which evaluation they die; to be asked for after `merge`."""
         last: dict[tuple[int, int], int] = {}
         for e, reads in enumerate(self.reads):
             for part, read in reads.items():
@@ -190,7 +226,8 @@ def _column_reads(bits: tuple[bool, ...], slopes: tuple[float, ...]) -> list[Rea
             computed.append(e)
             result.append(())
         elif slope:
-            result.append(((computed[-1], 1 + slope), (computed[-2], -slope)))
+            last, before = weights_of(slope)
+            result.append(((computed[-1], last), (computed[-2], before)))
         else:
             result.append(((computed[-1], 1.0),))
     return result

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
+from l2c.io.locks import OwnLock
+from l2c.io.seeds import draw_normal
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MATMULS = ("default", "onednn")
+_SETTING = OwnLock()
 ONEDNN_TOLERANCE = 1e-5  # of the largest entry of a product; one in reduced precision is off by 1e-3
 
 
@@ -80,12 +83,13 @@ def matmuls(setting: str | None) -> Iterator[None]:
     if setting is None:
         yield
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with _SETTING:  # which is that of the whole process: threads with settings take turns
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(setting)
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def _onednn_obstacle() -> str | None:
@@ -104,8 +108,7 @@ def _onednn_obstacle() -> str | None:
 
 def _onednn_error() -> float:
     """Return the largest error of a 32-bit product under `medium`, over its largest entry."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    a, b = draw_normal((2, 256, 256), "probe of matrix products")
     with matmuls("medium"):
         product: Tensor = torch.nn.functional.linear(a, b)
     exact = a.double() @ b.double().T

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from l2c.backbones.layer_cache import BlockCall, call_block
 from l2c.diffusion import Solver
 from l2c.diffusion.solver import draw_noise
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.locks import OwnLock
 from l2c.io.memory import memory_explained, out_of_memory
 from l2c.io.seeds import ImageNoise
 from l2c.sampling.captured import CapturedTrajectory, why_not
@@ -37,6 +39,15 @@ class Runner:
         self.call: BlockCall = call_block
         self.captured = False
         self._replay: CapturedTrajectory | None = None
+        self._lock = OwnLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_replay": None}  # its buffers are those of this process and of one trajectory
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Runner:
+        twin = Runner()
+        twin.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()})
+        return twin
 
     @property
     def compiled(self) -> bool:
@@ -99,8 +110,22 @@ class Runner:
             progress: show a bar over the evaluations.
 
         """
-        if self.captured and self._replayable(x, offloaded):
-            return self._replayed(trajectory, solver, x, y, generator)
+        alone = self.captured or self.call is not call_block  # compiled code and captured buffers serve one at a time
+        with self._lock if alone else nullcontext():
+            if self.captured and self._replayable(x, offloaded):
+                return self._replayed(trajectory, solver, x, y, generator)
+            return self._followed(trajectory, solver, x, y, generator, progress=progress)
+
+    @staticmethod
+    def _followed(
+        trajectory: Trajectory,
+        solver: Solver,
+        x: Tensor,
+        y: Tensor | None,
+        generator: ImageNoise | None,
+        *,
+        progress: bool,
+    ) -> Tensor:
         with tqdm(total=solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
             return trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
 

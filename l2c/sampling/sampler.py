@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,27 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.backbones.layer_cache import BlockCall
 from l2c.diffusion import Guidance, Solver, make_solver, schedule_of
+from l2c.graph.binding import (
+    check_guidance,
+    check_layers,
+    check_noise,
+    check_num_evaluations,
+    check_options,
+    check_solver,
+    check_times,
+    check_weights,
+    scale_in_use,
+)
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.checks import MAX_SCALE
+from l2c.io.numbers import finite_number, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
+from l2c.sampling.inputs import as_labels, check_images, checked_count
 from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.runner import Runner, cache_explained
-from l2c.sampling.store import LayerStore
+from l2c.sampling.store import LayerStore, Stores
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
@@ -31,19 +46,23 @@ def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 
 class Sampler:
     """Draw images with a backbone; with a graph, skip the layers that it says to skip.
 
+    One sampler may be used from several threads: each trajectory keeps its own state. Where blocks are compiled or
+    trajectories captured, threads wait for each other. A copy or a pickle compiles and captures anew when used.
+
     Args:
         backbone: a frozen network.
-        graph: a cache graph; it brings solver, evaluations, timesteps and guidance. Refused where it does not
-            fit the backbone, its weights, or what else is given here.
+        graph: a cache graph, the path of one, or the name of a bundled one; it brings solver, evaluations,
+            timesteps and guidance. Refused where it does not fit the backbone, its weights, or what else is given.
         solver: `ddim`, `ddpm`, `dpm_solver_2s` or `dpm_solver_2m`, for a flow `flow_euler` or `flow_dpm_2m`; required
             without a graph.
         num_evaluations: number of calls of the backbone; required without a graph.
         cfg_scale: guidance scale in the convention of the backbone's publication (DiT: 1.0 = off, U-ViT: 0.0 =
-            off); None = the graph's, and off where it has none.
+            off); None = the graph's, else the published one of the backbone's preset, else off.
         eta: stochasticity of DDIM in [0, 1]; None = the graph's, else 0.
         solver_options: the solver's own settings by name, such as `shift` of flows; where not given, the graph's,
             else the solver's defaults.
         any_weights: accept a graph that was made for other weights of the same architecture (benchmarks).
+        any_guidance: accept a graph that was made under another guidance scale than `cfg_scale`.
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
         matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.precision`.
@@ -63,45 +82,31 @@ class Sampler:
         self,
         backbone: Backbone,
         *,
-        graph: CacheGraph | None = None,
+        graph: CacheGraph | str | Path | None = None,
         solver: str | None = None,
         num_evaluations: int | None = None,
         cfg_scale: float | None = None,
         eta: float | None = None,
         solver_options: Mapping[str, float] | None = None,
         any_weights: bool = False,
+        any_guidance: bool = False,
         precision: str | None = None,
         matmul: str = "default",
         cache_dtype: torch.dtype | str | None = None,
         cache_device: torch.device | str | None = None,
     ) -> None:
-        conventions = backbone.conventions
-        options = {**(solver_options or {}), **({} if eta is None else {"eta": eta})}
-        if graph is not None:
-            _check_backbone(graph, backbone, any_weights=any_weights)
-            solver = _agreed("solver", solver, graph.solver)
-            num_evaluations = _agreed("num_evaluations", num_evaluations, graph.num_evaluations)
-            if graph.cfg_scale is not None:
-                cfg_scale = _agreed("cfg_scale", cfg_scale, graph.cfg_scale)
-            if graph.guidance not in (None, conventions.guidance):
-                raise ValueError(
-                    f"the graph was made under guidance {graph.guidance!r}, but {conventions.name} uses "
-                    f"{conventions.guidance!r}; take a graph of this backbone"
-                )
-            for name, value in graph.solver_options.items():
-                options[name] = _agreed(name, options.get(name), value)
-        if solver is None or num_evaluations is None:
-            raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
+        graph = _loaded(graph)
+        given = {name: finite_number(name, value) for name, value in (solver_options or {}).items()}
+        if eta is not None:
+            given["eta"] = finite_number("eta", eta, low=0, high=1)
         self.graph = graph
+        solver, num_evaluations, options = _agreed(backbone, graph, solver, num_evaluations, given, any_weights)
         self.solver = solver_for(backbone, solver, num_evaluations, **options)
-        self.guidance = Guidance(conventions.guidance, cfg_scale)
-        if self.guidance.active and conventions.null_label is None:
-            raise ValueError(
-                f"cfg_scale={cfg_scale} needs an unconditional label, but {conventions.name} has none; "
-                "leave cfg_scale out"
-            )
+        self.guidance = _guidance(backbone, graph, cfg_scale, any_guidance=any_guidance)
         if graph is not None:
-            _check_timesteps(graph, self.solver.timesteps)
+            tolerance = _tolerance(self.solver.timesteps)
+            check_times(graph.binding, self.solver.timesteps, lambda t: tolerance)
+            check_noise(graph, draws=self.solver.stochastic)
         self._correction = None if graph is None else Correction.of(graph)  # refuses a file that does not belong
         self.backbone = in_precision(backbone, precision)
         self.lifetimes = None if graph is None else lifetimes_for(backbone, graph)
@@ -109,7 +114,7 @@ class Sampler:
         self._matmuls: dict[str, str | None] = {}  # by kind of device
         self.matmul_on(next(self.backbone.parameters()).device)  # refuses an unknown one
         self.cache_dtype = dtype_of(cache_dtype, "cache_dtype")
-        self._store = LayerStore(self.cache_dtype, cache_device)
+        self._stores = Stores(self.cache_dtype, cache_device)
         self._runner = Runner()
 
     @property
@@ -149,13 +154,16 @@ class Sampler:
             progress: show a bar over the evaluations.
 
         Raises:
-            ValueError: labels out of range, shapes that do not fit, or neither noise nor seed.
-            MemoryError: out of memory; the message says what lowers it.
+            ValueError: if labels are out of range, shapes do not fit, the noise is not finite, there is neither
+                noise nor seed, or an image comes out as NaN or infinity.
+            MemoryError: if memory runs out; the message says what lowers it.
 
         """
         device = next(self.backbone.parameters()).device
-        y = None if labels is None else torch.as_tensor(labels, device=device)
-        count = _checked_count(self.backbone, y, noise)
+        y = as_labels(labels, device)
+        count = checked_count(self.backbone, y, noise)
+        seed = None if seed is None else whole_number("seed", seed, low=0)
+        first_image = whole_number("first_image", first_image, low=0)
         if noise is None:
             if seed is None:
                 raise ValueError("give noise=(N, C, H, W), or seed=0 to have it drawn")
@@ -165,22 +173,31 @@ class Sampler:
         images = range(first_image, first_image + count)
         generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
         with matmuls(self.matmul), cache_explained(count, self.cache_bytes(count)):
-            return self._runner.run(
+            result = self._runner.run(
                 self._trajectory,
                 self.solver,
                 x,
                 y,
                 generator,
-                offloaded=self._store.device is not None,
+                offloaded=self._stores.device is not None,
                 progress=progress,
             )
+        check_images(result)
+        return result
 
     def _trajectory(self, x: Tensor, y: Tensor | None, **options: Any) -> Tensor:
         """Return the images (N, C, H, W) that noise x (N, C, H, W) leads to."""
-        return self.solver.sample(self.denoiser(y), x, **options)
+        with self._stores.lent() as store:
+            return self.solver.sample(self.denoiser(y, store), x, **options)
 
-    def denoiser(self, y: Tensor | None) -> Denoiser:
-        """Return the executor of one trajectory for labels y (N,), as `sample` uses it."""
+    def denoiser(self, y: Tensor | None, store: LayerStore | None = None) -> Denoiser:
+        """Return the executor of one trajectory for labels y (N,), as `sample` uses it.
+
+        Args:
+            y: (N,) labels; None for a backbone without.
+            store: where outputs are kept, of no other trajectory at the same time; None = a new one.
+
+        """
         return Denoiser(
             self.backbone,
             y,
@@ -189,14 +206,14 @@ class Sampler:
             timesteps=self.timesteps,
             lifetimes=self.lifetimes,
             correction=self._correction,
-            store=self._store,
+            store=store or self._stores.new(),
             call=self._runner.call,
         )
 
     @property
     def cache_peak_bytes(self) -> int:
         """The most memory that the cache has held in any trajectory so far, in bytes."""
-        return self._store.peak_bytes
+        return self._stores.peak_bytes
 
     @property
     def compiled(self) -> bool:
@@ -212,9 +229,9 @@ class Sampler:
         """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph."""
         if self.lifetimes is None or self.backbone.layer_shape is None:
             return 0
-        rows = num_images * (2 if self.guidance.active else 1)
+        rows = self.guidance.rows(num_images)
         tokens, width = self.backbone.layer_shape
-        dtype = self._store.dtype or next(self.backbone.parameters()).dtype
+        dtype = self._stores.dtype or next(self.backbone.parameters()).dtype
         return self.lifetimes.num_slots * rows * tokens * width * dtype.itemsize
 
     def compile(
@@ -228,7 +245,7 @@ class Sampler:
             MemoryError: the warm-up ran out of memory, as sampling so many images would.
 
         """
-        rows = num_images * (2 if self.guidance.active else 1)
+        rows = self.guidance.rows(num_images)
         with matmuls(self.matmul), cache_explained(num_images, self.cache_bytes(num_images)):
             self._runner.compile(self.backbone, self.graph, rows, backend=backend, progress=progress)
         return self
@@ -246,7 +263,57 @@ class Sampler:
         return self
 
 
-T = TypeVar("T", str, int, float)
+def _loaded(graph: CacheGraph | str | Path | None) -> CacheGraph | None:
+    """Return a graph, read where a path or a name is given."""
+    if isinstance(graph, (str, Path)):
+        return CacheGraph.load(graph)
+    if graph is not None and not isinstance(graph, CacheGraph):
+        raise ValueError(f"graph must be a CacheGraph, a path or a bundled name, got {type(graph).__name__}")
+    return graph
+
+
+def _agreed(
+    backbone: Backbone,
+    graph: CacheGraph | None,
+    solver: str | None,
+    num_evaluations: int | None,
+    given: Mapping[str, float],
+    any_weights: bool,
+) -> tuple[str, int, dict[str, float]]:
+    """Return solver, number of evaluations and options that count, refusing what contradicts the graph."""
+    num_evaluations = None if num_evaluations is None else whole_number("num_evaluations", num_evaluations, low=1)
+    if graph is None:
+        if solver is None or num_evaluations is None:
+            raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
+        return solver, num_evaluations, dict(given)
+    binding, name = graph.binding, backbone.conventions.name
+    check_layers(binding, name, backbone.layer_names)
+    check_weights(binding, (name, type(backbone).__name__), lambda: fingerprint(backbone), any_weights=any_weights)
+    if solver is not None:
+        check_solver(binding, solver)
+    if num_evaluations is not None:
+        check_num_evaluations(binding, num_evaluations)
+    check_options(binding, given)
+    return binding.solver, binding.num_evaluations, {**binding.solver_options, **given}
+
+
+def _guidance(
+    backbone: Backbone, graph: CacheGraph | None, cfg_scale: float | None, *, any_guidance: bool
+) -> Guidance:
+    """Return the guidance that counts, refusing another one than the graph's and one that the backbone cannot do."""
+    conventions = backbone.conventions
+    if cfg_scale is not None:
+        cfg_scale = finite_number("cfg_scale", cfg_scale, low=-MAX_SCALE, high=MAX_SCALE)
+    published = None if conventions.published is None else conventions.published.cfg_scale
+    scale = scale_in_use(cfg_scale, None if graph is None else graph.cfg_scale, published)
+    if graph is not None:
+        check_guidance(graph.binding, conventions.guidance, scale, model=conventions.name, any_guidance=any_guidance)
+    guidance = Guidance(conventions.guidance, scale)
+    if guidance.active and conventions.null_label is None:
+        raise ValueError(
+            f"cfg_scale={scale} needs an unconditional label, but {conventions.name} has none; leave cfg_scale out"
+        )
+    return guidance
 
 
 def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: float) -> Solver:
@@ -270,67 +337,6 @@ def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: f
     return own
 
 
-def _agreed(what: str, given: T | None, of_graph: T) -> T:
-    """Return the graph's value, refusing another one that was given beside it."""
-    if given is not None and given != of_graph:
-        raise ValueError(
-            f"the graph was made for {what} {of_graph}, got {given}; leave {what} out, or make a graph for {given}"
-        )
-    return of_graph
-
-
-def _check_backbone(graph: CacheGraph, backbone: Backbone, *, any_weights: bool) -> None:
-    """Refuse a graph of another architecture or of other weights."""
-    name = backbone.conventions.name
-    if graph.layers != backbone.layer_names:
-        raise ValueError(
-            f"the graph was made for {graph.model} with {graph.num_layers} layers ({graph.layers[0]}, ...), but "
-            f"{name} has {backbone.num_layers} ({backbone.layer_names[0]}, ...); take a graph of this backbone"
-        )
-    if any_weights:
-        return
-    mend = "take a graph made for these weights, or pass any_weights=True to use it all the same"
-    if graph.fingerprint is not None:
-        if graph.fingerprint != fingerprint(backbone):
-            raise ValueError(
-                f"the graph was made for other weights of {graph.model} ({graph.fingerprint[:19]}...) than those of "
-                f"{name} ({fingerprint(backbone)[:19]}...); {mend}"
-            )
-    elif name not in (graph.model, type(backbone).__name__) and graph.model != type(backbone).__name__:
-        raise ValueError(f"the graph was made for {graph.model}, but the backbone is {name}; {mend}")
-
-
-def _check_timesteps(graph: CacheGraph, timesteps: tuple[float, ...]) -> None:
-    """Refuse a graph whose evaluations lie at other times than the solver's."""
-    for e, (wanted, got) in enumerate(zip(timesteps, graph.timesteps, strict=True)):
-        if abs(wanted - got) > TIMESTEP_TOLERANCE:
-            raise ValueError(
-                f"the graph's evaluation {e} is at t = {got:g}, but {graph.solver} with {len(timesteps)} evaluations "
-                f"takes it at t = {wanted:g}; make a graph for this solver's timesteps"
-            )
-
-
-def _checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) -> int:
-    """Return the number of images, or refuse labels and noise that do not fit."""
-    name, num_labels = backbone.conventions.name, backbone.num_labels
-    if num_labels and y is None:
-        raise ValueError(f"{name} needs labels: give (N,) integers in 0..{num_labels - 1}")
-    if not num_labels and y is not None:
-        raise ValueError(f"{name} has no labels; call sample(noise=...) without them")
-    if y is not None:
-        if y.ndim != 1 or y.is_floating_point() or y.dtype == torch.bool:
-            raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}")
-        wrong = y[(y < 0) | (y >= num_labels)]
-        if len(wrong):
-            raise ValueError(f"label {int(wrong[0])} is out of range: {name} has the labels 0..{num_labels - 1}")
-    if noise is not None:
-        expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
-        if tuple(noise.shape) != expected:
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, but {name} with these labels takes {expected}; "
-                "give one noise image per label"
-            )
-        return noise.shape[0]
-    if y is None:
-        raise ValueError(f"{name} has no labels, so the number of images comes from noise=(N, C, H, W)")
-    return len(y)
+def _tolerance(timesteps: Sequence[float]) -> float:
+    """Return the difference of times that is put down to rounding, in units of t."""
+    return TIMESTEP_TOLERANCE * min(1.0, max(map(abs, timesteps)) / 1000)

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from l2c.io.locks import OwnLock
+
+
+class Peak:
+    """The most bytes that any of some stores has kept at once, whole storages counted."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._lock = OwnLock()
+
+    def take(self, count: int) -> None:
+        """Take note of what a store keeps now."""
+        if count > self.bytes:
+            with self._lock:
+                self.bytes = max(self.bytes, count)
 
 
 class LayerStore:
@@ -15,13 +35,19 @@ class LayerStore:
     Args:
         dtype: what copies are stored in; None = as computed.
         device: where copies are stored, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
+        peak: shared with other stores; None = its own.
 
     Raises:
-        ValueError: numbers of that type, or on that device, cannot be kept.
+        ValueError: if numbers of that type, or on that device, cannot be kept.
 
     """
 
-    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        peak: Peak | None = None,
+    ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"cache_dtype must be a type of floating-point numbers, e.g. bf16, got {dtype}")
         try:
@@ -32,7 +58,7 @@ class LayerStore:
         self._held: dict[int, Tensor] = {}
         self._buffers: dict[int, Tensor] = {}
         self._bytes = 0
-        self.peak_bytes = 0  # the most that was kept at once, whole storages counted
+        self._peak = peak or Peak()
 
     def put(self, slot: int, output: Tensor) -> None:
         """Keep an output (N, T, D) in a slot."""
@@ -51,7 +77,7 @@ class LayerStore:
     def _hold(self, slot: int, output: Tensor) -> None:
         self._held[slot] = output
         self._bytes += output.untyped_storage().nbytes()
-        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        self._peak.take(self._bytes)
 
     def get(self, slot: int, like: Tensor) -> Tensor:
         """Return what a slot keeps, of the kind of another tensor."""
@@ -70,3 +96,47 @@ class LayerStore:
     def nbytes(self) -> int:
         """Memory of what is kept now, in bytes."""
         return self._bytes
+
+
+class Stores:
+    """Stores of one kind, lent to one trajectory each; a copy or a pickle begins without any.
+
+    Args:
+        dtype: see `LayerStore`.
+        device: likewise.
+
+    Raises:
+        ValueError: if numbers of that type, or on that device, cannot be kept.
+
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> None:
+        first = LayerStore(dtype, device)
+        self.dtype, self.device = first.dtype, first.device
+        self._peak = Peak()
+        self._idle = [self.new()]
+        self._lock = OwnLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stores, (self.dtype, self.device)
+
+    def new(self) -> LayerStore:
+        """Return a store that is not lent to others."""
+        return LayerStore(self.dtype, self.device, self._peak)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that any trajectory has kept at once."""
+        return self._peak.bytes
+
+    @contextmanager
+    def lent(self) -> Iterator[LayerStore]:
+        """Lend a store, with the buffers of an earlier trajectory, and take it back empty."""
+        with self._lock:
+            store = self._idle.pop() if self._idle else self.new()
+        try:
+            yield store
+        finally:
+            store.clear()
+            with self._lock:
+                self._idle.append(store)

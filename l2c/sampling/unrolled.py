@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from l2c.backbones.layer_cache import LayerCache
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import weighted, weights_of
 from l2c.sampling.correction import Rows, corrected, reused_entries
+from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
 
@@ -35,43 +40,89 @@ def unroll(
         teach: see above.
 
     """
-    backbone, guidance = sampler.backbone, sampler.guidance
-    if guidance.active and y is not None:
-        y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])  # (2 N,)
-    index = {entry: i for i, entry in enumerate(reused_entries(graph))}
-    computed: list[list[Tensor]] = [[] for _ in graph.layers]  # newest first
-    loss = noise.new_zeros(())
-    dtype = next(backbone.parameters()).dtype
-    trajectory = sampler.solver.trajectory(noise)
-    request = next(trajectory)
-    while True:
-        e, row = request.index, graph.rows[request.index]
-        x = (torch.cat([request.x, request.x]) if guidance.active else request.x).to(dtype)
-        times = torch.full((len(x),), request.t, device=x.device)
-        cache: list[Tensor | None] = [None] * len(row)
-        for layer in (layer for layer, fresh in enumerate(row) if not fresh):
-            i, (value, *earlier) = index[e, layer], computed[layer]
-            if earlier:
-                value = torch.lerp(earlier[0], value, (1 + slopes[i]).to(value.dtype))
-            if corrections is not None:
-                scale, shift = corrections
-                value = corrected(value, scale[i].to(value.dtype), shift[i].to(value.dtype))
-            cache[layer] = value
-        output, outputs = backbone.forward_cached(x, times, y, row, cache)
-        if teach and not all(row):
+    network = GuidedBackbone(sampler.backbone, y, sampler.guidance)
+    student = _Student(network, graph, _Reuse(graph, slopes, corrections, detach=teach), teach=teach)
+    images = sampler.solver.sample(student, noise)
+    return images, noise.new_zeros(()) + sum(student.losses)
+
+
+class _Student:
+    """The cached network as a solver calls it: one evaluation after the other.
+
+    Args:
+        network: the backbone under guidance.
+        graph: what is reused when.
+        reuse: what stands in for reused outputs.
+        teach: compare each output with that of a full pass, and pass no gradient on; see `unroll`.
+
+    Attributes:
+        losses: mean squared error (0-d) of each evaluation that reuses; empty without `teach`.
+
+    """
+
+    def __init__(self, network: GuidedBackbone, graph: CacheGraph, reuse: _Reuse, *, teach: bool) -> None:
+        self.network = network
+        self.graph = graph
+        self.reuse = reuse
+        self.teach = teach
+        self.losses: list[Tensor] = []
+        self._evaluation = 0
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """Return the guided output (N, C or 2 C, H, W) at the state x (N, C, H, W)."""
+        e, row = self._evaluation, self.graph.rows[self._evaluation]
+        backbone, y = self.network.backbone, self.network.y
+        batch, times = self.network.inputs(x, t)
+        output, outputs = backbone.forward_cached(batch, times, y, row, self.reuse.cache(e, row))
+        if self.teach and not all(row):
             with torch.no_grad():
-                teacher = backbone(x, times, y)
-            loss = loss + (output.float() - teacher.float()).square().mean()
+                teacher = backbone(batch, times, y)
+            self.losses.append((output.float() - teacher.float()).square().mean())
+        self.reuse.keep(row, outputs)
+        self._evaluation += 1
+        guided = self.network.merge(output)
+        return guided.detach() if self.teach else guided
+
+
+class _Reuse:
+    """What stands in for reused outputs along a trajectory, differentiable in slopes and corrections.
+
+    Args:
+        graph: what is reused when.
+        slopes: (R,), see `unroll`.
+        corrections: scale and shift, R rows (D,) each; None = none.
+        detach: pass no gradient on to the evaluations whose outputs are kept.
+
+    """
+
+    def __init__(
+        self, graph: CacheGraph, slopes: Tensor, corrections: tuple[Rows, Rows] | None, *, detach: bool
+    ) -> None:
+        self.slopes = slopes
+        self.corrections = corrections
+        self.detach = detach
+        self._index = {entry: i for i, entry in enumerate(reused_entries(graph))}
+        self._computed: list[list[Tensor]] = [[] for _ in graph.layers]  # of each layer the last two, newest first
+
+    def cache(self, evaluation: int, row: Sequence[bool]) -> list[Tensor | None]:
+        """Return what stands in for each layer that a row reuses; None for the others."""
+        return [None if fresh else self._value(evaluation, layer) for layer, fresh in enumerate(row)]
+
+    def _value(self, evaluation: int, layer: int) -> Tensor:
+        i, (value, *earlier) = self._index[evaluation, layer], self._computed[layer]
+        if earlier:
+            value = weighted(value, earlier[0], weights_of(self.slopes[i])[0].to(value.dtype))
+        if self.corrections is not None:
+            scale, shift = self.corrections
+            value = corrected(value, scale[i].to(value.dtype), shift[i].to(value.dtype))
+        return value
+
+    def keep(self, row: Sequence[bool], outputs: LayerCache) -> None:
+        """Remember the outputs of the layers that a row computes."""
         for layer in (layer for layer, fresh in enumerate(row) if fresh):
             newest = outputs[layer]
             assert newest is not None
-            computed[layer] = [newest.detach() if teach else newest, *computed[layer][:1]]
-        output = output.float()
-        guided = guidance.combine(*output.chunk(2)) if guidance.active else output
-        try:
-            request = trajectory.send(guided.detach() if teach else guided)
-        except StopIteration as stop:
-            return stop.value, loss
+            self._computed[layer] = [newest.detach() if self.detach else newest, *self._computed[layer][:1]]
 
 
 def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

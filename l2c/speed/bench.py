@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,9 +12,11 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.precision import matmuls
-from l2c.sampling.sampler import Sampler
-from l2c.speed.latency import alternate_pieces, evaluations
+from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_of
+from l2c.speed.latency import alternate_pieces, evaluations, quartiles
 from l2c.speed.reference_scheme import ReferenceScheme
 
 MODES = ("eager", "compiled", "captured", "compiled+captured")
@@ -50,6 +51,7 @@ class Speed:
         every_output_bytes: what keeping every layer's output takes.
         device_bytes: the most memory allocated on a CUDA device with the graph; None elsewhere.
         error: root mean square difference of the cached images to those of the first setting, over their own.
+        cached_times: seconds with the graph, of each repetition.
 
     """
 
@@ -66,6 +68,16 @@ class Speed:
     every_output_bytes: int
     device_bytes: int | None
     error: float
+    cached_times: tuple[float, ...] = ()
+
+    def faster_than(self, other: Speed) -> tuple[float, float, float]:
+        """Return median and quartiles of (cached time of another setting / that of this one) over the repetitions.
+
+        Both must come from one `Bench.run`, which alternates them.
+        """
+        ratios = [theirs / own for theirs, own in zip(other.cached_times, self.cached_times, strict=True)]
+        low, middle, high = quartiles(ratios)
+        return middle, low, high
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -81,6 +93,7 @@ class Bench:
         cost: MACs of the backbone.
         cfg_scale: guidance.
         options: further arguments of the samplers (`cache_dtype`, ...).
+        backend: what compiles the blocks, see `Sampler.compile`.
 
     """
 
@@ -92,7 +105,9 @@ class Bench:
         *,
         cfg_scale: float | None,
         options: dict[str, Any] | None = None,
+        backend: str = "inductor",
     ) -> None:
+        self.backend = backend
         self.backbone = backbone
         self.graph = graph
         self.cost = cost
@@ -128,7 +143,7 @@ class Bench:
         medians = [seconds.median(dim=0).values for seconds in (uncached, cached)]
         totals = [float(m.sum()) for m in medians]  # of each piece, so that one interruption does not tell
         ratios = (uncached.sum(1) / cached.sum(1)).tolist()
-        quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        low, _, high = quartiles(ratios)
         speed_up = totals[0] / totals[1]
         expected = self._expected[setting.batch_size]
         error = (variant.images - expected).square().mean().sqrt() / expected.square().mean().sqrt()
@@ -137,7 +152,7 @@ class Bench:
             uncached=totals[0],
             cached=totals[1],
             speed_up=speed_up,
-            spread=(quartiles[2] - quartiles[0]) / 2,
+            spread=(high - low) / 2,
             efficiency=speed_up / self.cost.speed_up(self.graph),
             images_per_second=setting.batch_size / totals[1],
             by_evaluation=tuple(zip(*(m.tolist() for m in medians), strict=True)) if variant.by_evaluation else (),
@@ -146,24 +161,18 @@ class Bench:
             every_output_bytes=variant.every_output_bytes,
             device_bytes=device_bytes,
             error=float(error),
+            cached_times=tuple(cached.sum(1).tolist()),
         )
 
     def _variant(self, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> _Variant:
-        like = self.graph
-        sampler = Sampler(
-            self._cast(setting.precision),
-            graph=graph,
-            solver=like.solver,
-            num_evaluations=like.num_evaluations,
-            cfg_scale=self.cfg_scale,
-            solver_options=like.solver_options,
-            any_weights=True,
-            precision=setting.precision,
-            matmul=setting.matmul,
-            **self.options,
-        )
+        backbone = self._cast(setting.precision)
+        ways = {"precision": setting.precision, "matmul": setting.matmul, **self.options}
+        if graph is None:
+            sampler = uncached_of(self.graph, backbone, cfg_scale=self.cfg_scale, **ways)
+        else:
+            sampler = Sampler(backbone, graph=graph, cfg_scale=self.cfg_scale, any_weights=True, **ways)
         if setting.mode.startswith("compiled"):
-            sampler.compile(setting.batch_size)
+            sampler.compile(setting.batch_size, backend=self.backend)
         if setting.mode.endswith("captured"):
             sampler.capture()
         return _Variant(sampler, setting, graph, by_evaluation and not sampler.captured)
@@ -187,9 +196,9 @@ class _Variant:
         backbone = sampler.backbone
         device = next(backbone.parameters()).device
         count = setting.batch_size
-        generator = torch.Generator().manual_seed(0)
-        self.noise = torch.randn(count, *backbone.input_shape, generator=generator).to(device)
-        self.y = torch.arange(count, device=device) % backbone.num_labels if backbone.num_labels else None
+        self.noise = seeded_noise(backbone.input_shape, 0, count).to(device)
+        labels = labels_in_turn(backbone.num_labels, count)
+        self.y = None if labels is None else labels.to(device)
         self._peak = 0
         self.images = self.noise
 
@@ -244,7 +253,7 @@ class _Variant:
         backbone = self.sampler.backbone
         assert backbone.layer_shape is not None
         tokens, width = backbone.layer_shape
-        rows = len(self.noise) * (2 if self.sampler.guidance.active else 1)
+        rows = self.sampler.guidance.rows(len(self.noise))
         return backbone.num_layers * rows * tokens * width * next(backbone.parameters()).element_size()
 
 

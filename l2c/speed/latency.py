@@ -39,7 +39,7 @@ class Latency:
     def ratio(self, other: Latency) -> tuple[float, float, float]:
         """Return median and quartiles, over rounds timed in turn, of (time of the other / time of this one)."""
         ratios = [theirs / own for theirs, own in zip(other.times, self.times, strict=True)]
-        low, middle, high = _quartiles(ratios)
+        low, middle, high = quartiles(ratios)
         return middle, low, high
 
 
@@ -82,18 +82,19 @@ def alternate(
     first = next(iter(times.values()))
     result = {}
     for name, values in times.items():
-        quartiles = _quartiles(values)
+        low, middle, high = quartiles(values)
         ratios = [reference / value for reference, value in zip(first, values, strict=True)]
         result[name] = Latency(
-            seconds=statistics.median(values),
-            spread=(quartiles[2] - quartiles[0]) / 2,
+            seconds=middle,
+            spread=(high - low) / 2,
             speed_up=statistics.median(ratios),
             times=tuple(values),
         )
     return result
 
 
-def _quartiles(values: Sequence[float]) -> list[float]:
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Return lower quartile, median and upper quartile; of a single value, that value three times."""
     return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
 
 

@@ -35,22 +35,20 @@ class ReferenceScheme:
             raise TypeError(f"the published scheme is known for DiT and UViT, not for {type(backbone).__name__}")
         self.backbone = backbone
         self.guidance = guidance
-        if guidance.active and y is not None:
-            y = torch.cat([y, torch.full_like(y, backbone.conventions.null_label or 0)])
-        self.y = y
+        self.y = guidance.labels(y, backbone.conventions.null_label)
         rows = graph.rows if graph is not None else None
         self._computed = None if rows is None else [[i for i, bit in enumerate(row) if bit] for row in rows]
         self._cache: dict[int, Tensor] = {}
         self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the output (N, C or 2 C, H, W) for the state x (N, C, H, W) at timestep t."""
-        batch = torch.cat([x, x]) if self.guidance.active else x
+        """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
+        batch = self.guidance.inputs(x).to(next(self.backbone.parameters()).dtype)
         times = torch.full((len(batch),), t, device=x.device)
         net = self.backbone
-        output = self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)
+        output = (self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)).float()
         self._evaluation += 1
-        return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
+        return self.guidance.merge(output)
 
     @property
     def cached_bytes(self) -> int:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
+from l2c.report.decisions import wrapped
 from l2c.report.figures import COMPUTED, REUSED, save_figure
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
@@ -91,7 +92,8 @@ def evaluations_figure(speed: Speed, cost: Cost, graph: CacheGraph) -> Figure:
     axis.set_ylabel("seconds")
     setting = speed.setting
     title = f"{graph.model}, batch {setting.batch_size}, {setting.precision}, {setting.mode}"
-    axis.set_title(f"{title}: efficiency {speed.efficiency:.3f}", fontsize=10, loc="left")
+    words = wrapped(f"{title}: efficiency {speed.efficiency:.3f}", 6.6)
+    axis.set_title(words, fontsize=10, loc="left", parse_math=False)
     axis.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return figure
 

@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from l2c.backbones.dit import DiT
 from l2c.calibration.cost import count_macs
 from l2c.graph.cache_graph import CacheGraph
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import seconds_of
 
 
@@ -113,8 +114,8 @@ class Run:
         numbers = rows_run * size.tokens * size.hidden_size * computed
         macs = rows_run * count_macs(net).of_graph(graph)
         self.terms = (macs / 1e9, numbers / 1e6, float(size.num_evaluations))
-        self.labels = torch.arange(size.batch_size) % 1000
-        self.noise = torch.randn(size.batch_size, *net.input_shape)
+        self.labels = labels_in_turn(net.num_labels, size.batch_size)
+        self.noise = seeded_noise(net.input_shape, 0, size.batch_size)
 
     def seconds(self) -> float:
         """Sample once, return the time."""

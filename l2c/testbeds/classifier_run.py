@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from l2c.data.step_sampler import StepBatchSampler
 from l2c.io.atomic import check_writable, replacing
+from l2c.io.seeds import Stream
 from l2c.testbeds.digits import digits
 from l2c.testbeds.emoji import emoji
 from l2c.testbeds.emoji_classifier import EmojiClassifier
 from l2c.testbeds.emoji_data import EmojiDataModule
 from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import READERS
-from l2c.training.step_random import step_generator
 from l2c.training.trainer import make_bare_trainer
 
 HELD_OUT = 5  # one of so many
@@ -54,17 +54,17 @@ class Parts:
     labels: Tensor
 
 
-def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted(images: Tensor, stream: Stream) -> Tensor:
     """Shift black pictures (N, C, H, W) by up to a pixel, all of a batch alike."""
-    down, right = (1 + int(torch.randint(-1, 2, (), generator=generator)) for _ in range(2))
+    down, right = (1 + stream.integers(2, 2, start=-1)).tolist()
     height, width = images.shape[2:]
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
     return padded[:, :, down : down + height, right : right + width]
 
 
-def warped(images: Tensor, generator: torch.Generator) -> Tensor:
+def warped(images: Tensor, stream: Stream) -> Tensor:
     """Turn pictures (N, C, H, W) on white by up to 15 degrees, scale by up to 15 %, shift by up to 3 / 32."""
-    angle, zoom, across, down = (2 * torch.rand(4, len(images), generator=generator) - 1).to(images)
+    angle, zoom, across, down = (2 * stream.uniform(4, len(images)) - 1).to(images)
     angle, zoom = angle * math.pi / 12, 1 + 0.15 * zoom
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     rows = torch.stack([torch.stack([cos, -sin, across * 6 / 32], 1), torch.stack([sin, cos, down * 6 / 32], 1)], 1)
@@ -77,7 +77,7 @@ class LitClassifier(pl.LightningModule):
 
     Args:
         classifier: in train mode.
-        move: moves a batch of pictures by the numbers of a generator.
+        move: moves a batch of pictures by the numbers of a stream.
         label_smoothing: share of a label's weight that goes to all classes alike.
         learning_rate: of AdamW, with one cosine down to zero.
         max_steps: length of the cosine.
@@ -89,7 +89,7 @@ class LitClassifier(pl.LightningModule):
         self,
         classifier: PictureClassifier,
         *,
-        move: Callable[[Tensor, torch.Generator], Tensor],
+        move: Callable[[Tensor, Stream], Tensor],
         label_smoothing: float,
         learning_rate: float,
         max_steps: int,
@@ -106,9 +106,9 @@ class LitClassifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the cross entropy of images (N, C, H, W) and labels (N,)."""
         images, labels = batch
-        generator = step_generator(self.seed, self.global_step)
-        images = self.move(images, generator)
-        noisy = images + 0.1 * torch.randn(images.shape, generator=generator).to(images)
+        stream = Stream("shifts and noise of a classifier's training step", self.seed, self.global_step)
+        images = self.move(images, stream)
+        noisy = images + 0.1 * stream(tuple(images.shape)).to(images)
         logits = self.classifier.logits(noisy)
         loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
@@ -123,7 +123,7 @@ class LitClassifier(pl.LightningModule):
 
 def _shuffled(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the numbers of what is held out and of what is trained on."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = Stream("held-out pictures", seed).permutation(count)
     return order[: count // HELD_OUT], order[count // HELD_OUT :]
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from l2c.data.pixels import PixelDataModule
 from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
 from l2c.testbeds.emoji import CLASSES, IMAGE_SHAPE, Emoji, emoji
 
 MAX_SHIFT = 1  # pixels
@@ -36,8 +36,9 @@ class BalancedBatchSampler(NumberedBatchSampler):
 
     def batch(self, step: int) -> list[int]:
         """Return the indices of a step."""
-        generator = make_generator("pictures of a training step", self.seed, step)
-        return torch.multinomial(self.weights, self.batch_size, replacement=True, generator=generator).tolist()
+        drawn = Stream("pictures of a training step", self.seed, step).uniform(self.batch_size)
+        shares = self.weights.cumsum(0) / self.weights.sum()
+        return torch.searchsorted(shares, drawn.to(shares), right=True).clamp(max=len(shares) - 1).tolist()
 
     def __iter__(self) -> Any:
         step = self.start_step
@@ -65,7 +66,7 @@ class EmojiPictures(Dataset[tuple[Tensor, int]]):
         index, draw = item
         label = int(self.pictures.labels[index])
         image = self.pictures.images[index].float() / 127.5 - 1
-        down, right, mirrored = torch.rand(3, generator=make_generator("a picture", self.seed, draw)).tolist()
+        down, right, mirrored = Stream("a picture", self.seed, draw).uniform(3).tolist()
         top, left = (int(share * (2 * MAX_SHIFT + 1)) for share in (down, right))
         padded = torch.nn.functional.pad(image, (MAX_SHIFT,) * 4, value=1.0)
         shifted = padded[:, top : top + image.shape[1], left : left + image.shape[2]]

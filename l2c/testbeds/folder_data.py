@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from l2c.data.image_folder import ImageFolder
 from l2c.data.pixels import PixelDataModule
 from l2c.data.step_sampler import NumberedBatchSampler
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
 
 
 class FolderPictures(Dataset[tuple[Tensor, int]]):
@@ -30,7 +29,7 @@ class FolderPictures(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         index, draw = item
         image, label = self.images.read_next(index)
-        mirrored = torch.rand((), generator=make_generator("an image of a folder", self.seed, draw)) < 0.5
+        mirrored = Stream("an image of a folder", self.seed, draw).uniform() < 0.5
         return (image.flip(-1) if mirrored else image), label
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.diffusion.prediction import min_snr_weight, target
 from l2c.diffusion.schedule import schedule_of
+from l2c.io.seeds import Stream
 from l2c.testbeds.muon import MuonAdamW
-from l2c.training.step_random import drop_labels, step_generator
+from l2c.training.label_dropout import drop_labels
 
 OPTIMIZERS = ("adamw", "muon")
 LAST_RATE = 0.01  # the learning rate at the end, as a share of the peak
@@ -74,10 +75,10 @@ class LitBackbone(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the mean squared error of the prediction on images (N, C, H, W)."""
         x_0, y = batch
-        generator = step_generator(self.seed, self.global_step)
-        t, *levels = self.schedule.draw(len(x_0), generator)
-        noise = torch.randn(x_0.shape, generator=generator).to(x_0)
-        y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, generator)
+        stream = Stream("times and noise of a backbone's training step", self.seed, self.global_step)
+        t, *levels = self.schedule.draw(len(x_0), stream)
+        noise = stream(tuple(x_0.shape)).to(x_0)
+        y = drop_labels(y, self.backbone.conventions.null_label, self.label_dropout, stream)
         alpha, sigma = (level.view(-1, 1, 1, 1).to(x_0) for level in levels)
         predicted = self.backbone(alpha * x_0 + sigma * noise, t.to(x_0.device), y)
         wanted = target(self.schedule.prediction, x_0, noise, alpha, sigma)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import l2c
 from l2c.backbones.backbone import fingerprint
-from l2c.backbones.presets import build_backbone, model_names, model_preset
+from l2c.backbones.presets import ModelPreset, PublishedSampling, build_backbone, model_names, model_preset
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
 from l2c.diffusion import SOLVERS, Guidance, make_solver, schedule_of
 
@@ -109,6 +109,22 @@ def test_arguments_that_do_not_fit_are_refused():
         build_backbone({"name": "mine", "backbone": "dit", "args": {"width": 8}})
     with pytest.raises(ValueError, match="unknown backbone 'unet'; known are dit, uvit"):
         build_backbone({"name": "mine", "backbone": "unet", "args": {}})
+    with pytest.raises(ValueError, match=r"a model preset has no key 'urls'; did you mean url"):
+        build_backbone({"name": "mine", "backbone": "dit", "urls": "x.pt"})
+    with pytest.raises(ValueError, match=r"a model preset needs the key 'backbone', got name"):
+        build_backbone({"name": "mine"})
+    with pytest.raises(ValueError, match=r"the key 'sampling' of model mine does not fit: .*'steps'"):
+        build_backbone({"name": "mine", "backbone": "dit", "sampling": {"solver": "ddim", "steps": 3}})
+
+
+def test_presets_are_values():
+    preset = model_preset("dit_xl2")
+    assert preset == ModelPreset.of("dit_xl2") == ModelPreset.of(preset)
+    with pytest.raises(AttributeError):
+        preset.name = "other"
+    assert preset.sampling == PublishedSampling("ddim", 20, 1.5)
+    with pytest.raises(ValueError, match="model mine names no weights; give checkpoint=PATH"):
+        l2c.load_backbone({"name": "mine", "backbone": "dit"})
 
 
 # --- weights ------------------------------------------------------------------------------------------------
@@ -132,8 +148,8 @@ def test_missing_weights_say_what_to_do(preset, tmp_path, monkeypatch):
         str(tmp_path / "weights" / "tiny.safetensors"),
         "checkpoints/tiny.safetensors",
         "https://example.org/tiny",
-        "model.checkpoint=PATH",
-        "model.checkpoint=random",
+        "checkpoint=PATH",
+        "random for benchmarks",
         "L2C_CHECKPOINTS",
     ):
         assert part in message, part
@@ -185,7 +201,13 @@ def test_many_wrong_keys_are_counted(make_dit, make_uvit):
         load_strict(make_dit(depth=3), make_dit(depth=2).state_dict(), "file.pt")
 
 
-@pytest.mark.parametrize("layout", ["plain", "ema", "model", "state_dict", "training"])
+LAYOUTS = [
+    *("plain", "ema", "model", "state_dict", "training"),
+    *("model_ema", "ema_model", "params", "shadow", "lightning"),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_of_checkpoints(make_dit, tmp_path, layout):
     weights, other = make_dit(seed=0).state_dict(), make_dit(seed=1).state_dict()
     content = {
@@ -195,11 +217,45 @@ def test_layouts_of_checkpoints(make_dit, tmp_path, layout):
         "state_dict": {"state_dict": weights},
         # What DiT's train.py writes: its command line travels along.
         "training": {"model": other, "ema": weights, "opt": {}, "args": argparse.Namespace(model="DiT-XL/2")},
+        "model_ema": {"model": other, "model_ema": weights},
+        "ema_model": {"ema_model": weights, "state_dict": other},
+        "params": {"params": weights},
+        "shadow": {"ema": {"decay": 0.999, "shadow": weights}, "model": other},
+        "lightning": {"epoch": 3, "state_dict": {"module": weights}},
     }[layout]
     torch.save(content, tmp_path / "weights.pt")
     loaded = load_weights(tmp_path / "weights.pt")
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "backbone.", "module._orig_mod.", "model.backbone.module."]
+)
+def test_prefixes_of_wrappers_are_taken_off(preset, make_dit, tmp_path, prefix):
+    weights = make_dit().state_dict()
+    torch.save({"ema": {f"{prefix}{key}": value for key, value in weights.items()}}, tmp_path / "weights.pt")
+    net = l2c.load_backbone(preset, checkpoint=tmp_path / "weights.pt")
+    assert all(torch.equal(value, weights[key]) for key, value in net.state_dict().items())
+
+
+def test_other_prefixes_are_named_and_shared_ones_stay_where_they_belong(make_dit):
+    net = make_dit()
+    with pytest.raises(ValueError, match=r"all its keys begin with 'unet\.inner\.': save the module below that name"):
+        load_strict(net, {f"unet.inner.{key}": value for key, value in net.state_dict().items()}, "file.pt")
+    wrapped = torch.nn.ModuleDict({"model": make_dit(seed=1)})
+    load_strict(wrapped, {f"model.{key}": value for key, value in net.state_dict().items()}, "file.pt")
+    assert torch.equal(wrapped["model"].pos_embed, net.pos_embed)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(make_dit, value):
+    net = make_dit()
+    weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+    weights["blocks.1.mlp.fc1.weight"][0, 0] = value
+    with pytest.raises(ValueError, match=r"file.pt holds numbers that are not finite in blocks.1.mlp.fc1.weight"):
+        load_strict(net, weights, "file.pt")
+    assert net.blocks[1].mlp.fc1.weight.isfinite().all()
 
 
 def test_half_precision_safetensors_load_into_fp32(preset, make_dit, tmp_path):

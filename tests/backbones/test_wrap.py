@@ -155,9 +155,9 @@ def test_statistics_and_policies_are_those_of_the_dit(twin):
         calibration = Calibration(tensors, head_of(Problem.of(sampler).blank))
         problem = Problem.of(sampler, calibration)
         names = ("block_caching", "smoothcache", "gram", "interval", "faster_diffusion", "top_k", "late_first")
-        graphs.append([apply_policy(name, problem, target=0.8).rows for name in names])
-        graphs[-1].append(apply_policy("block_caching", problem, target=0.8, granularity="block").rows)
-        graphs[-1].append(apply_policy("deepcache", problem, target=0.9).rows)
+        graphs.append([apply_policy(name, problem, budget=0.8).rows for name in names])
+        graphs[-1].append(apply_policy("block_caching", problem, budget=0.8, granularity="block").rows)
+        graphs[-1].append(apply_policy("deepcache", problem, budget=0.9).rows)
     assert graphs[0] == graphs[1]
 
 

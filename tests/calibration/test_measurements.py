@@ -117,8 +117,8 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     blank = Problem.of(sampler).blank
     problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(blank)))
-    worst = make_graph("gram", problem, target=0.7, reuses=["hold"], max_span=6)
-    best = make_graph("best", problem, target=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
+    worst = make_graph("gram", problem, budget=0.7, reuses=["hold"], max_span=6)
+    best = make_graph("best", problem, budget=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
     assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
     labels = torch.arange(2)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
@@ -136,7 +136,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     settings = {"seed": 3, "num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
     problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank), settings))
-    options = {"target": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
+    options = {"budget": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
     longest = make_graph("best", problem, **options)
     chosen = make_graph("best", problem, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
     assert longest.num_evaluations == 6
@@ -177,7 +177,7 @@ def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank)))
-    graph = make_graph("gram", problem, target=0.6)
+    graph = make_graph("gram", problem, budget=0.6)
     entries = [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
     assert set(graph.reuse) == {"fitted"}
     two = [(e, i) for e, i in entries if sum(graph.rows[before][i] for before in range(e)) > 1]

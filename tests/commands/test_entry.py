@@ -33,7 +33,7 @@ def test_train_then_evaluate_then_sample(call, run, tmp_path):
     assert result.returncode == 0, result.stderr
     assert {path.name for path in report.iterdir()} == {"report.md", "results.json", "samples.png", "graph.png"}
     methods = [row["method"] for row in json.loads((report / "results.json").read_text())["results"]]
-    assert methods == ["uncached", "l2c", "fewer steps", "random layers (mean of 2)"]
+    assert methods == ["uncached", "l2c", "fewer steps", "random layers"]
     assert all(f"| {method}" in result.stdout for method in methods)
 
     folder = tmp_path / "samples"

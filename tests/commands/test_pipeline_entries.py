@@ -1,23 +1,18 @@
 """The entries on a saved pipeline: calibrate, make, compare, judge and use graphs, train routers, refuse."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 from integrations.conftest import PIPELINES
 
 import l2c
 from l2c.integrations.diffusers import apply_cache_graph
 from l2c.sampling.sampler import seeded_noise
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def pipeline_of(saved):
 
 def test_calibrate_makes_a_graph_that_the_pipeline_takes(call, saved, tmp_path):
     output = [f"output={tmp_path / 's.safetensors'}", "num_trajectories=2"]
-    policy = ["policy=block_caching", "target=0.6"]
+    policy = ["policy=block_caching", "budget=0.6"]
     result = call("scripts/calibrate.py", *options(saved, tmp_path), *policy, *output)
     assert result.returncode == 0, result.stderr
     graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
@@ -77,15 +72,15 @@ def test_train_router_on_prompts(call, refused, saved, tmp_path):
 
 
 @pytest.fixture
-def run(saved, tmp_path, monkeypatch):
-    """Run an entry in this process, where everything is imported already; return its folder."""
+def run(call, saved, tmp_path):
+    """Run an entry, which must go well; return its folder and what it printed."""
 
     def entry(name, *arguments, folder="run", steps=()):
         where = tmp_path / folder
         given = ["backend=diffusers", f"pipeline={saved}", *steps, run_in(where)]
-        monkeypatch.setattr(sys, "argv", [name, *given, *arguments])
-        runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-        return where
+        result = call(f"scripts/{name}", *given, *arguments)
+        assert result.returncode == 0, result.stderr
+        return where, result.stdout
 
     return entry
 
@@ -93,27 +88,27 @@ def run(saved, tmp_path, monkeypatch):
 STEPS = ["solver.num_evaluations=4", "solver.cfg_scale=3"]
 
 
-def test_from_statistics_to_images(run, saved, tmp_path, capsys):
+def test_from_statistics_to_images(run, saved, tmp_path):
     """calibrate, make_graph, evaluate and sample, one after the other."""
     file = tmp_path / "s.safetensors"
     small = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3"]
-    run("calibrate.py", "measure=[changes,responses]", f"output={file}", *small, steps=STEPS)
-    assert f"make_graph.py backend=diffusers pipeline={saved}" in capsys.readouterr().out
-    made = run(
-        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "target=0.6", f"statistics={file}", steps=STEPS
+    _, printed = run("calibrate.py", "measure=[changes,responses]", f"output={file}", *small, steps=STEPS)
+    assert f"make_graph.py backend=diffusers pipeline={saved}" in printed
+    made, _ = run(
+        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "budget=0.6", f"statistics={file}", steps=STEPS
     )
     path = made / "cache_graph.json"
     graph = l2c.CacheGraph.load(path)
     assert (graph.provenance["method"], graph.solver, graph.cfg_scale) == ("gram", "DDIMScheduler", 3.0)
     few = ["num_images=2", "batch_size=2", "timing_batch=1", "timing_repetitions=1", "random_draws=1"]
-    judged = run("evaluate.py", f"graph={path}", *few, folder="judged")
+    judged, _ = run("evaluate.py", f"graph={path}", *few, folder="judged")
     results = json.loads((judged / "results.json").read_text())["results"]
     assert [result["num_evaluations"] for result in results] == [4, 4, 2, 4]
     assert [result["accuracy"] for result in results] == [None] * 4
     assert (judged / "report.md").is_file()
     images = {}
     for name, given in (("cached", [f"graph={path}"]), ("uncached", STEPS)):
-        drawn = run("sample.py", *given, "num_images=2", "seed=5", folder=name)
+        drawn, _ = run("sample.py", *given, "num_images=2", "seed=5", folder=name)
         images[name] = load_file(drawn / "samples.safetensors")["images"]
         assert sorted(file.name for file in drawn.glob("*.png")) == ["image-0000.png", "image-0001.png"]
     pipe = pipeline_of(saved)
@@ -127,7 +122,7 @@ def test_from_statistics_to_images(run, saved, tmp_path, capsys):
     assert not torch.equal(*images.values())
 
 
-def test_compare_measures_against_latents_and_continues(run, saved, tmp_path, capsys):
+def test_compare_measures_against_latents_and_continues(call, refused, run, saved, tmp_path):
     prompts = tmp_path / "classes.txt"
     prompts.write_text("3\n7\n")
     methods = [
@@ -143,13 +138,13 @@ def test_compare_measures_against_latents_and_continues(run, saved, tmp_path, ca
     ]
     options = [
         f"prompts={prompts}",
-        "targets=[0.6]",
+        "budgets=[0.6]",
         "num_images=2",
         "timing_batch=1",
         "timing_repetitions=1",
         *(f"methods.{name}=false" for name in methods),
     ]
-    folder = run("compare.py", *options, steps=STEPS)
+    folder, _ = run("compare.py", *options, steps=STEPS)
     cells = {path.stem: json.loads(path.read_text())["cells"] for path in (folder / "cells").glob("*.json")}
     assert {name.split("-")[0] for name in cells if cells[name]} == {"fewer_steps", "interval"}
     by_hand = {count: latents(saved, [3, 7], count) for count in (4, 2)}
@@ -162,10 +157,8 @@ def test_compare_measures_against_latents_and_continues(run, saved, tmp_path, ca
     assert (folder / "cells" / "interval-0.6-0.json").is_file()
     assert (folder / "cells" / "fewer_steps-0.6-0.json").stat().st_mtime_ns == before
     prompts.write_text("3\n8\n")
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        run("compare.py", *options, steps=STEPS)
-    assert "holds a comparison with other settings" in capsys.readouterr().err
+    other = call("scripts/compare.py", "backend=diffusers", f"pipeline={saved}", *STEPS, run_in(folder), *options)
+    assert "holds a comparison with other settings" in refused(other)
 
 
 def latents(saved, classes, steps):
@@ -187,13 +180,13 @@ def latents(saved, classes, steps):
     [
         ("evaluate.py", ["graph=x", "reference=digits"], "scores against a reference are not made from a pipeline"),
         ("sample.py", ["precision=bf16"], "precision is a setting of our own sampler, which a pipeline does not use"),
-        ("make_graph.py", ["policy=gram", "target=0.6"], "this policy needs statistics; run scripts/calibrate.py"),
+        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs statistics; run scripts/calibrate.py"),
     ],
 )
-def test_bad_input_ends_in_one_sentence(name, arguments, sentence, run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(name, *arguments, folder="refused")
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
+def test_bad_input_ends_in_one_sentence(name, arguments, sentence, call, saved, tmp_path):
+    given = ["backend=diffusers", f"pipeline={saved}", run_in(tmp_path / "refused")]
+    result = call(f"scripts/{name}", *given, *arguments)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert (result.returncode, len(errors)) == (1, 1)
     assert sentence in errors[0]
     assert not (tmp_path / "refused").exists()

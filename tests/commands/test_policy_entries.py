@@ -36,7 +36,7 @@ def test_make_graph_by_a_budget(call, statistics, tmp_path):
 def test_compare_writes_reports_and_continues(call, refused, statistics, tmp_path):
     options = [
         f"statistics={statistics}",
-        "targets=[3]",
+        "budgets=[3]",
         "num_images=4",
         "num_seeds=2",
         "timing_batch=2",
@@ -67,14 +67,14 @@ def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     assert "best needs statistics; run scripts/calibrate.py measure=[changes,responses]" in refused(without)
     same = call("scripts/compare.py", *SMALL, f"statistics={statistics}", "seed=7", run)
     assert "was calibrated on the noises of seed 7, where graphs would be compared" in refused(same)
-    other = call("scripts/make_graph.py", "policy=top_k", "target=0.8", f"statistics={statistics}", run)
+    other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"statistics={statistics}", run)
     assert "the statistics were made for timesteps 4 evaluations" in refused(other)
-    reach = call("scripts/make_graph.py", *SMALL, "target=0.1", run)
+    reach = call("scripts/make_graph.py", *SMALL, "budget=0.1", run)
     assert "the reachable range is" in refused(reach)
 
 
 def test_scale_shift_is_trained_and_written_beside_the_graph(call, refused, tmp_path):
-    assert call("scripts/make_graph.py", *SMALL, "target=0.7", f"hydra.run.dir={tmp_path / 'g'}").returncode == 0
+    assert call("scripts/make_graph.py", *SMALL, "budget=0.7", f"hydra.run.dir={tmp_path / 'g'}").returncode == 0
     graph = f"graph={tmp_path / 'g' / 'cache_graph.json'}"
     settings = ["max_steps=2", "batch_size=2", "accelerator=cpu", f"hydra.run.dir={tmp_path / 'c'}"]
     result = call("scripts/train_scale_shift.py", graph, *settings)

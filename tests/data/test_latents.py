@@ -207,7 +207,7 @@ def test_images_are_encoded_on_the_fly(folder):
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"pip install 'l2c\[imagenet\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[imagenet\]'"):
         load_vae("stabilityai/sd-vae-ft-ema")
 
 

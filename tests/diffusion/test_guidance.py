@@ -46,3 +46,31 @@ def test_neutral_scale_switches_it_off(mode, neutral):
 def test_unknown_mode_is_refused():
     with pytest.raises(ValueError, match="unknown guidance 'apg'; known are dit, uvit, cfg"):
         Guidance("apg", 1.0)
+
+
+@pytest.mark.parametrize(("mode", "scale"), [("dit", 4.0), ("uvit", 0.5), ("cfg", 4.0), ("dit", 1.0), ("uvit", None)])
+def test_both_branches_are_one_batch(mode, scale):
+    """Bit for bit what two separate branches, written out plainly, give."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(3, 4, 2, 2, generator=generator), torch.tensor([0, 2, 1])
+
+    def network(x, y):
+        return torch.cat([x * (1 + y.view(-1, 1, 1, 1)), x.sin()], dim=1)
+
+    guidance = Guidance(mode, scale)
+    got = guidance.merge(network(guidance.inputs(x), guidance.labels(y, 5)))
+    cond, uncond = network(x, y), network(x, torch.full((3,), 5))
+    plain = {
+        "dit": lambda: torch.cat([uncond[:, :3] + scale * (cond[:, :3] - uncond[:, :3]), cond[:, 3:]], dim=1),
+        "uvit": lambda: cond + scale * (cond - uncond),
+        "cfg": lambda: uncond + scale * (cond - uncond),
+    }
+    assert torch.equal(got, plain[mode]() if guidance.active else cond)
+    assert len(guidance.inputs(x)) == guidance.rows(3) == (6 if guidance.active else 3)
+
+
+def test_a_network_without_labels_is_given_none():
+    assert Guidance("uvit").labels(None, None) is None
+    assert Guidance("embedded", 4.0).labels(torch.tensor([1]), None).tolist() == [1]
+    with pytest.raises(AssertionError, match="guidance needs labels"):
+        Guidance("dit", 4.0).labels(None, 5)

@@ -1,9 +1,6 @@
 """Many images: the same ones on one process, on two, and after a kill; read back whole."""
 
-import os
 import socket
-import subprocess
-import sys
 import warnings
 from functools import partialmethod
 from pathlib import Path
@@ -210,32 +207,17 @@ def test_noise_of_an_image_does_not_depend_on_its_batch(make_dit):
     assert not torch.allclose(sampler.sample([2], seed=3, first_image=11), last, atol=1e-2)
 
 
-def test_two_processes_draw_what_one_draws(tmp_path):
-    def run(name, processes):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-        done = subprocess.run(
-            [
-                sys.executable,
-                *(launcher if processes > 1 else []),
-                str(ROOT / "scripts" / "sample_many.py"),
-                "graph=checkpoints/dit_digits_ddim20.json",
-                "num_images=12",
-                "batch_size=2",
-                "shard_size=4",
-                "trainer.accelerator=cpu",
-                f"hydra.run.dir={tmp_path / name}",
-            ],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "drew 12 of 12 images" in done.stdout
+def test_two_processes_draw_what_one_draws(call, call_process, tmp_path):
+    def check(result, name):
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert "drew 12 of 12 images" in result.stdout
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
-    assert run("two", 2) == run("one", 1)
+    settings = ["graph=dit_digits_ddim20", "num_images=12", "batch_size=2", "shard_size=4", "trainer.accelerator=cpu"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    two = call_process(*launcher, "scripts/sample_many.py", *settings, f"hydra.run.dir={tmp_path / 'two'}")
+    one = call("scripts/sample_many.py", *settings, f"hydra.run.dir={tmp_path / 'one'}")
+    assert check(two, "two") == check(one, "one")

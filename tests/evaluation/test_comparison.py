@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from l2c.calibration.cost import count_macs
-from l2c.evaluation.comparison import compare, sample_many
+from l2c.evaluation.comparison import compare
 from l2c.evaluation.graph_report import table, write_report
 from l2c.policies.random_layers import random_layers
 from l2c.report.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
 from l2c.report.table import markdown_table
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.sampler import Sampler
 from l2c.speed.latency import Latency, alternate
 
 
@@ -38,9 +38,7 @@ def samplers(tiny_dit, make_graph):
 def test_comparison_and_report(samplers, tiny_dit, tmp_path):
     graph, methods = samplers
     cost = count_macs(tiny_dit)
-    comparison = compare(
-        methods, cost=cost, num_images=5, seed=3, batch_size=2, timing_batch=1, timing_repetitions=2, num_shown=3
-    )
+    comparison = compare(methods, cost=cost, num_images=5, seed=3, batch_size=2, timing_batch=1, timing_repetitions=2)
     uncached, cached, fewer, random = comparison.results
     assert uncached.error.mse == 0
     assert uncached.removed == 0
@@ -50,7 +48,7 @@ def test_comparison_and_report(samplers, tiny_dit, tmp_path):
     assert fewer.evaluations_worth == 3
     assert random.num_draws == 2
     assert random.evaluations_worth == pytest.approx(cached.evaluations_worth, rel=0.1)
-    assert comparison.images["graph"].shape[0] == 3
+    assert [row.name for row in comparison.samples] == ["graph", "fewer steps", "random (one of 2 draws)"]
 
     path = write_report(tmp_path, graph, comparison, cost, command="python scripts/evaluate.py")
     text = path.read_text()
@@ -59,15 +57,6 @@ def test_comparison_and_report(samplers, tiny_dit, tmp_path):
     numbers = json.loads((tmp_path / "results.json").read_text())
     assert [row["method"] for row in numbers["results"]] == list(methods)
     assert numbers["results"][0]["error"]["psnr"] is None  # infinite
-
-
-def test_images_do_not_depend_on_the_batch_size(samplers, tiny_dit):
-    sampler = samplers[1]["graph"][0]
-    noise = seeded_noise(tiny_dit.input_shape, 0, 5)
-    labels = torch.arange(5) % tiny_dit.num_labels
-    once = sample_many(sampler, labels, noise, batch_size=5)
-    parts = sample_many(sampler, labels, noise, batch_size=2)
-    torch.testing.assert_close(once, parts, atol=1e-3, rtol=0)  # kernels differ with the batch
 
 
 def test_latencies_alternate_and_refer_to_the_first():

@@ -193,5 +193,5 @@ def test_inception_takes_a_local_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="does not hold the weights of Inception-v3"):
         InceptionFeatures(tmp_path / "other.pth")
     monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(ValueError, match=r"pip install 'l2c\[evaluation\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[evaluation\]'"):
         InceptionFeatures(tmp_path / "inception.pth")

@@ -22,7 +22,7 @@ def test_a_folder_gives_back_its_graph(make_dit, make_graph, tmp_path):
 
 
 def test_a_correction_comes_along(make_dit, make_graph, tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'l2c[diffusers]'")
+    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[diffusers]'")
     graph = make_graph(make_dit())
     rows = torch.ones(graph.num_reused, 32)
     graph = save_correction(tmp_path / "c.safetensors", graph, rows, 0 * rows)
@@ -42,7 +42,7 @@ def test_a_correction_comes_along(make_dit, make_graph, tmp_path, monkeypatch):
 def test_what_is_missing_is_said(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"has no cache_graph\.json; give the folder that save_pretr"):
         l2c.CacheGraph.from_pretrained(tmp_path)
-    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'l2c[diffusers]'")
+    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[diffusers]'")
 
     def unreachable(*args, **kwargs):
         raise ConnectionError("no route")
@@ -53,7 +53,7 @@ def test_what_is_missing_is_said(tmp_path, monkeypatch):
 
 
 def test_push_sends_graph_and_card(make_dit, make_graph, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install 'l2c[diffusers]'")
+    hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: pip install '.[diffusers]'")
     sent = {}
 
     class Api:

@@ -208,7 +208,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 @pytest.fixture(scope="session")
 def make_family() -> Callable[[str], Family]:
     """Return a maker of models by the name of their family."""
-    pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+    pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
     def make(name: str, seed: int = 0) -> Family:
         with torch.random.fork_rng():
@@ -324,7 +324,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
 def make_pipeline() -> Callable[[str], Any]:
     """Return a maker of whole pipelines from tiny random parts."""
     for package in ("diffusers", "transformers"):
-        pytest.importorskip(package, reason=f"needs the package {package}: pip install 'l2c[diffusers]'")
+        pytest.importorskip(package, reason=f"needs the package {package}: pip install '.[diffusers]'")
 
     def make(name: str, seed: int = 0) -> Any:
         with torch.random.fork_rng():

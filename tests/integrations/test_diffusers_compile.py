@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 from l2c.integrations.diffusers import apply_cache_graph
 

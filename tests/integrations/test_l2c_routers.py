@@ -192,3 +192,11 @@ def test_published_ddim50_router_removes_what_was_published(reference: Path):
     assert 100 * graph.removed_fraction == pytest.approx(47.43, abs=0.01)
     assert 100 * graph.removed_fraction_of("mlp") == pytest.approx(47.85, abs=0.01)
     assert 100 * graph.removed_fraction_of("attn") == pytest.approx(47.00, abs=0.01)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_refused(make_dit, write, value):
+    logits = dit_logits()
+    logits["2.prob"][1] = value
+    with pytest.raises(ValueError, match=r"logits in router '2\.prob' that are no finite numbers"):
+        l2c.import_l2c_router(write({"routers": logits}), make_dit(), solver="ddim", num_evaluations=6, threshold=0.5)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 
@@ -85,7 +85,7 @@ def test_policies_and_routers_need_nothing_new(make_pipeline):
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
     noise, labels = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
     calibration = Calibration(measure_changes(sampler, labels, noise), head_of(Problem.of(sampler).blank))
-    graph = make_graph("block_caching", Problem.of(sampler, calibration), target=0.7)
+    graph = make_graph("block_caching", Problem.of(sampler, calibration), budget=0.7)
     cost = count_macs(backbone)
     assert cost.evaluations_worth(graph) == pytest.approx(0.7 * STEPS, abs=0.3)
     assert set(graph.layers) == {

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 from diffusers import (
     DDIMScheduler,
@@ -68,7 +68,7 @@ def problems(make_pipeline):
 @pytest.mark.parametrize("name", ["dit", "pixart"])
 def test_every_policy_makes_a_graph_that_runs(name, policy, problems):
     _, problem = problems(name)
-    graph = make_graph(policy, problem, target=0.8, **OPTIONS.get(policy, {}))
+    graph = make_graph(policy, problem, budget=0.8, **OPTIONS.get(policy, {}))
     worth = problem.cost.evaluations_worth(graph)
     assert worth == pytest.approx(0.8 * STEPS, abs=0.5)
     assert worth < STEPS
@@ -82,7 +82,7 @@ def test_every_policy_makes_a_graph_that_runs(name, policy, problems):
 @pytest.mark.parametrize("reuses", [["hold"], ["hold", "linear"]])
 def test_gram_under_hooks_equals_our_sampler(reuses, problems):
     pipe, problem = problems("dit")
-    graph = make_graph("gram", problem, target=0.6, reuses=reuses)
+    graph = make_graph("gram", problem, budget=0.6, reuses=reuses)
     sampler = l2c.Sampler(problem.sampler.backbone, graph=graph)
     noise = seeded_noise((4, 8, 8), 0, 2)
     ours = sampler.sample([0, 1], noise=noise)

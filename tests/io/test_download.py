@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from l2c.io import download as module
-from l2c.io.download import direct_address, download
+from l2c.io.download import direct_address, download, keep_local
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -161,21 +159,34 @@ def test_google_drive_pages_have_a_direct_address():
     assert direct_address("https://example.org/a.pt") == "https://example.org/a.pt"
 
 
-def test_the_command(url, tmp_path):
-    def run(*arguments):
-        script = Path(__file__).parents[2] / "scripts" / "download_weights.py"
-        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+def test_a_local_file_is_checked_and_copied(tmp_path):
+    (tmp_path / "mine.pt").write_bytes(CONTENT)
+    output = tmp_path / "checkpoints" / "weights.pt"
+    for _ in range(2):
+        assert keep_local(tmp_path / "mine.pt", output, sha256=SHA256).read_bytes() == CONTENT
+    assert keep_local(output, output).read_bytes() == CONTENT
+    with pytest.raises(ValueError, match=rf"mine.pt has the SHA-256 {SHA256} instead of 00"):
+        keep_local(tmp_path / "mine.pt", output, sha256="00")
+    with pytest.raises(FileNotFoundError, match=r"no file at .*other.pt; give the path of the weights"):
+        keep_local(tmp_path / "other.pt", output)
 
+
+def test_the_command(call, refused, url, tmp_path):
     output = tmp_path / "w.pt"
-    done = run("dit_xl2", "--url", url, "--output", output)
-    assert done.returncode == 0, done.stderr
-    assert f"wrote {output}" in done.stdout
+    script = "scripts/download_weights.py"
+    for source in (("--url", url), ("--file", output)):
+        done = call(script, "dit_xl2", *source, "--output", output)
+        assert done.returncode == 0, done.stderr
+        assert f"wrote {output}" in done.stdout
+    default = call(script, "dit_xl2", "--file", output, L2C_CHECKPOINTS=str(tmp_path / "kept"))
+    assert f"wrote {tmp_path / 'kept' / 'DiT-XL-2-256x256.pt'}" in default.stdout
     for arguments, message in (
         (("dit_xl3",), "unknown model 'dit_xl3'; did you mean"),
         (("dit_b2",), "no weights of dit_b2 are published"),
+        (
+            ("dit_xl2", "--url", "http://127.0.0.1:1/w.pt"),
+            "check the network and run again, or fetch the file elsewhere",
+        ),
+        (("dit_xl2", "--url", url, "--file", output), "--file and --url are two sources of one file"),
     ):
-        failed = run(*arguments)
-        assert failed.returncode == 1
-        assert failed.stderr.startswith("error: ")
-        assert message in failed.stderr
-        assert "Traceback" not in failed.stderr
+        assert message in refused(call(script, *arguments))

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from l2c.backbones.backbone import fingerprint
+from l2c.backbones.presets import load_backbone
+from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration, head_of
 from l2c.policies.block_caching import accumulate_rows
 from l2c.policies.context import Problem
-from l2c.policies.registry import POLICIES, make_graph
+from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
 from l2c.policies.smoothcache import longest_spans
 from l2c.sampling.sampler import Sampler
 
@@ -93,7 +96,7 @@ def test_deepcache_reuses_inner_blocks_and_faster_diffusion_the_first_half(probl
 
 
 def test_late_first_reuses_the_noisiest_routed_evaluations(problem):
-    graph = make_graph("late_first", problem, target=E - 1.5 * sum(problem.cost.layers) / problem.cost.evaluation)
+    graph = make_graph("late_first", problem, budget=E - 1.5 * sum(problem.cost.layers) / problem.cost.evaluation)
     reused = [sum(not bit for bit in row) for row in graph.rows]
     assert reused[problem.alternate[0]] == 8
     assert reused[problem.alternate[1]] == 4
@@ -101,7 +104,7 @@ def test_late_first_reuses_the_noisiest_routed_evaluations(problem):
 
 
 def test_top_k_reuses_the_smallest_scores(problem):
-    graph = make_graph("top_k", problem, target=0.8, routed="all")
+    graph = make_graph("top_k", problem, budget=0.8, routed="all")
     change = problem.statistics().tensor("layer_change")[0]
     reused = [change[e, i] for e in range(1, E) for i in range(8) if not graph.rows[e][i]]
     kept = [change[e, i] for e in range(1, E) for i in range(8) if graph.rows[e][i]]
@@ -111,12 +114,12 @@ def test_top_k_reuses_the_smallest_scores(problem):
 def test_top_k_takes_any_score(problem, tmp_path):
     order = np.arange(E * 8, dtype=np.float64).reshape(E, 8)[::-1]  # the last evaluation first
     np.save(tmp_path / "scores.npy", order)
-    graph = make_graph("top_k", problem, target=6, score=str(tmp_path / "scores.npy"), routed="all")
+    graph = make_graph("top_k", problem, budget=6, score=str(tmp_path / "scores.npy"), routed="all")
     assert [all(row) for row in graph.rows] == sorted((all(row) for row in graph.rows), reverse=True)
     assert not any(graph.rows[-1])
     responses = problem.statistics().tensor("responses")[:, :, 0].square().sum(2)
     responses /= torch.tensor(problem.cost.layers)
-    graph = make_graph("top_k", problem, target=6, score="response", routed="all")
+    graph = make_graph("top_k", problem, budget=6, score="response", routed="all")
     entries = [(e, layer) for e in range(1, E) for layer in range(8)]
     reused = [responses[entry] for entry in entries if not graph.rows[entry[0]][entry[1]]]
     assert max(reused) < min(responses[entry] for entry in entries if graph.rows[entry[0]][entry[1]])
@@ -125,20 +128,20 @@ def test_top_k_takes_any_score(problem, tmp_path):
 def test_top_k_refuses_scores_that_do_not_fit(problem, tmp_path):
     path = tmp_path / "scores.npy"
     with pytest.raises(FileNotFoundError, match=r"no scores at .*scores.npy"):
-        make_graph("top_k", problem, target=6, score=str(path))
+        make_graph("top_k", problem, budget=6, score=str(path))
     path.write_bytes(b"scores")
     with pytest.raises(ValueError, match="holds no array of numbers"):
-        make_graph("top_k", problem, target=6, score=str(path))
+        make_graph("top_k", problem, budget=6, score=str(path))
     np.save(path, np.zeros((E, 7)))
     with pytest.raises(ValueError, match=r"holds an array \(8, 7\); a score is one finite number per"):
-        make_graph("top_k", problem, target=6, score=str(path))
+        make_graph("top_k", problem, budget=6, score=str(path))
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"best"}))
-@pytest.mark.parametrize("target", [0.8, 5.5])
-def test_target_is_met(problem, name, target):
-    graph = make_graph(name, problem, target=target)
-    wanted = target * E if target <= 1 else target
+@pytest.mark.parametrize("budget", [0.8, 5.5, "1.3x"])
+def test_budget_is_met(problem, name, budget):
+    graph = make_graph(name, problem, budget=budget)
+    wanted = {0.8: 0.8 * E, 5.5: 5.5, "1.3x": E / 1.3}[budget]
     coarse = {"interval": 1.0, "deepcache": 0.5, "faster_diffusion": 0.5, "smoothcache": 0.8}
     assert problem.cost.evaluations_worth(graph) == pytest.approx(wanted, abs=coarse.get(name, 0.1))
     assert graph.provenance["method"] == name
@@ -149,14 +152,16 @@ def test_target_is_met(problem, name, target):
     ("name", "options", "sentence"),
     [
         ("smothcache", {}, "unknown policy 'smothcache'; did you mean smoothcache"),
-        ("interval", {"delta": 1}, "policy interval has no option 'delta'; its options are n, target"),
-        ("late_first", {}, "policy late_first needs target"),
-        ("late_first", {"target": 0.01}, r"out of reach; the reachable range is \d+\.\d+\.\.8"),
-        ("interval", {"target": 99}, "out of reach"),
-        ("faster_diffusion", {"target": 3}, "out of reach; the reachable range"),
-        ("gram", {"target": 3, "max_span": 1}, "out of reach with max_span 1"),
-        ("top_k", {"target": 6, "score": "x"}, "unknown score"),
-        ("random", {"target": 6, "routed": "some"}, "routed must be"),
+        ("interval", {"delta": 1}, "policy interval has no option 'delta'; its options are n, budget"),
+        ("late_first", {}, "policy late_first needs a budget: give a share"),
+        ("late_first", {"budget": 0.01}, r"out of reach; the reachable range is \d+\.\d+\.\.8"),
+        ("interval", {"budget": 99}, "out of reach"),
+        ("interval", {"target": 6}, "policy interval has no option 'target': it is called budget now"),
+        ("interval", {"budget": "much"}, r"a budget is a share of the uncached MACs \(budget=0.4\), .*, got 'much'"),
+        ("faster_diffusion", {"budget": 3}, "out of reach; the reachable range"),
+        ("gram", {"budget": 3, "max_span": 1}, "out of reach with max_span 1"),
+        ("top_k", {"budget": 6, "score": "x"}, "unknown score"),
+        ("random", {"budget": 6, "routed": "some"}, "routed must be"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(problem, name, options, sentence):
@@ -181,3 +186,22 @@ def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, t
     (tmp_path / "x").write_text("no")
     with pytest.raises(ValueError, match="holds no statistics"):
         Calibration.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", UNMEASURED)
+def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, make_dit):
+    shapes = backbone_shapes("dit_digits")
+    sampler = Sampler(shapes, solver="ddim", num_evaluations=6)
+    graph = make_graph(name, Problem.of(sampler), **({"target": 0.7} if name in ("late_first", "random") else {}))
+    assert graph.fingerprint is None
+    assert graph.num_reused > 0
+    for checkpoint in (None, "random"):
+        net = load_backbone("dit_digits", checkpoint=checkpoint)
+        assert Sampler(net, graph=graph).sample([1, 2], seed=0).isfinite().all()
+    with pytest.raises(ValueError, match=r"with 16 layers .* but DiT has 4"):
+        Sampler(make_dit(), graph=graph)
+
+
+def test_policies_that_measure_bind_to_the_weights(problem):
+    assert make_graph("gram", problem, target=0.7).fingerprint == fingerprint(problem.sampler.backbone)
+    assert make_graph("interval", problem).fingerprint is None

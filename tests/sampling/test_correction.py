@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 import l2c
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
-from l2c.sampling.correction import Correction, reused_entries, save_correction
+from l2c.graph.correction_file import CorrectionFile
+from l2c.sampling.correction import Correction, plan_digest, reused_entries, save_correction
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -87,3 +88,52 @@ def test_files_that_do_not_belong_are_refused(corrected, backbone, make_graph, t
     text = (tmp_path / "g.json").read_text().replace('"g.safetensors"', '"../g.safetensors"')
     with pytest.raises(ValueError, match="must be the name of a file beside the graph"):
         CacheGraph.from_json(text)
+
+
+# --- files ----------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_of_a_plan_is_that_of_its_slopes_too(make_dit, make_graph):
+    graph = make_graph(make_dit())
+    held = graph.replace(reuse=("hold",) * 6)
+    linear = graph.replace(reuse=("linear",) * 6)
+    assert plan_digest(graph) == plan_digest(held) != plan_digest(linear)
+    # Files of graphs without slopes were written with this digest, and must be known again.
+    pinned = CacheGraph(
+        rows=((True, True), (False, True)), layers=("a", "b"), timesteps=(2.0, 1.0), model="m", solver="ddim"
+    )
+    assert plan_digest(pinned) == "sha256:227bec88caa2d646985d14893c4a4f4dbdbfe30e58f8468ce499be6b904a28d9"
+
+
+def test_numbers_that_are_none_are_refused_in_a_correction(make_dit, make_graph, tmp_path):
+    graph = make_graph(make_dit())
+    rows = torch.ones(graph.num_reused, 32)
+    broken = rows.clone()
+    broken[1, 3] = float("nan")
+    with pytest.raises(ValueError, match="scales and shifts must be finite numbers"):
+        save_correction(tmp_path / "c.safetensors", graph, broken, rows)
+    header = json.dumps({"format": "l2c-scale-shift", "plan": plan_digest(graph), "settings": {}})
+    save_file({"scale": broken, "shift": rows}, tmp_path / "c.safetensors", metadata={"l2c": header})
+    with pytest.raises(ValueError, match="holds scales or shifts that are no finite numbers"):
+        Correction.of(graph.replace(correction=CorrectionFile.of(tmp_path / "c.safetensors")))
+
+
+def test_no_file_of_others_is_written_over(make_dit, make_graph, tmp_path):
+    graph = make_graph(make_dit())
+    rows = torch.ones(graph.num_reused, 32)
+    weights = tmp_path / "dit_digits.safetensors"
+    save_file({"w": torch.ones(3)}, weights)
+    before = weights.read_bytes()
+    corrected = save_correction(tmp_path / "made.safetensors", graph, rows, 0 * rows)
+    with pytest.raises(ValueError, match="exists and is no correction"):
+        save_correction(weights, graph, rows, rows)
+    for _ in range(2):  # its own file may be written over
+        corrected.save(tmp_path / "dit_digits.json")
+        loaded = CacheGraph.load(tmp_path / "dit_digits.json")
+        assert loaded.correction.path.name == "dit_digits.correction.safetensors"
+        assert torch.equal(Correction.of(loaded).scale, rows)
+    loaded.save(tmp_path / "dit_digits.json")  # where it already is
+    (tmp_path / "dit_digits.correction.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"dit_digits\.correction\.safetensors exists and is no correction"):
+        corrected.save(tmp_path / "dit_digits.json")
+    assert weights.read_bytes() == before

@@ -105,9 +105,14 @@ def test_the_cache_takes_what_was_predicted(backbone, graph, scale, dtype):
 def test_buffers_of_copies_serve_every_trajectory(backbone, graph):
     sampler = Sampler(backbone, graph=graph, cache_dtype=torch.bfloat16)
     first = sample(sampler)
-    places = {slot: buffer.data_ptr() for slot, buffer in sampler._store._buffers.items()}
+
+    def buffers():
+        (store,) = sampler._stores._idle
+        return {slot: buffer.data_ptr() for slot, buffer in store._buffers.items()}
+
+    places = buffers()
     assert torch.equal(sample(sampler), first)
-    assert {slot: buffer.data_ptr() for slot, buffer in sampler._store._buffers.items()} == places
+    assert buffers() == places
     assert len(places) == sampler.lifetimes.num_slots
 
 
@@ -169,7 +174,9 @@ def test_matmul_settings_last_as_long_as_the_sampling(backbone, graph, monkeypat
     before = torch.get_float32_matmul_precision()
     seen = []
     sampler = Sampler(backbone, graph=graph, precision="tf32")
-    monkeypatch.setattr(sampler, "denoiser", lambda y: seen.append(torch.get_float32_matmul_precision()) or 1 / 0)
+    monkeypatch.setattr(
+        sampler, "denoiser", lambda y, store: seen.append(torch.get_float32_matmul_precision()) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         sample(sampler)
     assert seen == ["high"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import l2c
-from l2c.backbones.backbone import fingerprint
+from l2c.backbones.backbone import PublishedSampling, fingerprint
 from l2c.diffusion import Guidance
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import seeded_noise
@@ -356,3 +356,115 @@ def test_wrong_noise_is_refused(backbone, shape):
 def test_noise_or_a_seed_is_needed(backbone):
     with pytest.raises(ValueError, match=r"give noise=.*or seed=0"):
         l2c.Sampler(backbone, solver="ddim", num_evaluations=2).sample(LABELS)
+
+
+# --- bad input, one sentence ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"cfg_scale": "4"}, r"cfg_scale must be a finite number in \[-1000, 1000\], got '4' \(str\)"),
+        ({"cfg_scale": float("nan")}, "cfg_scale must be a finite number .* got nan"),
+        ({"cfg_scale": float("inf")}, "cfg_scale must be a finite number .* got inf"),
+        ({"cfg_scale": 1e38}, "cfg_scale must be a finite number .* got 1e"),
+        ({"cfg_scale": True}, r"got True \(bool\)"),
+        ({"num_evaluations": 2.5}, "num_evaluations must be a whole number of at least 1, got 2.5"),
+        ({"num_evaluations": 0}, "num_evaluations must be a whole number of at least 1, got 0"),
+        ({"num_evaluations": "4"}, r"num_evaluations must be a whole number .* got '4' \(str\)"),
+        ({"eta": 2.0}, r"eta must be a finite number in \[0, 1\], got 2.0"),
+        ({"eta": "much"}, "eta must be a finite number"),
+        ({"graph": 3}, "graph must be a CacheGraph, a path or a bundled name, got int"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(make_dit, given, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        l2c.Sampler(make_dit(), **{"solver": "ddim", "num_evaluations": 4, **given})
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_floats_and_paths_are_taken(make_dit, make_graph, tmp_path):
+    net = make_dit()
+    assert l2c.Sampler(net, solver="ddim", num_evaluations=2.0).solver.num_evaluations == 2
+    graph = make_graph(net)
+    graph.save(tmp_path / "g.json")
+    assert l2c.Sampler(net, graph=tmp_path / "g.json").graph == graph
+    assert l2c.Sampler(net, graph=str(tmp_path / "g.json")).graph == graph
+    with pytest.raises(FileNotFoundError, match="no cache graph at nowhere"):
+        l2c.Sampler(net, graph="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
+        ({"seed": "a"}, "seed must be a whole number"),
+        ({"seed": 0, "first_image": -1}, "first_image must be a whole number of at least 0, got -1"),
+        ({"noise": [1.0]}, r"noise must be a tensor of floats \(N, C, H, W\), got list"),
+        ({"noise": torch.zeros(3, 4, 8, 8, dtype=torch.long)}, "got torch.int64"),
+        ({"noise": torch.tensor(1.0)}, "noise must be a tensor of floats"),
+        ({"labels": ["a", "b"], "seed": 0}, "labels must be integers of shape"),
+    ],
+)
+def test_inputs_of_the_wrong_kind_are_refused(make_dit, given, says):
+    sampler = l2c.Sampler(make_dit(), solver="ddim", num_evaluations=2)
+    with pytest.raises(ValueError, match=says):
+        sampler.sample(**{"labels": LABELS, **given})
+
+
+def test_numbers_that_are_none_go_neither_in_nor_out(backbone, noise):
+    sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=2)
+    broken = noise.clone()
+    broken[1, 0, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match="noise must be finite, got NaN or infinity in image 1"):
+        sampler.sample(LABELS, noise=broken)
+    next(backbone.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="image 0 of 3 came out as NaN or infinity; look for such numbers in the we"):
+        sampler.sample(LABELS, noise=noise)
+
+
+# --- which guidance counts ------------------------------------------------------------------------------------
+
+
+def published(net, scale):
+    net.conventions = replace(net.conventions, published=PublishedSampling("ddim", 20, scale))
+    return net
+
+
+def test_given_then_graph_then_published_then_off(make_dit, make_graph):
+    net = published(make_dit(), 1.5)
+    free, bound = make_graph(net), make_graph(net, cfg_scale=3.0)
+    assert l2c.Sampler(net, graph=free, cfg_scale=2.0).guidance.scale == 2.0
+    assert l2c.Sampler(net, graph=bound).guidance.scale == 3.0
+    assert l2c.Sampler(net, graph=free).guidance.scale == 1.5
+    assert l2c.Sampler(net, solver="ddim", num_evaluations=4).guidance.scale == 1.5
+    assert not l2c.Sampler(make_dit(), graph=make_graph(make_dit())).guidance.active
+    assert not l2c.Sampler(net, graph=free, cfg_scale=1.0).guidance.active
+
+
+def test_presets_bring_their_published_scale():
+    net = l2c.load_backbone("dit_digits", checkpoint="random")
+    assert net.conventions.published == PublishedSampling("ddim", 20, 1.5)
+
+
+def test_another_guidance_is_refused_unless_any_will_do(make_dit, make_graph):
+    net = make_dit()
+    graph = make_graph(net, cfg_scale=4.5)
+    for scale in (1.5, 1.0):
+        with pytest.raises(ValueError, match=rf"made for cfg_scale 4.5, got {scale}; .*any_guidance=True"):
+            l2c.Sampler(net, graph=graph, cfg_scale=scale)
+        assert l2c.Sampler(net, graph=graph, cfg_scale=scale, any_guidance=True).guidance.scale == scale
+
+
+def test_extrapolation_along_noisy_trajectories_is_refused(make_dit, make_graph):
+    net = make_dit()
+    rows = [[True] * 4, [True] * 4, [False] * 4, [True] * 4]
+    linear = make_graph(net, num_evaluations=4, rows=rows, reuse=("linear",) * 4)
+    with pytest.raises(
+        ValueError, match=r"extrapolates \(reuse is linear at evaluation 2\).*eta = 0, or a graph whose"
+    ):
+        l2c.Sampler(net, graph=linear, eta=0.5)
+    assert l2c.Sampler(net, graph=linear).solver.eta == 0
+    assert l2c.Sampler(net, graph=linear.replace(reuse=()), eta=0.5).solver.eta == 0.5
+    made_for_it = linear.replace(solver_options={"eta": 0.5})
+    assert l2c.Sampler(net, graph=made_for_it).solver.eta == 0.5

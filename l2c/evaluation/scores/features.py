@@ -94,12 +94,16 @@ class InceptionFeatures:
     channels = 3
 
     def __init__(self, weights: str | Path | None = None) -> None:
-        path = find_checkpoint(str(weights or INCEPTION_FILE), name="Inception-v3 (features=)", url=INCEPTION_URL)
+        path = find_checkpoint(
+            weights or INCEPTION_FILE, name="Inception-v3", url=INCEPTION_URL, remedy="inception=PATH"
+        )
         load_weights(path)  # a safe load: torch-fidelity's own would run a pickle's code
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
-            raise ValueError("features=inception needs torch-fidelity; run pip install 'l2c[evaluation]'") from error
+            raise ValueError(
+                "features=inception needs torch-fidelity; run pip install '.[evaluation]' in a clone of l2c"
+            ) from error
         try:
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)

@@ -12,19 +12,21 @@ try:
     from diffusers.hooks import HookRegistry
 except ModuleNotFoundError as error:
     raise ValueError(
-        "cache graphs on pipelines need the package diffusers; run pip install 'l2c[diffusers]'"
+        "cache graphs on pipelines need the package diffusers; run pip install '.[diffusers]' in a clone of l2c"
     ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
-from l2c.backbones.backbone import weights_digest
 from l2c.backbones.layer_form import RESIDUAL
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.fit import check_scheduler, fitted_to
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook
-from l2c.integrations.diffusers.layers import find_layers, make_layer
-from l2c.integrations.diffusers.timesteps import Schedule, check_scheduler
-from l2c.integrations.dit_weights import diffusers_layer_names
+from l2c.integrations.diffusers.layers import make_layer
+from l2c.integrations.diffusers.timesteps import Schedule
+from l2c.io.torchvision_stand_in import make_importable
 from l2c.sampling.correction import Correction
+
+make_importable()  # transformers, and with it each pipeline, imports torchvision
 
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
@@ -34,7 +36,12 @@ HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "l
 
 
 def apply_cache_graph(
-    pipe_or_model: Any, graph: CacheGraph, *, resample: bool = False, any_weights: bool = False
+    pipe_or_model: Any,
+    graph: CacheGraph,
+    *,
+    resample: bool = False,
+    any_weights: bool = False,
+    any_guidance: bool = False,
 ) -> None:
     """Let a pipeline, or its transformer or U-Net, skip the layers that a graph says to skip.
 
@@ -47,11 +54,13 @@ def apply_cache_graph(
         resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
             with a warning and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
+        any_guidance: accept calls of the pipeline at another guidance scale than the graph's.
 
     Raises:
-        ValueError: another architecture, other weights, a correction of another graph, a cache that is already on;
-            later, from the call of the pipeline: timesteps that are not the graph's.
-        FileNotFoundError: the graph's correction is missing.
+        ValueError: if the model has another architecture, other weights or a cache that is already on, or the
+            correction is of another graph; from the call of the pipeline, if its timesteps or guidance scale are not
+            the graph's, or it adds noise that the graph was not made for.
+        FileNotFoundError: if the graph's correction is missing.
 
     """
     model = denoiser_of(pipe_or_model)
@@ -60,7 +69,7 @@ def apply_cache_graph(
     if resample and pipe is None:
         raise ValueError("resample=True reads the timesteps from the scheduler; give the pipeline, not its model")
     _check_uncached(model)
-    given, graph = graph, _fitting(graph, model, any_weights=any_weights)
+    given, graph = graph, fitted_to(graph, model, any_weights=any_weights)
     correction = Correction.of(given)  # of the graph under the names that it was made with
     layers = [make_layer(model, name) for name in graph.layers]
     if pipe is not None and not resample:
@@ -70,7 +79,9 @@ def apply_cache_graph(
         HookRegistry.check_if_exists_or_initialize(layer.module).register_hook(hook, LAYER)
         for module in layer.silent:
             HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(hook), SILENT)
-    schedule = Schedule(graph, None if pipe is None else weakref.ref(pipe), resample=resample)
+    schedule = Schedule(
+        graph, None if pipe is None else weakref.ref(pipe), resample=resample, any_guidance=any_guidance
+    )
     root = HookRegistry.check_if_exists_or_initialize(model)
     root.register_hook(GraphHook(schedule, hooks, correction), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
@@ -143,58 +154,3 @@ def _follows(name: str, after: str) -> bool:
     """Whether two names are those of neighbours in one list of blocks."""
     (head, _, index), (head_after, _, index_after) = name.rpartition("."), after.rpartition(".")
     return head == head_after and index.isdigit() and index_after == str(int(index) + 1)
-
-
-def _fitting(graph: CacheGraph, model: nn.Module, *, any_weights: bool) -> CacheGraph:
-    """Return the graph with the model's own names, or refuse another architecture or other weights."""
-    name = type(model).__name__
-    layers = diffusers_layer_names(graph.layers, model)
-    missing = [layer for layer in layers if not _has(model, layer)]
-    if missing or (layers == graph.layers and graph.model != name):
-        own = find_layers(model)
-        raise ValueError(
-            f"the graph was made for {graph.model} with {graph.num_layers} layers ({graph.layers[0]}, ...), but the "
-            f"model is a {name} with {len(own)} ({own[0]}, ...); take a graph of this model"
-        )
-    graph = graph.replace(layers=layers)
-    unlisted = _same_kind(graph, model)
-    if unlisted:
-        raise ValueError(
-            f"the graph was made for {graph.model} with {graph.num_layers} layers, but {name} has "
-            f"{len(unlisted)} more of their kind ({unlisted[0]}, ...); take a graph of this model"
-        )
-    if any_weights or graph.fingerprint is None:
-        return graph
-    dtype = str(next(model.parameters()).dtype)
-    if graph.provenance.get("dtype", "torch.float32") != dtype:
-        return graph  # rounded weights have another digest: nothing to compare
-    found = weights_digest(model.state_dict())
-    if found != graph.fingerprint:
-        raise ValueError(
-            f"the graph was made for other weights of {graph.model} ({graph.fingerprint[:19]}...) than those of this "
-            f"{name} ({found[:19]}...); take a graph made for these weights, or pass any_weights=True"
-        )
-    return graph
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
-
-
-def _same_kind(graph: CacheGraph, model: nn.Module) -> list[str]:
-    """Return the layers that a model has beyond the graph's, in lists of blocks that the graph names."""
-    kinds = {_shape_of(name) for name in graph.layers}
-    of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in graph.layers) else {"block"}
-    try:
-        own = find_layers(model, of=tuple(of))
-    except ValueError:
-        return []
-    return [name for name in own if _shape_of(name) in kinds and name not in graph.layers]
-
-
-def _shape_of(name: str) -> tuple[str, ...]:
-    return tuple("*" if part.isdigit() else part for part in name.split("."))

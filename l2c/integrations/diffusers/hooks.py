@@ -8,7 +8,7 @@ from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManag
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import Branch, LayerForm, ahead, over
-from l2c.graph.predictor import LINEAR
+from l2c.graph.predictor import LINEAR, line_slope
 from l2c.integrations.diffusers.timesteps import Schedule, timestep_of
 from l2c.sampling.correction import Correction
 
@@ -125,7 +125,7 @@ class BranchHistory(BaseState):
         if not earlier or slope == 0:
             return last
         t_before, before = earlier[0]
-        return ahead(last, before, (t_last - t) / (t_before - t_last) if slope is None else slope)
+        return ahead(last, before, line_slope(t, t_last, t_before) if slope is None else slope)
 
     def update(self, layer: int, output: Branch | None, count: int) -> None:
         """Take a computed output, hold `count` of them."""

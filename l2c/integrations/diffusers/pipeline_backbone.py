@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Conventions, weights_digest
+from l2c.backbones.backbone import Conventions
+from l2c.backbones.digest import weights_digest
 from l2c.backbones.wrap import WrappedModule
 from l2c.integrations.diffusers import denoiser_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from l2c.diffusion import Evaluation, NoiseSchedule, Solver, Trajectory
 from l2c.diffusion.solver import NoiseSource, split_variance
+from l2c.graph.binding import draws_noise
 
 
 class SchedulerSolver(Solver):
@@ -29,11 +30,12 @@ class SchedulerSolver(Solver):
 
     def __init__(self, scheduler: Any, timesteps: Sequence[float]) -> None:
         name = type(scheduler).__name__
+        rising = timesteps[-1] > timesteps[0]
         for before, after in itertools.pairwise(timesteps):
-            if not before > after:
+            if not (before < after if rising else before > after):
                 raise ValueError(
                     f"{name} evaluates at t = {after:g} after {before:g}, but a cache graph needs one evaluation at "
-                    "each of decreasing timesteps; take a scheduler of one evaluation a step, e.g. "
+                    "each of timesteps in one direction; take a scheduler of one evaluation a step, e.g. "
                     "DPMSolverMultistepScheduler"
                 )
         self.name = name  # type: ignore[misc]
@@ -42,9 +44,7 @@ class SchedulerSolver(Solver):
         self.steps = tuple((e,) for e in range(len(self.timesteps)))
         self._scheduler = copy.deepcopy(scheduler)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        sde = "sde" in (name + str(scheduler.config.get("algorithm_type"))).lower()
-        draws = any(part in name for part in ("DDPM", "LCM", "TCD", "SASolver", "SCM", "CMStochastic", "Ancestral"))
-        self.stochastic = sde or draws or bool(scheduler.config.get("stochastic_sampling"))
+        self.stochastic = adds_noise(scheduler)
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
@@ -59,6 +59,20 @@ class SchedulerSolver(Solver):
             predicted, _ = split_variance(output, x.shape[1])
             x = scheduler.step(predicted, t, x, **options).prev_sample
         return x
+
+
+def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
+    """Say whether a scheduler adds noise at its steps.
+
+    Args:
+        scheduler: of a diffusers pipeline.
+        eta: as the pipeline is called with; counts for schedulers whose steps take it.
+
+    """
+    if "eta" not in inspect.signature(scheduler.step).parameters:
+        eta = 0.0
+    kind = f"{type(scheduler).__name__} {scheduler.config.get('algorithm_type')}"
+    return draws_noise(kind, eta) or bool(scheduler.config.get("stochastic_sampling"))
 
 
 def _generators(source: NoiseSource | None, count: int) -> torch.Generator | list[torch.Generator] | None:

@@ -12,16 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
 
-TOLERANCE = 1e-5  # of the largest timestep: schedulers round in 32 bits
-SOLVERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm_solver_2s": "DPMSolverSinglestepScheduler",
-    "dpm_solver_2m": "DPMSolverMultistepScheduler",
-    "flow_euler": "FlowMatchEulerDiscreteScheduler",
-    "flow_dpm_2m": "DPMSolverMultistepScheduler",
-}
 log = logging.getLogger(__name__)
 
 
@@ -72,6 +64,7 @@ class Schedule:
         graph: the graph.
         pipe: returns the pipeline whose scheduler is followed, None once it is gone; None without a pipeline.
         resample: make a graph for the scheduler's own timesteps instead of refusing them.
+        any_guidance: accept another guidance scale than the graph's.
 
     Attributes:
         graph: the graph in use; of `resample`, the resampled one.
@@ -79,16 +72,25 @@ class Schedule:
 
     """
 
-    def __init__(self, graph: CacheGraph, pipe: Callable[[], Any] | None, *, resample: bool) -> None:
+    def __init__(
+        self,
+        graph: CacheGraph,
+        pipe: Callable[[], Any] | None,
+        *,
+        resample: bool = False,
+        any_guidance: bool = False,
+    ) -> None:
         self.graph = self._given = graph
         self.given_rows = list(range(graph.num_evaluations))
         self.pipe = pipe
         self.resample = resample
+        self.any_guidance = any_guidance
         self._scheduled: Any = None
 
     def begins_anew(self, t: float) -> bool:
         """Whether the pipeline has set its timesteps since the last forward; looks at them then."""
-        scheduler = getattr(self.pipe() if self.pipe is not None else None, "scheduler", None)
+        pipe = self.pipe() if self.pipe is not None else None
+        scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is None or timesteps is self._scheduled:
             return False
@@ -99,7 +101,8 @@ class Schedule:
             self.given_rows = nearest_rows(self._given, values)
         else:
             check_scheduler(self._given, scheduler)
-            _check_timesteps(self._given, values)
+            check_timesteps(self._given, values)
+        check_call(self.graph, pipe, any_guidance=self.any_guidance)
         return True
 
     def evaluation(self, t: float) -> int:
@@ -120,7 +123,7 @@ class Schedule:
 
 
 def _tolerance(timesteps: Sequence[float], t: float) -> float:
-    return TOLERANCE * timesteps[0] + getattr(t, "eps", 0.0) * abs(t)
+    return TOLERANCE * max(map(abs, timesteps)) + getattr(t, "eps", 0.0) * abs(t)
 
 
 def _shown(timesteps: Sequence[float]) -> str:
@@ -133,34 +136,6 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
     distance = [min(abs(value / unit - t) for value in values) for unit in (1.0, training)]
     return values if distance[0] <= distance[1] else tuple(value / training for value in values)
-
-
-def check_scheduler(graph: CacheGraph, scheduler: Any) -> None:
-    """Refuse a scheduler of another kind than the graph's.
-
-    Raises:
-        ValueError: it is.
-
-    """
-    made_for, got = SOLVERS.get(graph.solver, graph.solver), type(scheduler).__name__
-    if got != made_for:
-        raise ValueError(
-            f"the graph was made for the scheduler {made_for}, but the pipeline has {got}; set pipe.scheduler = "
-            f"{made_for}.from_config(pipe.scheduler.config), or apply it with resample=True"
-        )
-
-
-def _check_timesteps(graph: CacheGraph, values: Sequence[float]) -> None:
-    wanted = graph.timesteps
-    mend = "call the pipeline with the graph's number of steps, or apply it with resample=True"
-    if len(values) != len(wanted):
-        raise ValueError(f"the graph was made for {len(wanted)} steps, but the pipeline takes {len(values)}; {mend}")
-    for e, (ours, theirs) in enumerate(zip(wanted, values, strict=True)):
-        if abs(ours - theirs) > max(_tolerance(wanted, ours), 4e-3 * abs(ours) if wanted[0] <= 1 else 0.0):
-            raise ValueError(
-                f"the graph's evaluation {e} is at t = {ours:g}, but the scheduler takes it at {theirs:g}; give the "
-                "scheduler the graph's settings (timestep_spacing, shift, ...), or apply it with resample=True"
-            )
 
 
 def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,12 +12,15 @@ from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_names, model_preset
+from l2c.calibration.distillation import Distillation
 from l2c.commands.backends import configured_backbone, is_pipeline
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable
+from l2c.io.version import __version__
 from l2c.sampling.correction import save_correction
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.uncached import uncached_of
 from l2c.training.corrections.lit_correction import LitCorrection
 from l2c.training.trainer import check_checkpoint, make_trainer
 
@@ -34,13 +36,13 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         torch.set_num_threads(cfg.num_threads)
     pl.seed_everything(cfg.seed, verbose=False)
     graph = CacheGraph.load(cfg.graph)
-    module = make_module(cfg, graph)
+    distillation = make_distillation(cfg, graph)
     if cfg.resume is not None:
-        trained = {"slopes": module.slopes, "maps": module.maps}
-        check_checkpoint(cfg.resume, "", {name: value.detach() for name, value in trained.items()})
+        check_checkpoint(cfg.resume, "distillation.", distillation.trained())
     path = folder / "cache_graph.json"
     check_writable(path)
-    noise = NoiseDataModule(module.backbone.input_shape, module.backbone.num_labels, 1, cfg.batch_size, seed=cfg.seed)
+    backbone = distillation.backbone
+    noise = NoiseDataModule(backbone.input_shape, backbone.num_labels, 1, cfg.batch_size, seed=cfg.seed)
     trainer = make_trainer(
         accelerator=cfg.accelerator,
         devices=1,
@@ -50,15 +52,15 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
         callbacks=[ModelCheckpoint(folder, every_n_train_steps=20, save_last=True, enable_version_counter=False)],
         log_every_n_steps=5,
     )
-    trainer.fit(module, noise, ckpt_path=cfg.resume)
+    trainer.fit(LitCorrection(distillation, max_steps=cfg.max_steps), noise, ckpt_path=cfg.resume)
     settings = {
         "loss": cfg.loss,
         "steps": trainer.global_step,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
-        "l2c": importlib.metadata.version("l2c"),
+        "l2c": __version__,
     }
-    corrected, scale, shift = module.cpu().corrected()
+    corrected, scale, shift = distillation.cpu().corrected()
     corrected = corrected.replace(provenance={**graph.provenance, "trained": {"slopes": cfg.slopes, **settings}})
     if scale is not None and shift is not None:
         corrected = save_correction(path.with_suffix(".safetensors"), corrected, scale, shift, **settings)
@@ -66,8 +68,8 @@ def train_correction(cfg: DictConfig, folder: Path) -> Path:
     return path
 
 
-def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
-    """Build the trained part for a graph, its backbone and its sampler.
+def make_distillation(cfg: DictConfig, graph: CacheGraph) -> Distillation:
+    """Build the trained part of a graph, its backbone and its sampler.
 
     Raises:
         ValueError: the graph is corrected already, is not of this backbone, or its solver draws noise of its own.
@@ -83,26 +85,19 @@ def make_module(cfg: DictConfig, graph: CacheGraph) -> LitCorrection:
     name = None if asked.get("name") == "pipeline" else asked.get("name")
     steps = asked.get("num_evaluations")
     Sampler(backbone, graph=graph, solver=name, num_evaluations=steps, cfg_scale=scale)  # refuses what does not fit
-    sampler = Sampler(
-        backbone,
-        solver=graph.solver,
-        num_evaluations=graph.num_evaluations,
-        cfg_scale=scale,
-        solver_options=graph.solver_options,
-    )
+    sampler = uncached_of(graph, backbone, cfg_scale=scale)
     if sampler.solver.stochastic:
         raise ValueError(
             f"training compares images from the same noise, but {graph.solver} adds noise of its own; "
             "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a pipeline "
             "DDIMScheduler, DPMSolverMultistepScheduler)"
         )
-    return LitCorrection(
+    return Distillation(
         sampler,
         graph,
         loss=cfg.loss,
         slopes=cfg.slopes,
         scale_shift=cfg.scale_shift,
-        max_steps=cfg.max_steps,
         slope_rate=cfg.slope_rate,
         scale_shift_rate=cfg.scale_shift_rate,
     )

@@ -10,45 +10,36 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.calibration.cost import Cost
+from l2c.policies.budget import FORMS, Budget, check_reach, evaluations_worth
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.routers import Routers
 
 
-def removal_target(
-    cost: Cost, *, num_evaluations: int, num_routed: int, remove: float | None, speed_up: float | None
-) -> float:
-    """Return the share of the routed layers' MACs to remove, in (0, 1), for a wish in one of two forms.
+def share_to_remove(cost: Cost, budget: Budget, *, num_evaluations: int, num_routed: int) -> float:
+    """Return the share of the routed layers' MACs to remove, in (0, 1), so that a graph costs a budget.
 
     Args:
         cost: MACs of the backbone.
+        budget: of the whole trajectory, see `policies.budget`.
         num_evaluations: evaluations of the trajectory.
         num_routed: how many of them are routed.
-        remove: the share itself.
-        speed_up: MACs of the uncached trajectory over those of the cached one.
 
     Raises:
-        ValueError: none or both are given, or the wish is out of reach; the message names the reachable range.
+        ValueError: the budget has none of the known forms, or is out of reach; the message names the range.
 
     """
-    if (remove is None) == (speed_up is None):
+    if budget is None:
+        raise ValueError(f"router=budget needs router.budget: give {FORMS}")
+    worth = evaluations_worth(budget, num_evaluations)
+    removable = num_routed * sum(cost.layers) / cost.evaluation  # evaluations' worth
+    least = num_evaluations - removable
+    check_reach(worth, least, num_evaluations, f"with {num_routed} routed evaluations of {num_evaluations}")
+    if not least < worth < num_evaluations:
         raise ValueError(
-            f"a budget needs router.remove or router.speed_up, got {remove} and {speed_up}; set one, null the other"
+            f"router.budget={budget} leaves routers nothing to learn; choose one between {least:.2f} and "
+            f"{num_evaluations} evaluations' worth of MACs"
         )
-    all_macs, routed_macs = num_evaluations * cost.evaluation, num_routed * sum(cost.layers)
-    if speed_up is not None:
-        most = all_macs / (all_macs - routed_macs)
-        if not 1 < speed_up < most:
-            raise ValueError(
-                f"router.speed_up={speed_up:g} is out of reach: {num_routed} of {num_evaluations} evaluations are "
-                f"routed, which allows 1..{most:.3f} by MACs; ask for less"
-            )
-        remove = all_macs * (1 - 1 / speed_up) / routed_macs
-    assert remove is not None
-    if not 0 < remove < 1:
-        raise ValueError(
-            f"router.remove is the share of the routed evaluations' layer MACs to remove, in 0..1, got {remove:g}"
-        )
-    return remove
+    return (num_evaluations - worth) / removable
 
 
 def rank_rows(

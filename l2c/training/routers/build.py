@@ -17,7 +17,7 @@ from l2c.data.vae import load_vae
 from l2c.diffusion import Guidance, Solver
 from l2c.graph.predictor import HOLD
 from l2c.testbeds.pixel_data import PIXEL_DATA, pixel_data
-from l2c.training.routers.budget import BudgetedLearningToCache, removal_target
+from l2c.training.routers.budget import BudgetedLearningToCache, share_to_remove
 from l2c.training.routers.harmonica import StepwiseDenoising
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import DataPairs, PairSource, TrajectoryPairs
@@ -77,12 +77,8 @@ def make_recipe(cfg: DictConfig, backbone: Backbone, solver: Solver, cost: Cost)
         "straight_through": cfg.router.straight_through,
     }
     if cfg.router.name == "budget":
-        remove = removal_target(
-            cost,
-            num_evaluations=solver.num_evaluations,
-            num_routed=len(routed),
-            remove=cfg.router.remove,
-            speed_up=cfg.router.speed_up,
+        remove = share_to_remove(
+            cost, cfg.router.budget, num_evaluations=solver.num_evaluations, num_routed=len(routed)
         )
         budgeted = BudgetedLearningToCache(
             backbone, cost=cost, remove=remove, ascent=cfg.router.ascent, damping=cfg.router.damping, **shared

@@ -10,8 +10,9 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.diffusion import Guidance, Solver
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.seeds import Stream, draw_normal
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.denoiser import Denoiser
-from l2c.sampling.sampler import seeded_noise
 
 VARIANTS = ("disabled_once", "cumulative")
 
@@ -84,9 +85,9 @@ class ErrorWeights:
             model=conventions.name,
             solver=self.solver.name,
         )
-        y = torch.arange(self.num_images, device=device) % max(self.backbone.num_labels, 1)
-        labels = y if self.backbone.num_embedded_labels else None
-        noise = seeded_noise(self.backbone.input_shape, self.seed + 1, self.num_images).to(device)
-        generator = torch.Generator().manual_seed(self.seed)
-        denoiser = Denoiser(self.backbone, labels, self.guidance, graph)
-        return self.solver.sample(denoiser, noise, generator=generator)
+        labels = labels_in_turn(self.backbone.num_labels, self.num_images)
+        shape = (self.num_images, *self.backbone.input_shape)
+        noise = draw_normal(shape, "start of a trajectory for error weights", self.seed).to(device)
+        source = Stream("solver noise of a trajectory for error weights", self.seed)
+        denoiser = Denoiser(self.backbone, None if labels is None else labels.to(device), self.guidance, graph)
+        return self.solver.sample(denoiser, noise, generator=source)

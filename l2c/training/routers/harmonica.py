@@ -12,7 +12,8 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.data.share import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
-from l2c.io.seeds import make_generator
+from l2c.io.seeds import Stream
+from l2c.sampling.guided import GuidedBackbone
 from l2c.training.routers.error_weights import VARIANTS, ErrorWeights
 from l2c.training.routers.objectives import LearningToCache, RouterLoss
 from l2c.training.routers.pairs import WHOLE, Pair
@@ -117,7 +118,7 @@ class StepwiseDenoising(LearningToCache):
         assert run is not None, "draw comes first"
         seen = self.seen(row)
         student, cache = self.backbone.forward_cached(pair.x, pair.t, pair.y, seen, pair.cache)
-        per_sample = self.per_sample(self._guided(student), self._guided(pair.teacher))
+        per_sample = self.per_sample(run.network.merge(student), run.network.merge(pair.teacher))
         error = per_sample.mean()
         penalty = torch.dot(row, self.layer_weights.to(row))
         loss = self.error_weights[run.evaluation] * error + self.penalty * penalty
@@ -139,33 +140,22 @@ class StepwiseDenoising(LearningToCache):
         if state:
             self.error_weights = list(state["error_weights"])
 
-    def _guided(self, output: Tensor) -> Tensor:
-        return self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
-
     def _start(self, batch: tuple[Tensor, Tensor], step: int, part: Part) -> _OpenTrajectory:
         """Begin a trajectory: the first evaluation computes everything and fills the cache."""
         noise, labels = batch
-        y = labels if self.backbone.num_embedded_labels else None
-        if self.guidance.active:
-            assert y is not None
-            y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
+        network = GuidedBackbone(self.backbone, labels if self.backbone.num_embedded_labels else None, self.guidance)
         trajectory = step // len(self.routers.evaluations)
-        generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
-        run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator), y, step)
-        x, times = self._inputs(run.request)
+        noise_source = Stream("solver noise of a training trajectory", self.seed, trajectory, part.index)
+        run = _OpenTrajectory(self.solver.trajectory(noise, generator=noise_source), network, step)
         everything = (True,) * self.backbone.num_layers
-        output, run.cache = self.backbone.forward_cached(x, times, y, everything)
-        run.request = run.trajectory.send(self._guided(output))
+        output, run.cache = self.backbone.forward_cached(*run.inputs(), network.y, everything)
+        run.request = run.trajectory.send(network.merge(output))
         return run
 
-    def _inputs(self, request: Evaluation) -> tuple[Tensor, Tensor]:
-        x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
-        return x, torch.full((x.shape[0],), request.t, device=x.device)
-
     def _pair(self, run: _OpenTrajectory) -> Pair:
-        x, times = self._inputs(run.request)
+        x, times = run.inputs()
         assert run.cache is not None
-        return Pair(x, times, run.y, run.cache, self.backbone(x, times, run.y))
+        return Pair(x, times, run.network.y, run.cache, self.backbone(x, times, run.network.y))
 
     def _advance(self, run: _OpenTrajectory, row: Tensor, output: Tensor, cache: LayerCache) -> None:
         """Refresh what the routers compute and move on by the student's output."""
@@ -177,18 +167,22 @@ class StepwiseDenoising(LearningToCache):
         )
         run.step += 1
         if run.evaluation < self.solver.num_evaluations - 1:
-            run.request = run.trajectory.send(self._guided(output))
+            run.request = run.trajectory.send(run.network.merge(output))
 
 
 class _OpenTrajectory:
     """Where the student's trajectory stands between two training steps."""
 
-    def __init__(self, trajectory: Trajectory, y: Tensor | None, step: int) -> None:
+    def __init__(self, trajectory: Trajectory, network: GuidedBackbone, step: int) -> None:
         self.trajectory = trajectory
         self.request: Evaluation = next(trajectory)
-        self.y = y
+        self.network = network
         self.step = step  # the training step that comes next
         self.cache: LayerCache | None = None
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """Return the network's inputs and timesteps at the evaluation that comes next."""
+        return self.network.inputs(self.request.x, self.request.t)
 
     @property
     def evaluation(self) -> int:

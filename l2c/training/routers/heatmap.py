@@ -47,6 +47,7 @@ class RouterHeatmap(pl.Callback):
             module.routers.evaluations,
             self.timesteps,
             step=trainer.global_step,
+            layers=module.backbone.layer_names,
         )
         png = self.folder / "routers.png"
         save_figure(figure, png)

@@ -17,9 +17,11 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
 from l2c.data.share import Part
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
-from l2c.io.seeds import make_generator
+from l2c.diffusion.solver import NoiseSource
+from l2c.io.seeds import Stream
+from l2c.sampling.guided import GuidedBackbone
+from l2c.training.label_dropout import drop_labels
 from l2c.training.routers.predicted import StandIn
-from l2c.training.step_random import drop_labels, step_generator
 
 
 @dataclass(frozen=True)
@@ -110,9 +112,9 @@ class DataPairs:
         """Return the routed evaluation that a training step visits."""
         count = len(self.routed)
         if self.visits == "random":
-            return self.routed[int(torch.randint(count, (), generator=step_generator(self.seed + 1, step)))]
+            return self.routed[int(Stream("visited evaluation", self.seed, step).integers(count))]
         cycle, position = divmod(step, count)
-        order = torch.randperm(count, generator=step_generator(self.seed + 1, cycle))
+        order = Stream("order of a cycle's visits", self.seed, cycle).permutation(count)
         return self.routed[int(order[position])]
 
     def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
@@ -120,12 +122,12 @@ class DataPairs:
         x_0, y = batch
         total = len(x_0) * part.count  # drawn for the whole step, so that parts get what the whole would
         places = part.within(total)
-        generator = step_generator(self.seed, step)
-        noise = torch.randn((total, *x_0.shape[1:]), generator=generator)[places].to(x_0)
+        stream = Stream("noise and labels of a training step", self.seed, step)
+        noise = stream((total, *x_0.shape[1:]))[places].to(x_0)
         null_label = self.backbone.conventions.null_label
-        y = drop_labels(y.repeat(part.count), null_label, self.label_dropout, generator)[places]
+        y = drop_labels(y.repeat(part.count), null_label, self.label_dropout, stream)[places]
         labels = y if self.backbone.num_embedded_labels else None
-        return self.pair(x_0, noise, labels, self.evaluation(step), generator=generator)
+        return self.pair(x_0, noise, labels, self.evaluation(step), generator=stream)
 
     def start(self, x_0: Tensor, noise: Tensor, evaluation: int) -> Tensor:
         """Noise images (N, C, H, W) to the start of the first pass before a routed evaluation."""
@@ -142,7 +144,7 @@ class DataPairs:
         y: Tensor | None,
         evaluation: int,
         *,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> Pair:
         """Make the pair of a routed evaluation from images, their noise and their labels.
 
@@ -159,7 +161,7 @@ class DataPairs:
         y: Tensor | None,
         evaluation: int,
         *,
-        generator: torch.Generator | None = None,
+        generator: NoiseSource | None = None,
     ) -> tuple[Tensor, Tensor, LayerCache]:
         """Return what both passes of a routed evaluation start from: x_m (N, C, H, W), t (N,) and the cache."""
         x = self.start(x_0, noise, evaluation)
@@ -232,34 +234,30 @@ class TrajectoryPairs:
     def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
         """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
         noise, labels = batch
-        y = labels if self.backbone.num_embedded_labels else None
-        if self.guidance.active:
-            assert y is not None
-            y = torch.cat([y, torch.full_like(y, self.backbone.conventions.null_label or 0)])  # (2 N,)
+        network = GuidedBackbone(self.backbone, labels if self.backbone.num_embedded_labels else None, self.guidance)
         trajectory = step // len(self.routed)
         if self.num_trajectories is not None:
             trajectory %= self.num_trajectories
         evaluation = self.evaluation(step)
         key = trajectory, part.index, evaluation
         if key in self._stored:
-            return self._revisit(self._stored[key], y)
+            return self._revisit(self._stored[key], network)
         run = self._open.get(part.index)
         if run is None or step != run.next_step or step % len(self.routed) == 0:  # new, or resumed inside one
-            generator = make_generator("solver noise of a training trajectory", self.seed, trajectory, part.index)
-            run = _OpenTrajectory(self.solver.trajectory(noise, generator=generator))
+            source = Stream("solver noise of a training trajectory", self.seed, trajectory, part.index)
+            run = _OpenTrajectory(self.solver.trajectory(noise, generator=source))
             self._open[part.index] = run
         before: Evaluation | None = None
         while True:
             request = run.request
-            x, times = self._inputs(request)
+            x, times = network.inputs(request.x, request.t)
             keep = (self.stand_in is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
             output, run.passes[request.index] = self.backbone.forward_cached(
-                x, times, y, self._everything, None, keep
+                x, times, network.y, self._everything, None, keep
             )
             run.passes.pop(request.index - 4, None)
             if request.index < self.solver.num_evaluations - 1:
-                guided = self.guidance.combine(*output.chunk(2)) if self.guidance.active else output
-                run.request = run.trajectory.send(guided)
+                run.request = run.trajectory.send(network.merge(output))
             if request.index == evaluation:
                 assert before is not None, "two routed evaluations never follow each other"
                 run.next_step = step + 1
@@ -268,27 +266,22 @@ class TrajectoryPairs:
                 if self.num_trajectories is not None:
                     held = _moved(cache, "cpu") if self.store_outputs else None
                     self._stored[key] = _StoredPair(before, request, output, held)
-                return Pair(x, times, y, cache, output)
+                return Pair(x, times, network.y, cache, output)
             before = request
 
     @property
     def _everything(self) -> tuple[bool, ...]:
         return (True,) * self.backbone.num_layers
 
-    def _inputs(self, request: Evaluation) -> tuple[Tensor, Tensor]:
-        """Return input and times of a pass, both halves of guidance."""
-        x = torch.cat([request.x, request.x]) if self.guidance.active else request.x
-        return x, _times(x, request.t)
-
-    def _revisit(self, stored: _StoredPair, y: Tensor | None) -> Pair:
+    def _revisit(self, stored: _StoredPair, network: GuidedBackbone) -> Pair:
         """Return a stored pair, the cache computed again where it was not kept."""
         if stored.cache is not None:
             cache = _moved(stored.cache, stored.teacher.device)
         else:
-            x, times = self._inputs(stored.before)
-            cache = self.backbone.forward_cached(x, times, y, self._everything)[1]
-        x, times = self._inputs(stored.request)
-        return Pair(x, times, y, cache, stored.teacher)
+            inputs = network.inputs(stored.before.x, stored.before.t)
+            cache = self.backbone.forward_cached(*inputs, network.y, self._everything)[1]
+        x, times = network.inputs(stored.request.x, stored.request.t)
+        return Pair(x, times, network.y, cache, stored.teacher)
 
 
 def _moved(cache: LayerCache, device: torch.device | str) -> LayerCache:

@@ -8,7 +8,7 @@ import torch
 
 from l2c.backbones.layer_cache import LayerCache, LayerOutput
 from l2c.diffusion import Solver
-from l2c.graph.predictor import HOLD, LINEAR
+from l2c.graph.predictor import HOLD, LINEAR, ahead, line_slope
 from l2c.training.routers.routers import Routers
 
 REUSES = (HOLD, LINEAR)
@@ -55,5 +55,4 @@ class StandIn:
         if before is None or output is None:
             return output
         t = self.timesteps
-        slope = (t[evaluation - 1] - t[evaluation]) / (t[source] - t[evaluation - 1])
-        return torch.lerp(before, output, 1 + slope)
+        return ahead(output, before, line_slope(t[evaluation], t[evaluation - 1], t[source]))

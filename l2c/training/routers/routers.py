@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.diffusion.routed import routed_evaluations
+from l2c.io.seeds import draw_normal
 
 __all__ = ["Routers", "routed_evaluations"]
 RANDOM_INIT = "normal"
@@ -41,13 +42,12 @@ class Routers(nn.Module):
             raise ValueError("there is no evaluation to route; use more evaluations (at least 3)")
         if isinstance(init, str) and init != RANDOM_INIT:
             raise ValueError(f"router.init must be a number or {RANDOM_INIT!r}, got {init!r}")
-        generator = torch.Generator().manual_seed(seed)
         self.evaluations = tuple(evaluations)
         self.num_layers = num_layers
         self.logits = nn.ParameterDict()
         for e in self.evaluations:
             start = (
-                torch.randn(num_layers, generator=generator)
+                draw_normal((num_layers,), "initial logits of a router", seed, e)
                 if isinstance(init, str)
                 else torch.full((num_layers,), float(init))
             )

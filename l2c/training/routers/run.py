@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import RANDOM
 from l2c.calibration.cost import Cost, count_macs
 from l2c.commands.backends import configured_backbone
@@ -22,7 +21,9 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
 from l2c.io.memory import memory_explained
+from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
+from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import solver_for
 from l2c.training.routers.build import FROM_NOISE, Recipe, make_recipe
 from l2c.training.routers.heatmap import RouterHeatmap
@@ -136,7 +137,9 @@ def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
                 )
             ]
         except ModuleNotFoundError as error:
-            raise ValueError("logger=wandb needs the package wandb; run pip install 'l2c[wandb]'") from error
+            raise ValueError(
+                "logger=wandb needs the package wandb; run pip install '.[wandb]' in a clone of l2c"
+            ) from error
     raise ValueError(f"unknown logger {cfg.logger.name!r}; known are {', '.join(LOGGERS)}")
 
 
@@ -152,29 +155,22 @@ def _export(
     cfg: DictConfig, backbone: Backbone, solver: Solver, recipe: Recipe, cost: Cost, *, steps: int
 ) -> CacheGraph:
     """Threshold the routers and say what the graph is valid for."""
-    conventions = backbone.conventions
     routers = recipe.routers.cpu()
-    from_images = cfg.data.name not in FROM_NOISE
+    # Pairs from noised images know no guidance, so their graph is valid for any scale.
+    scale = cfg.solver.cfg_scale if cfg.data.name in FROM_NOISE else None
+    binding = binding_of(backbone, solver, weights_bound=cfg.model.checkpoint != RANDOM, guidance=scale)
     graph = CacheGraph(
+        **binding.fields,
         rows=recipe.objective.rows(routers, solver.num_evaluations),
-        layers=backbone.layer_names,
-        timesteps=solver.timesteps,
-        model=conventions.name,
-        solver=solver.name,
         routed=routers.evaluations,
         reuse=(cfg.router.get("reuse", HOLD),) * solver.num_evaluations,
-        fingerprint=None if cfg.model.checkpoint == RANDOM else fingerprint(backbone),
-        solver_options=solver.options,
-        guidance=conventions.guidance,
-        # Pairs from noised images know no guidance, so their graph is valid for any scale.
-        cfg_scale=None if from_images else cfg.solver.cfg_scale,
         provenance={
             "method": cfg.router.name,
             "hyperparameters": _plain(cfg.router),
             "data": _plain(cfg.data),
             "steps": steps,
             "seed": cfg.seed,
-            "l2c": importlib.metadata.version("l2c"),
+            "l2c": __version__,
             "torch": torch.__version__,
         },
     )

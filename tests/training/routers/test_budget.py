@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2c.calibration.cost import Cost, count_macs
-from l2c.training.routers.budget import BudgetedLearningToCache, rank_rows, removal_target
+from l2c.training.routers.budget import BudgetedLearningToCache, rank_rows, share_to_remove
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import Pair
 from l2c.training.routers.routers import Routers, straight_through
@@ -12,25 +12,29 @@ from l2c.training.routers.routers import Routers, straight_through
 COST = Cost(layers=(10, 20, 10, 20), fixed=40)  # 100 an evaluation
 
 
-def test_targets_of_both_forms_agree():
-    sizes = {"num_evaluations": 4, "num_routed": 2}
-    assert removal_target(COST, **sizes, remove=0.5, speed_up=None) == 0.5
-    assert removal_target(COST, **sizes, remove=None, speed_up=400 / 340) == pytest.approx(0.5)
+@pytest.mark.parametrize("budget", [3.4, 0.85, "0.85", f"{4 / 3.4}x"])
+def test_all_forms_of_a_budget_agree(budget):
+    """The two routed evaluations of four have 120 of 400 MACs in layers; to remove half of those leaves 340."""
+    assert share_to_remove(COST, budget, num_evaluations=4, num_routed=2) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
-    ("remove", "speed_up", "message"),
+    ("budget", "message"),
     [
-        (None, None, "needs router.remove or router.speed_up"),
-        (0.5, 1.1, "needs router.remove or router.speed_up"),
-        (1.5, None, "in 0..1, got 1.5"),
-        (None, 2.0, r"out of reach: 2 of 4 evaluations are routed, which allows 1..1.429"),
-        (None, 0.9, "out of reach"),
+        (None, r"needs router.budget: give a share of the uncached MACs \(budget=0.4\)"),
+        (
+            "2x",
+            r"2 evaluations' worth .* out of reach with 2 routed evaluations of 4; .* 2.80..4 \(0.70..1 as a share",
+        ),
+        (5, r"out of reach .* 1x..1.43x as a speed-up"),
+        (1, "router.budget=1 leaves routers nothing to learn; choose one between 2.80 and 4"),
+        (2.8, "leaves routers nothing to learn"),
+        (True, "got True"),
     ],
 )
-def test_impossible_budgets_are_refused(remove, speed_up, message):
+def test_impossible_budgets_are_refused(budget, message):
     with pytest.raises(ValueError, match=message):
-        removal_target(COST, num_evaluations=4, num_routed=2, remove=remove, speed_up=speed_up)
+        share_to_remove(COST, budget, num_evaluations=4, num_routed=2)
 
 
 @pytest.mark.parametrize("remove", [0.1, 0.25, 0.5, 0.75, 0.9])

@@ -4,11 +4,7 @@ Tolerance: 2e-3 in the logits after four steps of at most 0.2. Only the order of
 the gradient's size, so the last bits of a tiny gradient show.
 """
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,6 @@ import torch
 from l2c.data.share import Part
 from l2c.data.step_sampler import NumberedBatchSampler, StepBatchSampler
 
-ROOT = Path(__file__).resolve().parents[3]
 TINY = [
     "model=dit_digits",  # with its weights: a random DiT predicts zero, and nothing would be learned
     "solver.num_evaluations=6",
@@ -29,26 +24,28 @@ TINY = [
 TOLERANCE = 2e-3
 
 
-def train(folder, *overrides, processes=1):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train_router.py")]
-    done = subprocess.run(
-        [*command, *TINY, f"hydra.run.dir={folder}", *overrides],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+@pytest.fixture
+def train(call, call_process):
+    """Return the function that trains in this process, or in several new ones, and reads what was learned."""
+
+    def run(folder, *overrides, processes=1):
+        arguments = ["train_router.py", *TINY, f"hydra.run.dir={folder}", *overrides]
+        if processes == 1:
+            done = call(*arguments)
+        else:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+            done = call_process(*launcher, *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+
+    return run
 
 
 @pytest.mark.parametrize("data", ["digits", "noise"])
-def test_routers_do_not_depend_on_the_number_of_processes(tmp_path, data):
+def test_routers_do_not_depend_on_the_number_of_processes(train, tmp_path, data):
     changes = [f"data={data}", "router=l2c" if data == "digits" else "router=budget", "router.learning_rate=0.2"]
     one = train(tmp_path / "one", *changes)
     two = train(tmp_path / "two", *changes, "trainer=ddp", "trainer.devices=2", processes=2)

@@ -1,11 +1,10 @@
-"""The table of methods and budgets: means over seeds, ties, a page without links."""
+"""The table of methods and budgets: means over seeds, ties."""
 
 import csv
 import io
 
 import pytest
 
-from l2c.report.html import html_report
 from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 
 
@@ -42,11 +41,3 @@ def test_csv_holds_every_cell():
     rows = list(csv.DictReader(io.StringIO(to_csv(CELLS))))
     assert len(rows) == len(CELLS)
     assert float(rows[1]["mse"]) == 1.4e-4
-
-
-def test_page_needs_no_network(tmp_path):
-    (tmp_path / "p.png").write_bytes(b"png")
-    page = html_report("<title>", CELLS, {"curves": tmp_path / "p.png"}, "a & b")
-    assert "data:image/png;base64,cG5n" in page
-    assert "http" not in page
-    assert "&lt;title&gt;" in page

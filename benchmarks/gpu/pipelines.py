@@ -1,0 +1,278 @@
+"""A pipeline of Flux's size under cache graphs, beside the caches of other packages that reuse the same."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.gpu.task import LeftOut, Task, against
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import LINEAR
+from l2c.sampling.compiled import short_reason
+from l2c.speed.latency import alternate
+
+# The defaults of FluxTransformer2DModel are those of FLUX.1.
+TINY = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 16,
+    "axes_dims_rope": (4, 4, 8),
+}
+COUNTED = ("to_q", "ff.net.2", "ff_context.net.2", "proj_mlp")  # one of each layer, below what caches wrap
+BLOCKS, LAYERS = "graph: first block alone at steps 1, 3, ...", "graph: all layers extrapolated at steps 2, 4, ..."
+SAME_REUSE = {"FirstBlockCache": BLOCKS, "cache-dit DBCache": BLOCKS, "TaylorSeer": LAYERS}
+COMPUTE_ALL = 1e9  # a threshold that every difference is below
+
+
+def measure(task: Task) -> None:
+    """Count what each variant computes, then time all of them in turn.
+
+    Raises:
+        LeftOut: diffusers is not installed.
+
+    """
+    try:
+        import diffusers  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise LeftOut("the package diffusers is not installed") from error
+    torch.manual_seed(0)
+    rivals = Rivals(task)
+    pipes = rivals.all()
+    calls = {name: (lambda pipe=pipe: rivals.draw(pipe)) for name, pipe in pipes.items()}
+    counts = {name: _computed(pipe.transformer, calls[name]) for name, pipe in pipes.items()}
+    full = counts["uncached"]
+    task.reset_memory()
+    times = alternate(calls, repetitions=2 if task.tiny else 3)
+    for name, latency in times.items():
+        pair = _pair(name, times)
+        task.send(
+            f"{rivals.size}, {rivals.steps} steps, bf16",
+            {
+                "variant": name,
+                "layers computed": f"{counts[name]} of {full}",
+                "seconds": latency.seconds,
+                "over uncached": against(latency, times["uncached"]),
+                "over ours of the same reuse": None if pair is None else against(latency, times[pair]),
+            },
+        )
+        if pair is not None and counts[pair] != counts[name]:
+            task.send("not the same reuse", {"variant": name, "computes": counts[name], "ours": counts[pair]})
+    for name, reason in rivals.missing.items():
+        task.send("left out", {"variant": name, "reason": reason})
+    task.send("memory", {"most, with all of them in turn, MB": task.peak_memory()})
+
+
+def _pair(name: str, times: dict[str, Any]) -> str | None:
+    """Return which variant of ours reuses the same as another package's."""
+    found = SAME_REUSE.get(name)
+    return found if found in times else None
+
+
+class Rivals:
+    """Pipelines over the same weights, each with a cache of its own.
+
+    Args:
+        task: says where, and how large.
+
+    Attributes:
+        missing: why a variant is not there.
+
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.steps = 4 if task.tiny else 10
+        self.side = 32 if task.tiny else 1024  # pixels; a token covers 16 x 16 of them
+        self.size = "a tiny Flux" if task.tiny else "FLUX.1's size, random weights, 1024 x 1024"
+        self.missing: dict[str, str] = {}
+        self.plain = _pipeline(task)
+        config = self.plain.transformer.config
+        options: dict[str, Any] = {"device": task.device, "dtype": torch.bfloat16}
+        tokens = 7 if task.tiny else 512
+        self._text = torch.randn(1, tokens, config.joint_attention_dim, **options)
+        self._pooled = torch.randn(1, config.pooled_projection_dim, **options)
+        self.draw(self.plain)
+        self._timesteps = tuple(t / 1000 for t in self.plain.scheduler.timesteps.tolist())
+
+    def draw(self, pipe: Any) -> torch.Tensor:
+        """Return latents of one image."""
+        return pipe(
+            prompt_embeds=self._text,
+            pooled_prompt_embeds=self._pooled,
+            height=self.side,
+            width=self.side,
+            num_inference_steps=self.steps,
+            guidance_scale=3.5,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+    def all(self) -> dict[str, Any]:
+        """Return all variants that can be had here, the uncached one first."""
+        alternating = self._ours(lambda e, block: e % 2 == 0 or block == 0, of="block")
+        linear = self._ours(lambda e, layer: e in (0, 1) or e % 2 == 1, of="layer", linear=True)
+        pipes = {
+            "uncached": self.plain,
+            "graph: everything computed": self._ours(lambda e, layer: True, of="layer"),
+            BLOCKS: alternating,
+            LAYERS: linear,
+        }
+        makers: dict[str, Callable[[], Any]] = {
+            "FirstBlockCache": self._first_block_cache,
+            "TaylorSeer": self._taylorseer,
+            "cache-dit DBCache": self._dbcache,
+        }
+        for name, make in makers.items():
+            try:
+                pipe = make()
+                _forget_children(pipe.transformer)
+                self.draw(pipe)
+            except ModuleNotFoundError as error:
+                self.missing[name] = f"the package {error.name} is not installed"
+            except Exception as error:  # other packages fail in ways of their own, which are no reason to stop
+                self.missing[name] = short_reason(error)
+            else:
+                pipes[name] = pipe
+        return pipes
+
+    def _twin(self) -> Any:
+        """Return a pipeline with modules of its own over the same weights."""
+        plain = self.plain
+        parts = [*plain.transformer.parameters(), *plain.transformer.buffers()]
+        transformer = copy.deepcopy(plain.transformer, {id(part): part for part in parts})
+        components = {**plain.components, "transformer": transformer, "scheduler": copy.deepcopy(plain.scheduler)}
+        pipe = type(plain)(**components)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def _ours(self, fresh: Callable[[int, int], bool], *, of: str, linear: bool = False) -> Any:
+        from l2c.integrations.diffusers import apply_cache_graph
+        from l2c.integrations.diffusers.layers import find_layers
+
+        pipe = self._twin()
+        layers = find_layers(pipe.transformer, of=(of,))
+        rows = tuple(tuple(fresh(e, i) for i in range(len(layers))) for e in range(self.steps))
+        graph = CacheGraph(
+            rows=rows,
+            layers=layers,
+            timesteps=self._timesteps,
+            model=type(pipe.transformer).__name__,
+            solver=type(pipe.scheduler).__name__,
+            reuse=(LINEAR,) * self.steps if linear else (),
+        )
+        apply_cache_graph(pipe, graph)
+        return pipe
+
+    def _first_block_cache(self) -> Any:
+        from diffusers import FirstBlockCacheConfig, apply_first_block_cache
+        from diffusers.hooks import HookRegistry
+
+        pipe = self._twin()
+        apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=COMPUTE_ALL))
+        hooks = HookRegistry.check_if_exists_or_initialize(pipe.transformer.transformer_blocks[0]).hooks
+        (leader,) = (hook for hook in hooks.values() if hasattr(hook, "_should_compute_remaining_blocks"))
+        decide, seen = leader._should_compute_remaining_blocks, iter(range(10**9))
+
+        def every_second(residual: torch.Tensor) -> bool:
+            decide(residual)  # what it measures is part of its time
+            return next(seen) % self.steps % 2 == 0
+
+        leader._should_compute_remaining_blocks = every_second
+        return pipe
+
+    def _taylorseer(self) -> Any:
+        from diffusers import TaylorSeerCacheConfig, apply_taylorseer_cache
+
+        from l2c.integrations.diffusers.layers import find_layers, make_layer
+
+        pipe = self._twin()
+        layers = [make_layer(pipe.transformer, name) for name in find_layers(pipe.transformer, of=("layer",))]
+        silent = {id(module) for layer in layers for module in layer.silent}
+        config = TaylorSeerCacheConfig(
+            cache_interval=2,
+            disable_cache_before_step=2,
+            max_order=1,
+            taylor_factors_dtype=torch.bfloat16,
+            cache_identifiers=[re.escape(layer.name) for layer in layers],
+            skip_predict_identifiers=_names(pipe.transformer, silent) or None,
+        )
+        apply_taylorseer_cache(pipe.transformer, config)
+        return pipe
+
+    def _dbcache(self) -> Any:
+        import cache_dit
+
+        pipe = self._twin()
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            max_warmup_steps=0,
+            residual_diff_threshold=COMPUTE_ALL,
+            num_inference_steps=self.steps,
+            steps_computation_mask=[1 - e % 2 for e in range(self.steps)],
+            steps_computation_policy="static",
+        )
+        logging.disable(logging.INFO)
+        cache_dit.enable_cache(pipe, cache_config=config)
+        return pipe
+
+
+def _pipeline(task: Task) -> Any:
+    """Return a FluxPipeline without text encoders and autoencoder: embeddings go in, latents come out."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # in 32 bits it would not fit beside its caches
+    try:
+        with torch.device(task.device):
+            transformer = FluxTransformer2DModel(guidance_embeds=True, **(TINY if task.tiny else {}))
+    finally:
+        torch.set_default_dtype(before)
+    pipe = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=transformer.eval().requires_grad_(False).to(task.device),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _forget_children(transformer: nn.Module) -> None:
+    """Let a transformer look for hooks below it anew: it was copied with the list of the one that had none."""
+    from diffusers.hooks import HookRegistry
+
+    HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+
+
+def _names(model: nn.Module, modules: set[int]) -> list[str]:
+    return [re.escape(name) for name, module in model.named_modules() if id(module) in modules]
+
+
+def _computed(model: nn.Module, call: Callable[[], object], endings: Sequence[str] = COUNTED) -> int:
+    """Return how many layers a call computes."""
+    count = 0
+
+    def add(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    found = [module for name, module in model.named_modules() if name.endswith(tuple(endings))]
+    hooks = [module.register_forward_hook(add) for module in found]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return count

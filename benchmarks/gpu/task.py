@@ -1,0 +1,103 @@
+"""What a part of the measurement is given, and how it gives back what it measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from l2c.speed.latency import Latency
+
+Value = str | int | float | bool | None
+
+
+class LeftOut(Exception):
+    """A part, or one of its variants, cannot be measured here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One part's share of the measurement.
+
+    Attributes:
+        device: where to measure.
+        tiny: whether sizes are those of a rehearsal, which shows that a part runs and says nothing of speed.
+        router: a published router of DiT-XL/2 at 50 evaluations, as a SmoothCache schedule; None = its counts.
+        deadline: time (`time.monotonic`) after which nothing new is begun.
+        send: takes the name of a table and one line of it.
+
+    """
+
+    device: torch.device
+    tiny: bool
+    router: Path | None
+    deadline: float
+    send: Callable[[str, dict[str, Value]], None]
+
+    @property
+    def in_time(self) -> bool:
+        """Whether there is time to begin something."""
+        return time.monotonic() < self.deadline
+
+    @property
+    def precision(self) -> str:
+        """The precision of the network."""
+        return "bf16"
+
+    @property
+    def rounds(self) -> int:
+        """Alternated repetitions of what takes seconds at most."""
+        return 2 if self.tiny else 5
+
+    def reset_memory(self) -> None:
+        """Begin to watch the device's memory."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_memory(self) -> float | None:
+        """Return the most memory allocated since `reset_memory`, in MB; None where there is no device's memory."""
+        return torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else None
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Return the seconds of one call, with all that it leaves to do on the device."""
+        self.synchronize()
+        start = time.perf_counter()
+        call()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def told(ratio: tuple[float, float, float]) -> str:
+    """Return a ratio and its quartiles in words."""
+    return "{:.3f} ({:.3f} .. {:.3f})".format(*ratio)
+
+
+def against(latency: Latency, other: Latency) -> str:
+    """Return the time of one variant over another's, from rounds timed in turn, with quartiles."""
+    return told(other.ratio(latency))
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return a device by its name; None = CUDA.
+
+    Raises:
+        LeftOut: there is none.
+
+    """
+    wanted = name or "cuda"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise LeftOut("there is no CUDA device here; rehearse with --tiny --device cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,26 @@
+"""The network of a preset without weights: names and sizes, for what needs no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import ModelPreset, build_backbone
+
+
+def backbone_shapes(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
+    """Return a frozen backbone on the meta device, which holds no memory and computes nothing.
+
+    Args:
+        model: the name of a preset in `configs/model`, or such a preset as a mapping.
+
+    Raises:
+        ValueError: if the name is unknown, or the preset's arguments do not fit.
+
+    """
+    with torch.device("meta"):
+        backbone = build_backbone(model)
+    return backbone.eval().requires_grad_(False)

@@ -1,0 +1,58 @@
+"""The console script `l2c`: list the commands, find one by its name, start it."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from l2c.commands.table import COMMANDS
+from l2c.io.names import near_names
+from l2c.io.version import __version__
+
+
+def main() -> None:
+    """Start the command that the first argument names, with the others."""
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(overview())
+    elif name in ("-V", "--version"):
+        print(f"l2c {__version__}")
+    elif name not in COMMANDS:
+        sys.stderr.write(f"error: unknown command {name!r}; {near_names(name, list(COMMANDS))}\n")
+        sys.exit(1)
+    else:
+        start(name, arguments)
+
+
+def overview() -> str:
+    """Return the list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "l2c: learned layer caching of diffusion transformers",
+            "",
+            "usage: l2c COMMAND [group=choice] [key=value]",
+            "",
+            *lines,
+            "",
+            "`l2c COMMAND --help` shows a command's settings, `l2c --version` the version.",
+        ]
+    )
+
+
+def script(name: str) -> None:
+    """Start a command from its script in a checkout."""
+    start(name, sys.argv[1:])
+
+
+def start(name: str, arguments: list[str]) -> None:
+    """Start a command; one with a Hydra config imports its work after the config was composed and checked."""
+    command = COMMANDS[name]
+    module = f"l2c.commands.{command.module}"
+    if not command.hydra:
+        import_module(module).main(arguments)
+        return
+    from l2c.commands.entry import run_configured
+
+    run_configured(command.module, lambda cfg: import_module(module).main.task(cfg), arguments)

@@ -1,0 +1,157 @@
+"""What makes the parts of a cache graph contradict each other: one named check each, in one order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from l2c.graph.predictor import FITTED, MAX_SLOPE, REUSES
+from l2c.io.names import listed, quoted, shown
+from l2c.io.numbers import finite_number
+
+if TYPE_CHECKING:
+    from l2c.graph.cache_graph import CacheGraph
+
+MAX_EVALUATIONS = 4096
+MAX_LAYERS = 4096
+MAX_ENTRIES = 2**21  # evaluations times layers
+MAX_TIMESTEP = 1e6
+MAX_SCALE = 1000.0  # of guidance
+MAX_OPTION = 1e6
+GUIDANCES = ("dit", "uvit", "cfg", "embedded")
+SOLVER = re.compile(r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|[A-Z][A-Za-z0-9]*Scheduler")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def check_size(graph: CacheGraph) -> None:
+    """Refuse a graph without rows or layers, or with more of them than any network has."""
+    num_rows, num_layers = len(graph.rows), len(graph.layers)
+    if not num_rows or not num_layers:
+        raise ValueError(f"a cache graph needs rows and layers, got {num_rows} and {num_layers}")
+    for what, got, most in (
+        ("rows", num_rows, MAX_EVALUATIONS),
+        ("layers", num_layers, MAX_LAYERS),
+        ("entries (rows times layers)", num_rows * num_layers, MAX_ENTRIES),
+    ):
+        if got > most:
+            raise ValueError(f"a cache graph has at most {most} {what}, got {got}")
+
+
+def check_names(graph: CacheGraph) -> None:
+    """Refuse layers that share a name."""
+    if len(set(graph.layers)) != len(graph.layers):
+        raise ValueError("layer names must differ from each other; name each layer of the backbone once")
+
+
+def check_row_lengths(graph: CacheGraph) -> None:
+    """Refuse a row that is longer or shorter than the list of layers."""
+    for e, row in enumerate(graph.rows):
+        if len(row) != len(graph.layers):
+            raise ValueError(
+                f"row {e} has {len(row)} entries, but the graph has {len(graph.layers)} layers; "
+                "every row needs one entry per layer"
+            )
+
+
+def check_first_row(graph: CacheGraph) -> None:
+    """Refuse a first row that reuses."""
+    if not all(graph.rows[0]):
+        first = graph.layers[graph.rows[0].index(False)]
+        raise ValueError(
+            f"the first row reuses layer {shown(first)}, but nothing is kept before evaluation 0; "
+            "the first row must compute every layer"
+        )
+
+
+def check_timesteps(graph: CacheGraph) -> None:
+    """Refuse times that are not one per row, bounded, and strictly falling (or, for models that count up, rising)."""
+    times = graph.timesteps
+    if len(times) != len(graph.rows):
+        raise ValueError(f"the graph has {len(graph.rows)} rows but {len(times)} timesteps; give one per row")
+    for e, t in enumerate(times):
+        finite_number(f"timestep {e}", t, low=-MAX_TIMESTEP, high=MAX_TIMESTEP)
+    rising = times[-1] > times[0]
+    for before, after in pairwise(times):
+        if not (after > before if rising else after < before):
+            raise ValueError(
+                f"timesteps must {'increase' if rising else 'decrease'} from noise to image, got {after:g} after "
+                f"{before:g}; row 0 belongs to the noisiest evaluation"
+            )
+
+
+def check_reuse(graph: CacheGraph) -> None:
+    """Refuse an unknown way of reuse, and other than one per row."""
+    if len(graph.reuse) != len(graph.rows):
+        raise ValueError(
+            f"reuse has {len(graph.reuse)} entries, but the graph has {len(graph.rows)} rows; give one per row"
+        )
+    for e, reuse in enumerate(graph.reuse):
+        if reuse not in REUSES:
+            raise ValueError(f"reuse of evaluation {e} is {quoted(reuse)}, must be {' or '.join(REUSES)}")
+
+
+def check_slopes(graph: CacheGraph) -> None:
+    """Refuse slopes that are not one per fitted entry, or out of range."""
+    if len(graph.fitted) != len(graph.rows):
+        raise ValueError(f"slopes has {len(graph.fitted)} entries, but the graph has {len(graph.rows)} rows")
+    for e, (row, slopes) in enumerate(zip(graph.rows, graph.fitted, strict=True)):
+        reused = len(row) - sum(row)
+        wanted = reused if graph.reuse[e] == FITTED else 0
+        if len(slopes) != wanted or not all(abs(slope) <= MAX_SLOPE for slope in slopes):
+            raise ValueError(
+                f"evaluation {e} reuses {reused} layers by {graph.reuse[e]} and needs {wanted} finite slopes, got "
+                f"{listed(slopes)}; give one in [-{MAX_SLOPE:g}, {MAX_SLOPE:g}] per reused layer where reuse is "
+                f"{FITTED}, none elsewhere"
+            )
+
+
+def check_routed(graph: CacheGraph) -> None:
+    """Refuse routed evaluations that do not exist, and rows that reuse without being routed."""
+    assert graph.routed is not None
+    outside = [e for e in graph.routed if not 0 < e < len(graph.rows)]
+    if outside:
+        raise ValueError(
+            f"evaluation {shown(outside[0])} cannot be routed in a graph of {len(graph.rows)} evaluations; "
+            f"routed evaluations lie in 1..{len(graph.rows) - 1}"
+        )
+    routed = set(graph.routed)
+    unrouted = [e for e, row in enumerate(graph.rows) if e not in routed and not all(row)]
+    if unrouted:
+        raise ValueError(
+            f"row {unrouted[0]} reuses layers, but evaluation {unrouted[0]} is not among the routed ones "
+            f"{listed(graph.routed)}; add it there or let the row compute everything"
+        )
+
+
+def check_binding(graph: CacheGraph) -> None:
+    """Refuse a solver, options, guidance or digest that no file could hold."""
+    if not SOLVER.fullmatch(graph.solver):
+        raise ValueError(
+            f"unknown solver {quoted(graph.solver)}; a graph names ddim, ddpm, dpm_solver_2s, dpm_solver_2m, "
+            "flow_euler, flow_dpm_2m, or the class of a diffusers scheduler"
+        )
+    for name, value in graph.solver_options.items():
+        finite_number(f"the option {shown(name)} of the solver", value, low=-MAX_OPTION, high=MAX_OPTION)
+    if graph.guidance is not None and graph.guidance not in GUIDANCES:
+        raise ValueError(f"guidance must be one of {', '.join(GUIDANCES)} or None, got {quoted(graph.guidance)}")
+    if graph.cfg_scale is not None:
+        finite_number("cfg_scale", graph.cfg_scale, low=-MAX_SCALE, high=MAX_SCALE)
+    if graph.fingerprint is not None and not DIGEST.fullmatch(graph.fingerprint):
+        raise ValueError(
+            f"fingerprint must be 'sha256:' and 64 hexadecimal digits or None, got {quoted(graph.fingerprint)}"
+        )
+
+
+CHECKS: tuple[Callable[[CacheGraph], None], ...] = (
+    check_size,
+    check_names,
+    check_row_lengths,
+    check_first_row,
+    check_timesteps,
+    check_reuse,
+    check_slopes,
+    check_routed,
+    check_binding,
+)

@@ -1,0 +1,168 @@
+"""The JSON file of a cache graph; `cache_graph.schema.json` beside this module describes the same form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l2c.graph.correction_file import CorrectionFile
+from l2c.graph.predictor import FITTED, HOLD
+from l2c.graph.statistics import COUNTED
+from l2c.io.json_fields import items, known_fields, member, parse
+from l2c.io.names import quoted
+from l2c.io.numbers import finite_number
+
+if TYPE_CHECKING:
+    from l2c.graph.cache_graph import CacheGraph
+
+FORMAT = "l2c-cache-graph"
+VERSION = 1
+FIELDS = {
+    *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "rows", "correction"),
+    *("provenance", "statistics"),
+}
+OF_MODEL = ("name", "fingerprint", "layers")
+OF_SAMPLER = ("solver", "options", "num_evaluations", "timesteps", "guidance")
+OF_GUIDANCE = ("mode", "scale")
+NUMBER = (int, float)
+
+
+def to_json(graph: CacheGraph) -> str:
+    """Return the file's text.
+
+    Raises:
+        ValueError: if provenance or measured figures hold what JSON cannot say (NaN, objects).
+
+    """
+    assert graph.routed is not None
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": {"name": graph.model, "fingerprint": graph.fingerprint, "layers": list(graph.layers)},
+        "sampler": {
+            "solver": graph.solver,
+            "options": dict(graph.solver_options),
+            "num_evaluations": graph.num_evaluations,
+            "timesteps": list(graph.timesteps),
+            "guidance": {"mode": graph.guidance, "scale": graph.cfg_scale},
+        },
+        "routed": list(graph.routed),
+        "rows": ["".join("1" if bit else "0" for bit in row) for row in graph.rows],
+        **({"reuse": list(graph.reuse)} if set(graph.reuse) != {HOLD} else {}),
+        **({"slopes": list(map(list, graph.fitted))} if FITTED in graph.reuse else {}),
+        **({"correction": graph.correction.to_json()} if graph.correction is not None else {}),
+        "provenance": dict(graph.provenance),
+        "statistics": graph.statistics,
+    }
+    try:
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the graph's provenance or measured figures cannot be written as JSON: {error}; give finite numbers, "
+            "text, lists and dicts"
+        ) from error
+
+
+def fields_of(text: str, folder: Path) -> dict[str, Any]:
+    """Return what a file's text says, as arguments of `CacheGraph`.
+
+    Args:
+        text: of the file.
+        folder: where a correction that the graph names lies.
+
+    Raises:
+        ValueError: if the text is damaged, of another format or version, or has missing, unknown or wrong fields.
+
+    """
+    content = parse(text)
+    _check_format(content)
+    model = member(content, "model", dict)
+    sampler = member(content, "sampler", dict)
+    guidance = member(sampler, "guidance", dict, "sampler.guidance")
+    options = member(sampler, "options", dict, "sampler.options")
+    for name, known, where in (
+        (model, OF_MODEL, "model"),
+        (sampler, OF_SAMPLER, "sampler"),
+        (guidance, OF_GUIDANCE, "sampler.guidance"),
+    ):
+        known_fields(name, known, where)
+    rows = _rows(content)
+    timesteps = items(sampler, "timesteps", NUMBER, "sampler.timesteps")
+    declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")
+    if declared != len(rows) and 0 < len(rows) == len(timesteps):
+        raise ValueError(f"sampler.num_evaluations is {declared}, but there are {len(rows)} rows")
+    statistics = member(content, "statistics", dict)
+    return {
+        "rows": rows,
+        "layers": tuple(items(model, "layers", str, "model.layers")),
+        "timesteps": tuple(timesteps),
+        "model": member(model, "name", str, "model.name"),
+        "solver": member(sampler, "solver", str, "sampler.solver"),
+        "routed": _routed(content),
+        "reuse": _reuse(content, len(rows)),
+        "fitted": _slopes(content),
+        "correction": _correction(content, folder),
+        "fingerprint": member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
+        "solver_options": {
+            name: finite_number(f"sampler.options.{name}", member(options, name, NUMBER, f"sampler.options.{name}"))
+            for name in options
+        },
+        "guidance": member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
+        "cfg_scale": member(guidance, "scale", (*NUMBER, type(None)), "sampler.guidance.scale"),
+        "provenance": member(content, "provenance", dict),
+        "measured": {name: value for name, value in statistics.items() if name not in COUNTED},
+    }
+
+
+def _check_format(content: Any) -> None:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        got = quoted(content.get("format") if isinstance(content, dict) else type(content).__name__)
+        raise ValueError(f"not a cache graph: format is {got}, must be {FORMAT!r}")
+    version = content.get("version")
+    if isinstance(version, bool) or version != VERSION:
+        raise ValueError(
+            f"cache graph version {quoted(version)} is unknown, this package reads version {VERSION}; "
+            "update l2c or export the graph again"
+        )
+    known_fields(content, FIELDS)
+
+
+def _rows(content: Mapping[str, Any]) -> tuple[tuple[bool, ...], ...]:
+    rows = member(content, "rows", list)
+    for e, row in enumerate(rows):
+        if not isinstance(row, str) or set(row) - {"0", "1"}:
+            raise ValueError(f"row {e} must be a string of 0 (reuse) and 1 (compute), got {quoted(row, 40)}")
+    return tuple(tuple(bit == "1" for bit in row) for row in rows)
+
+
+def _routed(content: Mapping[str, Any]) -> tuple[int, ...] | None:
+    if "routed" not in content:
+        return None
+    routed = items(content, "routed", int, "routed")
+    if len(set(routed)) != len(routed):
+        raise ValueError("routed names an evaluation twice; name each once")
+    return tuple(routed)
+
+
+def _reuse(content: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    if "reuse" not in content:
+        return ()
+    reuse = items(content, "reuse", str, "reuse")
+    if not reuse:
+        raise ValueError(f"reuse has 0 entries, but the graph has {count} rows; give one per row, or leave it out")
+    return tuple(reuse)
+
+
+def _slopes(content: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
+    if "slopes" not in content:
+        return ()
+    rows = items(content, "slopes", list, "slopes")
+    return tuple(tuple(items({"slopes": row}, "slopes", NUMBER, f"slopes[{e}]")) for e, row in enumerate(rows))
+
+
+def _correction(content: Mapping[str, Any], folder: Path) -> CorrectionFile | None:
+    if "correction" not in content:
+        return None
+    return CorrectionFile.from_json(member(content, "correction", dict), folder)

@@ -1,0 +1,54 @@
+"""Counts and shares that follow from the rows of a cache graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from l2c.graph.layer_names import kind_of
+
+if TYPE_CHECKING:
+    from l2c.graph.cache_graph import CacheGraph
+
+KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
+COUNTED = (
+    "num_evaluations",
+    "num_routed",
+    "num_layers",
+    "num_reused",
+    "removed_fraction",
+    "removed_fraction_attention",
+    "removed_fraction_mlp",
+    "removed_fraction_overall",
+    "peak_kept_outputs",
+)
+
+
+def removed_fraction_of(graph: CacheGraph, kind: str) -> float:
+    """Return the share of one kind of layer reused in the routed rows; 0 where there is none.
+
+    Args:
+        graph: the graph.
+        kind: `attn` or `mlp`.
+
+    """
+    assert graph.routed is not None
+    chosen = [i for i, name in enumerate(graph.layers) if kind_of(name).startswith(KINDS[kind])]
+    total = len(graph.routed) * len(chosen)
+    return sum(not graph.rows[e][i] for e in graph.routed for i in chosen) / total if total else 0.0
+
+
+def counted(graph: CacheGraph) -> dict[str, Any]:
+    """Return the counts and shares by the names of `COUNTED`; shares are rounded to 6 digits."""
+    assert graph.routed is not None
+    values = (
+        graph.num_evaluations,
+        len(graph.routed),
+        graph.num_layers,
+        graph.num_reused,
+        round(graph.removed_fraction, 6),
+        round(removed_fraction_of(graph, "attn"), 6),
+        round(removed_fraction_of(graph, "mlp"), 6),
+        round(graph.removed_fraction_overall, 6),
+        graph.peak_kept,
+    )
+    return dict(zip(COUNTED, values, strict=True))

@@ -1,0 +1,66 @@
+"""Numbers that a user or a file gives, each refused in one sentence where it is none or out of range."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+from l2c.io.names import quoted
+
+
+def finite_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return a finite number in [low, high] as a float.
+
+    Args:
+        name: what it is, for the message.
+        value: an integer or a float, of Python or numpy; no text, no bool.
+        low: the smallest allowed.
+        high: the largest allowed.
+
+    Raises:
+        ValueError: if the value is no number, not finite, or out of range.
+
+    """
+    allowed = f"a finite number{_range(low, high)}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
+    try:
+        result = float(value)
+    except OverflowError:
+        result = math.inf
+    if not math.isfinite(result) or not low <= result <= high:
+        raise ValueError(f"{name} must be {allowed}, got {quoted(value)}")
+    return result
+
+
+def whole_number(name: str, value: object, *, low: int | None = None, high: int | None = None) -> int:
+    """Return a whole number in [low, high]; 2.0 counts as 2.
+
+    Args:
+        name: what it is, for the message.
+        value: an integer, or a float without a fraction; no text, no bool.
+        low: the smallest allowed; None = any.
+        high: the largest allowed; None = any.
+
+    Raises:
+        ValueError: if the value is no whole number, or out of range.
+
+    """
+    limits = (-math.inf if low is None else low, math.inf if high is None else high)
+    allowed = f"a whole number{_range(*limits)}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValueError(f"{name} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
+    number: Any = value  # mypy knows no comparison of a Real
+    whole = isinstance(value, numbers.Integral) or float(number).is_integer()
+    if not whole or not limits[0] <= number <= limits[1]:
+        raise ValueError(f"{name} must be {allowed}, got {quoted(value)}")
+    return int(number)
+
+
+def _range(low: float, high: float) -> str:
+    if low == -math.inf and high == math.inf:
+        return ""
+    if high == math.inf:
+        return f" of at least {low:g}"
+    return f" up to {high:g}" if low == -math.inf else f" in [{low:g}, {high:g}]"

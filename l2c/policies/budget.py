@@ -1,0 +1,96 @@
+"""A budget: what a graph may cost, in the one word and the three forms that all commands and policies take.
+
+`0.4`, a number up to 1, is a share of the uncached MACs; `2.5x` is a speed-up by MACs, uncached over cached; a number
+above 1 is evaluations' worth of MACs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+Budget: TypeAlias = float | str
+FORMS = (
+    "a share of the uncached MACs (budget=0.4), a speed-up by MACs (budget=2.5x) or evaluations' worth above 1 "
+    "(budget=12.75)"
+)
+OLD_WORDS = {
+    "target": "budget",
+    "targets": "budgets",
+    "router.remove": "router.budget",
+    "router.speed_up": "router.budget",
+}
+SLACK = 1e-6  # evaluations; rounding must not refuse the ends of a range
+
+
+def evaluations_worth(budget: Budget, num_evaluations: int) -> float:
+    """Return a budget in evaluations' worth of MACs.
+
+    Args:
+        budget: see the module; a text may hold any of the three forms.
+        num_evaluations: evaluations of the uncached trajectory.
+
+    Raises:
+        ValueError: it is none of the three forms; the message names them.
+
+    """
+    text = str(budget).strip()
+    try:
+        if isinstance(budget, bool):
+            raise ValueError("a truth value is no number")
+        number = float(text.removesuffix("x"))
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"a budget is {FORMS}, got {budget!r}")
+    if text.endswith("x"):
+        return num_evaluations / number
+    return number * num_evaluations if number <= 1 else number
+
+
+def check_reach(worth: float, least: float, num_evaluations: int, reason: str = "") -> None:
+    """Refuse a budget that no graph can meet.
+
+    Args:
+        worth: the budget in evaluations' worth of MACs.
+        least: the smallest budget within reach, likewise.
+        num_evaluations: the largest one, that of the uncached trajectory.
+        reason: what sets the limit, in words that follow on "out of reach".
+
+    Raises:
+        ValueError: the budget lies outside; the message gives the range in all three forms.
+
+    """
+    if least - SLACK <= worth <= num_evaluations + SLACK:
+        return
+    most_speed_up = f"{num_evaluations / least:.2f}x" if least > 0 else "any speed-up"
+    raise ValueError(
+        f"a budget of {worth:g} evaluations' worth of MACs is out of reach{reason and ' ' + reason}; the reachable "
+        f"range is {least:.2f}..{num_evaluations} ({least / num_evaluations:.2f}..1 as a share, 1x..{most_speed_up} "
+        "as a speed-up)"
+    )
+
+
+def rows_in_order(
+    entries: Sequence[tuple[int, int]], macs: Sequence[int], num_evaluations: int, to_save: float
+) -> list[list[bool]]:
+    """Return rows that reuse entries in their order until MACs are saved.
+
+    The last entry is taken if it comes nearer to the budget than leaving it out does: the MACs saved differ from
+    `to_save` by at most half of the next entry's.
+
+    Args:
+        entries: (evaluation, layer), the first to be reused first.
+        macs: of each layer, (L,).
+        num_evaluations: number of rows.
+        to_save: MACs.
+
+    """
+    rows = [[True] * len(macs) for _ in range(num_evaluations)]
+    for evaluation, layer in entries:
+        if to_save < macs[layer] / 2:
+            break
+        rows[evaluation][layer] = False
+        to_save -= macs[layer]
+    return rows

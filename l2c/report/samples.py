@@ -1,0 +1,169 @@
+"""Images of a method beside the uncached ones: the first noises and the worst, with their differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from l2c.io.atomic import replacing
+
+AMPLIFIED = 10  # differences are shown that many times
+NUM_FIRST, NUM_WORST = 6, 3
+GREY_OR_COLOUR = (1, 3)  # channels of images; others are latents
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class SampleRow:
+    """Some images of one method, with the uncached ones from the same noise.
+
+    Attributes:
+        name: the method, and which draw of it where there are several.
+        noises: numbers of the S noises shown, the first ones and then the worst.
+        num_first: how many of them are the first ones; the others are the worst, the largest error first.
+        images: (S, C, H, W) of the method.
+        reference: (S, C, H, W) of the uncached sampler.
+        errors: mean squared error of each of the S images.
+        mse: mean squared error over all noises.
+        num_images: number of all noises.
+
+    """
+
+    name: str
+    noises: tuple[int, ...]
+    num_first: int
+    images: Tensor
+    reference: Tensor
+    errors: tuple[float, ...]
+    mse: float
+    num_images: int
+
+    @classmethod
+    def of(
+        cls, name: str, images: Tensor, reference: Tensor, *, first: int = NUM_FIRST, worst: int = NUM_WORST
+    ) -> SampleRow:
+        """Choose the images to show: the first noises, and those with the largest errors of all.
+
+        Args:
+            name: the method.
+            images: (N, C, H, W) of the method, all of them.
+            reference: (N, C, H, W) of the uncached sampler from the same noise.
+            first: how many of the first noises.
+            worst: how many of the worst noises.
+
+        Raises:
+            ValueError: the shapes differ, or there is no image.
+
+        """
+        if images.shape != reference.shape or not len(images):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}; "
+                "both must hold the same images, at least one"
+            )
+        errors = (images.double() - reference.double()).square().flatten(1).mean(dim=1).cpu()  # (N,)
+        largest = torch.nan_to_num(errors, nan=torch.inf).argsort(descending=True, stable=True)
+        noises = [*range(min(first, len(errors))), *largest[:worst].tolist()]
+        return cls(
+            name,
+            tuple(noises),
+            min(first, len(errors)),
+            images[noises].cpu().contiguous(),
+            reference[noises].cpu().contiguous(),
+            tuple(errors[noises].tolist()),
+            float(errors.mean()),
+            len(errors),
+        )
+
+    def drawn_from(self, num_draws: int) -> SampleRow:
+        """Return the row with a name that says that it shows one of several draws."""
+        return self if num_draws == 1 else replace(self, name=f"{self.name} (one of {num_draws} draws)")
+
+    @property
+    def worst(self) -> float | None:
+        """The largest error of all noises; None where the worst are not shown."""
+        return self.errors[self.num_first] if len(self.errors) > self.num_first else None
+
+    def save(self, path: str | Path) -> None:
+        """Write the row as safetensors; the file appears whole or not at all."""
+        about = {
+            "name": self.name,
+            "noises": self.noises,
+            "num_first": self.num_first,
+            "errors": self.errors,
+            "mse": self.mse,
+            "num_images": self.num_images,
+        }
+        tensors = {"images": self.images, "reference": self.reference}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"row": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> SampleRow:
+        """Read what `save` wrote."""
+        with safe_open(path, framework="pt") as file:
+            about = json.loads(file.metadata()["row"])
+            about |= {name: file.get_tensor(name) for name in ("images", "reference")}
+        return cls(**{**about, "noises": tuple(about["noises"]), "errors": tuple(about["errors"])})
+
+
+def value_range(images: Tensor) -> float:
+    """Return the value that is drawn white: 1 for images (N, C, H, W) with 1 or 3 channels, larger for latents."""
+    if images.ndim == 4 and images.shape[1] in GREY_OR_COLOUR:
+        return 1.0
+    size = images.float().abs().nan_to_num(0.0, 0.0, 0.0).flatten()
+    return max(1.0, float(torch.quantile(size[: 1 << 20], 0.995)))
+
+
+def pixels(images: Tensor, scale: float = 1.0) -> list[Pixels]:
+    """Return pictures (H, W, 3) with values in [0, 1]; what is not finite is black.
+
+    Args:
+        images: (N, C, H, W): one or two channels are drawn in grey (the first), of three and more (latents) the
+            first three in colour; (N, T, D) tokens in grey; of video (N, C, F, H, W) the frame in the middle.
+        scale: the value that is drawn white; its negative is black.
+
+    """
+    if images.ndim == 5:
+        images = images[:, :, images.shape[2] // 2]
+    if images.ndim == 3:
+        images = images[:, None]
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    values = (shown.float() / scale).nan_to_num(-1.0, -1.0, -1.0).clamp(-1, 1)
+    return list((((values + 1) / 2).permute(0, 2, 3, 1)).numpy())
+
+
+def differences(row: SampleRow, scale: float = 1.0) -> list[Pixels]:
+    """Return the difference of each image to the uncached one, amplified, as pictures; grey = none."""
+    return pixels(AMPLIFIED * (row.images.float() - row.reference.float()), scale)
+
+
+def said_of(images: Tensor) -> str:
+    """Return what a picture of images of this shape has to say about itself; empty for grey and colour images."""
+    if images.ndim == 5:
+        return f"Of {images.shape[2]} frames the middle one is shown, of {images.shape[1]} channels the first three."
+    if images.ndim == 3:
+        return f"Each picture shows {images.shape[1]} tokens (down) of {images.shape[2]} features (across)."
+    if images.shape[1] in GREY_OR_COLOUR:
+        return ""
+    which = "three" if images.shape[1] > 3 else "one"
+    return f"Latents of {images.shape[1]} channels: the first {which} shown as colour, not decoded."
+
+
+def stack(pictures: Sequence[Pixels], *, gap: int) -> Pixels:
+    """Return pictures (H, W, 3) side by side as one (H, S W + gaps, 4), the gaps transparent."""
+    height, width, _ = pictures[0].shape
+    strip = np.zeros((height, len(pictures) * (width + gap) - gap, 4), dtype=np.float32)
+    for place, picture in enumerate(pictures):
+        start = place * (width + gap)
+        strip[:, start : start + width, :3] = picture
+        strip[:, start : start + width, 3] = 1
+    return strip

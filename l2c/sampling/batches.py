@@ -1,0 +1,52 @@
+"""Many images in memory: their labels in turn, and sampling batch by batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from l2c.sampling.sampler import Sampler
+
+
+def labels_in_turn(num_labels: int, count: int, *, first: int = 0) -> Tensor | None:
+    """Return labels (count,) that go round: image i has label i modulo `num_labels`.
+
+    Args:
+        num_labels: labels are 0..num_labels-1; 0 for a backbone without labels, which gives None.
+        count: number of images.
+        first: number of the first image.
+
+    """
+    return torch.arange(first, first + count) % num_labels if num_labels else None
+
+
+def sample_in_batches(
+    sampler: Sampler,
+    labels: Tensor | None,
+    noise: Tensor,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    advance: tqdm | None = None,
+) -> Tensor:
+    """Return images (N, C, H, W) on the CPU, drawn `batch_size` at a time.
+
+    Args:
+        sampler: what draws them.
+        labels: (N,); None for a backbone without labels.
+        noise: (N, C, H, W), standard normal.
+        batch_size: images at a time.
+        seed: of what a stochastic solver adds; its streams belong to images, so batches do not change them.
+        advance: a bar over images.
+
+    """
+    images = []
+    for start in range(0, len(noise), batch_size):
+        part = slice(start, start + batch_size)
+        chosen = None if labels is None else labels[part]
+        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
+        images.append(batch.cpu())
+        if advance is not None:
+            advance.update(len(batch))
+    return torch.cat(images)

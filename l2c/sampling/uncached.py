@@ -1,0 +1,70 @@
+"""The sampler without a graph: that of a graph, of another sampler, or of a config's solver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l2c.backbones.backbone import Backbone
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.sampler import Sampler
+
+
+def uncached_of(
+    graph: CacheGraph,
+    backbone: Backbone,
+    *,
+    cfg_scale: float | None,
+    num_evaluations: int | None = None,
+    **settings: Any,
+) -> Sampler:
+    """Return the sampler whose images a graph's are compared with.
+
+    Args:
+        graph: gives the solver and its options.
+        backbone: the network.
+        cfg_scale: guidance scale, see `Sampler`.
+        num_evaluations: None = the graph's.
+        settings: further arguments of `Sampler`, such as `precision`.
+
+    """
+    return Sampler(
+        backbone,
+        solver=graph.solver,
+        num_evaluations=graph.num_evaluations if num_evaluations is None else num_evaluations,
+        cfg_scale=cfg_scale,
+        solver_options=graph.solver_options,
+        **settings,
+    )
+
+
+def uncached_by(backbone: Backbone, solver: Mapping[str, Any], *, num_evaluations: int | None = None) -> Sampler:
+    """Return the sampler of a config's `solver` group.
+
+    Args:
+        backbone: the network.
+        solver: with `name`, `num_evaluations`, `cfg_scale` and `options`.
+        num_evaluations: None = the group's.
+
+    """
+    return Sampler(
+        backbone,
+        solver=solver["name"],
+        num_evaluations=solver["num_evaluations"] if num_evaluations is None else num_evaluations,
+        cfg_scale=solver["cfg_scale"],
+        solver_options=solver["options"],
+    )
+
+
+def uncached_like(sampler: Sampler, *, num_evaluations: int | None = None) -> Sampler:
+    """Return the sampler without the graph of another one, and with `num_evaluations` where given.
+
+    Precision and cache settings are not taken over.
+    """
+    return Sampler(
+        sampler.backbone,
+        solver=sampler.solver.name,
+        num_evaluations=sampler.solver.num_evaluations if num_evaluations is None else num_evaluations,
+        cfg_scale=sampler.guidance.scale,
+        solver_options=sampler.solver.options,
+    )

@@ -1,0 +1,167 @@
+"""`l2c COMMAND`: the list, names, lines to paste, and settings of a wrong kind in one sentence."""
+
+import json
+import shlex
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import l2c
+from l2c.commands.settings import check_setting
+from l2c.commands.table import COMMANDS, command_line, override, spelled, this_command_line
+
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = "l2c/__main__.py"
+
+
+def test_the_list_names_every_command_once(call):
+    shown = call(MAIN, "--help").stdout
+    for name, command in COMMANDS.items():
+        assert sum(line.split()[:1] == [name] for line in shown.splitlines()) == 1
+        assert command.summary in shown
+    assert call(MAIN).stdout == shown
+    assert call(MAIN, "--version").stdout == f"l2c {l2c.__version__}\n"
+
+
+def test_commands_have_modules_configs_and_scripts():
+    for name, command in COMMANDS.items():
+        module = import_module(f"l2c.commands.{command.module}")
+        assert callable(module.main.task if command.hydra else module.main)
+        assert not command.hydra or (ROOT / "configs" / f"{command.module}.yaml").is_file()
+        if command.script is not None:
+            assert f'script("{name}")' in (ROOT / command.script).read_text()
+    scripts = {f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")} | {"train_router.py"}
+    assert {command.script for command in COMMANDS.values()} - {None} == scripts
+
+
+def test_an_unknown_command_is_told_near_ones(call, refused):
+    assert "unknown command 'evaluat'; did you mean evaluate" in refused(call(MAIN, "evaluat", "graph=x"))
+
+
+@pytest.mark.parametrize("name", ["graph", "sample-many", "encode"])
+def test_help_spells_its_examples_as_the_command_was_started(call, name):
+    started, scripted = call(MAIN, name, "--help").stdout, call(COMMANDS[name].script, "--help").stdout
+    assert f"  python -m l2c {name} " in started
+    assert f"  python {COMMANDS[name].script} " in scripted
+
+
+@pytest.mark.parametrize(
+    ("started", "line"),
+    [
+        ("/usr/bin/l2c", "l2c graph"),
+        ("/site-packages/l2c/__main__.py", "python -m l2c graph"),
+        ("scripts/calibrate.py", "python scripts/make_graph.py"),
+    ],
+)
+def test_lines_are_spelled_as_the_process_was_started(monkeypatch, started, line):
+    monkeypatch.setattr(sys, "argv", [started, "x=a b"])
+    assert spelled("graph") == line
+    assert this_command_line().endswith("'x=a b'")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["runs/a=1,b=2/g.json", "my runs/g.json", "it's/\\g.json", "a'b\\'c\\", "plain/g.json", "{x}/[y]", "$HOME/~"],
+)
+def test_paths_survive_the_shell_and_hydra(path):
+    line = command_line("evaluate", "model=dit_digits", "", graph=Path(path), labels=None)
+    words = shlex.split(line)
+    assert words[-2] == "model=dit_digits"
+    (parsed,) = OverridesParser.create().parse_overrides([words[-1]])
+    assert (parsed.key_or_group, parsed.value()) == ("graph", str(Path(path)))
+    assert OverridesParser.create().parse_override(override("x", path)).value() == path
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "value", "says"),
+    [
+        ("router.penalty", 3e-4, "abc", "router.penalty must be a finite number, got 'abc'"),
+        ("router.penalty", 3e-4, float("nan"), "router.penalty must be a finite number, got nan"),
+        ("cfg_scale", None, float("inf"), "cfg_scale must be finite, got inf"),
+        ("num_threads", None, 0, "num_threads must be a whole number from 1 on, got 0"),
+        ("solver.num_evaluations", 20, 0, "solver.num_evaluations must be a whole number from 1 on, got 0"),
+        ("num_images", None, 2.0, "num_images must be a whole number from 1 on, got 2.0"),
+        ("batch_size", 8, True, "batch_size must be a whole number from 1 on, got True"),
+        ("seed", 0, -1, "seed must be a whole number from 0 on, got -1"),
+        ("router.label_dropout", 0.1, 2, "router.label_dropout must be a number in 0..1, got 2"),
+        ("npz", True, "perhaps", "npz must be true or false, got 'perhaps'"),
+    ],
+)
+def test_settings_of_another_kind_or_range_are_refused(name, default, value, says):
+    with pytest.raises(ValueError, match=says.replace(".", r"\.")):
+        check_setting(name, default, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "value"),
+    [
+        ("router.init", 2.0, "normal"),
+        ("policy.n", 2, 2.5),
+        ("num_threads", None, None),
+        ("policy.num_evaluations", [], [16, 12]),
+        ("router.speed_up", None, "2.5x"),
+        ("seed", 0, 0),
+    ],
+)
+def test_settings_that_fit_are_let_through(name, default, value):
+    check_setting(name, default, value)
+
+
+def test_a_wrong_setting_ends_its_own_job_of_a_sweep(call, tmp_path):
+    sweep = f"hydra.sweep.dir={tmp_path}"
+    result = call(MAIN, "graph", "-m", "policy=interval", "policy.n=2,oops,4", sweep)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert errors == ["error in job 1: policy.n must be a finite number, got 'oops'"]
+    assert [(tmp_path / job / "cache_graph.json").is_file() for job in "012"] == [True, False, True]
+
+
+def test_running_out_of_memory_says_what_takes_less(call, refused, monkeypatch, tmp_path):
+    def task(cfg):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(import_module("l2c.commands.calibrate").main, "task", task)
+    sentence = refused(call("scripts/calibrate.py", f"hydra.run.dir={tmp_path / 'run'}", "batch_size=4"))
+    assert "out of memory; lower batch_size (now 4) or num_trajectories (now 64)" in sentence
+
+
+def test_show_prints_and_draws(call, refused, tmp_path):
+    picture = tmp_path / "graph.svg"
+    result = call(MAIN, "show", "dit_digits_ddim20", f"output={picture}")
+    assert result.returncode == 0, result.stderr
+    assert "20 evaluations" in result.stdout
+    assert "<svg" in picture.read_text()
+    assert "must end in .png, .svg or .pdf" in refused(call(MAIN, "show", "dit_digits_ddim20", "output=a.txt"))
+    assert "neither a file nor a bundled graph" in refused(call(MAIN, "show", "dit_digit"))
+    assert "say output=PATH" in refused(call(MAIN, "show", "dit_digits_ddim20", "a.png"))
+
+
+def test_routers_of_every_preset_and_solver_are_imported(call, refused, tmp_path):
+    file = tmp_path / "r.pt"
+    cases = (("dit_xl2", "auto", 56, 10), ("uvit_h2", "auto", 58, 9), ("dit_b4", "dpm_solver_2m", 24, 10))
+    for preset, solver, num_layers, num_routed in cases:
+        routers = {f"{i}.prob": torch.randn(num_layers) for i in range(20)}
+        torch.save(routers if preset == "uvit_h2" else {"routers": routers}, file)
+        given = [f"file={file}", f"model={preset}", f"solver={solver}", "num_evaluations=20", "threshold=0.1"]
+        result = call(MAIN, "import", *given, f"output={tmp_path / 'g.json'}")
+        assert result.returncode == 0, result.stderr
+        graph = l2c.CacheGraph.load(tmp_path / "g.json")
+        assert (graph.model, graph.num_layers, len(graph.routed)) == (preset, num_layers, num_routed)
+    routers["2.prob"][3] = float("nan")
+    torch.save({"routers": routers}, file)
+    assert "not finite in '2.prob'" in refused(call(MAIN, "import", *given, f"output={tmp_path / 'h.json'}"))
+
+
+@pytest.mark.parametrize("checkpoint", ["null", "random"])
+def test_a_graph_is_timed_on_its_own_weights_or_on_random_ones(call, tmp_path, checkpoint):
+    few = ["graph=dit_digits_ddim20", "mode=[eager]", "repetitions=1", f"hydra.run.dir={tmp_path}"]
+    result = call(MAIN, "benchmark", *few, f"checkpoint={checkpoint}")
+    assert result.returncode == 0, result.stderr
+    graph = l2c.CacheGraph.load("dit_digits_ddim20")
+    rows = ["".join("01"[bit] for bit in row) for row in graph.rows]
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    assert "python -m l2c benchmark graph=dit_digits_ddim20" in (tmp_path / "report.md").read_text()

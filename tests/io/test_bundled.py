@@ -1,0 +1,29 @@
+"""Graphs and weights that travel with the package, by name from any folder."""
+
+import pytest
+
+import l2c
+from l2c.io.bundled import bundled_graph, checkpoint_folders, graph_names
+
+
+def test_bundled_graphs_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"dit_digits_ddim20", "uvit_digits_dpm20"} <= set(graph_names())
+    for name in graph_names():
+        graph = l2c.CacheGraph.load(name)
+        assert graph == l2c.CacheGraph.load(bundled_graph(name))
+        l2c.Sampler(l2c.load_backbone(graph.model), graph=graph)
+    with pytest.raises(
+        FileNotFoundError, match=r"no cache graph 'dit_digits': neither .* did you mean dit_digits_ddim20"
+    ):
+        bundled_graph("dit_digits")
+    with pytest.raises(FileNotFoundError, match=r"no cache graph '\.\./configs/x'"):
+        l2c.CacheGraph.load("../configs/x")
+
+
+def test_own_weights_come_first(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2C_CHECKPOINTS", str(tmp_path))
+    assert checkpoint_folders()[0] == tmp_path
+    monkeypatch.delenv("L2C_CHECKPOINTS")
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_folders()[0].absolute() == tmp_path / "checkpoints"
