@@ -1,27 +1,30 @@
-"""Fetch the emoji pictures that the picture testbed is trained on, 41 MB, and pack them as one file of 5 MB.
+"""Fetch the emoji that the picture testbed is trained on, 41 MB, and pack them as one file of 5 MB.
 
-python scripts/download_emoji.py
-python scripts/download_emoji.py --pictures fluent-emoji-3d-1.1.0.tgz --names emoji-datasource-16.0.0.tgz
+l2c download-emoji
 """
+
+from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from l2c.testbeds.emoji import fetch_emoji
+from l2c.commands.table import spelled
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Parse, fetch, say where the file is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=spelled("download-emoji"),
+        description="Fetch the emoji of the picture testbed, 41 MB, and pack them as one file of 5 MB.",
+    )
     parser.add_argument("--pictures", type=Path, help="the packed npm package @lobehub/fluent-emoji-3d 1.1.0")
     parser.add_argument("--names", type=Path, help="the packed npm package emoji-datasource 16.0.0")
-    arguments = parser.parse_args()
+    given = parser.parse_args(arguments)
+    from l2c.testbeds.emoji import fetch_emoji
+
     try:
-        print(f"wrote {fetch_emoji(arguments.pictures, arguments.names)}")
+        print(f"wrote {fetch_emoji(given.pictures, given.names)}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

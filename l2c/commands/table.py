@@ -43,10 +43,11 @@ COMMANDS = {
     "compare": _scripted("compare", "compare methods at equal cost: table, curves, report"),
     "benchmark": _scripted("benchmark", "time a graph beside the uncached sampler"),
     "download": _scripted("download_weights", "fetch the published weights of a model", hydra=False),
+    "download-emoji": _scripted("download_emoji", "fetch the pictures of the picture testbed", hydra=False),
     "import": _scripted("import_router", "turn other projects' routers and schedules into graphs, and back"),
     "encode": _scripted("encode_latents", "encode images into latents, to train routers on"),
     "train-backbone": _scripted("train_backbone", "train a small backbone of the testbed"),
-    "train-classifier": _scripted("train_classifier", "train the classifier that reads the digits"),
+    "train-classifier": _scripted("train_classifier", "train the classifier that reads digits or emoji"),
 }
 
 

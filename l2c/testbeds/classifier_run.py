@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,12 +54,31 @@ class Parts:
     labels: Tensor
 
 
+def shifted(images: Tensor, stream: Stream) -> Tensor:
+    """Shift black pictures (N, C, H, W) by up to a pixel, all of a batch alike."""
+    down, right = (1 + stream.integers(2, 2, start=-1)).tolist()
+    height, width = images.shape[2:]
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=-1.0)
+    return padded[:, :, down : down + height, right : right + width]
+
+
+def warped(images: Tensor, stream: Stream) -> Tensor:
+    """Turn pictures (N, C, H, W) on white by up to 15 degrees, scale by up to 15 %, shift by up to 3 / 32."""
+    angle, zoom, across, down = (2 * stream.uniform(4, len(images)) - 1).to(images)
+    angle, zoom = angle * math.pi / 12, 1 + 0.15 * zoom
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    rows = torch.stack([torch.stack([cos, -sin, across * 6 / 32], 1), torch.stack([sin, cos, down * 6 / 32], 1)], 1)
+    grid = torch.nn.functional.affine_grid(rows, list(images.shape), align_corners=False)
+    return torch.nn.functional.grid_sample(images - 1, grid, align_corners=False) + 1  # outside is 0, white
+
+
 class LitClassifier(pl.LightningModule):
-    """Cross entropy on pictures shifted by up to a pixel, with a little noise.
+    """Cross entropy on pictures that are moved about, with a little noise.
 
     Args:
         classifier: in train mode.
-        background: what comes in from outside when a picture is shifted; None = they are shifted already.
+        move: moves a batch of pictures by the numbers of a stream.
+        label_smoothing: share of a label's weight that goes to all classes alike.
         learning_rate: of AdamW, with one cosine down to zero.
         max_steps: length of the cosine.
         seed: of shifts and noise.
@@ -68,14 +89,16 @@ class LitClassifier(pl.LightningModule):
         self,
         classifier: PictureClassifier,
         *,
-        background: float | None,
+        move: Callable[[Tensor, Stream], Tensor],
+        label_smoothing: float,
         learning_rate: float,
         max_steps: int,
         seed: int,
     ) -> None:
         super().__init__()
         self.classifier = classifier
-        self.background = background
+        self.move = move
+        self.label_smoothing = label_smoothing
         self.learning_rate = learning_rate
         self.max_steps = max_steps
         self.seed = seed
@@ -84,13 +107,10 @@ class LitClassifier(pl.LightningModule):
         """Return the cross entropy of images (N, C, H, W) and labels (N,)."""
         images, labels = batch
         stream = Stream("shifts and noise of a classifier's training step", self.seed, self.global_step)
-        if self.background is not None:
-            down, right = (1 + stream.integers(2, 2, start=-1)).tolist()
-            height, width = images.shape[2:]
-            padded = torch.nn.functional.pad(images, (1, 1, 1, 1), value=self.background)
-            images = padded[:, :, down : down + height, right : right + width]
+        images = self.move(images, stream)
         noisy = images + 0.1 * stream(tuple(images.shape)).to(images)
-        loss = torch.nn.functional.cross_entropy(self.classifier.logits(noisy), labels)
+        logits = self.classifier.logits(noisy)
+        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -143,7 +163,8 @@ def train_classifier(cfg: DictConfig) -> TrainedClassifier:
     classifier = READERS[cfg.dataset]()
     module = LitClassifier(
         classifier,
-        background=-1.0 if cfg.dataset == "digits" else None,
+        move=shifted if cfg.dataset == "digits" else warped,
+        label_smoothing=0.0 if cfg.dataset == "digits" else 0.1,
         learning_rate=cfg.learning_rate,
         max_steps=cfg.max_steps,
         seed=cfg.seed,

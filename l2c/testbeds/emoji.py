@@ -198,8 +198,7 @@ def emoji(path: str | Path | None = None) -> Emoji:
     file = Path(path) if path is not None else emoji_path()
     if not file.is_file():
         raise FileNotFoundError(
-            f"no emoji at {file}; fetch them with `python scripts/download_emoji.py`, or take data=noise, which "
-            "needs no images"
+            f"no emoji at {file}; fetch them with `l2c download-emoji`, or take data=noise, which needs no images"
         )
     try:
         with np.load(file, allow_pickle=False) as content:

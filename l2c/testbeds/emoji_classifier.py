@@ -26,7 +26,7 @@ class EmojiClassifier(PictureClassifier):
         layers: list[nn.Module] = []
         for channels, width in zip((3, *WIDTHS), WIDTHS, strict=False):
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-        features = [nn.Dropout(0.3), nn.Linear(4 * WIDTHS[-1], self.num_features), nn.ReLU()]
+        features = [nn.Dropout(0.5), nn.Linear(4 * WIDTHS[-1], self.num_features), nn.ReLU()]
         self.trunk = nn.Sequential(*layers, nn.Flatten(), *features)  # (N, 384) before the features
         self.head = nn.Linear(self.num_features, len(CLASSES))
         self.register_buffer("real_mean", torch.zeros(self.num_features))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from l2c.diffusion import FLOW_SOLVERS, FlowSchedule, NoiseSchedule, make_solver
+from l2c.io.seeds import Stream
 
 FLOW = FlowSchedule()
 SPREAD = 0.5
@@ -131,7 +132,7 @@ def test_half_log_snr_and_times_belong_together():
 
 
 def test_training_times_reach_both_ends():
-    t, alpha, sigma = FLOW.draw(20_000, torch.Generator().manual_seed(0))
+    t, alpha, sigma = FLOW.draw(20_000, Stream("times", 0))
     torch.testing.assert_close(t, 1000 * sigma)
     torch.testing.assert_close(alpha, 1 - sigma)
     for low, high, share in ((0.0, 0.02, 0.005), (0.98, 1.0, 0.005), (0.25, 0.75, 0.25 * 0.5 + 0.75 * 0.728)):

@@ -89,7 +89,7 @@ def test_solvers_of_the_other_kind_are_refused(flow, make_dit):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_makes_a_graph(problem, noise, flow, name):
-    options = {} if name == "interval" else {"target": 0.8}
+    options = {} if name == "interval" else {"budget": 0.8}
     if name == "best":
         options |= {"num_trajectories": 3, "pool": 4, "steps": 2, "batch_size": 3}
     graph = make_graph(name, problem, **options)

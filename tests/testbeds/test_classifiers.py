@@ -5,6 +5,8 @@ import torch
 
 from l2c.backbones.presets import model_preset
 from l2c.evaluation.metrics import frechet_distance
+from l2c.io.seeds import Stream
+from l2c.testbeds.classifier_run import shifted, warped
 from l2c.testbeds.digits import digits
 from l2c.testbeds.digits_classifier import DigitsClassifier
 from l2c.testbeds.emoji_classifier import EmojiClassifier
@@ -46,3 +48,17 @@ def test_the_emoji_classifier_keeps_statistics_of_classes_alike(pictures):
 
 def test_models_of_other_pictures_have_no_reader():
     assert reader_of(model_preset("dit_xl2")) is None
+
+
+def test_pictures_are_moved_and_stay_on_white():
+    images = torch.ones(40, 3, 32, 32)
+    torch.testing.assert_close(warped(images, Stream("moving", 0)), images)
+    images[:, :, 14:18, 14:18] = -1
+    moved = warped(images, Stream("moving", 0))
+    ink = (1 - moved).clamp_min(0).mean(1)  # (N, H, W)
+    places = torch.arange(32.0)
+    centres = torch.stack([(ink.sum(axis) @ places) / ink.sum((1, 2)) for axis in (1, 2)]) - 15.5
+    assert 2 < centres.abs().max() < 4.5  # three pixels, and a little more where the picture is enlarged
+    assert (ink.sum((1, 2)) / 32).std() > 0.05  # scaled
+    corner = shifted(-torch.ones(2, 1, 8, 8), Stream("moving", 0))
+    torch.testing.assert_close(corner, -torch.ones(2, 1, 8, 8))

@@ -88,7 +88,7 @@ def test_classes_follow_the_categories():
 
 def test_refusals(packages, tmp_path, monkeypatch):
     monkeypatch.setenv("L2C_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(FileNotFoundError, match=r"no emoji at .*download_emoji.py.* take data=noise"):
+    with pytest.raises(FileNotFoundError, match=r"no emoji at .*download-emoji.* take data=noise"):
         emoji()
     with pytest.raises(FileNotFoundError, match=r"no package at nowhere\.tgz; give a path, or leave it out"):
         fetch_emoji(pictures="nowhere.tgz")

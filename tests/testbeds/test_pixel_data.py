@@ -24,7 +24,7 @@ def test_data_that_does_not_fit_is_refused():
 
 def test_pictures_that_are_not_there_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("L2C_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"download_emoji\.py.* take data=noise"):
+    with pytest.raises(FileNotFoundError, match=r"download-emoji.* take data=noise"):
         pixel_data("emoji", image_shape=(3, 32, 32), **FITTING, skin_tones="none")
 
 
