@@ -66,11 +66,16 @@ def seconds_of(call: Callable[[], object], clock: Callable[[], float] = time.per
 
 
 def alternate(
-    variants: Mapping[str, Callable[[], object]], *, repetitions: int = 5, progress: bool = False
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int = 5,
+    progress: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Latency]:
     """Time variants in alternation, after one warm-up each; the first one is what speed-ups refer to.
 
-    Every second round goes backward, so that who follows on whom does not favour anyone.
+    Every second round goes backward, so that who follows on whom does not favour anyone. The clock is that of
+    `seconds_of`.
     """
     for call in variants.values():
         call()
@@ -78,7 +83,7 @@ def alternate(
     names = list(variants)
     for turn in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
         for name in names if turn % 2 == 0 else reversed(names):
-            times[name].append(seconds_of(variants[name]))
+            times[name].append(seconds_of(variants[name], clock))
     first = next(iter(times.values()))
     result = {}
     for name, values in times.items():

@@ -76,6 +76,16 @@ def test_scale_fits_what_it_measured(call, tmp_path):
     assert (tmp_path / "scale.png").exists()
 
 
+def test_small_models_are_timed_beside_their_macs(call):
+    result = call("benchmarks/small_models.py", "--images", "1", "--budgets", "0.5", "--repetitions", "2")
+    assert result.returncode == 0, result.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in result.stdout.splitlines() if "|" in line]
+    assert [row[0] for row in rows[2:]] == ["uncached", "0.5"]
+    assert rows[2][2:4] == ["1.000", "1.000"]
+    assert abs(float(rows[3][2]) - 0.5) < 0.01
+    assert 0 < float(rows[3][3]) < 1
+
+
 def test_training_costs_are_measured_in_a_precision(call, tmp_path):
     result = call(
         "benchmarks/router_training.py",
