@@ -42,6 +42,9 @@ types: install  ## mypy on the package, the scripts and the entry
 spelling: install  ## codespell
 	$(BIN)/codespell
 
+docs: install  ## build the site into build/site, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 format: install  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
