@@ -28,15 +28,7 @@ ROOMS = (
     "commands",
 )
 APART = ({"graph", "diffusion"}, {"data", "diffusion"}, {"data", "backbones"}, {"policies", "integrations"})
-PENDING = {  # still to be turned around
-    "l2c/evaluation/tournament.py",
-    "l2c/evaluation/comparison.py",
-    "l2c/evaluation/scores/reference.py",
-    "l2c/evaluation/scores/features.py",
-    "l2c/training/routers/run.py",
-    "l2c/training/routers/build.py",
-    "l2c/training/corrections/run.py",
-}
+PRESETS = ("l2c/backbones/presets.py", "l2c/integrations/l2c_routers.py")  # read YAML by omegaconf; to be moved
 ENTRIES = [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
 MODULES = sorted((ROOT / "l2c").rglob("*.py"))
 
@@ -70,7 +62,7 @@ def relative(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_rooms_import_only_what_they_stand_on(path):
-    if path.parent == ROOT / "l2c" or relative(path) in PENDING:
+    if path.parent == ROOT / "l2c":
         return  # the public names come from everywhere
     own = part_of(path)
     allowed = set(ROOMS[: ROOMS.index(own) + 1])
@@ -93,7 +85,7 @@ def test_frameworks_stay_in_their_places():
     for path in [*MODULES, *ENTRIES]:
         found = heads(path)
         where = relative(path)
-        if "hydra" in found:
+        if found & {"hydra", "omegaconf"} and where not in PRESETS:
             assert path in ENTRIES or where.startswith("l2c/commands/"), where
         if found & {"lightning", "pytorch_lightning"}:
             assert where.startswith(("l2c/training/", "l2c/data/", "l2c/drawing/", "l2c/testbeds/")), where

@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from l2c.commands import entry as cli
-from l2c.evaluation.tournament import FEWER_STEPS, Tournament, cell_name
+from l2c.commands.backends import configured_backbone
+from l2c.commands.settings import checked
+from l2c.evaluation.tournament import Tournament, cell_name
+from l2c.evaluation.tournament_settings import FEWER_STEPS, TournamentSettings
 from l2c.io.atomic import replacing
 from l2c.io.names import near_names
 from l2c.policies.registry import POLICIES, check_options
@@ -21,7 +24,7 @@ from l2c.report.method_table import Cell, to_csv, to_markdown
 from l2c.report.pareto import pareto
 
 
-def check(cfg: DictConfig) -> list[str]:
+def method_names(cfg: DictConfig) -> list[str]:
     """Return the names of all methods, or refuse an unknown one."""
     known = [FEWER_STEPS, *POLICIES]
     chosen = {name: options for name, options in cfg.methods.items() if options is not False}
@@ -46,14 +49,14 @@ def check(cfg: DictConfig) -> list[str]:
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
-    names = check(cfg)
-    cli.check_positive(cfg, "num_images", "batch_size", "num_seeds", "timing_batch", "timing_repetitions")
-    if cfg.num_images < 2:
-        raise ValueError("num_images must be at least 2: one image has no standard error")
+    names = method_names(cfg)
+    check = checked("compare", cfg)
+    assert isinstance(check.top, TournamentSettings)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
-    tournament = Tournament(cfg, folder)
+    backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
+    tournament = Tournament(backbone, check.groups["solver"], check.top, folder)
     tournament.check_statistics()
     settings = json.dumps(tournament.settings, default=str)
     record = folder / "settings.json"

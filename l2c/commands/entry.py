@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,13 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from l2c.commands.settings import checked, memory_sentence
 from l2c.io.bundled import project_folder
+from l2c.io.memory import memory_explained
 from l2c.io.names import near_names
 
 TRACEBACK = "L2C_TRACEBACK"
@@ -57,17 +61,29 @@ def device(name: str | None) -> torch.device:
 def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a command of a function of a config, `configs/<config_name>.yaml` with overrides.
 
-    Bad input (ValueError, OSError, a config that does not compose) prints one sentence on stderr and exits
-    with code 1; with the environment variable `L2C_TRACEBACK=1` it raises instead.
+    All settings are checked first. Bad input (ValueError, OSError, a config that does not compose) prints one
+    sentence on stderr and exits with code 1; with the environment variable `L2C_TRACEBACK=1` it raises instead. In a
+    sweep (`-m`) such a job fails alone, and the code 1 comes at the end.
     """
+    failed: list[str] = []  # jobs of a sweep
 
     def decorate(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> None:
             try:
-                task(cfg)
+                checked(config_name, cfg)
+                with memory_explained(lambda: memory_sentence(config_name)):
+                    task(cfg)
             except BAD_INPUT as error:
-                _fail(error)
+                if not in_sweep():
+                    _fail(error)
+                _take_back()
+                sys.stderr.write(f"error: {run_folder().name}: {_sentence(error)}\n")
+                failed.append(str(error))
+            except KeyboardInterrupt:
+                _take_back()
+                sys.stderr.write("error: interrupted\n")
+                sys.exit(128 + signal.SIGINT)
 
         configs = str(project_folder("configs"))
         hydra_main = hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(guarded)
@@ -78,17 +94,30 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
                 hydra_main()
             except BAD_INPUT as error:  # of composing the config, or of making the run folder
                 _fail(error)
+            if failed:
+                sys.stderr.write(f"error: {len(failed)} jobs of the sweep failed; the others are done\n")
+                sys.exit(1)
 
         return main
 
     return decorate
 
 
-def _fail(error: Exception) -> NoReturn:
-    """Take back an empty run folder, say what is wrong, exit."""
+def in_sweep() -> bool:
+    """Return whether this is one of several jobs (`-m`), of which one may fail alone."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _take_back() -> None:
+    """Remove an empty run folder."""
     if HydraConfig.initialized():
         with contextlib.suppress(OSError, ValueError, OmegaConfBaseException):  # in use, or never made
             run_folder().rmdir()
+
+
+def _fail(error: Exception) -> NoReturn:
+    """Take back an empty run folder, say what is wrong, exit."""
+    _take_back()
     if os.environ.get(TRACEBACK):
         raise error
     sys.stderr.write(f"error: {_sentence(error)}\n")

@@ -18,11 +18,11 @@ from l2c.backbones.presets import load_backbone, model_preset
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
 from l2c.commands.backends import configured_backbone, is_pipeline
-from l2c.drawing.run import sample_by
-from l2c.evaluation.comparison import compare
+from l2c.commands.drawing import draw_by
+from l2c.evaluation.comparison import Judge, compare
 from l2c.evaluation.graph_report import scores_table, table, write_report
-from l2c.evaluation.scores.features import load_features
-from l2c.evaluation.scores.reference import load_reference, open_images
+from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures
+from l2c.evaluation.scores.reference import TensorImages, load_reference, open_images
 from l2c.evaluation.scores.scores import score
 from l2c.evaluation.tournament import fewer_evaluations
 from l2c.graph.cache_graph import CacheGraph
@@ -30,9 +30,8 @@ from l2c.io.atomic import check_writable, replacing
 from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
+from l2c.testbeds.digits import digits
 from l2c.testbeds.digits_classifier import load_digits_classifier
-
-BASELINES = ("fewer_steps", "random")
 
 
 @cli.entry("evaluate")
@@ -60,24 +59,30 @@ def judge_images(cfg: DictConfig) -> None:
         )
     cfg.num_images = 50_000 if cfg.num_images is None else cfg.num_images
     cfg.batch_size = 32 if cfg.batch_size is None else cfg.batch_size
-    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
     features = cfg.features or ("digits" if str(cfg.reference) == "digits" else "inception")
-    extractor = load_features(features, weights=cfg.inception)  # before hours of drawing
+    # Before hours of drawing.
+    extractor = DigitsFeatures(load_digits_classifier()) if features == "digits" else InceptionFeatures(cfg.inception)
     device = str(cli.device(cfg.device))
     settings = {"batch_size": cfg.batch_size, "device": device}
     folder = cli.run_folder()
     check_writable(folder / "scores.json")
     source = cfg.samples
     if source is None:
-        drawn = sample_by(cfg, folder / "samples")
+        drawn = draw_by(cfg, folder / "samples")
         if not drawn.first_process:
             return
         source = drawn.folder
         print(f"drew {drawn.num_images} images in {drawn.seconds:.1f} s: {drawn.images_per_second:.2f} images/s")
-    reference = load_reference(cfg.reference, extractor, **settings)
+    real = TensorImages(digits()[0]) if str(cfg.reference) == "digits" else cfg.reference
+    reference = load_reference(real, extractor, **settings)
     if cfg.save_statistics is not None:
         reference.save_statistics(cfg.save_statistics)
-    scores = score(open_images(source), reference, extractor, **settings)
+    scores = score(
+        TensorImages(digits()[0]) if str(source) == "digits" else open_images(source),
+        reference,
+        extractor,
+        **settings,
+    )
     content = {
         "command": _command(),
         "samples": str(source),
@@ -109,12 +114,6 @@ def judge_graph(cfg: DictConfig) -> None:
     cfg.batch_size = 250 if cfg.batch_size is None else cfg.batch_size
     if cfg.graph is None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (train_router.py writes one)")
-    unknown = [name for name in cfg.baselines if name not in BASELINES]
-    if unknown:
-        raise ValueError(f"unknown baseline {unknown[0]!r}; known are {', '.join(BASELINES)}")
-    cli.check_positive(cfg, "num_images", "batch_size", "timing_batch", "timing_repetitions", "random_draws")
-    if cfg.num_images < 2:
-        raise ValueError("num_images must be at least 2: one image has no standard error")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
@@ -146,13 +145,18 @@ def judge_graph(cfg: DictConfig) -> None:
         num_images=cfg.num_images,
         seed=cfg.seed,
         batch_size=cfg.batch_size,
-        classifier=load_digits_classifier() if data == "digits" else None,
+        judge=digits_judge() if data == "digits" else None,
         timing_batch=cfg.timing_batch,
         timing_repetitions=cfg.timing_repetitions,
     )
     report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
     print(table(comparison, cost))
     print(f"\nreport: {report}\npictures: {report.parent / 'samples.png'}, {report.parent / 'graph.png'}")
+
+
+def digits_judge() -> Judge:
+    """Return the classifier that reads the digits, and the real ones."""
+    return Judge(load_digits_classifier(), digits()[0])
 
 
 def _command() -> str:

@@ -7,14 +7,13 @@ torchrun --nproc-per-node 8 scripts/sample_many.py graph=PATH hydra.run.dir=runs
 from omegaconf import DictConfig
 
 from l2c.commands import entry as cli
-from l2c.drawing.run import sample_by
+from l2c.commands.drawing import draw_by
 
 
 @cli.entry("sample_many")
 def main(cfg: DictConfig) -> None:
     """Load, draw this process's share, say how fast, write the archive."""
-    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
-    drawn = sample_by(cfg, cli.run_folder())
+    drawn = draw_by(cfg, cli.run_folder())
     if not drawn.first_process:
         return
     print(

@@ -6,13 +6,17 @@ python scripts/train_classifier.py
 from omegaconf import DictConfig
 
 from l2c.commands import entry as cli
+from l2c.commands.settings import checked
 from l2c.testbeds.classifier_run import train_classifier
+from l2c.testbeds.settings import ClassifierTraining
 
 
 @cli.entry("train_classifier")
 def main(cfg: DictConfig) -> None:
     """Train, then say where the weights are and what they can do."""
-    result = train_classifier(cfg)
+    settings = checked("train_classifier", cfg).top
+    assert isinstance(settings, ClassifierTraining)
+    result = train_classifier(settings)
     print(f"wrote {result.path}: {100 * result.held_out_accuracy:.1f} % of {result.num_held_out} held-out digits")
 
 

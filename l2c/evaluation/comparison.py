@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +15,9 @@ from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, frechet_distance, image_error
+from l2c.io.finite import check_finite
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
-from l2c.testbeds.digits import digits
-from l2c.testbeds.digits_classifier import DigitsClassifier
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,20 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """Who reads images, and the real ones that they are compared with.
+
+    Attributes:
+        classifier: gives features, and says how many images are read as their labels.
+        real: (M, C, H, W) in [-1, 1].
+
+    """
+
+    classifier: Any
+    real: Tensor
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Results of all methods, the uncached one first, and the first images of each for a picture."""
 
@@ -85,6 +99,7 @@ def sample_many(
         part = slice(start, start + batch_size)
         chosen = None if labels is None else labels[part]
         batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
+        check_finite("images", batch, mend="check weights, guidance scale and graph, or take precision=fp32")
         images.append(batch.cpu())
         if advance is not None:
             advance.update(len(batch))
@@ -98,7 +113,7 @@ def compare(
     num_images: int,
     seed: int,
     batch_size: int = 250,
-    classifier: DigitsClassifier | None = None,
+    judge: Judge | None = None,
     timing_batch: int = 16,
     timing_repetitions: int = 5,
     num_shown: int = 10,
@@ -111,7 +126,7 @@ def compare(
         num_images: number of images per method; labels go round.
         seed: seed of the noise.
         batch_size: images at a time.
-        classifier: reads digits; None for other images.
+        judge: reads the images; None = nobody can.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.
         num_shown: images kept for a picture.
@@ -138,7 +153,7 @@ def compare(
     latencies = alternate(timed, repetitions=timing_repetitions, progress=True)
     reference = images[next(iter(samplers))][0]
     results = tuple(
-        _result(name, draws, images[name], reference, labels, cost, latencies[name], classifier)
+        _result(name, draws, images[name], reference, labels, cost, latencies[name], judge)
         for name, draws in samplers.items()
     )
     shown = {name: drawn[0][:num_shown] for name, drawn in images.items()}
@@ -154,7 +169,7 @@ def _result(
     labels: Tensor | None,
     cost: Cost,
     latency: Latency,
-    classifier: DigitsClassifier | None,
+    judge: Judge | None,
 ) -> Result:
     errors = [image_error(drawn, reference) for drawn in images]
     mse = [error.mse for error in errors]
@@ -163,10 +178,9 @@ def _result(
         spread = statistics.stdev(mse) / math.sqrt(len(mse))
     mean = ImageError(statistics.mean(mse), spread, statistics.mean(e.psnr for e in errors), errors[0].num_images)
     accuracy = frechet = None
-    if classifier is not None and labels is not None:
-        accuracy = statistics.mean(classifier.accuracy(drawn, labels) for drawn in images)
-        real, _ = digits()
-        frechet = statistics.mean(frechet_distance(drawn, real, classifier) for drawn in images)
+    if judge is not None and labels is not None:
+        accuracy = statistics.mean(judge.classifier.accuracy(drawn, labels) for drawn in images)
+        frechet = statistics.mean(frechet_distance(drawn, judge.real, judge.classifier) for drawn in images)
     graphs = [sampler.graph for sampler in draws]
     worth = [
         float(sampler.solver.num_evaluations) if graph is None else cost.evaluations_worth(graph)

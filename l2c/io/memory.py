@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 # Torch raises RuntimeErrors of these words where memory of the host runs out, pinned memory included.
-WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory")
+WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "can't allocate memory")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -18,9 +18,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
+class ExplainedMemoryError(MemoryError):
+    """Memory ran out; the message says in what and what lowers it."""
+
+
 @contextmanager
 def memory_explained(sentence: Callable[[], str]) -> Iterator[None]:
     """Raise a MemoryError with a sentence of one's own where memory runs out within; other errors pass.
+
+    Of nested ones the innermost speaks: it knows best what was done.
 
     Args:
         sentence: returns it; called where memory ran out only.
@@ -29,6 +35,6 @@ def memory_explained(sentence: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if isinstance(error, ExplainedMemoryError) or not out_of_memory(error):
             raise
-        raise MemoryError(sentence()) from error
+        raise ExplainedMemoryError(sentence()) from error

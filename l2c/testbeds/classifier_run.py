@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -17,8 +16,10 @@ from l2c.data.step_sampler import StepBatchSampler
 from l2c.io.atomic import check_writable, replacing
 from l2c.testbeds.digits import digits
 from l2c.testbeds.digits_classifier import DigitsClassifier
+from l2c.testbeds.settings import ClassifierTraining
 from l2c.training.step_random import step_generator
-from l2c.training.trainer import make_bare_trainer
+from l2c.training.trainer import make_bare_trainer, seed_everything
+from l2c.training.watch import FiniteLoss
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,29 @@ class LitClassifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def train_classifier(cfg: DictConfig) -> TrainedClassifier:
-    """Train as `configs/train_classifier.yaml` says and write the weights."""
-    torch.set_num_threads(cfg.num_threads)
-    pl.seed_everything(cfg.seed, verbose=False)
-    check_writable(cfg.output)
+def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
+    """Train the classifier and write its weights.
+
+    Raises:
+        ValueError: if the loss is not finite.
+        OSError: if the file cannot be written.
+
+    """
+    torch.set_num_threads(settings.num_threads)
+    seed_everything(settings.seed)
+    check_writable(settings.output)
     images, labels = digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(settings.seed))
     held_out, used = order[: len(order) // 5], order[len(order) // 5 :]
-    sampler = StepBatchSampler(len(used), cfg.batch_size, seed=cfg.seed)
+    sampler = StepBatchSampler(len(used), settings.batch_size, seed=settings.seed)
     loader = DataLoader(TensorDataset(images[used], labels[used]), batch_sampler=sampler)
-    module = LitClassifier(cfg.learning_rate, cfg.max_steps, cfg.seed)
-    trainer = make_bare_trainer(accelerator="cpu", max_steps=cfg.max_steps)
+    module = LitClassifier(settings.learning_rate, settings.max_steps, settings.seed)
+    trainer = make_bare_trainer(
+        accelerator="cpu", max_steps=settings.max_steps, callbacks=[FiniteLoss("lower learning_rate")]
+    )
     trainer.fit(module, loader)
     classifier = module.classifier.eval()
-    path = Path(cfg.output)
+    path = Path(settings.output)
     with replacing(path) as temporary:
         save_file(classifier.state_dict(), temporary)
     return TrainedClassifier(path, classifier.accuracy(images[held_out], labels[held_out]), len(held_out))

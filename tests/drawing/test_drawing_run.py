@@ -15,11 +15,12 @@ from hydra import compose, initialize_config_dir
 from safetensors import SafetensorError
 
 from l2c.backbones.presets import load_backbone
+from l2c.commands.drawing import draw_by
 from l2c.data.latent_shards import write_shard
 from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples, to_pixels
 from l2c.drawing.lit_drawing import LitSampler, image_labels
-from l2c.drawing.run import sample_by, sample_images
+from l2c.drawing.run import sample_images
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -113,7 +114,7 @@ def test_the_commands_settings_reach_the_sampler(tmp_path):
         graph = [f"graph={ROOT / 'checkpoints' / 'dit_digits_ddim20.json'}", "trainer.accelerator=cpu"]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("sample_many", [*graph, *small, *changes])
-        return sample_by(cfg, tmp_path)
+        return draw_by(cfg, tmp_path)
 
     images = ImageShards(run("cache_dtype=bf16", "cache_device=cpu").folder)
     assert images.samples.settings["cache_dtype"] == "bfloat16"

@@ -6,8 +6,9 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from l2c.backbones.presets import build_backbone
+from l2c.commands.settings import checked
+from l2c.commands.train_backbone import train_by
 from l2c.io.bundled import project_folder
-from l2c.testbeds.backbone_run import train_backbone
 from l2c.testbeds.classifier_run import train_classifier
 
 
@@ -22,7 +23,7 @@ def train(tmp_path):
         small = ["model=dit_digits", "model.args.hidden_size=32", "model.args.depth=2", "batch_size=4"]
         output = tmp_path / folder / "weights.safetensors"
         cfg = config("train_backbone", *small, "accelerator=cpu", f"output={output}", *overrides)
-        assert train_backbone(cfg, tmp_path / folder) == output
+        assert train_by(cfg, tmp_path / folder) == output
         return cfg, load_file(output)
 
     return run
@@ -40,8 +41,7 @@ def test_a_run_leaves_averaged_weights_and_metrics(train, tmp_path):
 
 
 def test_the_classifier_leaves_its_weights_alone(tmp_path):
-    trained = train_classifier(
-        config("train_classifier", "max_steps=2", f"output={tmp_path / 'classifier.safetensors'}")
-    )
+    cfg = config("train_classifier", "max_steps=2", f"output={tmp_path / 'classifier.safetensors'}")
+    trained = train_classifier(checked("train_classifier", cfg).top)
     assert trained.num_held_out == 1797 // 5
     assert [path.name for path in tmp_path.iterdir()] == ["classifier.safetensors"]  # no metrics, no checkpoints

@@ -20,8 +20,8 @@ from l2c.sampling.correction import layer_widths, reused_entries
 from l2c.sampling.gradients import differentiable
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.unrolled import image_loss, unroll, with_slopes
+from l2c.training.corrections.settings import LOSSES
 
-LOSSES = ("image", "output")
 EMBEDDING_SIZE = 256
 
 

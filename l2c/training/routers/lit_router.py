@@ -45,8 +45,7 @@ class LitRouter(pl.LightningModule):
         self.learning_rate = learning_rate
         self.clamp = clamp
         self.threshold = threshold
-        self._errors: list[Tensor] = []  # of the parts of this step
-        self._adapted_step = 0
+        self._errors: list[Tensor] = []  # of the accumulated parts of this step
         self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
@@ -63,14 +62,16 @@ class LitRouter(pl.LightningModule):
         self._errors.append(loss.error.detach())
         return loss.loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        """Clamp the logits, let the objective adapt, log the share of layers that the threshold would remove."""
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, clamp the logits and let the objective adapt, all before a checkpoint of the step is written."""
+        optimizer.step(closure=optimizer_closure)
         self.routers.clamp_(self.clamp)
-        if self.global_step > self._adapted_step:  # an optimiser step, not the part of an accumulated batch
-            self._adapted_step = self.global_step
-            error = self.trainer.strategy.reduce(torch.stack(self._errors).mean(), reduce_op="mean")
-            self._errors.clear()
-            self.objective.after_step(self.routers, float(error), self.global_step)
+        error = self.trainer.strategy.reduce(torch.stack(self._errors).mean(), reduce_op="mean")
+        self._errors.clear()
+        self.objective.after_step(self.routers, float(error), self.global_step + 1)  # not yet counted
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        """Log the share of layers that the threshold would remove."""
         self.log("removed", self.routers.removed_fraction(self.threshold), prog_bar=True)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -87,4 +88,3 @@ class LitRouter(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the objective back what it had learned."""
         self.objective.load_state(checkpoint.get("objective", {}))
-        self._adapted_step = checkpoint["global_step"]

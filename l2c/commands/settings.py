@@ -1,0 +1,195 @@
+"""The settings of every command, checked before anything is loaded.
+
+A command has settings of its own, at the top of its configuration, and groups (`router.penalty`). Groups that a
+library function takes are defined beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from l2c.commands.benchmark_settings import Benchmark, BenchmarkDiffusers, BenchmarkScale, BenchmarkTraining
+from l2c.commands.command_settings import (
+    Calibrate,
+    Changes,
+    Command,
+    Compare,
+    EncodeLatents,
+    Evaluate,
+    ImportRouter,
+    MakeGraph,
+    ModelSettings,
+    PipelineSettings,
+    Responses,
+    Sample,
+    SampleMany,
+    TrainBackbone,
+    TrainClassifier,
+    TrainRouter,
+    TrainScaleShift,
+)
+from l2c.io.names import near_names
+from l2c.io.settings import Settings, full_name
+from l2c.policies.settings import OPTIONS, check_values
+from l2c.sampling.solver_settings import PartialSolverSettings, SolverSettings
+from l2c.training.routers.settings import RouterTraining, data_settings, router_settings
+from l2c.training.settings import LoggerSettings, TrainerSettings
+
+Group = Callable[[Mapping[str, Any]], Any]
+
+
+def model_settings(given: Mapping[str, Any]) -> Settings:
+    """Return the settings of a preset or of a pipeline."""
+    return (PipelineSettings if "pipeline" in given else ModelSettings).of(given)
+
+
+def policy_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the group `policy`; return it."""
+    from l2c.policies.registry import check_options
+
+    options = dict(given)
+    name = options.pop("name", None)
+    check_options(str(name), options)
+    check_values(str(name), options)
+    return dict(given)
+
+
+def _trainer(given: Mapping[str, Any]) -> TrainerSettings:
+    return TrainerSettings.of(given)
+
+
+_DRAWING: dict[str, Group] = {
+    "model": model_settings,
+    "solver": PartialSolverSettings.of,
+    "trainer": _trainer,
+    "router": router_settings,
+    "data": data_settings,
+}
+_MEASURING: dict[str, Group] = {"model": model_settings, "solver": SolverSettings.of}
+COMMANDS: dict[str, tuple[type[Command], dict[str, Group]]] = {
+    "train_router": (
+        TrainRouter,
+        {
+            "model": model_settings,
+            "solver": SolverSettings.of,
+            "router": router_settings,
+            "data": data_settings,
+            "trainer": _trainer,
+            "logger": LoggerSettings.of,
+        },
+    ),
+    "train_scale_shift": (TrainScaleShift, {"model": model_settings, "solver": PartialSolverSettings.of}),
+    "sample": (Sample, {"model": model_settings, "solver": PartialSolverSettings.of}),
+    "sample_many": (SampleMany, _DRAWING),
+    "evaluate": (Evaluate, _DRAWING),
+    "compare": (Compare, _MEASURING),
+    "calibrate": (
+        Calibrate,
+        {**_MEASURING, "policy": policy_settings, "changes": Changes.of, "responses": Responses.of},
+    ),
+    "make_graph": (MakeGraph, {**_MEASURING, "policy": policy_settings}),
+    "benchmark": (Benchmark, {"model": model_settings}),
+    "encode_latents": (EncodeLatents, {}),
+    "import_router": (ImportRouter, {}),
+    "train_backbone": (TrainBackbone, {"model": model_settings}),
+    "train_classifier": (TrainClassifier, {}),
+    "benchmark_diffusers": (BenchmarkDiffusers, {}),
+    "benchmark_scale": (BenchmarkScale, {}),
+    "benchmark_training": (BenchmarkTraining, {"model": model_settings}),
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The settings of a command.
+
+    Attributes:
+        top: those at the top.
+        groups: the groups that are there, by name.
+        content: everything as plain values.
+
+    """
+
+    top: Command
+    groups: dict[str, Any]
+    content: dict[str, Any]
+
+
+def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
+    """Check the whole configuration of a command.
+
+    Args:
+        command: its name, that of its file in configs/.
+        cfg: the composed configuration.
+
+    Raises:
+        ValueError: if a setting is unknown, of another type or out of range; one sentence.
+
+    """
+    settings, groups = COMMANDS[command]
+    content = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
+    assert isinstance(content, dict)
+    given = {str(name): value for name, value in content.items() if name != "hydra"}
+    made = {}
+    for name, make in groups.items():
+        group = given.pop(name, None)
+        if group is None:
+            continue
+        if not isinstance(group, Mapping):
+            raise ValueError(f"{name} must be a group of settings, got {group!r}; say {name}=NAME or {name}.SETTING=")
+        made[name] = make(group)
+    for name in given:
+        _known(name, settings, groups)
+    top = settings.of(given)
+    _check_methods(given)
+    if command == "train_router":
+        router_training(top, made)
+    return Checked(top, made, {str(k): v for k, v in content.items()})
+
+
+def _known(name: str, settings: type[Command], groups: Mapping[str, Group]) -> None:
+    known = [*settings.__dataclass_fields__, *groups]
+    if name not in known:
+        raise ValueError(f"unknown setting {name}; {near_names(name, known)}")
+
+
+def _check_methods(given: Mapping[str, Any]) -> None:
+    """Check the options of the methods that are compared."""
+    methods = given.get("methods") or {}
+    if not isinstance(methods, Mapping):
+        raise ValueError(f"methods must be a mapping from names to options, got {methods!r}")
+    for method, options in methods.items():
+        if isinstance(options, Mapping):
+            policy = options.get("policy", method)
+            if policy in OPTIONS:
+                rest = {name: value for name, value in options.items() if name != "policy"}
+                check_values(policy, rest, prefix=full_name("methods", str(method)))
+
+
+def router_training(top: Command, groups: Mapping[str, Any]) -> RouterTraining:
+    """Return what `train_routers` takes."""
+    assert isinstance(top, TrainRouter)
+    return RouterTraining(
+        **groups_of(groups),
+        seed=top.seed,
+        resume=top.resume,
+        recompute_activations=top.recompute_activations,
+        checkpoint_every_n_steps=top.checkpoint_every_n_steps,
+        heatmap_every_n_steps=top.heatmap_every_n_steps,
+    )
+
+
+def groups_of(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the groups without the model."""
+    return {name: group for name, group in groups.items() if name != "model"}
+
+
+def memory_sentence(command: str) -> str:
+    """Say what a command was doing when memory ran out, and what lowers it."""
+    settings = COMMANDS[command][0]
+    lowers = " or ".join(name if "=" in name else f"a smaller {name}" for name in settings.LOWERS)
+    return f"out of memory while {settings.DOING}; say {lowers or 'device=cpu'}, or take a smaller model"
