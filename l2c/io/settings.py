@@ -324,7 +324,7 @@ def as_text(value: Any) -> str:
 
 def described(value: Any) -> str:
     """Return a refused value in a few words; control characters are escaped, long ones are cut."""
-    if value is None or isinstance(value, (bool, float)):
+    if value is None or isinstance(value, bool):
         return as_text(value)
     if isinstance(value, int) and abs(value) >= 2**63:
         return "a whole number of more than 63 bits"

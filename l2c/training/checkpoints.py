@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint to resume from at {path}; give the last.ckpt of a run")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign pickles; what matters is said below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage has its own exception
         raise ValueError(f"cannot resume from {path}: {reason_of(error)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:

@@ -26,6 +26,7 @@ EXPECTED_WARNINGS = (
     r".*smaller than the logging interval",
     r"predict returned None",  # images go to disk
     r"Total length of `DataLoader` across ranks is zero",  # all shards are there
+    r".*callbacks used to create the checkpoint need to be provided",  # another checkpoint interval
     r".*your dataloader is not resumable",  # ours starts at the trainer's step
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # within Lightning
 )
