@@ -155,9 +155,9 @@ class Items(Rule):
 
     def fits(self, value: Any) -> bool:
         """Return whether a value is such a list."""
-        if self.single and not isinstance(value, (list, tuple)):
-            return self.item.fits(value)
-        if not isinstance(value, (list, tuple)) or (self.nonempty and not value):
+        if not is_list(value):
+            return self.single and self.item.fits(value)
+        if self.nonempty and not len(value):
             return False
         return all(item is not None and self.item.fits(item) for item in value)
 
@@ -213,7 +213,7 @@ class Anything(Rule):
         """Return whether a value is plain, and finite where it is a number."""
         if isinstance(value, Mapping):
             return all(isinstance(key, str) and (v is None or self.fits(v)) for key, v in value.items())
-        if isinstance(value, (list, tuple)):
+        if is_list(value):
             return all(item is None or self.fits(item) for item in value)
         return isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
 
@@ -309,6 +309,11 @@ def full_name(group: str, name: str) -> str:
     return f"{group}.{name}" if group else name
 
 
+def is_list(value: Any) -> bool:
+    """Return whether a value is a list, a tuple or another sequence that is no text."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def as_text(value: Any) -> str:
     """Return a value as a command takes it: `3e-3`, `true`, `null`, `[a,b]`."""
     if isinstance(value, bool):
@@ -317,7 +322,7 @@ def as_text(value: Any) -> str:
         return "null"
     if isinstance(value, float):
         return re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{value:g}").replace("e+", "e")
-    if isinstance(value, (list, tuple)):
+    if is_list(value):
         return f"[{','.join(map(as_text, value))}]"
     return str(value)
 

@@ -14,6 +14,7 @@ from l2c.policies.context import Problem
 from l2c.policies.gram import gram
 from l2c.policies.interval import deepcache, faster_diffusion, interval
 from l2c.policies.ranking import late_first, random, top_k
+from l2c.policies.settings import check_values
 from l2c.policies.smoothcache import smoothcache
 
 POLICIES: dict[str, Callable[..., CacheGraph]] = {
@@ -61,9 +62,7 @@ def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
 
     """
     check_options(name, options)
-    target = options.get("target")
-    if target is not None and not (isinstance(target, (int, float)) and target > 0):
-        raise ValueError(f"target must be a number above 0, evaluations' worth of MACs or a share, got {target!r}")
+    check_values(name, options)
     required = [
         key
         for key, parameter in inspect.signature(POLICIES[name]).parameters.items()

@@ -11,6 +11,7 @@ COUNT = Number(whole=True, at_least=1)
 SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
 ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
+# Evaluations' worth of MACs, or up to 1 a share of them.
 BUDGET = Number(above=0, example=12.75, optional=True)
 
 OPTIONS: dict[str, dict[str, Rule]] = {

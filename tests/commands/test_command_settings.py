@@ -115,7 +115,7 @@ def test_no_wrong_value_is_accepted_and_each_gets_one_sentence():
             checked(command, put(content, path, value))
         except ValueError as error:
             sentence = str(error)
-            assert "\n" not in sentence and "\0" not in sentence, sentence
+            assert not set("\n\0") & set(sentence), sentence
             name = full_name(".".join(path[:-1]), path[-1])
             assert name in sentence or path[-1] in ("name", "target"), (name, sentence)
             continue
@@ -170,7 +170,7 @@ def test_the_same_check_holds_in_python():
     from l2c.sampling.solver_settings import SolverSettings
     from l2c.training.routers.settings import RouterSettings, RouterTraining
 
-    with pytest.raises(ValueError, match="router.threshold must be"):
+    with pytest.raises(ValueError, match=r"router\.threshold must be"):
         RouterSettings(threshold=2)
     with pytest.raises(ValueError, match="seed must be a whole number"):
         RouterTraining(solver=SolverSettings(name="ddim"), seed=-1)

@@ -24,16 +24,17 @@ def test_a_full_disk_is_one_sentence_with_the_target_and_leaves_the_old_file(tmp
     class SafetensorsError(Exception):
         pass
 
+    def write(error):
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
     for error in (
         OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
         SafetensorsError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ):
-        with (
-            pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left.*; free some space on its disk"),
-            replacing(path) as temporary,
-        ):
-            temporary.write_text("half")
-            raise error
+        with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left.*; free some space on its disk"):
+            write(error)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
 
@@ -45,7 +46,7 @@ def test_other_errors_pass_as_they_are(tmp_path):
 
 def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot write .*; choose a folder that you may write to"):
+    with pytest.raises(OSError, match=r"cannot write .*; choose a folder that you may write to"):
         check_writable(tmp_path / "file" / "x.json")
 
 
@@ -73,9 +74,9 @@ def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(tmp_path
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "ready"
-    with pytest.raises(ValueError, match=rf"is in use by process {process.pid} on .*hydra.run.dir=PATH"):
-        with locked(tmp_path):
-            pass
+    refusal = pytest.raises(ValueError, match=rf"is in use by process {process.pid} on .*hydra.run.dir=PATH")
+    with refusal, locked(tmp_path):
+        pass
     process.kill()
     process.wait()
     assert (tmp_path / NAME).is_file()

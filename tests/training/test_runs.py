@@ -115,9 +115,11 @@ def test_a_finished_run_is_replaced_and_an_unfinished_one_is_not(tmp_path, capsy
     def killed(self, batch, index):
         raise RuntimeError("killed")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+    with monkeypatch.context() as patch:
         patch.setattr(LitRouter, "training_step", killed)
-        train_by(config("trainer.max_steps=4", "checkpoint_every_n_steps=1", "seed=1", "resume=auto"), tmp_path)
+        more = config("trainer.max_steps=4", "checkpoint_every_n_steps=1", "seed=1", "resume=auto")
+        with pytest.raises(RuntimeError):
+            train_by(more, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")}
     with pytest.raises(ValueError, match=r"checkpoints of an unfinished run; say resume=auto to go on with it"):
         train_by(config(*small), tmp_path)
