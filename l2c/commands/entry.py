@@ -78,7 +78,7 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
                 if not in_sweep():
                     _fail(error)
                 _take_back()
-                sys.stderr.write(f"error: {run_folder().name}: {_sentence(error)}\n")
+                sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {_sentence(error)}\n")
                 failed.append(str(error))
             except KeyboardInterrupt:
                 _take_back()
@@ -95,7 +95,8 @@ def entry(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable
             except BAD_INPUT as error:  # of composing the config, or of making the run folder
                 _fail(error)
             if failed:
-                sys.stderr.write(f"error: {len(failed)} jobs of the sweep failed; the others are done\n")
+                count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+                sys.stderr.write(f"error: {count} of the sweep failed; the others are done\n")
                 sys.exit(1)
 
         return main

@@ -69,7 +69,7 @@ def _of_the_disk(error: Exception, temporary: Path) -> bool:
 def _cannot_write(target: Path, error: Exception) -> OSError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
     full = any(os.strerror(number) in str(error) for number in FULL)
-    mend = "free some space on its disk" if full else "choose a folder that you may write to"
+    mend = "free some space on its disk and run again" if full else "choose a folder that you may write to"
     return OSError(f"cannot write {target}: {reason}; {mend}")
 
 

@@ -124,7 +124,9 @@ class Text(Rule):
     def check(self, name: str, value: Any, default: Any = None) -> None:
         """Refuse a value; of choices the near ones are named."""
         if self.choices and isinstance(value, str) and value not in self.choices:
-            raise ValueError(f"{name} must be {self.kind()}, got {value!r}; {near_names(value, list(self.choices))}")
+            near = near_names(value, list(self.choices))
+            hint = f"; {near}" if near.startswith("did") else ""
+            raise ValueError(f"{name} must be {self.kind()}, got {described(value)}{hint}")
         super().check(name, value, default)
 
 
