@@ -111,16 +111,20 @@ def sample_images(
         fixed_batch=batch_size if any(settings.values()) else None,
         settings=settings,
     )
-    sentence = (
-        f"out of memory in drawing with batch_size={batch_size}; say batch_size={max(1, batch_size // 2)}, "
-        "precision=bf16, cache_dtype=bf16 or cache_device=cpu"
-    )
     start = time.perf_counter()
-    with memory_explained(lambda: sentence):
+    with memory_explained(lambda: _memory_sentence(batch_size)):
         runner.predict(module, ShardsToDraw(samples, place, batch_size), return_predictions=False)
     drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
     total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all
     return Drawn(place, int(total), time.perf_counter() - start, runner.is_global_zero)
+
+
+def _memory_sentence(batch_size: int) -> str:
+    """Say what lowers the memory of drawing."""
+    return (
+        f"out of memory in drawing with batch_size={batch_size}; say batch_size={max(1, batch_size // 2)}, "
+        "precision=bf16, cache_dtype=bf16 or cache_device=cpu"
+    )
 
 
 def _samples(

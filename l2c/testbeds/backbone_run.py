@@ -80,9 +80,14 @@ def train_backbone(
     with claimed(run_folder, identity, resumed=resumed):
         with memory_explained(lambda: sentence):
             trainer.fit(module, data, ckpt_path=resumed)
-        weights = {name: value.half().contiguous() for name, value in backbone.state_dict().items()}
-        for name, value in weights.items():
-            check_finite(f"weights of {name}", value, mend="lower learning_rate")
-        with replacing(output) as temporary:
-            save_file(weights, temporary)
+        _write(backbone, output)
     return output
+
+
+def _write(backbone: Backbone, output: Path) -> None:
+    """Write the weights in fp16, unless one is not finite."""
+    weights = {name: value.half().contiguous() for name, value in backbone.state_dict().items()}
+    for name, value in weights.items():
+        check_finite(f"weights of {name}", value, mend="lower learning_rate")
+    with replacing(output) as temporary:
+        save_file(weights, temporary)
