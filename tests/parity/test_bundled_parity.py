@@ -2,7 +2,7 @@
 
 Weights are rounded to 16 bits there to keep the folder small, so that tolerances are those of that rounding: final
 samples moved by up to 2.4e-3 when measured. Typical mistakes are far outside: caching after the gate moves them by
-0.04, attention and MLP swapped by 0.035, the router's sign by 0.07, a router index counted from the noisy end by 0.05.
+0.04, attention and MLP swapped by 0.035, the router's sign by 0.07, an index counted from the noisy end by 0.05.
 The full set, with exact weights, is compared where it lies beside the checkout (test_parity.py).
 """
 
