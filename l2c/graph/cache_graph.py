@@ -115,8 +115,9 @@ class CacheGraph(OnHub):
             )
         if not all(math.isfinite(t) for t in self.timesteps):
             raise ValueError(f"timesteps must be finite numbers, got {list(self.timesteps)}")
+        rising = self.timesteps[-1] > self.timesteps[0]  # of models that count from noise 0 to image 1
         for before, after in zip(self.timesteps, self.timesteps[1:], strict=False):
-            if not before > after:
+            if not (before < after if rising else before > after):
                 raise ValueError(
                     f"timesteps must decrease from noise to image, got {after:g} after {before:g}; "
                     "row 0 belongs to the noisiest evaluation"

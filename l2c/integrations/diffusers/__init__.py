@@ -17,10 +17,10 @@ except ModuleNotFoundError as error:
 from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.backbone import weights_digest
-from l2c.backbones.layer_form import RESIDUAL
+from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.cache_graph import CacheGraph
-from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook
+from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.timesteps import Schedule, check_scheduler
 from l2c.integrations.dit_weights import diffusers_layer_names
@@ -66,13 +66,15 @@ def apply_cache_graph(
     if pipe is not None and not resample:
         check_scheduler(graph, pipe.scheduler)
     hooks = _hooks(graph, layers, share=type(model).__name__ in CHAINED and correction is None)
-    for layer, hook in zip(layers, hooks, strict=True):
-        HookRegistry.check_if_exists_or_initialize(layer.module).register_hook(hook, LAYER)
+    slots = [hooks[layer.module].slots[layer.call] for layer in layers]
+    for module, hook in hooks.items():
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, LAYER)
+    for layer, slot in zip(layers, slots, strict=True):
         for module in layer.silent:
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(hook), SILENT)
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(slot), SILENT)
     schedule = Schedule(graph, None if pipe is None else weakref.ref(pipe), resample=resample)
     root = HookRegistry.check_if_exists_or_initialize(model)
-    root.register_hook(GraphHook(schedule, hooks, correction), ROOT)
+    root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
     root.invalidate_child_registries_cache()
 
@@ -118,24 +120,27 @@ def _check_uncached(model: nn.Module) -> None:
         raise ValueError("the model is already cached by cache-dit; call cache_dit.disable_cache(pipe) first")
 
 
-def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> list[LayerHook]:
-    """Return a hook per layer; where they may share, blocks in a row that are reused alike keep one sum.
+def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:
+    """Return a hook per module; where they may share, blocks in a row that are reused alike keep one sum.
 
     A sum is followed as its blocks are where their slopes are the same; corrections differ from block to block.
     """
     columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.slopes, strict=True), strict=True))
-    hooks: list[LayerHook] = []
+    hooks: dict[nn.Module, LayerHook] = {}
+    before: RunHook | None = None
     for index, layer in enumerate(layers):
-        if not share or layer.form is not RESIDUAL:
-            hooks.append(LayerHook(layer.form))
-            continue
-        before = hooks[-1] if index and _follows(layers[index - 1].name, layer.name) else None
-        together = isinstance(before, RunHook) and columns[index - 1] == columns[index]
-        hook = RunHook(layer.form, (before.leader or before) if together else None)  # type: ignore[union-attr]
-        hook.last = True
-        if together:
-            before.last = False  # type: ignore[union-attr]
-        hooks.append(hook)
+        if share and isinstance(layer.form, ResidualForm):
+            alike = index > 0 and columns[index - 1] == columns[index]
+            together = before is not None and alike and _follows(layers[index - 1].name, layer.name)
+            hook = RunHook(layer.form, (before.leader or before) if together else None)  # type: ignore[union-attr]
+            hook.last = True
+            if together:
+                before.last = False  # type: ignore[union-attr]
+            before, hooks[layer.module] = hook, hook
+        elif layer.module not in hooks:
+            before, hooks[layer.module] = None, LayerHook(layer.form)
+        slot = hooks[layer.module].slots[layer.call] = Slot()
+        slot.follows = getattr(hooks[layer.module], "leader", None) is not None
     return hooks
 
 
@@ -179,7 +184,7 @@ def _fitting(graph: CacheGraph, model: nn.Module, *, any_weights: bool) -> Cache
 
 def _has(model: nn.Module, name: str) -> bool:
     try:
-        model.get_submodule(name)
+        model.get_submodule(name.partition("@")[0])
     except AttributeError:
         return False
     return True

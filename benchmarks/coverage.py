@@ -1,0 +1,350 @@
+"""Try cache graphs on every transformer and U-Net class of diffusers, at tiny size, and write what holds as a table.
+
+    python benchmarks/coverage.py [CLASS ...] [--output docs/coverage.md]
+
+For each class: a graph that computes everything must equal the plain model bit for bit; reuse under equal inputs must
+equal computing; the forwards that really run must be those of the rows; a second call must equal the first; removing
+the graph must restore the model bit for bit; and two guidance branches that run in turn must equal each run alone.
+Configurations are in tiny_models.yaml. All take a few minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+import l2c
+
+CONFIGURATIONS = Path(__file__).with_name("tiny_models.yaml")
+TIMES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.1)  # of the largest
+KINDS = {"layer graph": None, "block graph": ("block",)}
+TOLERANCE = 1e-5  # relative: adding and subtracting a block's input rounds
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A model of a class with one call.
+
+    Attributes:
+        model: frozen, no two weights alike.
+        inputs: all arguments but the timestep.
+        time: its argument's name, its largest value, its shape.
+        rising: whether it counts from noise 0 to image 1.
+
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Any]
+    time: tuple[str, float, tuple[int, ...]]
+    rising: bool = False
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Of a trajectory."""
+        return tuple((1 - share if self.rising else share) * self.time[1] for share in TIMES)
+
+    @property
+    def noisy(self) -> str:
+        """Name of the noisy input."""
+        return next(iter(self.inputs))
+
+    def __call__(self, t: float, **changes: Any) -> Tensor:
+        """Return the output at t as one tensor, whatever the class returns."""
+        given = {**self.inputs, **changes, self.time[0]: torch.full(self.time[2], t)}
+        return torch.cat([part.flatten() for part in tensors(self.model(**given))])
+
+    def trajectory(self, **changes: Any) -> list[Tensor]:
+        """Return the output at each timestep of inputs that move on, the same way each time."""
+        outputs = []
+        for e, t in enumerate(self.timesteps):
+            moved = moved_on(changes.get(self.noisy, self.inputs[self.noisy]), e)
+            outputs.append(self(t, **{**changes, self.noisy: moved}))
+        return outputs
+
+
+def moved_on(x: Any, e: int) -> Any:
+    """Return an input as it might be at evaluation e; lists of tensors likewise."""
+    if isinstance(x, list):
+        return [moved_on(part, e) for part in x]
+    return x * (1 - 0.1 * e) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors in what a model returns."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from tensors(list(output.values()))
+    elif isinstance(output, (list, tuple)):
+        for part in output:
+            yield from tensors(part)
+
+
+def made(value: Any) -> Any:
+    """Return an input from its line in the file."""
+    if isinstance(value, dict):
+        return {key: made(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [made(member) for member in value]
+    if not isinstance(value, str):
+        return value
+    maker, *words = value.split()
+    sizes = [int(word) for word in words if word.isdigit()]
+    dtype = torch.long if "long" in words else torch.float32
+    if maker == "cache":
+        from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
+        return WanAnimate2KVCache(*sizes)
+    makers = {
+        "randn": lambda: torch.randn(sizes),
+        "ones": lambda: torch.ones(sizes, dtype=dtype),
+        "zeros": lambda: torch.zeros(sizes, dtype=dtype),
+        "true": lambda: torch.ones(sizes, dtype=torch.bool),
+        "labels": lambda: torch.randint(sizes[0], sizes[1:]),
+        "range": lambda: torch.arange(*sizes),
+        "tensor": lambda: torch.tensor(sizes),
+    }
+    if maker not in makers:
+        return value
+    tensor = makers[maker]()
+    return tensor[None] if "unsqueeze" in words else tensor
+
+
+def configurations() -> dict[str, Any]:
+    """Return the content of the file by class name."""
+    return yaml.safe_load(CONFIGURATIONS.read_text(encoding="utf-8"))
+
+
+def tiny_model(name: str, seed: int = 0) -> TinyModel:
+    """Return a model of a class of diffusers with one call."""
+    import diffusers
+
+    entry = configurations()[name]
+    argument, largest, *shape = entry["time"].split()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = getattr(diffusers, name)(**entry["config"]).eval().requires_grad_(False)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        inputs = made(entry["inputs"])
+    time = (argument, float(largest), tuple(int(size) for size in shape if size.isdigit()))
+    return TinyModel(model, inputs, time, "rising" in shape)
+
+
+def graph_of(tiny: TinyModel, layers: tuple[str, ...], rows: list[tuple[bool, ...]]) -> l2c.CacheGraph:
+    """Return a graph of layers and rows for a tiny model."""
+    name = type(tiny.model).__name__
+    return l2c.CacheGraph(rows=tuple(rows), layers=layers, timesteps=tiny.timesteps, model=name, solver="any")
+
+
+def mixed_rows(num_layers: int) -> list[tuple[bool, ...]]:
+    """Return rows in which about half of the layers are reused, each in several patterns."""
+    return [tuple(e == 0 or (e * 7 + i * 5) % 4 < 2 for i in range(num_layers)) for e in range(len(TIMES))]
+
+
+@contextlib.contextmanager
+def counted(model: nn.Module, layers: tuple[str, ...]) -> Iterator[dict[str, int]]:
+    """Count the forwards of one module with weights inside each layer, the last; hooks come around, not under it."""
+    counts: dict[str, int] = {}
+    counting = []
+    for path in dict.fromkeys(name.partition("@")[0] for name in layers):
+        inner = [part for part in model.get_submodule(path).modules() if hasattr(part, "weight")]
+        if not inner:
+            continue
+        counts[path] = 0
+
+        def count(*args: Any, path: str = path, forward: Any = inner[-1].forward, **kwargs: Any) -> Any:
+            counts[path] += 1
+            return forward(*args, **kwargs)
+
+        inner[-1].__dict__["forward"] = count
+        counting.append(inner[-1])
+    try:
+        yield counts
+    finally:
+        for module in counting:
+            module.__dict__.pop("forward", None)
+
+
+def relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Return the largest difference of two trajectories, in units of the largest value."""
+    largest = max(float(output.abs().max()) for output in theirs)
+    return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / largest
+
+
+def check(tiny: TinyModel, layers: tuple[str, ...]) -> None:
+    """Apply graphs of these layers and compare with the plain model.
+
+    Raises:
+        ValueError: something is not as it must be; the message says what.
+
+    """
+    from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
+
+    def need(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(what)
+
+    def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+        return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+    plain = tiny.trajectory()
+    need(same(plain, tiny.trajectory()), "the plain model is not deterministic")
+    still = {tiny.noisy: tiny.inputs[tiny.noisy]}
+    rows = mixed_rows(len(layers))
+    everything = [(True,) * len(layers)] * len(TIMES)
+
+    apply_cache_graph(tiny.model, graph_of(tiny, layers, everything))
+    need(same(tiny.trajectory(), plain), "a graph that computes everything changes bits")
+    remove_cache_graph(tiny.model)
+
+    with counted(tiny.model, layers) as counts:
+        tiny(tiny.timesteps[0])
+        once = dict(counts)
+        apply_cache_graph(tiny.model, graph_of(tiny, layers, rows))
+        counts.update(dict.fromkeys(counts, 0))
+        cached = tiny.trajectory()
+        for path, ran in counts.items():
+            columns = [i for i, name in enumerate(layers) if name.partition("@")[0] == path]
+            wanted = sum(row[i] for row in rows for i in columns)
+            whole = once[path] % len(columns) == 0
+            need(not whole or ran == wanted * once[path] // len(columns), f"{path} ran {ran} times, not {wanted}")
+        need(not same(cached, plain), "the graph changes nothing")
+        need(same(tiny.trajectory(), cached), "a second call differs from the first")
+        check_branches(tiny, cached)
+        remove_cache_graph(tiny.model)
+    need(same(tiny.trajectory(), plain), "the graph leaves traces when it is removed")
+
+    t = tiny.timesteps[0]  # the same inputs at a time that hardly moves: reuse equals computing
+    near = [t * (1 + 1e-9 * e) if tiny.rising else t * (1 - 1e-9 * e) for e in range(len(TIMES))]
+    if t == 0:
+        near = [1e-9 * e for e in range(len(TIMES))]
+    graph = graph_of(tiny, layers, [everything[0], *[(False,) * len(layers)] * (len(TIMES) - 1)])
+    apply_cache_graph(tiny.model, graph)
+    for e, sooner in enumerate(tiny.timesteps):
+        hook = tiny.model._diffusers_hook.get_hook("l2c_cache_graph")  # type: ignore[union-attr, operator]
+        hook.schedule.evaluation = lambda _, e=e: e
+        error = relative_error([tiny(near[e], **still)], [plain[0]])
+        need(error < TOLERANCE, f"reuse under equal inputs differs from computing by {error:.0e} at {sooner:g}")
+    remove_cache_graph(tiny.model)
+
+
+def check_branches(tiny: TinyModel, alone: list[Tensor]) -> None:
+    """Compare two guidance branches that run in turn, without names, with each alone."""
+    conditions = [n for n, v in tiny.inputs.items() if n != tiny.noisy and isinstance(v, Tensor)]
+    changed = next((n for n in conditions if tiny.inputs[n].is_floating_point()), None)
+    if changed is None:
+        return
+    other = {changed: tiny.inputs[changed] * 0.5}
+    expected = tiny.trajectory(**other)
+    for e, t in enumerate(tiny.timesteps):
+        x = {tiny.noisy: moved_on(tiny.inputs[tiny.noisy], e)}
+        for branch, wanted in (({}, alone[e]), (other, expected[e])):
+            if not torch.equal(tiny(t, **x, **branch), wanted):
+                raise ValueError("guidance branches that run in turn disturb each other")
+
+
+@dataclass
+class Finding:
+    """What holds for one class."""
+
+    name: str
+    layers: str = ""
+    share: str = ""
+    verdicts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """Row of the table."""
+        notes = "; ".join(dict.fromkeys(v for v in self.verdicts.values() if v != "yes"))
+        marks = " | ".join("yes" if self.verdicts.get(kind) == "yes" else "no" for kind in KINDS)
+        return f"| `{self.name}` | {self.layers} | {self.share} | {marks} | {notes} |"
+
+
+def share_of(layers: list[Any], run: Any) -> str:
+    """Return the share of a forward's MACs that layers hold, for people; unknown where the counter cannot tell."""
+    from l2c.calibration.measured_cost import covered_share
+
+    try:
+        return f"{100 * covered_share(layers, run):.0f} %"
+    except (NotImplementedError, RuntimeError):  # flex_attention
+        return "?"
+
+
+@torch.no_grad()
+def examine(name: str) -> Finding:
+    """Return what holds for a class."""
+    from l2c.integrations.diffusers.layers import find_layers, make_layer
+    from l2c.integrations.diffusers.recording import calls_of
+
+    finding = Finding(name)
+    for kind, of in KINDS.items():
+        try:
+            tiny = tiny_model(name)
+            run = lambda tiny=tiny: tiny(tiny.timesteps[1])  # noqa: E731
+            layers = find_layers(tiny.model, of=of, calls=calls_of(tiny.model, run))
+            if of is None:
+                shown = dict.fromkeys(re.sub(r"\.\d+", ".*", layer) for layer in layers)
+                finding.layers = ", ".join(f"`{layer}`" for layer in shown)
+                finding.share = share_of([make_layer(tiny.model, layer) for layer in layers], run)
+            check(tiny, layers)
+            finding.verdicts[kind] = "yes"
+        except Exception as error:  # the table says what is refused, and why
+            finding.verdicts[kind] = f"{kind}: {str(error).splitlines()[0][:160]}"
+    return finding
+
+
+HEAD = """# Classes of diffusers
+
+Written by `python benchmarks/coverage.py` with diffusers {version} on tiny configurations with random weights; its
+head says what is checked. *Share* is that of the multiply-accumulates of one forward that the layers found hold
+(under 80 % a graph saves less than its rows say; tiny configurations have large embedders). `@2` is the second call
+of a module.
+
+{counts}
+
+| class | layers | share | layer graph | block graph | refused, and why |
+|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Examine classes, print their rows, write the table."""
+    import diffusers
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("classes", nargs="*", help="names of classes; none = all")
+    parser.add_argument("--output", type=Path, help="write the table here")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    known = configurations()
+    unknown = [name for name in options.classes if name not in known]
+    if unknown:
+        sys.exit(f"no configuration of {unknown[0]} in {CONFIGURATIONS.name}; known are {', '.join(known)}")
+    findings = []
+    for name in options.classes or known:
+        findings.append(examine(name))
+        print(findings[-1].line, flush=True)
+    good = {kind: sum(f.verdicts.get(kind) == "yes" for f in findings) for kind in KINDS}
+    counts = f"{len(findings)} classes: " + ", ".join(f"{kind} {number}" for kind, number in good.items()) + "."
+    print(counts)
+    if options.output is not None:
+        text = HEAD.format(version=diffusers.__version__, counts=counts)
+        options.output.write_text(text + "\n".join(f.line for f in findings) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
