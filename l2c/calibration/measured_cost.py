@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.backbones.wrap import WrappedLayer, WrappedModule
+
+ENOUGH = 0.8  # of the MACs of an evaluation
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -27,7 +31,16 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     weight = next(backbone.parameters())
     x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
-    return macs_of(backbone.layers, lambda: backbone(x, torch.ones(1, device=weight.device), y))
+    held, rest = macs_of(backbone.layers, lambda: backbone(x, torch.ones(1, device=weight.device), y))
+    share = sum(held) / max(1, sum(held) + rest)
+    if share < ENOUGH:
+        log.warning(
+            "the %d layers of %s hold %.0f %% of the MACs of an evaluation; no graph of them saves more",
+            len(held),
+            backbone.conventions.name,
+            100 * share,
+        )
+    return held, rest
 
 
 @torch.no_grad()

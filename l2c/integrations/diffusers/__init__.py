@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,9 @@ from l2c.backbones.backbone import weights_digest
 from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
+from l2c.integrations.diffusers.denoisers import denoisers_of
+from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.timesteps import Schedule, check_scheduler
@@ -34,7 +38,11 @@ HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "l
 
 
 def apply_cache_graph(
-    pipe_or_model: Any, graph: CacheGraph, *, resample: bool = False, any_weights: bool = False
+    pipe_or_model: Any,
+    graph: CacheGraph | Mapping[str, CacheGraph],
+    *,
+    resample: bool = False,
+    any_weights: bool = False,
 ) -> None:
     """Let a pipeline, or its transformer or U-Net, skip the layers that a graph says to skip.
 
@@ -43,22 +51,63 @@ def apply_cache_graph(
 
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
-        graph: its layers must be modules of the model.
+        graph: its layers must be modules of the model. For pipelines with two denoisers a graph for each, by its
+            name there, see `CacheGraphs`.
         resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
             with a warning and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
 
     Raises:
-        ValueError: another architecture, other weights, a correction of another graph, a cache that is already on;
-            later, from the call of the pipeline: timesteps that are not the graph's.
+        ValueError: another architecture, other weights, a correction of another graph, a cache that is already on, a
+            graph for one of two denoisers; later, from the call of the pipeline: timesteps that are not the graph's.
         FileNotFoundError: the graph's correction is missing.
 
     """
-    model = denoiser_of(pipe_or_model)
-    pipe = None if model is pipe_or_model else pipe_or_model
-    model = unwrap_module(model)
-    if resample and pipe is None:
-        raise ValueError("resample=True reads the timesteps from the scheduler; give the pipeline, not its model")
+    models = denoisers_of(pipe_or_model)
+    pipe = None if isinstance(pipe_or_model, nn.Module) else pipe_or_model
+    graphs = graph if isinstance(graph, Mapping) else {next(iter(models)): graph}
+    if set(graphs) != set(models):
+        raise ValueError(
+            f"{type(pipe_or_model).__name__} has the denoisers {', '.join(models)}, but there are graphs for "
+            f"{', '.join(graphs)} alone; give a graph for each, l2c.CacheGraphs({{name: graph, ...}})"
+        )
+    if resample and (pipe is None or len(models) > 1):
+        raise ValueError(
+            "resample=True reads the timesteps from the scheduler; give the pipeline, not its model"
+            if pipe is None
+            else "resample=True cannot tell which timesteps each of two denoisers has; make graphs for this schedule"
+        )
+    try:
+        for name, model in models.items():
+            part = len(models) > 1
+            _apply(unwrap_module(model), pipe, graphs[name], part=part, resample=resample, any_weights=any_weights)
+    except BaseException:
+        for model in list(models.values())[: list(models).index(name)]:
+            _remove(unwrap_module(model))
+        raise
+
+
+def remove_cache_graph(pipe_or_model: Any) -> None:
+    """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
+    for model in denoisers_of(pipe_or_model).values():
+        _remove(unwrap_module(model))
+
+
+@contextmanager
+def applied(pipe_or_model: Any, graph: CacheGraph | Mapping[str, CacheGraph], **options: Any) -> Iterator[Any]:
+    """Apply a graph for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
+    apply_cache_graph(pipe_or_model, graph, **options)
+    try:
+        yield pipe_or_model
+    finally:
+        remove_cache_graph(pipe_or_model)
+
+
+apply, remove = apply_cache_graph, remove_cache_graph  # as `l2c.apply` and `l2c.remove`
+
+
+def _apply(model: nn.Module, pipe: Any, graph: CacheGraph, *, part: bool, resample: bool, any_weights: bool) -> None:
+    """Apply a graph to one model; `part` = it makes some of the pipeline's evaluations, another model the others."""
     _check_uncached(model)
     given, graph = graph, _fitting(graph, model, any_weights=any_weights)
     correction = Correction.of(given)  # of the graph under the names that it was made with
@@ -72,38 +121,18 @@ def apply_cache_graph(
     for layer, slot in zip(layers, slots, strict=True):
         for module in layer.silent:
             HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(slot), SILENT)
-    schedule = Schedule(graph, None if pipe is None else weakref.ref(pipe), resample=resample)
+    schedule = Schedule(graph, None if pipe is None else weakref.ref(pipe), resample=resample, part=part)
     root = HookRegistry.check_if_exists_or_initialize(model)
     root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
     root.invalidate_child_registries_cache()
 
 
-def remove_cache_graph(pipe_or_model: Any) -> None:
-    """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
-    root = HookRegistry.check_if_exists_or_initialize(unwrap_module(denoiser_of(pipe_or_model)))
+def _remove(model: nn.Module) -> None:
+    root = HookRegistry.check_if_exists_or_initialize(model)
     for name in (ROOT, SILENT, LAYER):
         root.remove_hook(name, recurse=True)
     root.invalidate_child_registries_cache()
-
-
-def denoiser_of(pipe_or_model: Any) -> Any:
-    """Return the transformer or U-Net of a pipeline; a model is its own.
-
-    Raises:
-        ValueError: there is none.
-
-    """
-    if isinstance(pipe_or_model, nn.Module):
-        return pipe_or_model
-    for name in ("transformer", "unet"):
-        model = getattr(pipe_or_model, name, None)
-        if isinstance(model, nn.Module):
-            return model
-    raise ValueError(
-        f"{type(pipe_or_model).__name__} has neither a transformer nor a unet; give a diffusers pipeline, or the "
-        "model that is called at every step"
-    )
 
 
 def _check_uncached(model: nn.Module) -> None:

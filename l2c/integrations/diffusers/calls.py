@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
+from types import FrameType
 from typing import Any
 
 
-def call_of(pipe: Any, thread: int | None = None) -> int | None:
-    """Return a mark of the call of a pipeline that a thread is in, None where it is in none.
+def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
+    """Return the frame of the call of a pipeline that a thread is in, None where it is in none.
 
     Args:
         pipe: a diffusers pipeline.
@@ -20,7 +21,7 @@ def call_of(pipe: Any, thread: int | None = None) -> int | None:
     frame: Any = sys._current_frames().get(threading.get_ident() if thread is None else thread)
     while frame is not None:
         if frame.f_code is code and frame.f_locals.get("self") is pipe:
-            return id(frame)
+            return frame
         frame = frame.f_back
     return None
 

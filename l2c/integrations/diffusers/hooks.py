@@ -208,6 +208,8 @@ class GraphHook(_UncopiedHook):
                 evaluation, history = self._decide(module, args, kwargs)
                 output = self.fn_ref.original_forward(*args, **kwargs)
                 self._keep(evaluation, history)
+                if evaluation == self.schedule.graph.num_evaluations - 1:
+                    self.schedule.end()
             finally:
                 for layer in self.layers:
                     layer.clear()
@@ -216,7 +218,7 @@ class GraphHook(_UncopiedHook):
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, BranchHistory]:
         t = timestep_of(module, args, kwargs)
         if self.schedule.begins_anew(t):
-            self.reset_state(module)
+            self._forget()
         e = self.schedule.evaluation(t)
         name = self.branch.name
         branches = self._branches
@@ -256,8 +258,12 @@ class GraphHook(_UncopiedHook):
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the trajectory of this thread; the pipelines of diffusers call this when they end."""
-        self._local.branches = Branches(len(self.layers))
+        self._forget()
+        self.schedule.end()
         return module
+
+    def _forget(self) -> None:
+        self._local.branches = Branches(len(self.layers))
 
     @property
     def cached_bytes(self) -> int:

@@ -29,8 +29,9 @@ class SchedulerSolver(Solver):
 
     def __init__(self, scheduler: Any, timesteps: Sequence[float]) -> None:
         name = type(scheduler).__name__
+        rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1
         for before, after in itertools.pairwise(timesteps):
-            if not before > after:
+            if not (before < after if rising else before > after):
                 raise ValueError(
                     f"{name} evaluates at t = {after:g} after {before:g}, but a cache graph needs one evaluation at "
                     "each of decreasing timesteps; take a scheduler of one evaluation a step, e.g. "

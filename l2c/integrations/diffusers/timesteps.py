@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -105,6 +106,7 @@ class Schedule:
         graph: the graph.
         pipe: returns the pipeline whose scheduler is followed, None once it is gone; None without a pipeline.
         resample: make a graph for the scheduler's own timesteps instead of refusing them.
+        part: the graph's evaluations are some of the scheduler's; another denoiser makes the others.
 
     Attributes:
         graph: the graph in use; of `resample`, the resampled one.
@@ -112,13 +114,16 @@ class Schedule:
 
     """
 
-    def __init__(self, graph: CacheGraph, pipe: Callable[[], Any] | None, *, resample: bool) -> None:
+    def __init__(
+        self, graph: CacheGraph, pipe: Callable[[], Any] | None, *, resample: bool, part: bool = False
+    ) -> None:
         self.graph = self._given = graph
         self.given_rows = list(range(graph.num_evaluations))
         self.pipe = pipe
         self.resample = resample
+        self.part = part
         self._scheduled: Any = None
-        self._call: int | None = None
+        self._call: FrameType | None = None  # in which the trajectory that runs began
 
     def begins_anew(self, t: float) -> bool:
         """Whether the pipeline has set its timesteps since the last forward; looks at them then.
@@ -133,10 +138,10 @@ class Schedule:
         if timesteps is None or timesteps is self._scheduled:
             return False
         call = call_of(pipe)
+        if call is not None and call is self._call:  # another thread set them, and is refused
+            self._scheduled = timesteps
+            return False
         if called_elsewhere(pipe):
-            if call is not None and call == self._call:
-                self._scheduled = timesteps  # the other thread set them, and will be refused
-                return False
             raise ValueError(
                 f"{type(pipe).__name__} is being called in another thread, and both calls would share its scheduler; "
                 "let them take turns, or give each thread a pipeline and scheduler of its own"
@@ -148,8 +153,12 @@ class Schedule:
             self.given_rows = nearest_rows(self._given, values)
         else:
             check_scheduler(self._given, scheduler)
-            _check_timesteps(self._given, values)
+            _check_timesteps(self._given, _within(self._given, values) if self.part else values)
         return True
+
+    def end(self) -> None:
+        """Let go of the call of the pipeline whose trajectory is over."""
+        self._call = None
 
     def evaluation(self, t: float) -> int:
         """Return the evaluation that takes place at t.
@@ -213,6 +222,12 @@ def _check_timesteps(graph: CacheGraph, values: Sequence[float]) -> None:
                 f"the graph's evaluation {e} is at t = {ours:g}, but the scheduler takes it at {theirs:g}; give the "
                 "scheduler the graph's settings (timestep_spacing, shift, ...), or apply it with resample=True"
             )
+
+
+def _within(graph: CacheGraph, values: Sequence[float]) -> list[float]:
+    """Return the timesteps that lie between the graph's first and last."""
+    low, high = min(graph.timesteps), max(graph.timesteps)
+    return [t for t in values if low - _tolerance(graph.timesteps, t) <= t <= high + _tolerance(graph.timesteps, t)]
 
 
 def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:
