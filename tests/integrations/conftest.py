@@ -267,6 +267,12 @@ def _tokenizer(length: int):  # type: ignore[no-untyped-def]
     )
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> Callable[[int], Any]:
+    """Return a maker of tokenizers of a few words, by the length of a prompt."""
+    return _tokenizer
+
+
 def _dit_pipeline() -> Any:
     from diffusers import DDIMScheduler, DiTPipeline
 

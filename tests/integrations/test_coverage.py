@@ -1,4 +1,4 @@
-"""The checks of benchmarks/coverage.py on one class for each way in which classes differ; docs/coverage.md has all."""
+"""The checks of benchmarks/coverage.py on a class for each way in which they differ; docs/coverage.md has all."""
 
 from __future__ import annotations
 
