@@ -31,11 +31,13 @@ CLASSES = (
 
 @pytest.fixture(scope="module")
 def coverage():
+    sys.path.insert(0, str(ROOT / "benchmarks"))  # as `python benchmarks/coverage.py` has it
     spec = importlib.util.spec_from_file_location("coverage_of_diffusers", ROOT / "benchmarks" / "coverage.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.mark.parametrize("name", CLASSES)
