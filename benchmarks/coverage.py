@@ -126,7 +126,7 @@ def check(tiny: TinyModel, layers: tuple[str, ...]) -> None:
     graph = graph_of(tiny, layers, [everything[0], *[(False,) * len(layers)] * (len(TIMES) - 1)])
     apply_cache_graph(tiny.model, graph)
     for e, sooner in enumerate(tiny.timesteps):
-        hook = tiny.model._diffusers_hook.get_hook("l2c_cache_graph")  # type: ignore[union-attr, operator]
+        hook = tiny.model._diffusers_hook.get_hook("l2c_cache_graph")
         hook.schedule.evaluation = lambda _, e=e: e
         error = relative_error([tiny(near[e], **still)], [plain[0]])
         need(error < TOLERANCE, f"reuse under equal inputs differs from computing by {error:.0e} at {sooner:g}")

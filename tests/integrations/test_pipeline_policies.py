@@ -246,7 +246,7 @@ def test_fewer_steps_are_the_schedulers_own(make_pipeline):
 
 
 def test_guidance_that_is_an_input_is_not_applied_again(make_family):
-    backbone = family_sampler(make_family, "flux", embedded_guidance=True)[0].backbone
+    backbone = family_sampler(make_family, "flux", guidance="embedded")[0].backbone
     noise = seeded_noise((16, 4), 0, 1)
     plain = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3).sample([0], noise=noise)
     scaled = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3, cfg_scale=3.5)

@@ -17,11 +17,13 @@ class PerPrompt:
     """A condition with one row per prompt.
 
     Attributes:
-        rows: (P, ...); or a tuple of P tensors (1, ...) where prompts differ in length; or a tuple of P lists.
+        rows: (P, ...); a tuple of P tensors (1, ...) where prompts differ in length.
+        listed: whether the model takes a list with an entry a prompt; then rows is the tuple of these.
 
     """
 
     rows: Any
+    listed: bool = False
 
 
 def tabled(values: Sequence[Any]) -> Any:
@@ -30,7 +32,7 @@ def tabled(values: Sequence[Any]) -> Any:
     if isinstance(head, Mapping):
         return {key: tabled([value[key] for value in values]) for key in head}
     if isinstance(head, list) and len(head) == 1:  # one entry a prompt
-        return PerPrompt(tuple(value[0] for value in values))
+        return PerPrompt(tuple(value[0] for value in values), listed=True)
     if not isinstance(head, Tensor) or head.ndim == 0 or len(head) != 1:
         return head
     alike = len({tuple(value.shape) for value in values}) == 1
@@ -51,9 +53,9 @@ def rows_of(table: Any, y: Tensor) -> Any:
     if isinstance(table.rows, Tensor):
         return table.rows.to(y.device)[y]
     chosen = [table.rows[prompt] for prompt in y.tolist()]
-    if not isinstance(chosen[0], Tensor) or chosen[0].ndim == 0:
-        return list(chosen)
-    chosen = [row.to(y.device) for row in chosen]
+    chosen = [row.to(y.device) if isinstance(row, Tensor) else row for row in chosen]
+    if table.listed:
+        return chosen
     shapes = sorted({tuple(row.shape) for row in chosen})
     if len(shapes) > 1:
         raise ValueError(
@@ -68,9 +70,7 @@ def differ_in_length(table: Any) -> bool:
     """Whether some condition has another shape for some prompt."""
     if isinstance(table, Mapping):
         return any(map(differ_in_length, table.values()))
-    if not isinstance(table, PerPrompt) or isinstance(table.rows, Tensor):
-        return False
-    return any(isinstance(row, Tensor) and len(row) == 1 for row in table.rows)
+    return isinstance(table, PerPrompt) and not table.listed and not isinstance(table.rows, Tensor)
 
 
 def digest_of(table: Any) -> str:

@@ -39,7 +39,7 @@ class PipelineBackbone(WrappedModule):
         solver: the pipeline's scheduler.
         of: kinds of layers, see `find_layers`.
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
-        embedded_guidance: whether the guidance scale is among the conditions, an input of the model.
+        guidance: what the guidance scale means: `cfg`, `uvit`, or `embedded`, an input of the model.
         second: a denoiser of the same architecture, and the t below which it takes the first one's place.
 
     Attributes:
@@ -58,7 +58,7 @@ class PipelineBackbone(WrappedModule):
         *,
         of: tuple[str, ...] | None = None,
         fewer_steps: Mapping[int, SchedulerSolver] | None = None,
-        embedded_guidance: bool = False,
+        guidance: str = "cfg",
         second: tuple[nn.Module, float] | None = None,
     ) -> None:
         count = len(calls) - 1
@@ -67,9 +67,7 @@ class PipelineBackbone(WrappedModule):
             [make_layer(model, name) for name in find_layers(model, of=of, calls=step.calls)],
             timestep=calls[0].time[-1],
             labels="prompt",
-            conventions=Conventions(
-                type(model).__name__, "linear", 0, "embedded" if embedded_guidance else "cfg", count
-            ),
+            conventions=Conventions(type(model).__name__, "linear", 0, guidance, count),
             input_shape=tuple(calls[0].x.shape[1:]),
             num_embedded_labels=count + 1,
         )
@@ -155,7 +153,7 @@ def pipeline_backbone(
     distilled = bool(getattr(model.config, "guidance_embeds", False))
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {})}
     if "guidance_scale" in parameters:
-        settings["guidance_scale"] = guidance_scale if distilled and guidance_scale is not None else 1.0
+        settings["guidance_scale"] = guidance_scale if distilled and guidance_scale is not None else _off(pipe)
     name = "class_labels" if labels else "prompt"
     given = {**settings, name: [prompts[0]]}
     with _encoding_once(pipe):
@@ -171,9 +169,22 @@ def pipeline_backbone(
         solver,
         of=of,
         fewer_steps=fewer,
-        embedded_guidance=distilled,
+        guidance="embedded" if distilled else "cfg" if _off(pipe) == 1.0 else "uvit",
         second=_second(pipe, solver),
     )
+
+
+def _off(pipe: Any) -> float:
+    """Return the guidance scale at which a pipeline runs no second branch.
+
+    It is 1.0 for `uncond + s (cond - uncond)`, and 0.0 for `cond + s (cond - uncond)` (Z-Image).
+    """
+    before = getattr(pipe, "_guidance_scale", None)
+    pipe._guidance_scale = 1.0
+    try:
+        return 0.0 if getattr(pipe, "do_classifier_free_guidance", False) else 1.0
+    finally:
+        pipe._guidance_scale = before
 
 
 def _second(pipe: Any, solver: SchedulerSolver) -> tuple[nn.Module, float] | None:
