@@ -22,7 +22,9 @@ def pipe():
         with torch.no_grad():
             for parameter in transformer.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
-        vae = for_pipelines.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8)
+        vae = for_pipelines.AutoencoderKL(
+            block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8
+        )
     scheduler = for_pipelines.DDIMScheduler()
     pipe = for_pipelines.DiTPipeline(transformer=transformer.eval(), vae=vae, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
