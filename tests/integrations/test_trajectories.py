@@ -71,7 +71,7 @@ def test_a_second_call_at_once_is_refused_and_the_first_is_right(make_pipeline, 
     def step_and_wait(*args, **kwargs):
         if not began.is_set():
             began.set()
-            goes_on.wait(20)
+            goes_on.wait(120)
         return step(*args, **kwargs)
 
     def call():
@@ -79,7 +79,7 @@ def test_a_second_call_at_once_is_refused_and_the_first_is_right(make_pipeline, 
         return pipe([3], num_inference_steps=4, generator=generator, output_type="np").images
 
     def second():
-        began.wait(20)
+        began.wait(120)
         try:
             return call()
         finally:
