@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-for_pipelines = pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+
+import diffusers
 
 import l2c
 from l2c import acceleration
@@ -16,17 +18,15 @@ from l2c.integrations.diffusers import remove_cache_graph
 def pipe():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        transformer = for_pipelines.DiTTransformer2DModel(
+        transformer = diffusers.DiTTransformer2DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=8
         )
         with torch.no_grad():
             for parameter in transformer.parameters():
                 parameter += 0.05 * torch.randn_like(parameter)
-        vae = for_pipelines.AutoencoderKL(
-            block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8
-        )
-    scheduler = for_pipelines.DDIMScheduler()
-    pipe = for_pipelines.DiTPipeline(transformer=transformer.eval(), vae=vae, scheduler=scheduler)
+        vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8)
+    scheduler = diffusers.DDIMScheduler()
+    pipe = diffusers.DiTPipeline(transformer=transformer.eval(), vae=vae, scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -81,7 +81,7 @@ def measured(*args, **kwargs):
 
 
 def test_block_caching_where_the_scheduler_passes_no_gradient(pipe, tmp_path, capsys):
-    pipe.scheduler = for_pipelines.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     graph = accelerated(pipe, tmp_path)
     assert graph.provenance["method"] == "block_caching"
 

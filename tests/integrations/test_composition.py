@@ -24,9 +24,8 @@ def same(ours, theirs):
 def test_half_precision(name, make_family, family_graph):
     family = make_family(name)
     family.model.to(torch.bfloat16)
-    given = {
-        k: v.bfloat16() if getattr(v, "dtype", None) == torch.float32 else v for k, v in family.conditions.items()
-    }
+    given = dict(family.conditions)
+    given |= {k: v.bfloat16() for k, v in given.items() if getattr(v, "dtype", None) == torch.float32}
     family = type(family)(family.model, family.x.bfloat16(), given, family.timesteps)
     plain = family.trajectory()
     everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
@@ -84,9 +83,8 @@ def test_compile_around_the_model(name, make_family, family_graph):
     apply_cache_graph(family.model, family_graph(family))
     expected = family.trajectory()
     torch._dynamo.reset()
-    compiled = type(family)(
-        torch.compile(family.model, backend="eager"), family.x, family.conditions, family.timesteps
-    )
+    model = torch.compile(family.model, backend="eager")
+    compiled = type(family)(model, family.x, family.conditions, family.timesteps)
     for _ in range(2):
         for ours, theirs in zip(compiled.trajectory(), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
