@@ -11,7 +11,7 @@ PIP_ARGS ?=
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types spelling format clean
+.PHONY: help install demo test lint types spelling docs format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -41,6 +41,9 @@ types: install  ## mypy on the package, the scripts and the entry
 
 spelling: install  ## codespell
 	$(BIN)/codespell
+
+docs: install  ## build the site into build/site, warnings being errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: install  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

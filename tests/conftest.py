@@ -169,7 +169,7 @@ def call() -> Callable[..., Called]:
 
     root = Path(__file__).resolve().parent.parent
 
-    def run(entry: str, *arguments: object, **environment: str) -> Called:
+    def run(entry: str, *arguments: object, cwd: Path = root, **environment: str) -> Called:
         output, errors = io.StringIO(), io.StringIO()
         logger, threads = logging.getLogger(), torch.get_num_threads()
         kept = (sys.argv, logger.handlers[:], logger.level, dict(os.environ), random.getstate(), sys.path[:])
@@ -178,7 +178,7 @@ def call() -> Callable[..., Called]:
         code: object = 0
         try:
             with (
-                working_in(root),
+                working_in(cwd),
                 contextlib.redirect_stdout(output),
                 contextlib.redirect_stderr(errors),
                 torch.random.fork_rng(devices=[]),
@@ -198,6 +198,16 @@ def call() -> Callable[..., Called]:
         if isinstance(code, str):  # sys.exit("a sentence")
             errors.write(f"{code}\n")
         return Called(code if isinstance(code, int) else int(code is not None), output.getvalue(), errors.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command(call: Callable[..., Called]) -> Callable[..., Called]:
+    """Return the function that calls `l2c NAME ...` in this process, from a folder; see `call`."""
+
+    def run(name: str, *arguments: object, cwd: Path) -> Called:
+        return call("l2c/__main__.py", name, *arguments, cwd=cwd)
 
     return run
 
@@ -233,3 +243,17 @@ def refused() -> Callable[[Called | subprocess.CompletedProcess], str]:
         return lines[0]
 
     return sentence
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random text-to-image pipeline, as `save_pretrained` writes it."""
+    for package in ("diffusers", "transformers"):
+        pytest.importorskip(package, reason=f"needs the package {package}: pip install '.[diffusers]'")
+    from tiny_diffusers import PIPELINES
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        PIPELINES["stable_diffusion"]().save_pretrained(folder)
+    return folder

@@ -19,6 +19,7 @@ ROOMS = (
     "calibration",
     "policies",
     "integrations",
+    "pipelines",
     "report",
     "speed",
     "training",

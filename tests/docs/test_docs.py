@@ -1,0 +1,112 @@
+"""Every command and every Python block of README and docs: it runs, or where it needs other data it composes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from doc_pages import PAGES, ROOT, blocks, commands, indented
+
+from l2c.commands.table import COMMANDS
+
+RUN_WHOLE = ("README.md", "docs/tour.md")  # their commands run, one after the other, in one folder
+OTHER_DATA = "needs other data"
+SMALL = {
+    "train": ["trainer.max_steps=2"],
+    "calibrate": ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=4"],
+    "graph": [],
+    "correct": ["max_steps=1", "batch_size=2"],
+    "sample": ["num_images=3"],
+    "sample-many": ["num_images=4", "shard_size=2", "batch_size=2"],
+    "evaluate": ["num_images=4", "timing_repetitions=1", "timing_batch=2", "random_draws=1"],
+    "compare": ["num_images=4", "timing_repetitions=1", "timing_batch=2", "num_seeds=1"],
+    "benchmark": ["repetitions=1", "batch_sizes=[1]", "baseline=null"],
+}
+BEST = ["policy.num_trajectories=4", "policy.pool=4", "policy.steps=1", "policy.batch_size=2", "policy.max_span=3"]
+FEW_METHODS = [
+    f"methods.{name}=false" for name in ("best", "gram_hold", "gram_linear", "top_k", "smoothcache", "random")
+]
+
+
+def small(call: list[str]) -> list[str]:
+    """Return a call with the settings that make it short, those that the page gives itself coming last."""
+    name, *given = call
+    extra = list(SMALL.get(name, []))
+    if "policy=best" in given:
+        extra += BEST
+    if name == "compare":
+        extra += FEW_METHODS
+    if "labels=" in " ".join(given):
+        extra = [override for override in extra if not override.startswith("num_images")]
+    fixed = [
+        override for override in given if not override.startswith(("num_images=", "num_trajectories=", "trainer.max"))
+    ]
+    return [name, *fixed, *extra]
+
+
+def relative(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def calls_of(page: Path) -> list[tuple[list[str], bool]]:
+    """Return the calls of a page, and whether each is to run."""
+    found = [
+        (call, relative(page) in RUN_WHOLE and block.mark != OTHER_DATA)
+        for block in blocks(page)
+        if block.language in ("", "bash", "sh")
+        for call in commands(block.text)
+    ]
+    return found + [(call, False) for line in indented(page) for call in commands(line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_commands_run_or_compose(page, command, tmp_path):
+    for call, runs in calls_of(page):
+        name, *overrides = call
+        assert name in COMMANDS, f"{relative(page)}: l2c {name} is no command"
+        if not COMMANDS[name].hydra:
+            if name == "show" and runs:
+                assert command(*call, cwd=tmp_path).returncode == 0, call
+            continue
+        sweeps = "-m" in overrides or "--cfg" in overrides
+        if runs and not sweeps:
+            done = command(*small(call), cwd=tmp_path)
+        else:
+            plain = [word for word in overrides if word not in ("-m", "--cfg", "job")]
+            plain = [word.split(",")[0] if sweeps and "[" not in word else word for word in plain]
+            done = command(name, *plain, "--cfg", "job", cwd=tmp_path)
+        assert done.returncode == 0, f"{relative(page)}: l2c {' '.join(call)}: {done.stderr[-600:]}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(b.language == "python" for b in blocks(page))], ids=relative
+)
+def test_python_blocks_run(page, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in blocks(page):
+        if block.language != "python" or block.mark == OTHER_DATA:
+            continue
+        if block.mark:
+            namespace |= given(block.mark)
+        exec(compile(block.text, f"{relative(page)}", "exec"), namespace)
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not target.startswith(("http", "mailto")):
+                assert (page.parent / target).exists(), f"{relative(page)} links to {target}"
+
+
+def test_next_lines_work_when_pasted(command, tmp_path):
+    folder = tmp_path / "a run, with = and spaces"
+    first = command("train", "trainer.max_steps=2", f"hydra.run.dir='{folder}'", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    lines = [line.removeprefix("next: ") for line in first.stdout.splitlines() if line.startswith("next: ")]
+    assert lines
+    for line in lines:
+        (call,) = commands(re.sub(r"^python -m l2c", "l2c", line))
+        done = command(*small(call), cwd=tmp_path)
+        assert done.returncode == 0, f"{line}: {done.stderr[-600:]}"
