@@ -11,7 +11,7 @@ PIP_ARGS ?=
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types spelling format clean
+.PHONY: help install demo test lint types spelling docs format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12

@@ -11,20 +11,41 @@ if TYPE_CHECKING:
     from l2c.backbones.uvit import UViT
     from l2c.backbones.wrap import wrap
     from l2c.graph.cache_graph import CacheGraph
+    from l2c.integrations.diffusers import CacheGraphs, applied, apply, remove
     from l2c.integrations.l2c_routers import import_l2c_router
+    from l2c.pipelines.acceleration import accelerate
     from l2c.sampling.sampler import Sampler
 
-__all__ = ["CacheGraph", "DiT", "Sampler", "UViT", "__version__", "import_l2c_router", "load_backbone", "wrap"]
+__all__ = [
+    "CacheGraph",
+    "CacheGraphs",
+    "DiT",
+    "Sampler",
+    "UViT",
+    "__version__",
+    "accelerate",
+    "applied",
+    "apply",
+    "import_l2c_router",
+    "load_backbone",
+    "remove",
+    "wrap",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CacheGraph": "l2c.graph.cache_graph",
+        "CacheGraphs": "l2c.integrations.diffusers",
         "DiT": "l2c.backbones.dit",
         "Sampler": "l2c.sampling.sampler",
         "UViT": "l2c.backbones.uvit",
+        "accelerate": "l2c.pipelines.acceleration",
+        "applied": "l2c.integrations.diffusers",
+        "apply": "l2c.integrations.diffusers",
         "import_l2c_router": "l2c.integrations.l2c_routers",
         "load_backbone": "l2c.backbones.presets",
+        "remove": "l2c.integrations.diffusers",
         "wrap": "l2c.backbones.wrap",
     },
 )

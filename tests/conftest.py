@@ -243,3 +243,17 @@ def refused() -> Callable[[Called | subprocess.CompletedProcess], str]:
         return lines[0]
 
     return sentence
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random text-to-image pipeline, as `save_pretrained` writes it."""
+    for package in ("diffusers", "transformers"):
+        pytest.importorskip(package, reason=f"needs the package {package}: pip install '.[diffusers]'")
+    from tiny_diffusers import PIPELINES
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        PIPELINES["stable_diffusion"]().save_pretrained(folder)
+    return folder

@@ -2,19 +2,25 @@
 
 The modules of other packages return a branch's output before its gate (`OUTPUT`: attention, feed-forward), or a whole
 block with its input already added (`RESIDUAL`). What is kept is the branch alone: a tensor, or a tuple of them for
-modules that work on two streams of tokens.
+modules that work on several streams of tokens (image and text, video and sound).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from l2c.graph import predictor
 
 Branch: TypeAlias = "Tensor | tuple[Tensor | None, ...]"
+Shapes: TypeAlias = "tuple[tuple[int, ...] | None, ...]"
 
 
 def over(function: Callable[..., Tensor], *branches: Branch) -> Branch:
@@ -29,6 +35,43 @@ def ahead(last: Branch, before: Branch, slope: float) -> Branch:
     return over(lambda new, old: predictor.ahead(new, old, slope), last, before)
 
 
+def shapes_of(branch: Branch) -> Shapes:
+    """Return the shape of each stream, None where a stream is absent."""
+    streams = (branch,) if isinstance(branch, Tensor) else branch
+    return tuple(None if stream is None else tuple(stream.shape) for stream in streams)
+
+
+def joined(branch: Branch) -> Tensor:
+    """Return a branch as one tensor: streams (N, T_i, D) one after the other, (N, T, D); others flat, (N, M)."""
+    if isinstance(branch, Tensor):
+        return branch
+    streams = [stream for stream in branch if stream is not None]
+    if len(streams) == 1 or _alike(shapes_of(tuple(streams))):
+        return torch.cat(streams, dim=1)
+    same_batch = len({len(stream) for stream in streams}) == 1
+    return torch.cat([stream.flatten(1) if same_batch else stream.reshape(1, -1) for stream in streams], dim=1)
+
+
+def split(whole: Tensor, shapes: Shapes) -> tuple[Tensor | None, ...]:
+    """Return the streams of a joined branch; the batch may have changed since `shapes_of` was asked."""
+    present = [shape for shape in shapes if shape is not None]
+    if len(present) == 1 or _alike(present):
+        parts = iter(whole.split([shape[1] for shape in present], dim=1))
+        return tuple(None if shape is None else next(parts) for shape in shapes)
+    same_batch = len({shape[0] for shape in present}) == 1
+    sizes = [torch.Size(shape[1:] if same_batch else shape).numel() for shape in present]
+    flat = iter(whole.split(sizes, dim=1))
+    return tuple(
+        None if shape is None else next(flat).reshape((len(whole), *shape[1:]) if same_batch else shape)
+        for shape in shapes
+    )
+
+
+def _alike(shapes: Sequence[Any]) -> bool:
+    """Whether streams are tokens (N, T_i, D) of one batch and one width."""
+    return all(len(shape) == 3 for shape in shapes) and len({(shape[0], shape[2]) for shape in shapes}) == 1
+
+
 class LayerForm(Protocol):
     """A way to read a layer out of a module's output and to write it back."""
 
@@ -40,50 +83,109 @@ class LayerForm(Protocol):
 
 
 class OutputForm:
-    """The module's output is the layer's."""
+    """The module's output is the layer's.
+
+    Tensors and tuples of them (a missing stream is None) are taken as they are. What else a module returned when it
+    last computed (the class of an output object, members that are no tensors) is remembered by class of module.
+    """
+
+    def __init__(self) -> None:
+        self._others: dict[type, tuple[Any, tuple[Any, ...]]] = {}
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
-        """Return the output as it is."""
-        return output
+        """Return the tensors of the output."""
+        if isinstance(output, Tensor):
+            return output
+        members = tuple(output.values()) if isinstance(output, Mapping) else tuple(output)
+        rest = tuple(None if isinstance(member, Tensor) else member for member in members)
+        if type(output) is not tuple or any(member is not None for member in rest):
+            keys = tuple(output) if isinstance(output, Mapping) else None
+            self._others[type(module)] = ((type(output), keys), rest)
+        return tuple(member if isinstance(member, Tensor) else None for member in members)
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
-        """Return the branch as it is."""
-        return branch
+        """Return the branch as the module returns its output."""
+        if isinstance(branch, Tensor) or type(module) not in self._others:
+            return branch
+        (kind, keys), rest = self._others[type(module)]
+        members = [other if stream is None else stream for stream, other in zip(branch, rest, strict=True)]
+        return kind(members) if keys is None else kind(**dict(zip(keys, members, strict=True)))
 
 
-class ResidualForm:
+class ResidualForm(OutputForm):
     """The module adds its input itself; the layer is what it adds.
 
-    Tokens are the first argument, or `hidden_states`. A module that returns a pair returns it as
-    `(encoder_hidden_states, hidden_states)`; a tuple of one, and an output object, hold the tokens alone.
+    Which argument a stream of the output was added to is told by the names in the module's own `return` where they
+    are names of parameters, and else by shape, in the order of the parameters. A stream without such an argument is
+    kept whole.
     """
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
         """Return output minus input."""
-        if isinstance(output, tuple) and len(output) == 2:
-            text, x = output
-            text_0 = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-            return (None if text is None else text - text_0, x - _tokens(args, kwargs))
-        return first(output) - _tokens(args, kwargs)
+        whole = super().branch(module, args, kwargs, output)
+        return _with_inputs(torch.sub, module, args, kwargs, whole)
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
         """Return input plus branch."""
-        if isinstance(branch, tuple):
-            text, x = branch
-            text_0 = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-            assert x is not None
-            return (None if text is None else text_0 + text, _tokens(args, kwargs) + x)
-        x = _tokens(args, kwargs) + branch
-        return (x,) if kwargs.get("return_dict") is False else x
+        return super().stand_in(module, args, kwargs, _with_inputs(torch.add, module, args, kwargs, branch))
 
 
-def _tokens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+def _with_inputs(
+    function: Callable[[Tensor, Tensor], Tensor],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    branch: Branch,
+) -> Branch:
+    streams = (branch,) if isinstance(branch, Tensor) else branch
+    kind: Any = type(module)
+    names, returned = _reads(kind)
+    given: list[tuple[str, Any]] = [
+        (name, args[place] if place < len(args) else kwargs.get(name))
+        for place, name in enumerate(names or tuple(map(str, range(len(args)))))
+    ]
+    given += [(name, value) for name, value in kwargs.items() if name not in names]
+    own = returned.get(len(streams), (None,) * len(streams))
+    named = any(name in names for name in own)
+    used: list[str] = []
+    results: list[Tensor | None] = []
+    for stream, name in zip(streams, own, strict=True):
+        found = None
+        if stream is not None:
+            for candidate, value in given:
+                fits = isinstance(value, Tensor) and value.shape == stream.shape and candidate not in used
+                if fits and (candidate == name if named else value.is_floating_point()):
+                    found = value
+                    used.append(candidate)
+                    break
+        results.append(stream if stream is None or found is None else function(stream, found))
+    return results[0] if isinstance(branch, Tensor) else tuple(results)  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=256)
+def _reads(kind: type) -> tuple[tuple[str, ...], dict[int, tuple[str | None, ...]]]:
+    """Return a class's parameters, and the names in its `return` by their number (an expression has none)."""
+    forward: Any = kind.forward  # type: ignore[attr-defined]
+    parameters = inspect.signature(forward).parameters.values()
+    names = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[1:]
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward))))
+    except (OSError, TypeError, SyntaxError):  # no source at hand: shapes decide
+        return names, {}
+    returned: dict[int, tuple[str | None, ...]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Return) and node.value is not None:
+            members = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+            found = tuple(member.id if isinstance(member, ast.Name) else None for member in members)
+            returned.setdefault(len(found), found)
+    return names, returned
 
 
 def first(output: Any) -> Tensor:
     """Return the tensor that a module answers with: the output itself, or the first of a tuple or output object."""
-    return output if isinstance(output, Tensor) else output[0]
+    if isinstance(output, Tensor):
+        return output
+    return first(next(iter(output.values())) if isinstance(output, Mapping) else output[0])
 
 
 OUTPUT = OutputForm()

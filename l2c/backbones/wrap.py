@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.forward_lock import ForwardLock
 from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Pass, Row, mix
-from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, first
+from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
+from l2c.backbones.layer_patterns import match_layers
 from l2c.graph.layer_names import block_of
 
 
@@ -27,6 +29,7 @@ class WrappedLayer:
         module: its output holds the layer's.
         form: how it holds it.
         silent: modules that feed nothing but this layer.
+        call: which of the module's calls in one evaluation is this layer, from 0; other calls are other layers.
 
     """
 
@@ -34,6 +37,7 @@ class WrappedLayer:
     module: nn.Module
     form: LayerForm = OUTPUT
     silent: tuple[nn.Module, ...] = ()
+    call: int = 0
 
 
 class WrappedModule(Backbone):
@@ -75,7 +79,8 @@ class WrappedModule(Backbone):
         self.conventions = conventions
         self.num_embedded_labels = num_embedded_labels
         self._input_shape = input_shape
-        self._streams: dict[int, tuple[int | None, ...]] = {}
+        self._streams: dict[int, Shapes] = {}
+        self._lock = ForwardLock()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -128,8 +133,11 @@ class WrappedModule(Backbone):
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict from x and (t,) or (t, y), each layer being a block of the pass; see `Backbone.run`."""
         t, *y = condition
-        calls = {layer.module: self._caller(index, layers) for index, layer in enumerate(self.layers)}
-        with _forwards(calls):
+        calls: dict[nn.Module, list[Callable[..., Any]]] = {}
+        for index, layer in sorted(enumerate(self.layers), key=lambda item: item[1].call):
+            calls.setdefault(layer.module, []).append(self._caller(index, layers))
+        names = {layer.module: layer.name for layer in reversed(self.layers)}
+        with self._lock, _forwards({module: _in_turn(names[module], each) for module, each in calls.items()}):
             return first(self.call(x, t, y[0] if y else None))
 
     def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
@@ -166,18 +174,39 @@ class WrappedModule(Backbone):
         return call
 
     def _packed(self, index: int, branch: Branch) -> Tensor:
-        """Return a branch as one tensor; streams (N, T_i, D) one after the other."""
+        """Return a branch as one tensor; see `joined`."""
         if isinstance(branch, Tensor):
             return branch
-        self._streams[index] = tuple(None if stream is None else stream.shape[1] for stream in branch)
-        return torch.cat([stream for stream in branch if stream is not None], dim=1)
+        self._streams[index] = shapes_of(branch)
+        return joined(branch)
 
     def _unpacked(self, index: int, branch: Tensor) -> Branch:
-        if index not in self._streams:
-            return branch
-        sizes = self._streams[index]
-        parts = iter(branch.split([size for size in sizes if size is not None], dim=1))
-        return tuple(None if size is None else next(parts) for size in sizes)
+        return split(branch, self._streams[index]) if index in self._streams else branch
+
+
+def _in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
+    """Return a forward that is each of `calls` once.
+
+    Raises:
+        ValueError: from the forward, where it is called more often.
+
+    """
+    left = iter(calls)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        call = next(left, None)
+        if call is None:
+            raise ValueError(_ran_twice(name))
+        return call(*args, **kwargs)
+
+    return forward
+
+
+def _ran_twice(name: str) -> str:
+    return (
+        f"layer {name} ran twice in one evaluation, so that no output is its own; "
+        "leave it out of the patterns given to l2c.wrap"
+    )
 
 
 class _Outputs:
@@ -205,10 +234,7 @@ class SinglePlan(LayerPlan):
     def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """Run layer `index`, hold on to its output if it is to be kept; see `Pass.run`."""
         if index in self._ran:
-            raise ValueError(
-                f"layer {self._names[index]} ran twice in one evaluation, so that no output is its own; "
-                "leave it out of the patterns given to l2c.wrap"
-            )
+            raise ValueError(_ran_twice(self._names[index]))
         self._ran.add(index)
         output, outputs = self._call(block, *inputs, *self.block(index))
         if self._keep[index]:
@@ -231,6 +257,17 @@ class SinglePlan(LayerPlan):
         return super().new_cache
 
 
+def bare(module: nn.Module) -> nn.Module:
+    """Return the module inside `torch.compile`, DistributedDataParallel and DataParallel; others are their own."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, (DataParallel, DistributedDataParallel)):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
 @contextmanager
 def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Let modules run other forwards for a while."""
@@ -245,39 +282,6 @@ def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = forward
-
-
-def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the modules that patterns match, in the module's own order.
-
-    A pattern has as many parts as the name, separated by dots; `*` stands for any one part or a piece of it.
-
-    Raises:
-        ValueError: a pattern matches nothing, or one layer lies inside another.
-
-    """
-    names = [name for name, _ in module.named_modules() if name]
-    found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
-    for pattern, matched in found.items():
-        if not matched:
-            some = dict.fromkeys(".".join("*" if p.isdigit() else p for p in name.split(".")) for name in names)
-            raise ValueError(
-                f"the pattern {pattern!r} matches nothing in {type(module).__name__}; its modules are like "
-                f"{', '.join(list(some)[:12])}"
-            )
-    chosen = {name for matched in found.values() for name in matched}
-    for name in chosen:
-        inside = next((other for other in chosen if name.startswith(f"{other}.")), None)
-        if inside is not None:
-            raise ValueError(f"layer {name} lies inside layer {inside}; match one of them")
-    if not chosen:
-        raise ValueError("no patterns given; say layers=['blocks.*.attn', 'blocks.*.mlp'] or the like")
-    return tuple(name for name in names if name in chosen)
-
-
-def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def wrap(
@@ -305,7 +309,7 @@ def wrap(
 
     Args:
         module: its first positional argument is x (N, C, H, W); it returns the prediction, or a tuple or output
-            object that begins with it.
+            object that begins with it. Inside torch.compile or (Distributed)DataParallel it is unwrapped.
         layers: patterns of module names, one branch of a block each, `blocks.*.attn`; `*` is one part of a name.
         timestep: the parameter of its forward that takes t (N,).
         labels: the one that takes labels y (N,); None = the module takes none.
@@ -323,9 +327,12 @@ def wrap(
         ValueError: a pattern matches nothing, or the forward has no such parameter.
 
     """
-    parameters = list(inspect.signature(module.forward).parameters)
+    module = bare(module)
+    signature = inspect.signature(module.forward).parameters
+    parameters = list(signature)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
     for what, parameter in (("timestep", timestep), ("labels", labels)):
-        if parameter is not None and parameter not in parameters:
+        if parameter is not None and parameter not in parameters and not open_ended:
             raise ValueError(
                 f"the forward of {type(module).__name__} has no parameter {parameter!r}; say {what}= one of "
                 f"{', '.join(parameters[1:])}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,7 +12,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c.backbones.wrap import WrappedModule
+from l2c.backbones.wrap import WrappedLayer, WrappedModule
+
+ENOUGH = 0.8  # of the MACs of an evaluation
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -27,26 +31,63 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     weight = next(backbone.parameters())
     x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
-    layers = [0] * backbone.num_layers
+    held, rest = macs_of(backbone.layers, lambda: backbone(x, torch.ones(1, device=weight.device), y))
+    share = sum(held) / max(1, sum(held) + rest)
+    if share < ENOUGH:
+        log.warning(
+            "the %d layers of %s hold %.0f %% of the MACs of an evaluation; no graph of them saves more",
+            len(held),
+            backbone.conventions.name,
+            100 * share,
+        )
+    return held, rest
+
+
+@torch.no_grad()
+def covered_share(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> float:
+    """Return the share of a forward's MACs that layers hold.
+
+    Args:
+        layers: of a model.
+        run: calls the model once.
+
+    """
+    held, rest = macs_of(layers, run)
+    return sum(held) / max(1, sum(held) + rest)
+
+
+def macs_of(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> tuple[tuple[int, ...], int]:
+    """Return MACs of each layer and of everything else, in one forward that `run` makes."""
+    counts = [0] * len(layers)
+    counted: dict[nn.Module, list[int | None]] = {}  # for each module, the layer of each of its calls
+    for index, layer in enumerate(layers):
+        for module, call in ((layer.module, layer.call), *((silent, 0) for silent in layer.silent)):
+            calls = counted.setdefault(module, [])
+            calls.extend([None] * (call + 1 - len(calls)))
+            calls[call] = index
     # The plain product is the one kernel that every device's counter knows.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, ExitStack() as stack:
-        for index, layer in enumerate(backbone.layers):
-            for module in (layer.module, *layer.silent):
-                stack.enter_context(_metered(module, counter, layers, index))
-        backbone(x, torch.ones(1, device=weight.device), y)
+        for module, calls in counted.items():
+            stack.enter_context(_metered(module, counter, counts, calls))
+        run()
         total = counter.get_total_flops() // 2
-    return tuple(layers), total - sum(layers)
+    return tuple(counts), total - sum(counts)
 
 
 @contextmanager
-def _metered(module: nn.Module, counter: FlopCounterMode, layers: list[int], index: int):  # type: ignore[no-untyped-def]
+def _metered(
+    module: nn.Module, counter: FlopCounterMode, counts: list[int], calls: Sequence[int | None]
+) -> Iterator[None]:
     original: Callable[..., Any] = module.forward
     own = module.__dict__.get("forward")
+    turns = iter(calls)
 
     def metered(*args: Any, **kwargs: Any) -> Any:
         before = counter.get_total_flops()
         output = original(*args, **kwargs)
-        layers[index] += (counter.get_total_flops() - before) // 2
+        index = next(turns, None)
+        if index is not None:
+            counts[index] += (counter.get_total_flops() - before) // 2
         return output
 
     module.__dict__["forward"] = metered

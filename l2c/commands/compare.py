@@ -1,10 +1,9 @@
 """Compare all methods at all budgets over seeds: one table, curves, pictures, one HTML report; resumable.
 
-python scripts/compare.py model=dit_digits statistics=runs/calibrate/dit_digits.safetensors
+l2c compare model=dit_digits statistics=runs/calibrate/dit_digits.safetensors
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,17 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from l2c.commands import entry as cli
-from l2c.evaluation.tournament import FEWER_STEPS, Tournament, cell_name
+from l2c.commands.backends import configured_backbone
+from l2c.commands.settings import checked
+from l2c.commands.table import this_command_line
+from l2c.evaluation.tournament import Tournament, cell_name
+from l2c.evaluation.tournament_settings import FEWER_STEPS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.io.names import near_names
 from l2c.policies.budget import evaluations_worth
-from l2c.policies.registry import POLICIES, check_options
+from l2c.policies.registry import POLICIES
+from l2c.policies.settings import check_options
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.figures import save_figure
 from l2c.report.machine import machine
@@ -27,7 +31,7 @@ from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 from l2c.report.samples import SampleRow
 
 
-def check(cfg: DictConfig) -> list[str]:
+def method_names(cfg: DictConfig) -> list[str]:
     """Return the names of all methods, or refuse an unknown one."""
     known = [FEWER_STEPS, *POLICIES]
     chosen = {name: options for name, options in cfg.methods.items() if options is not False}
@@ -72,7 +76,7 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
             "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
             "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
             "machine": machine(),
-            "command": " ".join(["python scripts/compare.py", *sys.argv[1:]]),
+            "command": this_command_line(),
         },
         cells,
         **kept_pictures(folder, cells),
@@ -84,14 +88,14 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
-    names = check(cfg)
-    cli.check_positive(cfg, "num_images", "batch_size", "num_seeds", "timing_batch", "timing_repetitions")
-    if cfg.num_images < 2:
-        raise ValueError("num_images must be at least 2: one image has no standard error")
+    names = method_names(cfg)
+    check = checked("compare", cfg)
+    assert isinstance(check.top, TournamentSettings)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
-    tournament = Tournament(cfg, folder)
+    backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
+    tournament = Tournament(backbone, check.groups["solver"], check.top, folder)
     tournament.check_statistics()
     settings = json.dumps(tournament.settings, default=str)
     record = folder / "settings.json"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -18,10 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from l2c.commands.settings import check_settings
+from l2c.commands.settings import checked, memory_sentence
 from l2c.commands.table import spelled
 from l2c.io.atomic import check_writable
 from l2c.io.bundled import project_folder
+from l2c.io.memory import memory_explained
 from l2c.io.names import near_names
 from l2c.policies.budget import FORMS, OLD_WORDS
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 TRACEBACK = "L2C_TRACEBACK"
 BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException, SafetensorError)
-BATCHES = ("data.batch_size", "batch_size", "batch_sizes", "num_trajectories", "timing_batch")  # what takes memory
 
 Task = Callable[[DictConfig], None]
 
@@ -90,30 +91,35 @@ def entry(config_name: str) -> Callable[[Task], Entry]:
 
 
 def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> None:
-    """Compose `configs/<config_name>.yaml` with overrides, check it, run a task on it.
+    """Compose `configs/<config_name>.yaml` with overrides, check all its settings, run a task on it.
 
     Bad input (ValueError, OSError, a config that does not compose, no memory) prints one sentence on stderr and
-    exits with code 1. In a sweep (`-m`) it ends its own job only. With the environment variable
-    `L2C_TRACEBACK=1` it raises instead.
+    exits with code 1; with the environment variable `L2C_TRACEBACK=1` it raises instead. In a sweep (`-m`) such a
+    job fails alone, and the code 1 comes at the end.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints a traceback of its own
     OmegaConf.register_new_resolver("command", spelled, replace=True)  # examples in the configs' help
     started = list(sys.argv)
-    failures: list[BaseException] = []
+    failed: list[str] = []  # jobs of a sweep
 
     def job(cfg: DictConfig) -> None:
         sys.argv = started  # Lightning starts further processes with it
         try:
-            with _memory_explained(cfg):
-                check_settings(cfg, config_name)
-                if run_folder() != Path.cwd():
-                    check_writable(run_folder() / "run")
+            checked(config_name, cfg)
+            if run_folder() != Path.cwd():
+                check_writable(run_folder() / "run")
+            with memory_explained(lambda: memory_sentence(config_name, cfg)):
                 task(cfg)
         except BAD_INPUT as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _fail(error)
-            failures.append(error)
-            sys.stderr.write(f"error in job {HydraConfig.get().job.num}: {_sentence(error)}\n")
+            _take_back()
+            sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {_sentence(error)}\n")
+            failed.append(str(error))
+        except KeyboardInterrupt:
+            _take_back()
+            sys.stderr.write("error: interrupted\n")
+            sys.exit(128 + signal.SIGINT)
 
     configs = str(project_folder("configs"))
     sys.argv = [started[0], *arguments]
@@ -123,29 +129,22 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         _fail(error)
     finally:
         sys.argv = started
-    if failures:
+    if failed:
+        count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
+        sys.stderr.write(f"error: {count} of the sweep failed; the others are done\n")
         sys.exit(1)
 
 
-@contextlib.contextmanager
-def _memory_explained(cfg: DictConfig) -> Iterator[None]:
-    """Say what takes less memory where torch runs out of it; errors with a sentence of their own pass."""
-    try:
-        yield
-    except RuntimeError as error:
-        from l2c.io.memory import out_of_memory
-
-        if not out_of_memory(error):
-            raise
-        given = [f"{name} (now {value})" for name in BATCHES if (value := OmegaConf.select(cfg, name)) is not None]
-        raise MemoryError(f"out of memory; lower {' or '.join(given) or 'what is asked for'}") from error
+def _take_back() -> None:
+    """Remove an empty run folder."""
+    if HydraConfig.initialized():
+        with contextlib.suppress(OSError, ValueError, OmegaConfBaseException):  # in use, or never made
+            run_folder().rmdir()
 
 
 def _fail(error: Exception) -> NoReturn:
     """Take back an empty run folder, say what is wrong, exit."""
-    if HydraConfig.initialized():
-        with contextlib.suppress(OSError, ValueError, OmegaConfBaseException):  # in use, or never made
-            run_folder().rmdir()
+    _take_back()
     if os.environ.get(TRACEBACK):
         raise error
     sys.stderr.write(f"error: {_sentence(error)}\n")

@@ -1,14 +1,13 @@
 """Judge a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs.
 
-python scripts/evaluate.py graph=runs/demo/cache_graph.json
+l2c evaluate graph=runs/demo/cache_graph.json
 
 With a reference: FID and the other figures of papers, of images that are there or that are drawn first.
 
-python scripts/evaluate.py experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
+l2c evaluate experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
 """
 
 import json
-import sys
 
 import torch
 from omegaconf import DictConfig
@@ -18,11 +17,12 @@ from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
 from l2c.commands.backends import configured_backbone, is_pipeline
-from l2c.drawing.run import sample_by
+from l2c.commands.drawing import draw_by
+from l2c.commands.table import this_command_line
 from l2c.evaluation.comparison import compare
 from l2c.evaluation.graph_report import scores_table, table, write_report
-from l2c.evaluation.scores.features import load_features
-from l2c.evaluation.scores.reference import load_reference, open_images
+from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures
+from l2c.evaluation.scores.reference import TensorImages, load_reference, open_images
 from l2c.evaluation.scores.scores import score
 from l2c.evaluation.tournament import fewer_evaluations
 from l2c.graph.binding import scale_in_use
@@ -32,10 +32,10 @@ from l2c.policies.best import reference_evaluations
 from l2c.policies.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_of
+from l2c.testbeds.digits import digits
+from l2c.testbeds.digits_classifier import DigitsClassifier
 from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import reader_of
-
-BASELINES = ("fewer_steps", "random")
 
 
 @cli.entry("evaluate")
@@ -63,26 +63,32 @@ def judge_images(cfg: DictConfig) -> None:
         )
     cfg.num_images = 50_000 if cfg.num_images is None else cfg.num_images
     cfg.batch_size = 32 if cfg.batch_size is None else cfg.batch_size
-    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
     features = cfg.features or ("digits" if str(cfg.reference) == "digits" else "inception")
-    extractor = load_features(features, weights=cfg.inception)  # before hours of drawing
+    # Before hours of drawing.
+    extractor = DigitsFeatures(DigitsClassifier.load()) if features == "digits" else InceptionFeatures(cfg.inception)
     device = str(cli.device(cfg.device))
     settings = {"batch_size": cfg.batch_size, "device": device}
     folder = cli.run_folder()
     check_writable(folder / "scores.json")
     source = cfg.samples
     if source is None:
-        drawn = sample_by(cfg, folder / "samples")
+        drawn = draw_by(cfg, folder / "samples")
         if not drawn.first_process:
             return
         source = drawn.folder
         print(f"drew {drawn.num_images} images in {drawn.seconds:.1f} s: {drawn.images_per_second:.2f} images/s")
-    reference = load_reference(cfg.reference, extractor, **settings)
+    real = TensorImages(digits()[0]) if str(cfg.reference) == "digits" else cfg.reference
+    reference = load_reference(real, extractor, **settings)
     if cfg.save_statistics is not None:
         reference.save_statistics(cfg.save_statistics)
-    scores = score(open_images(source), reference, extractor, **settings)
+    scores = score(
+        TensorImages(digits()[0]) if str(source) == "digits" else open_images(source),
+        reference,
+        extractor,
+        **settings,
+    )
     content = {
-        "command": _command(),
+        "command": this_command_line(),
         "samples": str(source),
         "reference": str(cfg.reference),
         **scores.to_dict(),
@@ -111,13 +117,7 @@ def judge_graph(cfg: DictConfig) -> None:
     cfg.num_images = 200 if cfg.num_images is None else cfg.num_images
     cfg.batch_size = 250 if cfg.batch_size is None else cfg.batch_size
     if cfg.graph is None:
-        raise ValueError("no graph given; say graph=PATH of a cache_graph.json (train_router.py writes one)")
-    unknown = [name for name in cfg.baselines if name not in BASELINES]
-    if unknown:
-        raise ValueError(f"unknown baseline {unknown[0]!r}; known are {', '.join(BASELINES)}")
-    cli.check_positive(cfg, "num_images", "batch_size", "timing_batch", "timing_repetitions", "random_draws")
-    if cfg.num_images < 2:
-        raise ValueError("num_images must be at least 2: one image has no standard error")
+        raise ValueError("no graph given; say graph=PATH of a cache_graph.json (l2c train and l2c graph write one)")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
@@ -146,13 +146,9 @@ def judge_graph(cfg: DictConfig) -> None:
         timing_batch=cfg.timing_batch,
         timing_repetitions=cfg.timing_repetitions,
     )
-    report = write_report(cli.run_folder(), graph, comparison, cost, command=_command())
+    report = write_report(cli.run_folder(), graph, comparison, cost, command=this_command_line())
     print(table(comparison, cost))
     print(f"\nreport: {report}\npage with pictures: {report.with_suffix('.html')}")
-
-
-def _command() -> str:
-    return " ".join(["python scripts/evaluate.py", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from l2c.commands.backends import is_pipeline
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
+from l2c.io.finite import check_finite
 from l2c.report.figures import sample_grid, save_figure
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -66,6 +67,7 @@ def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
         guidance_scale=scale_in_use(cfg.cfg_scale, None if graph is None else graph.cfg_scale, cfg.solver.cfg_scale),
         options=cfg.model.options,
     )
+    check_finite("images", images, mend="check guidance scale and graph, or take model.dtype=float32")
     folder = cli.run_folder()
     with replacing(folder / "samples.safetensors") as temporary:
         save_file({"images": images.contiguous()}, temporary)
@@ -102,6 +104,7 @@ def main(cfg: DictConfig) -> None:
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
     launch(sampler, len(noise), cfg)
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()
+    check_finite("images", images, mend="check weights, guidance scale and graph, or take precision=fp32")
     folder = cli.run_folder()
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}
     with replacing(folder / "samples.safetensors") as temporary:

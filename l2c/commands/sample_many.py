@@ -1,20 +1,20 @@
 """Draw many images for figures such as FID, on one process or many; run again to continue after a kill.
 
-python scripts/sample_many.py graph=PATH num_images=50000 hydra.run.dir=runs/samples
-torchrun --nproc-per-node 8 scripts/sample_many.py graph=PATH hydra.run.dir=runs/samples
+l2c sample-many graph=PATH num_images=50000 hydra.run.dir=runs/samples
+torchrun --nproc-per-node 8 -m l2c sample-many graph=PATH hydra.run.dir=runs/samples
 """
 
 from omegaconf import DictConfig
 
 from l2c.commands import entry as cli
-from l2c.drawing.run import sample_by
+from l2c.commands.drawing import draw_by
+from l2c.commands.table import command_line
 
 
 @cli.entry("sample_many")
 def main(cfg: DictConfig) -> None:
     """Load, draw this process's share, say how fast, write the archive."""
-    cli.check_positive(cfg, "num_images", "batch_size", "shard_size")
-    drawn = sample_by(cfg, cli.run_folder())
+    drawn = draw_by(cfg, cli.run_folder())
     if not drawn.first_process:
         return
     print(
@@ -22,7 +22,7 @@ def main(cfg: DictConfig) -> None:
         f"{drawn.images_per_second:.2f} images/s"
     )
     where = drawn.write_archive() if cfg.npz else drawn.folder
-    print(f"wrote {where}\nnext: python scripts/evaluate.py samples={drawn.folder} reference=REFERENCE.npz")
+    print(f"wrote {where}\nnext: {command_line('evaluate', samples=drawn.folder, reference='REFERENCE.npz')}")
 
 
 if __name__ == "__main__":

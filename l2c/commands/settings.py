@@ -1,93 +1,203 @@
-"""Kinds and ranges of the settings that several commands share, checked before anything heavy is imported."""
+"""The settings of every command, checked before anything is loaded.
+
+A command has settings of its own, at the top of its configuration, and groups (`router.penalty`). Groups that a
+library function takes are defined beside it.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-# By the last part of a setting's name. A setting that is a list or null by default may stay so.
-FROM_ONE = {
-    *("batch_size", "image_size", "max_age", "max_steps", "num_evaluations", "num_images", "num_probes", "num_seeds"),
-    *("num_threads", "num_trajectories", "random_draws", "repetitions", "shard_size", "timing_batch"),
-    *("timing_repetitions", "warm_up", "checkpoint_every_n_steps", "heatmap_every_n_steps"),
+from l2c.commands.benchmark_settings import Benchmark, BenchmarkDiffusers, BenchmarkScale, BenchmarkTraining
+from l2c.commands.command_settings import (
+    Calibrate,
+    Changes,
+    Command,
+    Compare,
+    EncodeLatents,
+    Evaluate,
+    ImportRouter,
+    MakeGraph,
+    ModelSettings,
+    PipelineSettings,
+    Responses,
+    Sample,
+    SampleMany,
+    TrainBackbone,
+    TrainClassifier,
+    TrainRouter,
+    TrainScaleShift,
+)
+from l2c.io.names import near_names
+from l2c.io.settings import Settings, as_text, full_name
+from l2c.policies.settings import OPTIONS, check_options, check_values
+from l2c.sampling.solver_settings import PartialSolverSettings, SolverSettings
+from l2c.testbeds.settings import PIXEL_SETTINGS
+from l2c.training.routers.settings import DataSettings, RouterTraining, data_settings, router_settings
+from l2c.training.settings import LoggerSettings, TrainerSettings
+
+Group = Callable[[Mapping[str, Any]], Any]
+
+
+def model_settings(given: Mapping[str, Any]) -> Settings:
+    """Return the settings of a preset or of a pipeline."""
+    return (PipelineSettings if "pipeline" in given else ModelSettings).of(given)
+
+
+def policy_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the group `policy`; return it."""
+    options = dict(given)
+    name = options.pop("name", None)
+    check_options(str(name), options)
+    check_values(str(name), options)
+    return dict(given)
+
+
+def _trainer(given: Mapping[str, Any]) -> TrainerSettings:
+    return TrainerSettings.of(given)
+
+
+def _data(given: Mapping[str, Any]) -> DataSettings:
+    return data_settings(given, PIXEL_SETTINGS)
+
+
+_DRAWING: dict[str, Group] = {
+    "model": model_settings,
+    "solver": PartialSolverSettings.of,
+    "trainer": _trainer,
+    "router": router_settings,
+    "data": _data,
 }
-FROM_ZERO = {"seed", "num_workers", "warmup_steps"}
-SHARES = {"label_dropout", "keep", "ema_decay"}
-FREE = {"init"}  # a number or a word
-LIGHTNINGS = "trainer."  # Lightning checks its own
+_MEASURING: dict[str, Group] = {"model": model_settings, "solver": SolverSettings.of}
+COMMANDS: dict[str, tuple[type[Command], dict[str, Group]]] = {
+    "train_router": (
+        TrainRouter,
+        {
+            "model": model_settings,
+            "solver": SolverSettings.of,
+            "router": router_settings,
+            "data": _data,
+            "trainer": _trainer,
+            "logger": LoggerSettings.of,
+        },
+    ),
+    "train_scale_shift": (TrainScaleShift, {"model": model_settings, "solver": PartialSolverSettings.of}),
+    "sample": (Sample, {"model": model_settings, "solver": PartialSolverSettings.of}),
+    "sample_many": (SampleMany, _DRAWING),
+    "evaluate": (Evaluate, _DRAWING),
+    "compare": (Compare, _MEASURING),
+    "calibrate": (
+        Calibrate,
+        {**_MEASURING, "policy": policy_settings, "changes": Changes.of, "responses": Responses.of},
+    ),
+    "make_graph": (MakeGraph, {**_MEASURING, "policy": policy_settings}),
+    "benchmark": (Benchmark, {"model": model_settings}),
+    "encode_latents": (EncodeLatents, {}),
+    "import_router": (ImportRouter, _MEASURING),
+    "train_backbone": (TrainBackbone, {"model": model_settings}),
+    "train_classifier": (TrainClassifier, {}),
+    "benchmark_diffusers": (BenchmarkDiffusers, {}),
+    "benchmark_scale": (BenchmarkScale, {}),
+    "benchmark_training": (BenchmarkTraining, {"model": model_settings}),
+}
 
 
-def check_settings(cfg: DictConfig, config_name: str) -> None:
-    """Check every setting that the command line gives, by its name and the kind of its default.
+@dataclass(frozen=True)
+class Checked:
+    """The settings of a command.
 
-    Raises:
-        ValueError: a text where a number belongs, a number out of range or not finite.
+    Attributes:
+        top: those at the top.
+        groups: the groups that are there, by name.
+        content: everything as plain values.
 
     """
-    choices = HydraConfig.get().runtime.choices
-    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    groups = [o.input_line or "" for o in overrides if o.key_or_group in choices]
-    names = [o.key_or_group for o in overrides if not (o.key_or_group in choices or o.is_delete() or o.is_add())]
-    names = [name for name in names if not name.startswith(LIGHTNINGS)]
-    if not names:
-        return
-    defaults = compose(config_name, groups)
-    for name in names:
-        default, value = (_plain(config, name) for config in (defaults, cfg))
-        for key, inner_default, inner in _leaves(name, default, value):
-            check_setting(key, inner_default, inner)
+
+    top: Command
+    groups: dict[str, Any]
+    content: dict[str, Any]
 
 
-def check_setting(name: str, default: Any, value: Any) -> None:
-    """Check one setting by its name and the kind of its default.
+def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
+    """Check the whole configuration of a command.
+
+    Args:
+        command: its name, that of its file in configs/.
+        cfg: the composed configuration.
 
     Raises:
-        ValueError: the value is of another kind or out of range.
+        ValueError: if a setting is unknown, of another type or out of range; one sentence.
 
     """
-    last = name.rpartition(".")[2]
-    if isinstance(default, list | dict) or isinstance(value, list | dict) or (value is None and default is None):
-        return
-    if last in FROM_ONE | FROM_ZERO:
-        least = 1 if last in FROM_ONE else 0
-        if not _whole(value) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
-    elif last in SHARES:
-        if not _number(value) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must be a number in 0..1, got {value!r}")
-    elif isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} must be true or false, got {value!r}")
-    elif isinstance(default, int | float) and last not in FREE and not (value is None or _number(value)):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+    settings, groups = COMMANDS[command]
+    content = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
+    assert isinstance(content, dict)
+    given = {str(name): value for name, value in content.items() if name != "hydra"}
+    made = {}
+    for name, make in groups.items():
+        group = given.pop(name, None)
+        if group is None:
+            continue
+        if not isinstance(group, Mapping):
+            raise ValueError(f"{name} must be a group of settings, got {group!r}; say {name}=NAME or {name}.SETTING=")
+        made[name] = make(group)
+    for name in given:
+        _known(name, settings, groups)
+    top = settings.of(given)
+    _check_methods(given)
+    if command == "train_router":
+        router_training(top, made)
+    return Checked(top, made, {str(k): v for k, v in content.items()})
 
 
-def _plain(config: DictConfig, name: str) -> Any:
-    """Return a setting without omegaconf's types; None where a group chosen on the command line brought it."""
-    try:
-        value = OmegaConf.select(config, name)
-    except Exception:  # an interpolation that only the full config resolves
-        return None
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+def _known(name: str, settings: type[Command], groups: Mapping[str, Group]) -> None:
+    known = [*settings.__dataclass_fields__, *groups]
+    if name not in known:
+        raise ValueError(f"unknown setting {name}; {near_names(name, known)}")
 
 
-def _leaves(name: str, default: Any, value: Any) -> list[tuple[str, Any, Any]]:
-    """Return (name, default, value) of a setting, or of each member of a mapping that keeps its keys."""
-    if isinstance(default, dict) and isinstance(value, dict):
-        return [leaf for key in value for leaf in _leaves(f"{name}.{key}", default.get(key), value[key])]
-    return [(name, default, value)]
+def _check_methods(given: Mapping[str, Any]) -> None:
+    """Check the options of the methods that are compared."""
+    methods = given.get("methods") or {}
+    if not isinstance(methods, Mapping):
+        raise ValueError(f"methods must be a mapping from names to options, got {methods!r}")
+    for method, options in methods.items():
+        if isinstance(options, Mapping):
+            policy = options.get("policy", method)
+            if policy in OPTIONS:
+                rest = {name: value for name, value in options.items() if name != "policy"}
+                check_values(policy, rest, prefix=full_name("methods", str(method)))
 
 
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def router_training(top: Command, groups: Mapping[str, Any]) -> RouterTraining:
+    """Return what `train_routers` takes."""
+    assert isinstance(top, TrainRouter)
+    return RouterTraining(
+        **groups_of(groups),
+        seed=top.seed,
+        resume=top.resume,
+        recompute_activations=top.recompute_activations,
+        checkpoint_every_n_steps=top.checkpoint_every_n_steps,
+        heatmap_every_n_steps=top.heatmap_every_n_steps,
+    )
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def groups_of(groups: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the groups without the model."""
+    return {name: group for name, group in groups.items() if name != "model"}
+
+
+def memory_sentence(command: str, cfg: DictConfig) -> str:
+    """Say what a command was doing when memory ran out, and what lowers it."""
+    settings = COMMANDS[command][0]
+    now = {name: OmegaConf.select(cfg, name) for name in settings.LOWERS if "=" not in name}
+    lowers = " or ".join(
+        f"a smaller {name} (now {as_text(now[name])})" if now.get(name) is not None else name
+        for name in settings.LOWERS
+        if name not in now or now[name] is not None
+    )
+    return f"out of memory while {settings.DOING}; say {lowers or 'device=cpu'}, or take a smaller model"

@@ -1,27 +1,80 @@
 """Train the slopes, scales and shifts of what a cache graph reuses.
 
-python scripts/train_scale_shift.py graph=runs/.../cache_graph.json
-python scripts/train_scale_shift.py graph=runs/.../cache_graph.json backend=diffusers pipeline=PATH
+l2c correct graph=runs/.../cache_graph.json
+l2c correct graph=runs/.../cache_graph.json backend=diffusers pipeline=PATH
 """
 
+from pathlib import Path
+
+import torch
 from omegaconf import DictConfig
 
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.presets import load_backbone, model_names, model_preset
 from l2c.commands import entry as cli
-from l2c.commands.backends import is_pipeline
-from l2c.training.corrections.run import train_correction
+from l2c.commands.backends import configured_backbone, is_pipeline
+from l2c.commands.settings import checked
+from l2c.commands.table import command_line
+from l2c.graph.cache_graph import CacheGraph
+from l2c.training.corrections.run import train_correction, uncached_sampler
+from l2c.training.corrections.settings import CorrectionSettings
+
+
+def train_by(cfg: DictConfig, folder: Path) -> Path:
+    """Train a correction as `configs/train_scale_shift.yaml` says; see `train_correction`."""
+    check = checked("train_scale_shift", cfg)
+    assert isinstance(check.top, CorrectionSettings)
+    if cfg.graph is None:
+        raise ValueError("no graph given; say graph=PATH of a cache_graph.json (l2c graph writes one)")
+    if cfg.num_threads is not None:
+        torch.set_num_threads(cfg.num_threads)
+    graph = CacheGraph.load(cfg.graph)
+    if graph.correction is not None:
+        raise ValueError(f"{cfg.graph} has a correction already; give the graph that it was trained from")
+    solver = check.groups.get("solver")
+    scales = (cfg.cfg_scale, solver and solver.cfg_scale, graph.cfg_scale)
+    scale = next((scale for scale in scales if scale is not None), None)
+    backbone, published = backbone_of(cfg, graph, scale)
+    sampler = uncached_sampler(
+        backbone,
+        graph,
+        solver=None if solver is None or solver.name == "pipeline" else solver.name,
+        num_evaluations=solver and solver.num_evaluations,
+        cfg_scale=published if scale is None else scale,
+    )
+    return train_correction(graph, sampler, check.top, folder)
+
+
+def backbone_of(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tuple[Backbone, float | None]:
+    """Return the backbone that a graph is for, and the guidance scale that its preset publishes."""
+    model = cfg.get("model")
+    if model is not None and is_pipeline(model):
+        if cfg.checkpoint is not None:
+            raise ValueError("a pipeline brings its own weights; leave checkpoint out, or name another pipeline=PATH")
+        backbone = configured_backbone(model, {"num_evaluations": graph.num_evaluations, "cfg_scale": scale})
+        if backbone.conventions.name == graph.model and set(backbone.layer_names) != set(graph.layers):
+            raise ValueError(
+                f"the graph's {graph.num_layers} layers ({graph.layers[0]}, ...) are not the {backbone.num_layers} "
+                f"({backbone.layer_names[0]}, ...) that were looked for in {graph.model}; give the kinds that it was "
+                "made with, model.layers=[layer], [block] or [block,resnet]"
+            )
+        return backbone, None
+    if model is None and graph.model not in model_names() and graph.solver.endswith("Scheduler"):
+        raise ValueError(
+            f"the graph was made for {graph.model} of a diffusers pipeline; add backend=diffusers pipeline=PATH"
+        )
+    preset = model or model_preset(graph.model)
+    return load_backbone(preset, checkpoint=cfg.checkpoint), preset.sampling.cfg_scale
 
 
 @cli.entry("train_scale_shift")
 def main(cfg: DictConfig) -> None:
     """Train, then say where the corrected graph is."""
-    if cfg.graph is None:
-        raise ValueError("no graph given; say graph=PATH of a cache_graph.json (scripts/make_graph.py writes one)")
-    cli.check_positive(cfg, "max_steps", "batch_size")
-    path = train_correction(cfg, cli.run_folder())
+    path = train_by(cfg, cli.run_folder())
     if is_pipeline(cfg.get("model")):
         print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/pipelines.md")
         return
-    print(f"wrote {path}\nnext: python scripts/evaluate.py graph={path}")
+    print(f"wrote {path}\nnext: {command_line('evaluate', graph=path, checkpoint=cfg.checkpoint)}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,13 +25,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         OSError: it cannot be written, or the disk is full.
 
     """
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:  # what safetensors makes of a full disk
-        raise OSError(
-            f"cannot write {path}: {error}; free some space and run again, it goes on at this shard"
-        ) from error
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
 
 
 class Shards:

@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader
 from l2c.data.share import Part
 from l2c.data.vae import Vae
 from l2c.drawing.image_shards import Samples, to_pixels
+from l2c.io.finite import check_finite
 from l2c.io.seeds import Stream
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch
-
-LABELS = ("balanced", "random")
 
 
 def image_labels(images: range, num_labels: int, kind: str, seed: int) -> Tensor | None:
@@ -130,6 +129,7 @@ class LitSampler(pl.LightningModule):
         drawn = drawn[: len(images)]
         if self.vae is not None:
             drawn = self.vae.decode(drawn)
+        check_finite("images", drawn, mend="check weights, guidance scale and graph, or take precision=fp32")
         self._pixels.append(to_pixels(drawn).cpu())
         self.num_drawn += len(images)
         whole = self.samples.images_of(shard)

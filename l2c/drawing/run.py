@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from l2c.backbones.backbone import fingerprint
-from l2c.backbones.presets import load_backbone, model_preset
-from l2c.data.vae import Vae, load_vae
+from l2c.data.vae import Vae
 from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
-from l2c.drawing.lit_drawing import LABELS, LitSampler, ShardsToDraw
-from l2c.graph.binding import scale_in_use
+from l2c.drawing.lit_drawing import LitSampler, ShardsToDraw
+from l2c.drawing.settings import DrawingSettings
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.memory import memory_explained
 from l2c.sampling.sampler import Sampler
-from l2c.sampling.settings import ways
 from l2c.training.trainer import make_bare_trainer
-
-LATENT_CHANNELS = 4  # those of the autoencoder; backbones on pixels have 1 or 3
 
 
 @dataclass(frozen=True)
@@ -55,57 +51,6 @@ class Drawn:
         shards = ImageShards(self.folder)
         path = self.folder / "samples.npz"
         return write_archive(path, shards.batches(512), len(shards), shards.shape, shards.labels())
-
-
-def make_sampler(cfg: DictConfig) -> Sampler:
-    """Return the sampler that a config of `sample_many` or `evaluate` asks for.
-
-    Args:
-        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.ways`; a model and a solver may be
-            named, as experiments do.
-
-    Raises:
-        ValueError, FileNotFoundError: the graph, the weights or the settings do not fit together.
-
-    """
-    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
-    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
-    solver = cfg.get("solver")
-    of_graph = None if graph is None else graph.cfg_scale
-    if solver is not None:
-        name, num_evaluations, options = solver.name, solver.num_evaluations, solver.options
-    elif graph is not None:
-        name = num_evaluations = options = None
-    else:
-        name, num_evaluations, options = preset.sampling.solver, preset.sampling.num_evaluations, None
-    return Sampler(
-        load_backbone(preset, checkpoint=cfg.checkpoint),
-        graph=graph,
-        solver=name,
-        num_evaluations=num_evaluations,
-        cfg_scale=scale_in_use(cfg.cfg_scale, of_graph, None if solver is None else solver.cfg_scale),
-        solver_options=options,
-        **ways(cfg),
-    )
-
-
-def sample_by(cfg: DictConfig, folder: Path) -> Drawn:
-    """Draw the images that a config of `sample_many` or `evaluate` asks for; latents are decoded by its VAE."""
-    sampler = make_sampler(cfg)
-    latent = sampler.backbone.input_shape[0] == LATENT_CHANNELS
-    return sample_images(
-        sampler,
-        folder,
-        num_images=cfg.num_images,
-        seed=cfg.seed,
-        labels=cfg.labels,
-        batch_size=cfg.batch_size,
-        shard_size=cfg.shard_size,
-        vae=load_vae(cfg.vae) if latent else None,
-        vae_name=cfg.vae if latent else None,
-        trainer={key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")},
-        settings={name: cfg.get(name, False) for name in ("compile", "capture")},
-    )
 
 
 def sample_images(
@@ -139,26 +84,21 @@ def sample_images(
             CUDA graphs, for batches of `batch_size`. A last batch of a shard is filled up to it.
 
     Raises:
-        ValueError: the folder holds other samples, or a setting is out of range.
-        OSError: the folder cannot be written, or the disk is full; whole shards stay.
+        ValueError: if the folder holds other samples, a setting is out of range, or images are not finite.
+        OSError: if the folder cannot be written, or the disk is full; whole shards stay.
+        MemoryError: out of memory; the message says what lowers it.
 
     """
-    if labels not in LABELS:
-        raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    asked = DrawingSettings(
+        num_images=num_images, seed=seed, labels=labels, batch_size=batch_size, shard_size=shard_size
+    )
     runner = make_bare_trainer(
         max_steps=1,  # of training, which there is none of
         use_distributed_sampler=False,  # shards are split here
         **_processes(trainer or {}),
     )
     place = Path(folder).expanduser()
-    shape = sampler.backbone.input_shape
-    samples = Samples(
-        shape=shape if vae is None else _decoded(vae, shape),
-        num_images=num_images,
-        shard_size=shard_size,
-        labelled=sampler.backbone.num_labels > 0,
-        settings=_settings(sampler, runner.strategy.root_device, seed=seed, labels=labels, vae=vae_name),
-    )
+    samples = _samples(sampler, asked, runner.strategy.root_device, vae, vae_name)
     samples.claim(place)
     settings = settings or {}
     module = LitSampler(
@@ -172,10 +112,33 @@ def sample_images(
         settings=settings,
     )
     start = time.perf_counter()
-    runner.predict(module, ShardsToDraw(samples, place, batch_size), return_predictions=False)
+    with memory_explained(lambda: _memory_sentence(batch_size)):
+        runner.predict(module, ShardsToDraw(samples, place, batch_size), return_predictions=False)
     drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
     total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all
     return Drawn(place, int(total), time.perf_counter() - start, runner.is_global_zero)
+
+
+def _memory_sentence(batch_size: int) -> str:
+    """Say what lowers the memory of drawing."""
+    return (
+        f"out of memory in drawing with batch_size={batch_size}; say batch_size={max(1, batch_size // 2)}, "
+        "precision=bf16, cache_dtype=bf16 or cache_device=cpu"
+    )
+
+
+def _samples(
+    sampler: Sampler, asked: DrawingSettings, device: torch.device, vae: Vae | None, vae_name: str | None
+) -> Samples:
+    """Return what the folder is to hold."""
+    shape = sampler.backbone.input_shape
+    return Samples(
+        shape=shape if vae is None else _decoded(vae, shape),
+        num_images=asked.num_images,
+        shard_size=asked.shard_size,
+        labelled=sampler.backbone.num_labels > 0,
+        settings=_settings(sampler, device, seed=asked.seed, labels=asked.labels, vae=vae_name),
+    )
 
 
 def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:

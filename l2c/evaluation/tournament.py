@@ -5,21 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from l2c.backbones.backbone import fingerprint
+from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.calibration import Calibration
-from l2c.commands.backends import configured_backbone
 from l2c.evaluation.metrics import image_error
+from l2c.evaluation.tournament_settings import FEWER_STEPS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.policies.best import reference_evaluations
@@ -30,10 +29,10 @@ from l2c.report.method_table import Cell
 from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.solver_settings import SolverSettings
 from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
-FEWER_STEPS = "fewer_steps"
 BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
 CALIBRATED = (*BY_RESPONSES, "block_caching", "smoothcache", "top_k")
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
@@ -55,53 +54,68 @@ class Draw:
 
 
 class Tournament:
-    """The samplers and noises that all cells share, and the folder that remembers finished cells."""
+    """The samplers and noises that all cells share, and the folder that remembers finished cells.
 
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
-        self.cfg = cfg
-        self.graphs = dict(cfg.graphs or {})  # name: pattern
+    Args:
+        backbone: the network.
+        solver: of the uncached trajectory.
+        settings: methods, budgets and noises.
+        folder: where cells, pictures and graphs go.
+
+    Raises:
+        FileNotFoundError: if statistics are asked for that are not there.
+
+    """
+
+    def __init__(
+        self, backbone: Backbone, solver: SolverSettings, settings: TournamentSettings, folder: Path
+    ) -> None:
+        self.asked = settings
+        self.solver = solver
+        self.graphs = dict(settings.graphs or {})  # name: pattern
         self.folder = folder
-        self.backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
-        self.uncached = self.plain(cfg.solver.num_evaluations)
-        self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in statistics(cfg)]
+        self.backbone = backbone
+        self.statistics = statistics_files(settings.statistics)
+        self.uncached = self.plain(solver.num_evaluations)
+        self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in self.statistics]
         self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
-        self.noise = seeded_noise(self.backbone.input_shape, cfg.seed, cfg.num_images)
-        self.labels = labels_in_turn(self.backbone.num_labels, cfg.num_images)
+        self.noise = seeded_noise(backbone.input_shape, settings.seed, settings.num_images)
+        self.labels = labels_in_turn(backbone.num_labels, settings.num_images)
         self._reference: torch.Tensor | None = None
 
     def check_statistics(self) -> None:
         """Refuse methods that need statistics where there are none, and statistics of the very noises compared on.
 
         Raises:
-            ValueError: so it is.
+            ValueError: if statistics are missing, or were made on those noises.
 
         """
-        chosen = {name: dict(given or {}) for name, given in self.cfg.methods.items() if given is not False}
+        chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
         calibrated = [name for name, given in chosen.items() if given.get("policy", name) in CALIBRATED]
         if calibrated and not self.problems:
             raise ValueError(
-                f"{calibrated[0]} needs statistics; run scripts/calibrate.py measure=[changes,responses] and pass "
+                f"{calibrated[0]} needs statistics; run l2c calibrate measure=[changes,responses] and pass "
                 f"statistics=PATH, or leave it out with methods.{calibrated[0]}=false"
             )
-        for path, problem in zip(statistics(self.cfg), self.problems, strict=True):
-            if problem.statistics().settings.get("seed") == self.cfg.seed:
+        for path, problem in zip(self.statistics, self.problems, strict=True):
+            if problem.statistics().settings.get("seed") == self.asked.seed:
                 raise ValueError(
-                    f"{path} was calibrated on the noises of seed {self.cfg.seed}, where graphs would be compared; "
+                    f"{path} was calibrated on the noises of seed {self.asked.seed}, where graphs would be compared; "
                     "choose another seed"
                 )
 
     def plain(self, num_evaluations: int) -> Sampler:
         """Return an uncached sampler."""
-        return uncached_by(self.backbone, self.cfg.solver, num_evaluations=num_evaluations)
+        return uncached_by(self.backbone, self.solver.to_dict(), num_evaluations=num_evaluations)
 
     @property
     def settings(self) -> list[Any]:
-        """What all cells follow from."""
+        """Settings that determine every cell."""
         pipeline = [origin] if (origin := getattr(self.backbone, "origin", None)) else []
         return [
-            self.cfg.num_images,
-            self.cfg.seed,
-            dict(self.cfg.solver.items()),
+            self.asked.num_images,
+            self.asked.seed,
+            self.solver.to_dict(),
             fingerprint(self.backbone),
             *pipeline,
         ]
@@ -113,16 +127,14 @@ class Tournament:
         if self._reference is None and path.is_file():
             self._reference = load_file(path)["images"]
         if self._reference is None:
-            self._reference = sample_in_batches(
-                self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size
-            )
+            self._reference = self.images(self.uncached)
             with replacing(path) as temporary:
                 save_file({"images": self._reference}, temporary)
         return self._reference
 
     def images(self, sampler: Sampler) -> torch.Tensor:
         """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
-        return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
+        return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.asked.batch_size)
 
     def draws(self, method: str, worth: float) -> list[Draw]:
         """Return what a method has at a budget, one draw per seed."""
@@ -130,15 +142,15 @@ class Tournament:
             return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
         if method in self.graphs:
             return self.given(method, worth)
-        options = dict(self.cfg.methods[method] or {})
+        options = dict(self.asked.methods[method] or {})
         policy = options.pop("policy", method)
         if policy == "random":
-            chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.cfg.num_seeds)]
+            chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
         elif policy in BY_RESPONSES and self.problems:
-            files = map(digest, statistics(self.cfg))
+            files = map(digest, self.statistics)
             chosen = [(problem, options, file) for problem, file in zip(self.problems, files, strict=True)]
         else:
-            chosen = [(self.problem, options, "".join(map(digest, statistics(self.cfg)[:1])))]
+            chosen = [(self.problem, options, "".join(map(digest, self.statistics[:1])))]
         return [
             Draw(partial(self.made, method, policy, problem, worth, given), json.dumps([given, file], default=list))
             for problem, given, file in chosen
@@ -183,7 +195,7 @@ class Tournament:
 
     def cached(self, graph: CacheGraph) -> Sampler:
         """Return the sampler of a graph under the comparison's guidance."""
-        return Sampler(self.backbone, graph=graph, cfg_scale=self.cfg.solver.cfg_scale)
+        return Sampler(self.backbone, graph=graph, cfg_scale=self.solver.cfg_scale)
 
     def measure(self, method: str, worth: float, seed: int, draw: Draw) -> list[Cell]:
         """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
@@ -205,15 +217,15 @@ class Tournament:
         """Sample and time; keep a picture of the first seed."""
         images = self.images(sampler)
         error = image_error(images, self.reference)
-        count = self.cfg.timing_batch
+        count = self.asked.timing_batch
         labels = None if self.labels is None else self.labels[:count]
         timed = {
             "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
             "this": partial(sampler.sample, labels, noise=self.noise[:count]),
         }
-        times = alternate(timed, repetitions=self.cfg.timing_repetitions)
+        times = alternate(timed, repetitions=self.asked.timing_repetitions)
         graph = sampler.graph
-        worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
+        spent = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
         if seed == 0:
             SampleRow.of(method, images, self.reference).save(self.folder / "samples" / f"{name}.safetensors")
             if graph is not None:
@@ -223,7 +235,7 @@ class Tournament:
             method,
             worth,
             seed,
-            float(worth),
+            float(spent),
             error.mse,
             error.mse_standard_error,
             times["this"].seconds,
@@ -256,15 +268,15 @@ def matching(pattern: str) -> list[Path]:
     return sorted(Path(full.anchor).glob(str(full.relative_to(full.anchor))))
 
 
-def statistics(cfg: DictConfig) -> list[Path]:
-    """Return the files of statistics: one, or as many as a glob pattern or a list names.
+def statistics_files(patterns: str | Sequence[str] | None) -> list[Path]:
+    """Return the files of statistics: one, or as many as a glob pattern or a list of them names.
 
     Raises:
-        FileNotFoundError: there is none where some are asked for.
+        FileNotFoundError: if there is none where some are asked for.
 
     """
-    patterns = [cfg.statistics] if isinstance(cfg.statistics, str) else list(cfg.statistics or [])
-    for pattern in patterns:
+    asked = [patterns] if isinstance(patterns, str) else list(patterns or [])
+    for pattern in asked:
         if not matching(pattern):
-            raise FileNotFoundError(f"no statistics at {pattern}; scripts/calibrate.py writes them")
-    return [path for pattern in patterns for path in matching(pattern)]
+            raise FileNotFoundError(f"no statistics at {pattern}; l2c calibrate writes them")
+    return [path for pattern in asked for path in matching(pattern)]

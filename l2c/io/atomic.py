@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+MARK = ".part"  # in the names of temporary files
+LEFTOVER = re.compile(r"^\..+-[A-Za-z0-9_]{8}\.part(\.[A-Za-z0-9]+)?$")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it becomes `path`, on failure it vanishes.
 
+    The content is on the disk before the name changes, so that a crash of the machine leaves the old file or the new.
+
     Raises:
-        OSError: the folder cannot be made or written; the message names it.
+        OSError: if the folder cannot be made or written, or the disk is full; the message names the target.
 
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=f"{MARK}{target.suffix}")
     except OSError as error:
-        raise OSError(
-            f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to"
-        ) from error
+        raise _cannot_write(target, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -32,19 +38,60 @@ def replacing(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
+        _to_disk(temporary)
         temporary.replace(target)
+        with suppress(OSError):  # some file systems cannot sync a folder
+            _to_disk(target.parent)
+    except Exception as error:
+        if _of_the_disk(error, temporary):
+            raise _cannot_write(target, error) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _of_the_disk(error: Exception, temporary: Path) -> bool:
+    """Return whether writing failed because of the disk; safetensors and torch raise errors that are no OSErrors."""
+    if isinstance(error, OSError):
+        return error.errno in (*FULL, errno.EROFS, errno.EIO) or error.filename == str(temporary)
+    words = str(error)
+    return any(os.strerror(number) in words for number in FULL) or "failed writing file" in words
+
+
+def _cannot_write(target: Path, error: Exception) -> OSError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    full = any(os.strerror(number) in str(error) for number in FULL)
+    mend = "free some space on its disk and run again" if full else "choose a folder that you may write to"
+    return OSError(f"cannot write {target}: {reason}; {mend}")
 
 
 def check_writable(path: str | Path) -> None:
     """Find out that a file could be written, before the work that it is to hold.
 
     Raises:
-        OSError: its folder cannot be made or written.
+        OSError: if its folder cannot be made or written.
 
     """
     probe = Path(path).with_name(f".{Path(path).name}.probe")
     with replacing(probe):
         pass
     probe.unlink(missing_ok=True)
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove the temporary files that killed processes left in a folder and below; return their paths.
+
+    Call it only where no other process writes.
+    """
+    found = [path for path in Path(folder).rglob(f".*{MARK}*") if LEFTOVER.match(path.name) and path.is_file()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found

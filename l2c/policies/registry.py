@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.names import near_names
 from l2c.policies.best import best
 from l2c.policies.block_caching import block_caching
-from l2c.policies.budget import FORMS, OLD_WORDS
+from l2c.policies.budget import FORMS
 from l2c.policies.context import Problem
 from l2c.policies.gram import gram
 from l2c.policies.interval import deepcache, faster_diffusion, interval
 from l2c.policies.ranking import late_first, random, top_k
+from l2c.policies.settings import check_options, check_values
 from l2c.policies.smoothcache import smoothcache
 
 POLICIES: dict[str, Callable[..., CacheGraph]] = {
@@ -37,23 +37,6 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
 UNMEASURED = ("interval", "late_first", "random", "deepcache", "faster_diffusion")
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Refuse an unknown policy, or an option that it does not have.
-
-    Raises:
-        ValueError: if the policy is unknown, or has no such option.
-
-    """
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; {near_names(name, list(POLICIES))}")
-    allowed = [key for key in inspect.signature(POLICIES[name]).parameters if key != "problem"]
-    unknown = [key for key in options if key not in allowed]
-    if unknown and unknown[0] in OLD_WORDS:
-        raise ValueError(f"policy {name} has no option {unknown[0]!r}: it is called {OLD_WORDS[unknown[0]]} now")
-    if unknown:
-        raise ValueError(f"policy {name} has no option {unknown[0]!r}; its options are {', '.join(allowed)}")
-
-
 def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
     """Return the graph of a policy.
 
@@ -67,6 +50,7 @@ def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
 
     """
     check_options(name, options)
+    check_values(name, options)
     required = [
         key
         for key, parameter in inspect.signature(POLICIES[name]).parameters.items()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.io.finite import check_finite
 from l2c.sampling.sampler import Sampler
 
 
@@ -40,12 +41,16 @@ def sample_in_batches(
         seed: of what a stochastic solver adds; its streams belong to images, so batches do not change them.
         advance: a bar over images.
 
+    Raises:
+        ValueError: if an image is not finite.
+
     """
     images = []
     for start in range(0, len(noise), batch_size):
         part = slice(start, start + batch_size)
         chosen = None if labels is None else labels[part]
         batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
+        check_finite("images", batch, mend="check weights, guidance scale and graph, or take precision=fp32")
         images.append(batch.cpu())
         if advance is not None:
             advance.update(len(batch))

@@ -1,4 +1,4 @@
-"""One run of backbone training, from a config to a file of averaged weights."""
+"""One run of backbone training, from a fresh network to a file of averaged weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from l2c.backbones.presets import build_backbone
+from l2c.backbones.backbone import Backbone
 from l2c.io.atomic import check_writable, replacing
-from l2c.testbeds.lit_backbone import LitBackbone
-from l2c.testbeds.pixel_data import pixel_data
-from l2c.training.trainer import check_checkpoint, make_run_trainer
+from l2c.io.finite import check_finite
+from l2c.io.memory import memory_explained
+from l2c.testbeds.lit_backbone import LitBackbone, decay_start
+from l2c.testbeds.settings import BackboneTraining
+from l2c.training.checkpoints import RUN, check_checkpoint, read_checkpoint
+from l2c.training.run_folder import claimed, resume_from
+from l2c.training.trainer import make_run_trainer
 
 
 class KeepBeforeDecay(pl.Callback):
@@ -39,47 +42,91 @@ class KeepBeforeDecay(pl.Callback):
             trainer.save_checkpoint(self.folder / "before_decay.ckpt")
 
 
-def train_backbone(cfg: DictConfig, run_folder: Path) -> Path:
-    """Train as `configs/train_backbone.yaml` says, write the EMA weights in fp16, return their path."""
-    torch.set_num_threads(cfg.num_threads)
-    pl.seed_everything(cfg.seed, verbose=False)
+def train_backbone(
+    backbone: Backbone, data: pl.LightningDataModule, settings: BackboneTraining, run_folder: Path
+) -> Path:
+    """Train a backbone, write the EMA weights in fp16, return their path.
+
+    Args:
+        backbone: the network with fresh weights, in train mode.
+        data: images (N, C, H, W) and labels (N,).
+        settings: of the run.
+        run_folder: for metrics and checkpoints.
+
+    Raises:
+        ValueError, FileNotFoundError: if a setting does not fit, or the loss is not finite.
+        OSError: if a folder cannot be written.
+        MemoryError: out of memory; the message says what lowers it.
+        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143.
+
+    """
+    torch.set_num_threads(settings.num_threads)
     module = LitBackbone(
-        build_backbone(cfg.model),
-        optimizer=cfg.optimizer,
-        learning_rate=cfg.learning_rate,
-        muon_learning_rate=cfg.muon_learning_rate,
-        weight_decay=cfg.weight_decay,
-        max_steps=cfg.max_steps,
-        warmup_steps=cfg.warmup_steps,
-        decay_share=cfg.decay_share,
-        label_dropout=cfg.label_dropout,
-        min_snr_gamma=cfg.min_snr_gamma,
-        seed=cfg.seed,
+        backbone,
+        optimizer=settings.optimizer,
+        learning_rate=settings.learning_rate,
+        muon_learning_rate=settings.muon_learning_rate,
+        weight_decay=settings.weight_decay,
+        max_steps=settings.max_steps,
+        warmup_steps=settings.warmup_steps,
+        decay_share=settings.decay_share,
+        label_dropout=settings.label_dropout,
+        min_snr_gamma=settings.min_snr_gamma,
+        seed=settings.seed,
     )
-    if cfg.resume is not None:
-        check_checkpoint(cfg.resume, "backbone.", module.backbone.state_dict())
-    data = pixel_data(
-        cfg.dataset,
-        image_shape=module.backbone.input_shape,
-        num_labels=module.backbone.num_labels,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-        **cfg.dataset_options,
-    )
-    output = Path(cfg.output)
+    identity = {"model": backbone.conventions.name, "data": type(data).__name__, **settings.identity()}
+    resumed = resume_from(settings.resume, run_folder)
+    if resumed is not None:
+        check_checkpoint(
+            resumed,
+            "backbone.",
+            backbone.state_dict(),
+            settings={**identity, **_steps_there(resumed, settings)},
+            max_steps=settings.max_steps,
+            word="max_steps",
+        )
+    output = Path(settings.output)
     check_writable(output)
     trainer = make_run_trainer(
         run_folder,
-        accelerator=cfg.accelerator,
+        accelerator=settings.accelerator,
         devices=1,
-        max_steps=cfg.max_steps,
-        gradient_clip_val=cfg.gradient_clip,
+        max_steps=settings.max_steps,
+        gradient_clip_val=settings.gradient_clip,
         checkpoint_every=200,
-        callbacks=[EMAWeightAveraging(decay=cfg.ema_decay), KeepBeforeDecay(run_folder, module.decay_start)],
+        identity=identity,
+        mend="lower learning_rate",
+        callbacks=[EMAWeightAveraging(decay=settings.ema_decay), KeepBeforeDecay(run_folder, module.decay_start)],
         log_every_n_steps=50,
     )
-    trainer.fit(module, data, ckpt_path=cfg.resume)
-    weights = {name: value.half().contiguous() for name, value in module.backbone.state_dict().items()}
+    sentence = (
+        f"out of memory in training {backbone.conventions.name} with batch_size={settings.batch_size}; say "
+        f"batch_size={max(1, settings.batch_size // 2)}, or take a smaller model"
+    )
+    with claimed(run_folder, identity, resumed=resumed):
+        with memory_explained(lambda: sentence):
+            trainer.fit(module, data, ckpt_path=resumed)
+        _write(backbone, output)
+    return output
+
+
+def _steps_there(checkpoint: Path, settings: BackboneTraining) -> dict[str, Any]:
+    """Return `max_steps` of a checkpoint's run where this run may have another number of steps.
+
+    The learning rate does not depend on it before it begins to fall, in that run and in this one.
+    """
+    content = read_checkpoint(checkpoint)
+    there = content[RUN]["settings"].get("max_steps")
+    if type(there) is not int:
+        return {}
+    falls = decay_start(min(there, settings.max_steps), settings.decay_share)
+    return {"max_steps": there} if content["global_step"] <= falls else {}
+
+
+def _write(backbone: Backbone, output: Path) -> None:
+    """Write the weights in fp16, unless one is not finite."""
+    weights = {name: value.half().contiguous() for name, value in backbone.state_dict().items()}
+    for name, value in weights.items():
+        check_finite(f"weights of {name}", value, mend="lower learning_rate")
     with replacing(output) as temporary:
         save_file(weights, temporary)
-    return output

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -24,7 +23,9 @@ from l2c.testbeds.emoji_classifier import EmojiClassifier
 from l2c.testbeds.emoji_data import EmojiDataModule
 from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import READERS
-from l2c.training.trainer import make_bare_trainer
+from l2c.testbeds.settings import ClassifierTraining
+from l2c.training.trainer import make_bare_trainer, seed_everything
+from l2c.training.watch import FiniteLoss
 
 HELD_OUT = 5  # one of so many
 
@@ -146,35 +147,37 @@ def _emoji(batch_size: int, seed: int) -> Parts:
     return Parts(loader, shown.images.float() / 127.5 - 1, shown.labels)
 
 
-def train_classifier(cfg: DictConfig) -> TrainedClassifier:
-    """Train as `configs/train_classifier.yaml` says and write the weights.
+def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
+    """Train the classifier of a data set and write its weights.
 
     Raises:
-        FileNotFoundError: the pictures are not there; the message says how to get them.
-        ValueError: an unknown data set.
+        FileNotFoundError: if the pictures are not there; the message says how to get them.
+        ValueError: if the loss is not finite.
+        OSError: if the file cannot be written.
 
     """
-    if cfg.dataset not in READERS:
-        raise ValueError(f"there is no classifier of dataset={cfg.dataset}; known are {', '.join(READERS)}")
-    torch.set_num_threads(cfg.num_threads)
-    pl.seed_everything(cfg.seed, verbose=False)
-    check_writable(cfg.output)
-    parts = _digits(cfg.batch_size, cfg.seed) if cfg.dataset == "digits" else _emoji(cfg.batch_size, cfg.seed)
-    classifier = READERS[cfg.dataset]()
+    torch.set_num_threads(settings.num_threads)
+    seed_everything(settings.seed)
+    check_writable(settings.output)
+    digital = settings.dataset == "digits"
+    parts = (_digits if digital else _emoji)(settings.batch_size, settings.seed)
+    classifier = READERS[settings.dataset]()
     module = LitClassifier(
         classifier,
-        move=shifted if cfg.dataset == "digits" else warped,
-        label_smoothing=0.0 if cfg.dataset == "digits" else 0.1,
-        learning_rate=cfg.learning_rate,
-        max_steps=cfg.max_steps,
-        seed=cfg.seed,
+        move=shifted if digital else warped,
+        label_smoothing=0.0 if digital else 0.1,
+        learning_rate=settings.learning_rate,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
     )
-    trainer = make_bare_trainer(accelerator="cpu", max_steps=cfg.max_steps)
+    trainer = make_bare_trainer(
+        accelerator="cpu", max_steps=settings.max_steps, callbacks=[FiniteLoss("lower learning_rate")]
+    )
     trainer.fit(module, parts.batches)
     classifier.eval()
     if isinstance(classifier, EmojiClassifier):
         classifier.keep_statistics(emoji())
-    path = Path(cfg.output)
+    path = Path(settings.output)
     with replacing(path) as temporary:
         save_file(classifier.state_dict(), temporary)
     return TrainedClassifier(path, classifier.accuracy(parts.images, parts.labels), len(parts.labels))

@@ -13,10 +13,10 @@ from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.io.seeds import Stream
 from l2c.testbeds.emoji import CLASSES, IMAGE_SHAPE, Emoji, emoji
+from l2c.testbeds.settings import SKIN_TONES
 
 MAX_SHIFT = 1  # pixels
 FLAG = CLASSES.index("flag")
-SKIN_TONES = ("all", "none")
 
 
 class BalancedBatchSampler(NumberedBatchSampler):

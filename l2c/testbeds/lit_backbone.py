@@ -15,10 +15,15 @@ from l2c.diffusion.prediction import min_snr_weight, target
 from l2c.diffusion.schedule import schedule_of
 from l2c.io.seeds import Stream
 from l2c.testbeds.muon import MuonAdamW
+from l2c.testbeds.settings import OPTIMIZERS
 from l2c.training.label_dropout import drop_labels
 
-OPTIMIZERS = ("adamw", "muon")
 LAST_RATE = 0.01  # the learning rate at the end, as a share of the peak
+
+
+def decay_start(max_steps: int, decay_share: float) -> int:
+    """Return the step from which the learning rate falls in the last part of the steps."""
+    return round((1 - decay_share) * max_steps)
 
 
 class LitBackbone(pl.LightningModule):
@@ -66,7 +71,7 @@ class LitBackbone(pl.LightningModule):
         self.weight_decay = weight_decay
         self.max_steps = max_steps
         self.warmup_steps = warmup_steps
-        self.decay_start = round((1 - decay_share) * max_steps)
+        self.decay_start = decay_start(max_steps, decay_share)
         self.label_dropout = label_dropout
         self.min_snr_gamma = min_snr_gamma
         self.seed = seed

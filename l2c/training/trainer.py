@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
-from l2c.backbones.weights import reason_of
+from l2c.training.checkpoints import RunIdentity, WholeCheckpoints
+from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
 
 # Lines on devices and tips; warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -27,24 +26,41 @@ EXPECTED_WARNINGS = (
     r".*smaller than the logging interval",
     r"predict returned None",  # images go to disk
     r"Total length of `DataLoader` across ranks is zero",  # all shards are there
+    r".*callbacks used to create the checkpoint need to be provided",  # another checkpoint interval
     r".*your dataloader is not resumable",  # ours starts at the trainer's step
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated",  # within Lightning
 )
 
 
-def make_trainer(*, max_steps: int, **settings: Any) -> pl.Trainer:
+def seed_everything(seed: int) -> None:
+    """Seed Python's, numpy's and torch's own generators, which fresh weights are drawn from."""
+    pl.seed_everything(seed, verbose=False)
+
+
+def make_trainer(*, max_steps: int, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
     """Return a Trainer that stops after `max_steps` steps of a loader without end.
 
     Args:
         max_steps: number of optimiser steps; gives the progress bar its length.
+        callbacks: others than the progress bar.
         settings: passed on to `lightning.pytorch.Trainer`.
+
+    Raises:
+        ValueError: if the settings do not fit this machine.
 
     """
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     batches = max_steps * settings.get("accumulate_grad_batches", 1)
+    bar = [StepBar()] if settings.get("enable_progress_bar", True) else []
     try:
-        return pl.Trainer(max_steps=max_steps, limit_train_batches=batches, enable_model_summary=False, **settings)
+        return pl.Trainer(
+            max_steps=max_steps,
+            limit_train_batches=batches,
+            enable_model_summary=False,
+            callbacks=[*callbacks, *bar],
+            **settings,
+        )
     except MisconfigurationException as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"the trainer's settings do not fit this machine: {reason}; change trainer.*") from error
@@ -55,6 +71,8 @@ def make_run_trainer(
     *,
     max_steps: int,
     checkpoint_every: int,
+    identity: Mapping[str, Any],
+    mend: str,
     checkpoint_name: str | None = None,
     callbacks: Sequence[pl.Callback] = (),
     **settings: Any,
@@ -65,8 +83,10 @@ def make_run_trainer(
         folder: of the run.
         max_steps: see `make_trainer`.
         checkpoint_every: steps between two checkpoints.
+        identity: the settings that make the run, see `RunIdentity`.
+        mend: what to change where the loss is not finite, an imperative clause.
         checkpoint_name: of the checkpoints beside `last.ckpt`; None = Lightning's own.
-        callbacks: others than the one that writes checkpoints.
+        callbacks: further ones.
         settings: passed on; without `logger` metrics go to CSV files.
 
     """
@@ -78,40 +98,15 @@ def make_run_trainer(
         enable_version_counter=False,  # a second run's last.ckpt must not hide behind the first one's
     )
     settings.setdefault("logger", CSVLogger(folder, name="metrics"))
-    return make_trainer(max_steps=max_steps, callbacks=[*callbacks, checkpoints], **settings)
+    watching = [RunIdentity(identity), FiniteLoss(mend, folder), StopBySignal(folder)]
+    return make_trainer(
+        max_steps=max_steps,
+        callbacks=[*callbacks, *watching, checkpoints],
+        plugins=[WholeCheckpoints()],
+        **settings,
+    )
 
 
 def make_bare_trainer(*, max_steps: int, **settings: Any) -> pl.Trainer:
     """Return a Trainer that writes neither metrics nor checkpoints; see `make_trainer`."""
     return make_trainer(max_steps=max_steps, logger=False, enable_checkpointing=False, **settings)
-
-
-def check_checkpoint(path: str | Path, prefix: str, expected: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint to resume from that is damaged or belongs to another run.
-
-    Args:
-        path: the checkpoint.
-        prefix: what the names of the trained weights begin with in it.
-        expected: names after the prefix and tensors of this run's trained weights.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, or its weights have other names or shapes; the message names the first few.
-
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint to resume from at {path}; give the last.ckpt of a run")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # each kind of damage has its own exception
-        raise ValueError(f"cannot resume from {path}: {reason_of(error)}") from error
-    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    wrong = sorted(
-        set(found.keys() ^ expected.keys())
-        | {name for name in found.keys() & expected.keys() if found[name].shape != expected[name].shape}
-    )
-    if wrong:
-        raise ValueError(
-            f"{path} belongs to another run: {len(wrong)} weights are missing, unexpected or of another shape "
-            f"({', '.join(wrong[:3])}); resume with the settings it was made with, or start anew without resume"
-        )

@@ -251,3 +251,43 @@ def test_bad_input_is_one_sentence(mixer, wrapped):
     twice = l2c.wrap(mixer, ["blocks.0.a"], "when")
     with pytest.raises(ValueError, match="ran twice in one evaluation"):
         twice.forward_cached(torch.zeros(1, 6, 2, 4), torch.ones(1), None, (True,))
+
+
+class Repeated(nn.Module):
+    """A block that runs three times, and takes whatever else it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(6, 6)])
+
+    def forward(self, x, **kwargs):
+        x = x.flatten(2).mT
+        for _ in range(3):
+            x = x + kwargs["when"].view(-1, 1, 1) / 1000 * self.blocks[0](x).tanh()
+        return x.mT.unflatten(2, (2, 4))
+
+
+def test_a_block_used_several_times_is_refused_in_the_sampler_too():
+    wrapped = l2c.wrap(Repeated(), ["blocks.*"], "when", input_shape=(6, 2, 4))
+    noise = torch.randn(1, 6, 2, 4)
+    wrapped(noise, torch.ones(1))  # the plain forward is its own
+    with pytest.raises(ValueError, match=r"layer blocks.0 ran twice in one evaluation"):
+        wrapped.forward_cached(noise, torch.ones(1), None, (True,))
+    graph = l2c.CacheGraph(
+        rows=((True,), (False,)), layers=("blocks.0",), timesteps=(500, 1), model="Repeated", solver="ddim"
+    )
+    with pytest.raises(ValueError, match=r"layer blocks.0 ran twice in one evaluation"):
+        l2c.Sampler(
+            wrapped, graph=graph.replace(timesteps=l2c.Sampler(wrapped, solver="ddim", num_evaluations=2).timesteps)
+        ).sample(noise=noise)
+
+
+def test_compiled_and_parallel_modules_are_unwrapped(mixer):
+    options = {"residual": ["tail"], "input_shape": (6, 2, 4)}
+    patterns = ["blocks.*.?", "joint", "tail"]
+    plain = l2c.wrap(mixer, patterns, "when", **options)
+    for outer in (torch.compile(mixer), nn.DataParallel(mixer), torch.compile(nn.DataParallel(mixer))):
+        wrapped = l2c.wrap(outer, patterns, "when", **options)
+        assert wrapped.module is mixer
+        assert wrapped.layer_names == plain.layer_names
+        assert wrapped.conventions.name == "Mixer"

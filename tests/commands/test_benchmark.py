@@ -36,13 +36,13 @@ def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("mode=[fast]", "mode must be a list of eager, compiled, captured, compiled+captured, got ['fast']"),
-        ("precision=[int4]", "precision must be a list of fp32, tf32, bf16, fp16"),
+        ("mode=[fast]", "each eager, compiled, captured or compiled+captured, got ['fast']"),
+        ("precision=[int4]", "precision must be a list of at least one item, each fp32, tf32, bf16 or fp16"),
         ("computed=[1,2]", "computed has 2 counts, but 10 evaluations are routed"),
         ("device=abacus", "there is no device 'abacus' here; say device=cpu"),
-        ("baseline=torch", "unknown baseline 'torch'"),
-        ("cache_dtype=int8", "unknown cache_dtype 'int8'"),
-        ("batch_sizes=[0]", "batch_sizes must be a list of whole numbers from 1 on"),
+        ("baseline=torch", "baseline must be reference, got 'torch'"),
+        ("cache_dtype=int8", "cache_dtype must be fp32, tf32, bf16 or fp16, got 'int8'"),
+        ("batch_sizes=[0]", "batch_sizes must be a list of at least one item, each a whole number >= 1"),
     ],
 )
 def test_benchmark_refuses_in_one_sentence(call, refused, tmp_path, override, says):

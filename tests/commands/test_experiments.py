@@ -3,9 +3,9 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from l2c.drawing.run import make_sampler
+from l2c.commands.drawing import make_sampler
+from l2c.commands.train_router import train_by as train_router
 from l2c.io.bundled import project_folder
-from l2c.training.routers.run import train_router
 
 NAMES = sorted(path.stem for path in (project_folder("configs") / "experiment").glob("*.yaml"))
 SMALL = {

@@ -11,7 +11,6 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
-from l2c.commands.settings import check_setting
 from l2c.commands.table import COMMANDS, command_line, override, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,47 +75,15 @@ def test_paths_survive_the_shell_and_hydra(path):
     assert OverridesParser.create().parse_override(override("x", path)).value() == path
 
 
-@pytest.mark.parametrize(
-    ("name", "default", "value", "says"),
-    [
-        ("router.penalty", 3e-4, "abc", "router.penalty must be a finite number, got 'abc'"),
-        ("router.penalty", 3e-4, float("nan"), "router.penalty must be a finite number, got nan"),
-        ("cfg_scale", None, float("inf"), "cfg_scale must be finite, got inf"),
-        ("num_threads", None, 0, "num_threads must be a whole number from 1 on, got 0"),
-        ("solver.num_evaluations", 20, 0, "solver.num_evaluations must be a whole number from 1 on, got 0"),
-        ("num_images", None, 2.0, "num_images must be a whole number from 1 on, got 2.0"),
-        ("batch_size", 8, True, "batch_size must be a whole number from 1 on, got True"),
-        ("seed", 0, -1, "seed must be a whole number from 0 on, got -1"),
-        ("router.label_dropout", 0.1, 2, "router.label_dropout must be a number in 0..1, got 2"),
-        ("npz", True, "perhaps", "npz must be true or false, got 'perhaps'"),
-    ],
-)
-def test_settings_of_another_kind_or_range_are_refused(name, default, value, says):
-    with pytest.raises(ValueError, match=says.replace(".", r"\.")):
-        check_setting(name, default, value)
-
-
-@pytest.mark.parametrize(
-    ("name", "default", "value"),
-    [
-        ("router.init", 2.0, "normal"),
-        ("policy.n", 2, 2.5),
-        ("num_threads", None, None),
-        ("policy.num_evaluations", [], [16, 12]),
-        ("router.speed_up", None, "2.5x"),
-        ("seed", 0, 0),
-    ],
-)
-def test_settings_that_fit_are_let_through(name, default, value):
-    check_setting(name, default, value)
-
-
 def test_a_wrong_setting_ends_its_own_job_of_a_sweep(call, tmp_path):
     sweep = f"hydra.sweep.dir={tmp_path}"
     result = call(MAIN, "graph", "-m", "policy=interval", "policy.n=2,oops,4", sweep)
     assert result.returncode == 1
     errors = [line for line in result.stderr.splitlines() if line.startswith("error")]
-    assert errors == ["error in job 1: policy.n must be a finite number, got 'oops'"]
+    assert errors == [
+        "error: job 1: policy.n must be a number >= 1, got 'oops'; e.g. policy.n=2",
+        "error: 1 job of the sweep failed; the others are done",
+    ]
     assert [(tmp_path / job / "cache_graph.json").is_file() for job in "012"] == [True, False, True]
 
 
@@ -126,7 +93,7 @@ def test_running_out_of_memory_says_what_takes_less(call, refused, monkeypatch, 
 
     monkeypatch.setattr(import_module("l2c.commands.calibrate").main, "task", task)
     sentence = refused(call("scripts/calibrate.py", f"hydra.run.dir={tmp_path / 'run'}", "batch_size=4"))
-    assert "out of memory; lower batch_size (now 4) or num_trajectories (now 64)" in sentence
+    assert "out of memory while measuring statistics; say a smaller batch_size (now 4)" in sentence
 
 
 def test_show_prints_and_draws(call, refused, tmp_path):

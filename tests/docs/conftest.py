@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import l2c
+
 
 @pytest.fixture
-def given() -> Callable[[str], dict[str, Any]]:
+def given(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """Return the function that gives the names that a marked block expects."""
+    from diffusers import DiffusionPipeline
+
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "kept"))
 
     def names(mark: str) -> dict[str, Any]:
-        raise AssertionError(f"no page may ask for {mark!r}: it is unknown")
+        assert mark == "pipeline", f"unknown mark {mark!r}"
+        pipe = DiffusionPipeline.from_pretrained(tiny_pipeline)
+        pipe.set_progress_bar_config(disable=True)
+        return {"l2c": l2c, "pipe": pipe, "prompts": ["a cat", "a red dog"], "prompt": "a blue cat"}
 
     return names

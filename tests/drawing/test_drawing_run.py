@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from safetensors import SafetensorError
 
 from l2c.backbones.presets import load_backbone
+from l2c.commands.drawing import draw_by
 from l2c.data.latent_shards import write_shard
 from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples, to_pixels
 from l2c.drawing.lit_drawing import LitSampler, image_labels
-from l2c.drawing.run import sample_by, sample_images
+from l2c.drawing.run import sample_images
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -110,7 +111,7 @@ def test_the_commands_settings_reach_the_sampler(tmp_path):
         graph = [f"graph={ROOT / 'checkpoints' / 'dit_digits_ddim20.json'}", "trainer.accelerator=cpu"]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             cfg = compose("sample_many", [*graph, *small, *changes])
-        return sample_by(cfg, tmp_path)
+        return draw_by(cfg, tmp_path)
 
     images = ImageShards(run("cache_dtype=bf16", "cache_device=cpu").folder)
     assert images.samples.settings["cache_dtype"] == "bfloat16"
@@ -174,7 +175,7 @@ def test_other_settings_are_refused(draw):
         draw("run", solver="ddim", num_images=2, seed=6)
     with pytest.raises(ValueError, match="holds samples with solver ddim, not ddpm"):
         draw("run", num_images=2)
-    with pytest.raises(ValueError, match="labels must be one of balanced, random, got 'all'"):
+    with pytest.raises(ValueError, match="labels must be balanced or random, got 'all'"):
         draw("run", labels="all")
 
 
@@ -188,7 +189,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypat
         lambda: Samples((1, 2, 2), 1, 1, False, {}).write_shard(tmp_path, 0, torch.zeros(1, 1, 2, 2), None),
         lambda: write_shard(tmp_path / "latents", *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []),
     ):
-        with pytest.raises(OSError, match="No space left on device; free some space and run again, it goes on"):
+        with pytest.raises(OSError, match="No space left on device; free some space on its disk and run again"):
             write()
     assert not list(tmp_path.iterdir())
 

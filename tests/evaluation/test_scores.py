@@ -9,12 +9,15 @@ import torch
 
 from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import to_pixels
-from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures, load_features, spatial
+from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures, spatial
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.evaluation.scores.precision_recall import precision_recall, radii
-from l2c.evaluation.scores.reference import RealDigits, load_reference
+from l2c.evaluation.scores.reference import TensorImages, load_reference
 from l2c.evaluation.scores.scores import score
 from l2c.testbeds.digits import digits
+from l2c.testbeds.digits_classifier import DigitsClassifier
+
+REAL = TensorImages(digits()[0])
 
 
 class Pixels:
@@ -33,7 +36,7 @@ class Pixels:
 
 @pytest.fixture(scope="module")
 def extractor():
-    return DigitsFeatures()
+    return DigitsFeatures(DigitsClassifier.load())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def scored(images, reference, extractor, **settings):
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")
 def test_scores_equal_independent_ones(extractor, noisy):
-    reference = load_reference("digits", extractor, progress=False)
+    reference = load_reference(REAL, extractor, progress=False)
     found = scored(noisy, reference, extractor)
     real = extractor(to_pixels(digits()[0]))
     fake = extractor(noisy.pixels)
@@ -72,21 +75,21 @@ def test_scores_equal_independent_ones(extractor, noisy):
 
 
 def test_real_images_score_as_real(extractor):
-    found = scored(RealDigits(), load_reference("digits", extractor, progress=False), extractor)
+    found = scored(REAL, load_reference(REAL, extractor, progress=False), extractor)
     assert found.fid == pytest.approx(0, abs=1e-6)
     assert (found.precision, found.recall) == (1, 1)
     assert found.inception_score > 9  # ten classes, each read with certainty
 
 
 def test_the_batch_size_does_not_matter(extractor, noisy):
-    reference = load_reference("digits", extractor, progress=False)
+    reference = load_reference(REAL, extractor, progress=False)
     once, parts = (scored(noisy, reference, extractor, batch_size=size).to_dict() for size in (400, 37))
     for name in ("fid", "sfid", "inception_score", "precision", "recall"):
         assert parts[name] == pytest.approx(once[name], rel=1e-4)
 
 
 def test_statistics_stand_for_images(extractor, noisy, tmp_path):
-    reference = load_reference("digits", extractor, progress=False)
+    reference = load_reference(REAL, extractor, progress=False)
     reference.save_statistics(tmp_path / "statistics.npz")
     stored = scored(noisy, load_reference(tmp_path / "statistics.npz", extractor), extractor)
     direct = scored(noisy, reference, extractor)
@@ -168,13 +171,11 @@ def test_bad_input_is_one_sentence(extractor, noisy, tmp_path):
         scored(noisy, load_reference(tmp_path / "inception.npz", extractor), extractor)
     colour = Pixels(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="have 3 channels, but features=digits reads 1"):
-        scored(colour, load_reference("digits", extractor, progress=False), extractor)
+        scored(colour, load_reference(REAL, extractor, progress=False), extractor)
     path = write_archive(tmp_path / "cut.npz", [noisy.pixels], 400, (1, 8, 8))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.npz is no"):
         load_reference(path, extractor)
-    with pytest.raises(ValueError, match="unknown features 'vgg'"):
-        load_features("vgg")
     with pytest.raises(FileNotFoundError, match=r"https://github\.com/toshas/torch-fidelity"):
         InceptionFeatures()
 

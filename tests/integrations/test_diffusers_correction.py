@@ -16,13 +16,13 @@ from hydra import compose, initialize_config_dir
 
 import l2c
 from l2c.calibration.distillation import Distillation, distil
+from l2c.commands.train_scale_shift import train_by
 from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.io.bundled import project_folder
 from l2c.policies.context import Problem
 from l2c.sampling.correction import Correction, reused_entries, save_correction
-from l2c.training.corrections.run import train_correction
 
 CASES = [("dit", None), ("dit", ("block",)), ("pixart", None), ("sd3", None)]
 CASES += [("unet", None), ("unet", ("block", "resnet"))]
@@ -307,7 +307,7 @@ def test_the_command_trains_on_a_saved_pipeline(make_pipeline, tmp_path):
     path = tmp_path / "g.json"
     plain.save(path)
     cfg = settings(path, tmp_path / "pipe", tmp_path, "loss=output")
-    graph = l2c.CacheGraph.load(train_correction(cfg, tmp_path))
+    graph = l2c.CacheGraph.load(train_by(cfg, tmp_path))
     assert (graph.rows, graph.model, graph.solver) == (plain.rows, "DiTTransformer2DModel", "DDIMScheduler")
     assert graph.provenance["trained"]["loss"] == "output"
     assert Correction.of(graph).scale.shape == (plain.num_reused, 32)
@@ -320,13 +320,13 @@ def test_the_command_trains_on_a_saved_pipeline(make_pipeline, tmp_path):
         (["model.layers=[block]"], r"the graph's 6 layers .* are not the 3 .* model.layers=\[layer\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            train_correction(settings(path, tmp_path / "pipe", tmp_path, *wrong), tmp_path / "other")
+            train_by(settings(path, tmp_path / "pipe", tmp_path, *wrong), tmp_path / "other")
     cfg.model = None
     with pytest.raises(ValueError, match="of a diffusers pipeline; add backend=diffusers pipeline=PATH"):
-        train_correction(cfg, tmp_path / "other")
+        train_by(cfg, tmp_path / "other")
     plain.replace(model="UNet2DConditionModel", layers=[f"down.{i}" for i in range(6)]).save(path)
     with pytest.raises(ValueError, match="made for UNet2DConditionModel with 6 layers"):
-        train_correction(settings(path, tmp_path / "pipe", tmp_path), tmp_path / "other")
+        train_by(settings(path, tmp_path / "pipe", tmp_path), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

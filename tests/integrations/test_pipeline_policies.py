@@ -22,8 +22,10 @@ from l2c.calibration.calibration import Calibration, head_of
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers.conditions import PerPrompt
 from l2c.integrations.diffusers.layers import find_layers
-from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, _PerPrompt, pipeline_backbone
+from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, pipeline_backbone
+from l2c.integrations.diffusers.recording import FirstStep, RecordedCall
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.policies.context import Problem
 from l2c.policies.registry import POLICIES, make_graph
@@ -108,7 +110,12 @@ def family_sampler(make_family, name, of=None, num_evaluations=3, **options):
         for i in range(2)
     ]
     backbone = PipelineBackbone(
-        family.model, conditions, SchedulerSolver(scheduler, times), tuple(family.x.shape[1:]), of=of, **options
+        family.model,
+        [RecordedCall(family.x, times[0], given, "hidden_states", ("timestep",), False) for given in conditions],
+        FirstStep(None, 1.0),
+        SchedulerSolver(scheduler, times),
+        of=of,
+        **options,
     )
     return l2c.Sampler(backbone, solver="pipeline", num_evaluations=num_evaluations, cfg_scale=2.0), family
 
@@ -176,8 +183,8 @@ def test_responses_are_the_derivatives_of_the_image(name, of, make_family):
 def doubled(table):
     if isinstance(table, dict):
         return {key: doubled(value) for key, value in table.items()}
-    if isinstance(table, _PerPrompt):
-        return _PerPrompt(table.rows.double())
+    if isinstance(table, PerPrompt):
+        return PerPrompt(table.rows.double())
     return table.double() if torch.is_tensor(table) else table
 
 
@@ -239,7 +246,7 @@ def test_fewer_steps_are_the_schedulers_own(make_pipeline):
 
 
 def test_guidance_that_is_an_input_is_not_applied_again(make_family):
-    backbone = family_sampler(make_family, "flux", embedded_guidance=True)[0].backbone
+    backbone = family_sampler(make_family, "flux", guidance="embedded")[0].backbone
     noise = seeded_noise((16, 4), 0, 1)
     plain = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3).sample([0], noise=noise)
     scaled = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3, cfg_scale=3.5)

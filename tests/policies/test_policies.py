@@ -83,7 +83,7 @@ def test_interval_agrees_with_the_published_fora_files(reference, make_dit, name
 def test_interval_of_three_and_a_fraction(problem):
     assert bits(make_graph("interval", problem, n=3)) == "10010010"
     assert bits(make_graph("interval", problem, n=1.5)) == "10110110"
-    with pytest.raises(ValueError, match="n must be at least 1"):
+    with pytest.raises(ValueError, match=r"policy\.n must be a number >= 1, got 0.5"):
         make_graph("interval", problem, n=0.5)
 
 

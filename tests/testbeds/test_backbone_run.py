@@ -7,11 +7,13 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from l2c.backbones.presets import build_backbone
+from l2c.commands.settings import checked
+from l2c.commands.train_backbone import train_by
 from l2c.io.bundled import project_folder
-from l2c.testbeds.backbone_run import train_backbone
 from l2c.testbeds.classifier_run import train_classifier
 from l2c.testbeds.emoji_classifier import EmojiClassifier
 from l2c.testbeds.lit_backbone import LitBackbone
+from l2c.testbeds.settings import ClassifierTraining
 
 
 def config(name, *overrides):
@@ -25,7 +27,7 @@ def train(tmp_path):
         small = ["model=dit_digits", "model.args.hidden_size=32", "model.args.depth=2", "batch_size=4"]
         output = tmp_path / folder / "weights.safetensors"
         cfg = config("train_backbone", *small, "accelerator=cpu", f"output={output}", *overrides)
-        assert train_backbone(cfg, tmp_path / folder) == output
+        assert train_by(cfg, tmp_path / folder) == output
         return cfg, load_file(output)
 
     return run
@@ -54,7 +56,7 @@ def train_emoji(tmp_path, monkeypatch):
         small = ["model=dit_emoji", "model.args.hidden_size=24", "model.args.depth=2", "batch_size=4"]
         output = tmp_path / folder / "weights.safetensors"
         cfg = config("train_backbone", *small, "accelerator=cpu", f"output={output}", *overrides)
-        train_backbone(cfg, tmp_path / folder)
+        train_by(cfg, tmp_path / folder)
         return cfg, load_file(output)
 
     return run
@@ -70,9 +72,9 @@ def test_a_flow_is_trained_by_its_recipe(train_emoji, tmp_path):
     assert (tmp_path / "run" / "before_decay.ckpt").is_file()
     _, by_adamw = train_emoji("other", "max_steps=3", "optimizer=adamw", "min_snr_gamma=5", "model.prediction=v")
     assert any(not torch.equal(value, by_adamw[name]) for name, value in weights.items())
-    with pytest.raises(ValueError, match="unknown optimizer 'sgd'; known are adamw, muon"):
+    with pytest.raises(ValueError, match="optimizer must be adamw or muon, got 'sgd'"):
         train_emoji("wrong", "optimizer=sgd")
-    with pytest.raises(ValueError, match=r"decay_share must lie in \(0, 1\], got 0"):
+    with pytest.raises(ValueError, match="decay_share must be a number > 0 and <= 1, got 0"):
         train_emoji("wrong", "decay_share=0")
 
 
@@ -100,17 +102,17 @@ def test_learning_rates(decay_share, expected):
 def test_the_emoji_classifier_holds_out_families(train_emoji, tmp_path):
     """Ten families of six, of which two are held out; four pictures of each are in skin tones and do not count."""
     output = tmp_path / "classifier.safetensors"
-    trained = train_classifier(config("train_classifier", "dataset=emoji", "max_steps=2", f"output={output}"))
+    cfg = config("train_classifier", "dataset=emoji", "max_steps=2", f"output={output}")
+    trained = train_classifier(checked("train_classifier", cfg).top)
     assert trained.num_held_out == 2 * 2
     classifier = EmojiClassifier.load(output)
     assert classifier.real_statistics()[0].abs().sum() > 0
-    with pytest.raises(ValueError, match="no classifier of dataset=photos; known are digits, emoji"):
-        train_classifier(config("train_classifier", "dataset=photos", f"output={output}"))
+    with pytest.raises(ValueError, match="dataset must be digits or emoji, got 'photos'"):
+        ClassifierTraining(dataset="photos", output=str(output))
 
 
 def test_the_classifier_leaves_its_weights_alone(tmp_path):
-    trained = train_classifier(
-        config("train_classifier", "max_steps=2", f"output={tmp_path / 'classifier.safetensors'}")
-    )
+    cfg = config("train_classifier", "max_steps=2", f"output={tmp_path / 'classifier.safetensors'}")
+    trained = train_classifier(checked("train_classifier", cfg).top)
     assert trained.num_held_out == 1797 // 5
     assert [path.name for path in tmp_path.iterdir()] == ["classifier.safetensors"]  # no metrics, no checkpoints

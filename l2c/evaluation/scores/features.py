@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from l2c.backbones.weights import find_checkpoint, load_weights
-from l2c.testbeds.digits_classifier import DigitsClassifier
 
 SPATIAL_CHANNELS = 7  # ADM takes the first 7 of 192, which makes 7 x 17 x 17 = 2,023 features
 INCEPTION_URL = (
@@ -56,14 +55,29 @@ class FeatureExtractor(Protocol):
         """Return the features of images (N, C, H, W) of 8 bits, on their device."""
 
 
+class Classifier(Protocol):
+    """A classifier of digits whose layers can be read; see `testbeds.digits_classifier`."""
+
+    trunk: nn.Sequential
+    head: nn.Linear
+
+    def to(self, device: torch.device) -> Any:
+        """Move to a device."""
+
+
 class DigitsFeatures:
-    """The bundled digits classifier: 64 features, 7 maps of 4 x 4, ten logits."""
+    """A classifier of digits: 64 features, 7 maps of 4 x 4, ten logits.
+
+    Args:
+        classifier: trunk and head.
+
+    """
 
     name = "digits"
     channels = 1
 
-    def __init__(self) -> None:
-        self.classifier = DigitsClassifier.load()
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> ImageFeatures:
@@ -124,17 +138,3 @@ class InceptionFeatures:
         """Return the features of images (N, 3, H, W) of 8 bits."""
         pooled, logits = self.network.to(images.device)(images)
         return ImageFeatures(pooled, spatial(self._maps), logits)
-
-
-def load_features(name: str, *, weights: str | Path | None = None) -> FeatureExtractor:
-    """Return a feature extractor by its name, `inception` or `digits`.
-
-    Raises:
-        ValueError, FileNotFoundError: an unknown name, or what the extractor needs is not there.
-
-    """
-    if name == "inception":
-        return InceptionFeatures(weights)
-    if name == "digits":
-        return DigitsFeatures()
-    raise ValueError(f"unknown features {name!r}; known are inception (real images) and digits")

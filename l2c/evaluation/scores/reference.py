@@ -17,7 +17,6 @@ from l2c.drawing.image_shards import ImageShards, to_pixels
 from l2c.evaluation.scores.features import FeatureExtractor, ImageFeatures
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.io.atomic import replacing
-from l2c.testbeds.digits import digits
 
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))  # ADM's names; _s are those of spatial features
 
@@ -34,19 +33,24 @@ class ImageSet(Protocol):
         """Yield all images in order, (N, C, H, W) of 8 bits with N up to `size`."""
 
 
-class RealDigits:
-    """The real digits as 8-bit images."""
+class TensorImages:
+    """Images in memory as 8-bit ones.
 
-    shape = (1, 8, 8)
+    Args:
+        images: (N, C, H, W) in [-1, 1].
 
-    def __init__(self) -> None:
-        self._pixels = to_pixels(digits()[0])
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self._pixels = to_pixels(images)
+        channels, height, width = images.shape[1:]
+        self.shape = (channels, height, width)
 
     def __len__(self) -> int:
         return len(self._pixels)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """Yield all digits, (N, 1, 8, 8) with N up to `size`."""
+        """Yield all images in order, (N, C, H, W) of 8 bits with N up to `size`."""
         yield from self._pixels.split(size)
 
 
@@ -77,14 +81,12 @@ class Reference:
 
 
 def open_images(path: str | Path) -> ImageSet:
-    """Return the images of a folder of samples or of an `.npz` file; `digits` are the real ones.
+    """Return the images of a folder of samples or of an `.npz` file.
 
     Raises:
         FileNotFoundError, ValueError: there are none, or they are incomplete or damaged.
 
     """
-    if str(path) == "digits":
-        return RealDigits()
     place = Path(path).expanduser()
     return ImageShards(place) if place.is_dir() else ArchiveImages(place)
 
@@ -116,7 +118,7 @@ def features_of(
 
 
 def load_reference(
-    source: str | Path,
+    source: str | Path | ImageSet,
     extractor: FeatureExtractor,
     *,
     batch_size: int = 64,
@@ -126,7 +128,7 @@ def load_reference(
     """Return a reference from real images, from their statistics, or from both.
 
     Args:
-        source: `digits`; a folder of samples; or an `.npz` file that holds `arr_0` (images), `mu` and `sigma`
+        source: a set of images; a folder of samples; or an `.npz` file that holds `arr_0` (images), `mu` and `sigma`
             (statistics), or both as ADM's files do: the statistics then count for the Frechet distances, the images
             for precision and recall.
         extractor: the features.
@@ -140,9 +142,10 @@ def load_reference(
     """
     images: ImageSet | None
     statistics: dict[str, np.ndarray] = {}
-    path = Path(source).expanduser()
-    if str(source) == "digits" or path.is_dir():
-        images = open_images(source)
+    if not isinstance(source, (str, Path)):
+        images = source
+    elif (path := Path(source).expanduser()).is_dir():
+        images = open_images(path)
     else:
         names = _names(path)
         images = ArchiveImages(path) if IMAGES in names else None

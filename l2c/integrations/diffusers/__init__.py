@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -16,11 +17,14 @@ except ModuleNotFoundError as error:
     ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
-from l2c.backbones.layer_form import RESIDUAL
+from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
+from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_scheduler, fitted_to
-from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook
+from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
+from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.timesteps import Schedule
 from l2c.io.torchvision_stand_in import make_importable
@@ -37,7 +41,7 @@ HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "l
 
 def apply_cache_graph(
     pipe_or_model: Any,
-    graph: CacheGraph,
+    graph: CacheGraph | Mapping[str, CacheGraph],
     *,
     resample: bool = False,
     any_weights: bool = False,
@@ -50,24 +54,82 @@ def apply_cache_graph(
 
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
-        graph: its layers must be modules of the model.
+        graph: its layers must be modules of the model. For pipelines with two denoisers a graph for each, by its
+            name there, see `CacheGraphs`.
         resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
             with a warning and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
         any_guidance: accept calls of the pipeline at another guidance scale than the graph's.
 
     Raises:
-        ValueError: if the model has another architecture, other weights or a cache that is already on, or the
-            correction is of another graph; from the call of the pipeline, if its timesteps or guidance scale are not
-            the graph's, or it adds noise that the graph was not made for.
+        ValueError: if the model has another architecture, other weights or a cache that is already on, the correction
+            is of another graph, or the graph is for one of two denoisers; from the call of the pipeline, if its
+            timesteps or guidance scale are not the graph's, or it adds noise that the graph was not made for.
         FileNotFoundError: if the graph's correction is missing.
 
     """
-    model = denoiser_of(pipe_or_model)
-    pipe = None if model is pipe_or_model else pipe_or_model
-    model = unwrap_module(model)
-    if resample and pipe is None:
-        raise ValueError("resample=True reads the timesteps from the scheduler; give the pipeline, not its model")
+    models = denoisers_of(pipe_or_model)
+    pipe = None if isinstance(pipe_or_model, nn.Module) else pipe_or_model
+    graphs = graph if isinstance(graph, Mapping) else {next(iter(models)): graph}
+    if set(graphs) != set(models):
+        raise ValueError(
+            f"{type(pipe_or_model).__name__} has the denoisers {', '.join(models)}, but there are graphs for "
+            f"{', '.join(graphs)} alone; give a graph for each, l2c.CacheGraphs({{name: graph, ...}})"
+        )
+    if resample and (pipe is None or len(models) > 1):
+        raise ValueError(
+            "resample=True reads the timesteps from the scheduler; give the pipeline, not its model"
+            if pipe is None
+            else "resample=True cannot tell which timesteps each of two denoisers has; make graphs for this schedule"
+        )
+    try:
+        for name, model in models.items():
+            part = len(models) > 1
+            _apply(
+                unwrap_module(model),
+                pipe,
+                graphs[name],
+                part=part,
+                resample=resample,
+                any_weights=any_weights,
+                any_guidance=any_guidance,
+            )
+    except BaseException:
+        for model in list(models.values())[: list(models).index(name)]:
+            _remove(unwrap_module(model))
+        raise
+
+
+def remove_cache_graph(pipe_or_model: Any) -> None:
+    """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
+    for model in denoisers_of(pipe_or_model).values():
+        _remove(unwrap_module(model))
+
+
+@contextmanager
+def applied(pipe_or_model: Any, graph: CacheGraph | Mapping[str, CacheGraph], **options: Any) -> Iterator[Any]:
+    """Apply a graph for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
+    apply_cache_graph(pipe_or_model, graph, **options)
+    try:
+        yield pipe_or_model
+    finally:
+        remove_cache_graph(pipe_or_model)
+
+
+apply, remove = apply_cache_graph, remove_cache_graph  # as `l2c.apply` and `l2c.remove`
+
+
+def _apply(
+    model: nn.Module,
+    pipe: Any,
+    graph: CacheGraph,
+    *,
+    part: bool,
+    resample: bool,
+    any_weights: bool,
+    any_guidance: bool,
+) -> None:
+    """Apply a graph to one model; `part` = it makes some of the pipeline's evaluations, another model the others."""
     _check_uncached(model)
     given, graph = graph, fitted_to(graph, model, any_weights=any_weights)
     correction = Correction.of(given)  # of the graph under the names that it was made with
@@ -75,44 +137,25 @@ def apply_cache_graph(
     if pipe is not None and not resample:
         check_scheduler(graph, pipe.scheduler)
     hooks = _hooks(graph, layers, share=type(model).__name__ in CHAINED and correction is None)
-    for layer, hook in zip(layers, hooks, strict=True):
-        HookRegistry.check_if_exists_or_initialize(layer.module).register_hook(hook, LAYER)
+    slots = [hooks[layer.module].slots[layer.call] for layer in layers]
+    for module, hook in hooks.items():
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, LAYER)
+    for layer, slot in zip(layers, slots, strict=True):
         for module in layer.silent:
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(hook), SILENT)
-    schedule = Schedule(
-        graph, None if pipe is None else weakref.ref(pipe), resample=resample, any_guidance=any_guidance
-    )
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(slot), SILENT)
+    pipe_of = None if pipe is None else weakref.ref(pipe)
+    schedule = Schedule(graph, pipe_of, resample=resample, any_guidance=any_guidance, part=part)
     root = HookRegistry.check_if_exists_or_initialize(model)
-    root.register_hook(GraphHook(schedule, hooks, correction), ROOT)
+    root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
     root.invalidate_child_registries_cache()
 
 
-def remove_cache_graph(pipe_or_model: Any) -> None:
-    """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
-    root = HookRegistry.check_if_exists_or_initialize(unwrap_module(denoiser_of(pipe_or_model)))
+def _remove(model: nn.Module) -> None:
+    root = HookRegistry.check_if_exists_or_initialize(model)
     for name in (ROOT, SILENT, LAYER):
         root.remove_hook(name, recurse=True)
     root.invalidate_child_registries_cache()
-
-
-def denoiser_of(pipe_or_model: Any) -> Any:
-    """Return the transformer or U-Net of a pipeline; a model is its own.
-
-    Raises:
-        ValueError: there is none.
-
-    """
-    if isinstance(pipe_or_model, nn.Module):
-        return pipe_or_model
-    for name in ("transformer", "unet"):
-        model = getattr(pipe_or_model, name, None)
-        if isinstance(model, nn.Module):
-            return model
-    raise ValueError(
-        f"{type(pipe_or_model).__name__} has neither a transformer nor a unet; give a diffusers pipeline, or the "
-        "model that is called at every step"
-    )
 
 
 def _check_uncached(model: nn.Module) -> None:
@@ -129,24 +172,27 @@ def _check_uncached(model: nn.Module) -> None:
         raise ValueError("the model is already cached by cache-dit; call cache_dit.disable_cache(pipe) first")
 
 
-def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> list[LayerHook]:
-    """Return a hook per layer; where they may share, blocks in a row that are reused alike keep one sum.
+def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:
+    """Return a hook per module; where they may share, blocks in a row that are reused alike keep one sum.
 
     A sum is followed as its blocks are where their slopes are the same; corrections differ from block to block.
     """
     columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.slopes, strict=True), strict=True))
-    hooks: list[LayerHook] = []
+    hooks: dict[nn.Module, LayerHook] = {}
+    before: RunHook | None = None
     for index, layer in enumerate(layers):
-        if not share or layer.form is not RESIDUAL:
-            hooks.append(LayerHook(layer.form))
-            continue
-        before = hooks[-1] if index and _follows(layers[index - 1].name, layer.name) else None
-        together = isinstance(before, RunHook) and columns[index - 1] == columns[index]
-        hook = RunHook(layer.form, (before.leader or before) if together else None)  # type: ignore[union-attr]
-        hook.last = True
-        if together:
-            before.last = False  # type: ignore[union-attr]
-        hooks.append(hook)
+        if share and isinstance(layer.form, ResidualForm):
+            alike = index > 0 and columns[index - 1] == columns[index]
+            together = before is not None and alike and _follows(layers[index - 1].name, layer.name)
+            hook = RunHook(layer.form, (before.leader or before) if together else None)  # type: ignore[union-attr]
+            hook.last = True
+            if together:
+                before.last = False  # type: ignore[union-attr]
+            before, hooks[layer.module] = hook, hook
+        elif layer.module not in hooks:
+            before, hooks[layer.module] = None, LayerHook(layer.form)
+        slot = hooks[layer.module].slots[layer.call] = Slot()
+        slot.follows = getattr(hooks[layer.module], "leader", None) is not None
     return hooks
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -21,6 +19,7 @@ from l2c.graph.binding import (
     wrong_layers,
 )
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
 from l2c.integrations.dit_weights import diffusers_layer_names
@@ -96,7 +95,8 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
         ValueError: if the guidance scale differs, or noise is added to trajectories that the graph extrapolates.
 
     """
-    given = arguments_of_call(pipe)
+    call = call_of(pipe)
+    given = {} if call is None else dict(call.f_locals)
     if "guidance_scale" in given:
         scale, embedded = given["guidance_scale"], graph.guidance == "embedded"
         if not embedded:  # pipelines take a scale of 1 or less as off, and make no second branch then
@@ -106,20 +106,9 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
     check_noise(graph, draws=adds_noise(pipe.scheduler, eta=given.get("eta") or 0.0))
 
 
-def arguments_of_call(pipe: Any) -> Mapping[str, Any]:
-    """Return the local variables, its arguments among them, of the call of a pipeline that this thread is in."""
-    code = inspect.unwrap(type(pipe).__call__).__code__
-    frame: Any = sys._getframe()
-    while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("self") is pipe:
-            return dict(frame.f_locals)
-        frame = frame.f_back
-    return {}
-
-
 def _has(model: nn.Module, name: str) -> bool:
     try:
-        model.get_submodule(name)
+        model.get_submodule(name.partition("@")[0])  # `ff@2` is the second call of `ff`
     except AttributeError:
         return False
     return True

@@ -2,44 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
+import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import Branch, LayerForm, ahead, over
-from l2c.graph.predictor import LINEAR, line_slope
-from l2c.integrations.diffusers.timesteps import Schedule, timestep_of
+from l2c.backbones.forward_lock import ForwardLock
+from l2c.backbones.layer_form import Branch, LayerForm, over
+from l2c.graph.predictor import LINEAR
+from l2c.integrations.diffusers.histories import Branches, BranchHistory
+from l2c.integrations.diffusers.timesteps import Schedule, conditions_of, timestep_of
 from l2c.sampling.correction import Correction
 
 
-class LayerHook(ModelHook):
-    """Compute a layer, or put its kept output back; the hook of the model sets what to do before each forward.
+class Slot:
+    """What is done with one layer in the forward that runs; the hook of the model sets it before each.
 
     Attributes:
         fresh: whether to compute.
         wanted: whether a computed output is read later.
         cached: what stands in where `fresh` is False.
         output: the output just computed, where wanted.
+        follows: whether the layer does as the leader of its run does, see `RunHook`.
+
+    """
+
+    def __init__(self) -> None:
+        self.fresh = True
+        self.wanted = False
+        self.cached: Branch | None = None
+        self.output: Branch | None = None
+        self.follows = False
+
+    def clear(self) -> None:
+        """Let go of tensors."""
+        self.cached = self.output = None
+
+
+class _UncopiedHook(ModelHook):
+    """A hook that stays where it is: a copy of its module would still call the original's forward."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise ValueError(
+            "a model with a cache graph cannot be copied or pickled, because the copy would run the original's "
+            "layers; call l2c.remove(pipe) first, and l2c.apply(copy, graph) after"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        self.__deepcopy__({})
+
+
+class LayerHook(_UncopiedHook):
+    """Compute a layer, or put its kept output back.
+
+    Args:
+        form: how the module's output holds the layer.
+
+    Attributes:
+        slots: of the calls of one forward that are layers, by their number; other calls compute.
+        turn: number of the next call.
 
     """
 
     def __init__(self, form: LayerForm) -> None:
         super().__init__()
         self.form = form
-        self.fresh = True
-        self.wanted = False
-        self.cached: Branch | None = None
-        self.output: Branch | None = None
+        self.slots: dict[int, Slot] = {}
+        self.turn = 0
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
-        if not self.fresh:
-            assert self.cached is not None
-            return self.form.stand_in(module, args, kwargs, self.cached)
+        slot = self.slots.get(self.turn)
+        self.turn = self.turn + 1
+        if slot is None:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        if not slot.fresh:
+            assert slot.cached is not None
+            return self.form.stand_in(module, args, kwargs, slot.cached)
         output = self.fn_ref.original_forward(*args, **kwargs)
-        if self.wanted:
-            self.output = self.form.branch(module, args, kwargs, output)
+        if slot.wanted:
+            slot.output = self.form.branch(module, args, kwargs, output)
         return output
 
 
@@ -65,168 +110,162 @@ class RunHook(LayerHook):
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
         leader = self.leader or self
+        slot = leader.slots[0]
         x: Tensor = args[0] if args else kwargs["hidden_states"]
-        if not leader.fresh:
-            return x if self.leader else self.form.stand_in(module, args, kwargs, leader.cached)  # type: ignore[arg-type]
-        if leader.wanted and self.leader is None:
+        if not slot.fresh:
+            return x if self.leader else self.form.stand_in(module, args, kwargs, slot.cached)  # type: ignore[arg-type]
+        if slot.wanted and self.leader is None:
             self.start = x
         output = self.fn_ref.original_forward(*args, **kwargs)
-        if leader.wanted and self.last:
-            leader.output, leader.start = output - leader.start, None
+        if slot.wanted and self.last:
+            slot.output, leader.start = output - leader.start, None
         return output
 
 
-class SilentHook(ModelHook):
-    """Leave out a module that feeds nothing but a reused layer: its output has no tokens, and is never looked at."""
+class SilentHook(_UncopiedHook):
+    """Leave out a module that feeds nothing but a reused layer: what it gives has no tokens, but its own widths."""
 
-    def __init__(self, layer: LayerHook) -> None:
+    def __init__(self, slot: Slot) -> None:
         super().__init__()
-        self.layer = layer
+        self.slot = slot
+        self._shapes: Any = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Stand in for the module's forward."""
-        if self.layer.fresh:
-            return self.fn_ref.original_forward(*args, **kwargs)
-        x: Tensor = args[0] if args else kwargs["hidden_states"]
-        return x[:, :0]
+        if self.slot.fresh:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            whole = isinstance(output, Tensor)
+            self._shapes = tuple(output.shape) if whole else tuple(_shape(part) for part in output)
+            return output
+        x: Tensor = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(self._shapes[0], int):
+            return _tokenless(x, self._shapes)
+        return tuple(None if shape is None else _tokenless(x, shape) for shape in self._shapes)
 
 
-class BranchHistory(BaseState):
-    """The computed outputs of one guidance branch that are read later, newest first, each with its t."""
+def _shape(part: Any) -> tuple[int, ...] | None:
+    return tuple(part.shape) if isinstance(part, Tensor) else None
 
-    def __init__(self, num_layers: int) -> None:
-        self.computed: list[list[tuple[float, Branch]]] = [[] for _ in range(num_layers)]
-        self.t = float("inf")
-        self.shape: tuple[int, ...] | None = None
 
-    def reset(self) -> None:
-        """Forget the trajectory."""
-        self.computed = [[] for _ in self.computed]
-        self.t = float("inf")
+def _tokenless(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return x.new_empty((*shape[:-2], 0, shape[-1]))
 
-    def begin(self, t: float, shape: tuple[int, ...] | None) -> None:
-        """Start an evaluation; time that does not go down, or another batch, means a new trajectory."""
-        if t >= self.t or shape != self.shape:
-            self.reset()
-        self.t, self.shape = t, shape
 
-    def value(self, layer: int, t: float, slope: float | None) -> Branch | None:
-        """Return what stands in for a layer at t; None where nothing was computed yet.
+class BranchName(StateManager):
+    """The name that a pipeline gives to the guidance branch that runs (`cache_context`), in each thread its own."""
 
-        Args:
-            layer: its index.
-            t: of this evaluation.
-            slope: how far the last two outputs are followed; None = along the line in t through both.
+    def __init__(self) -> None:
+        super().__init__(BaseState)
+        self._local = threading.local()
 
-        """
-        if not self.computed[layer]:
-            return None
-        (t_last, last), *earlier = self.computed[layer]
-        if not earlier or slope == 0:
-            return last
-        t_before, before = earlier[0]
-        return ahead(last, before, line_slope(t, t_last, t_before) if slope is None else slope)
-
-    def update(self, layer: int, output: Branch | None, count: int) -> None:
-        """Take a computed output, hold `count` of them."""
-        newest = [] if output is None else [(self.t, output)]
-        self.computed[layer] = [*newest, *self.computed[layer]][:count]
+    def set_context(self, context: CacheContext | None) -> None:
+        """Take the name."""
+        self._local.context = context
 
     @property
-    def nbytes(self) -> int:
-        """Memory held now, in bytes."""
-        outputs = [output for held in self.computed for _, output in held]
-        streams = [s for output in outputs for s in ((output,) if isinstance(output, Tensor) else output)]
-        return sum(stream.nbytes for stream in streams if stream is not None)
+    def name(self) -> str | None:
+        """The name; None where none is given."""
+        context = getattr(self._local, "context", None)
+        return None if context is None else context.name
 
 
-class GraphHook(ModelHook):
+class GraphHook(_UncopiedHook):
     """Map the timestep of each forward to a row, hand the decisions to the layers, keep what is read later.
 
-    Guidance branches that run apart have histories apart: by the name that the pipeline gives them
-    (`cache_context`), else by their order among the forwards at one timestep.
+    Guidance branches that run apart have histories apart, see `Branches`; so have threads, whose forwards take turns.
 
     Args:
         schedule: timesteps and rows.
-        layers: the hooks of the graph's layers, in their order.
+        layers: the slots of the graph's layers, in their order.
+        hooks: the hooks that hold them.
         correction: scales and shifts of the rows of the graph that was given; None = none.
 
     """
 
     _is_stateful = True
 
-    def __init__(self, schedule: Schedule, layers: list[LayerHook], correction: Correction | None = None) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        layers: Sequence[Slot],
+        hooks: Sequence[LayerHook],
+        correction: Correction | None = None,
+    ) -> None:
         super().__init__()
         self.schedule = schedule
-        self.layers = layers
+        self.layers = tuple(layers)
+        self.hooks = tuple(hooks)
         self.correction = correction
-        self.branches = StateManager(BranchHistory, (len(layers),))
-        self._t: float | None = None
-        self._calls = 0
-        self._evaluation = 0
-        self._history: BranchHistory | None = None
+        self.branch = BranchName()
+        self._lock = ForwardLock()
+        self._local = threading.local()
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Decide for every layer."""
+    @torch.compiler.disable(recursive=False)
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for the model's forward: decide for every layer, run, keep what is read later."""
+        with self._lock:
+            try:
+                evaluation, history = self._decide(module, args, kwargs)
+                output = self.fn_ref.original_forward(*args, **kwargs)
+                self._keep(evaluation, history)
+                if evaluation == self.schedule.graph.num_evaluations - 1:
+                    self.schedule.end()
+            finally:
+                for layer in self.layers:
+                    layer.clear()
+            return output
+
+    def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, BranchHistory]:
         t = timestep_of(module, args, kwargs)
         if self.schedule.begins_anew(t):
-            self.reset_state(module)
-        self._evaluation = e = self.schedule.evaluation(t)
-        self._history = history = self._branch(t)
+            self._forget()
+        e = self.schedule.evaluation(t)
+        name = self.branch.name
+        branches = self._branches
+        history = branches.given(e, conditions_of(module, args, kwargs)) if name is None else branches.named(name)
         x = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
-        history.begin(t, None if x is None else tuple(x.shape))
+        history.begin(e, t, tuple(x.shape) if isinstance(x, Tensor) else None)
         graph = self.schedule.graph
         slopes = (None,) * len(self.layers) if graph.reuse[e] == LINEAR else graph.slopes[e]
+        for hook in self.hooks:
+            hook.turn = 0
         for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
-            if getattr(layer, "leader", None) is not None:
-                continue  # does as its leader does
-            layer.cached = None if fresh else self._corrected(index, history.value(index, t, slopes[index]))
+            if layer.follows:
+                continue
+            layer.cached = None if fresh else self._corrected(e, index, history.value(index, t, slopes[index]))
             layer.fresh = layer.cached is None
             layer.wanted = held > 0
-            layer.output = None
-        return args, kwargs
+        return e, history
 
-    def post_forward(self, module: nn.Module, output: Any) -> Any:
+    def _keep(self, evaluation: int, history: BranchHistory) -> None:
         """Keep what is read later, let go of the rest."""
-        assert self._history is not None
-        for index, (layer, held) in enumerate(
-            zip(self.layers, self.schedule.graph.held[self._evaluation], strict=True)
-        ):
-            if layer.output is not None or len(self._history.computed[index]) > held:
-                self._history.update(index, layer.output, held)
-            layer.cached = layer.output = None
-        return output
+        for index, (layer, held) in enumerate(zip(self.layers, self.schedule.graph.held[evaluation], strict=True)):
+            if layer.output is not None or len(history.computed[index]) > held:
+                history.update(index, layer.output, held)
 
-    def _corrected(self, layer: int, value: Branch | None) -> Branch | None:
+    def _corrected(self, evaluation: int, layer: int, value: Branch | None) -> Branch | None:
         """Return what stands in for a layer, scaled and shifted as the row that is followed says."""
-        correction, row = self.correction, self.schedule.given_rows[self._evaluation]
+        correction, row = self.correction, self.schedule.given_rows[evaluation]
         if correction is None or value is None:
             return value
         return over(lambda stream: correction.apply(row, layer, stream), value)
 
-    def _branch(self, t: float) -> BranchHistory:
-        named = getattr(self.branches, "_context", None) is not None
-        self._calls = self._calls + 1 if t == self._t else 0
-        self._t = t
-        if named:
-            return self.branches.get_state()
-        self.branches.set_context(CacheContext(f"call {self._calls}"))
-        try:
-            return self.branches.get_state()
-        finally:
-            self.branches.set_context(None)
+    @property
+    def _branches(self) -> Branches:
+        if not hasattr(self._local, "branches"):
+            self._local.branches = Branches(len(self.layers))
+        return self._local.branches
 
     def reset_state(self, module: nn.Module) -> nn.Module:
-        """Forget every trajectory; the pipelines of diffusers call this when they end."""
-        context = getattr(self.branches, "_context", None)
-        self.branches.reset()
-        self.branches.set_context(context)
-        self._t, self._calls = None, 0
-        for layer in self.layers:
-            layer.cached = layer.output = None
+        """Forget the trajectory of this thread; the pipelines of diffusers call this when they end."""
+        self._forget()
+        self.schedule.end()
         return module
+
+    def _forget(self) -> None:
+        self._local.branches = Branches(len(self.layers))
 
     @property
     def cached_bytes(self) -> int:
-        """Memory that all branches hold now, in bytes."""
-        return sum(history.nbytes for history in self.branches._state_cache.values())
+        """Memory that all branches of this thread hold now, in bytes."""
+        return self._branches.nbytes

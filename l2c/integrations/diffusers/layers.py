@@ -1,4 +1,4 @@
-"""Which modules of a diffusers model are layers, by diffusers' own classes, and in what form."""
+"""Which modules of a diffusers model are layers, told by what they are, and in what form."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from diffusers.hooks._common import _ATTENTION_CLASSES, _FEEDFORWARD_CLASSES
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch
+from l2c.backbones.layer_form import OUTPUT, Branch, ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import block_of
 
 LAYERS = ("layer", "block", "resnet")
-FEED_FORWARDS = ("ff", "ff_context", "mlp")
+STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of a U-Net, in the order in which they run
 _MODULATED = ("ada_norm_zero", "ada_norm_single")  # norms of blocks whose norms are modulated: DiT's, PixArt's
+_CONVOLUTIONS = (ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer)
 
 
 class ResnetForm:
@@ -42,37 +42,49 @@ class ResnetForm:
 RESNET = ResnetForm()
 
 
-def find_layers(model: nn.Module, *, of: tuple[str, ...] | None = None) -> tuple[str, ...]:
+def find_layers(
+    model: nn.Module, *, of: tuple[str, ...] | None = None, calls: Mapping[str, int] | None = None
+) -> tuple[str, ...]:
     """Return the names of a model's layers.
+
+    Blocks are the members of the model's own lists of modules. Those that lie deeper (a text encoder's refiner inside
+    an embedder), and those that are never given the time, work on the prompt alone and are left out.
 
     Args:
         model: a diffusers transformer or U-Net.
         of: `layer`: attention and feed-forward of each block, before their gates; `block`: whole blocks, with what
             they add to their input; `resnet`: the ResNet blocks of a U-Net. None = `block` for U-Nets (their
-            spatial transformers, as in Block Caching), else `layer`.
+            spatial and temporal transformers, as in Block Caching), else `layer`.
+        calls: how often each module runs in one forward, by its name, see `recording`; the k-th call of `ff` is a
+            layer of its own, `ff@k`. None = each runs once.
 
     Raises:
         ValueError: an unknown kind, or none is found.
 
     """
-    unet = any(isinstance(module, ResnetBlock2D) for module in model.modules())
+    unet = is_unet(model)
     of = of or (("block",) if unet else ("layer",))
     unknown = [kind for kind in of if kind not in LAYERS]
     if unknown:
         raise ValueError(f"cannot look for layers of kind {unknown[0]!r}; known are {', '.join(LAYERS)}")
     names: list[str] = []
     if "layer" in of:
-        names += _inner(model)
+        names += [name for prefix, block in _blocks(model) for name in _layers_of(prefix, block)]
     if "block" in of:
-        names += _spatial(model) if unet else list(dict.fromkeys(map(block_of, _inner(model))))
+        names += _with_attention(model) if unet else [p for p, block in _blocks(model) if _layers_of(p, block)]
     if "resnet" in of:
         names += [name for name, module in model.named_modules() if _plain_resnet(module)]
     if not names:
+        looked_at = ", ".join(dict.fromkeys(type(block).__name__ for _, block in _blocks(model))) or "none"
         raise ValueError(
-            f"found no layers of kind {', '.join(of)} in {type(model).__name__}; wrap it with "
-            "l2c.wrap(module, layers=[patterns]), which takes any module"
+            f"found no layers of kind {', '.join(of)} in {type(model).__name__} (blocks looked at: {looked_at}); "
+            "wrap it with l2c.wrap(module, layers=[patterns]), which takes any module"
         )
-    return tuple(sorted(names, key=_position(model)))
+    names.sort(key=_position(model))
+    if calls is None:
+        return tuple(names)
+    ran = [name for name in names if calls.get(name, 0)]
+    return tuple(name if k == 0 else f"{name}@{k + 1}" for name in ran for k in range(calls[name]))
 
 
 def make_layer(model: nn.Module, name: str) -> WrappedLayer:
@@ -82,23 +94,30 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
         ValueError: the model has no such module, or it runs in parts.
 
     """
+    path, _, number = name.partition("@")
+    call = int(number) - 1 if number else 0
     try:
-        module: Any = model.get_submodule(name)
+        module: Any = model.get_submodule(path)
     except AttributeError as error:
         raise ValueError(f"{type(model).__name__} has no layer {name}") from error
-    owner: Any = model.get_submodule(block_of(name))
+    owner: Any = model.get_submodule(block_of(path))
     if getattr(owner, "_chunk_size", None) is not None and module is not owner:
         raise ValueError(
             f"{name} runs in chunks, so that its output is never whole; call disable_forward_chunking() first"
         )
     if isinstance(module, ResnetBlock2D):
-        return WrappedLayer(name, module, RESNET)
-    if _fused(owner) and module is owner.proj_out:
-        return WrappedLayer(name, module, OUTPUT, (owner.attn, owner.proj_mlp))
-    adds_its_input = block_of(name) == name or getattr(module, "residual_connection", False)
-    if adds_its_input:
-        return WrappedLayer(name, module, RESIDUAL)
-    return WrappedLayer(name, module, OUTPUT, _norms_before(owner, module))
+        return WrappedLayer(name, module, RESNET, call=call)
+    if module is not owner and module in (before := _before_last_projection(owner)):
+        return WrappedLayer(name, module, OUTPUT, before[module], call)
+    whole_block = block_of(path) == path and not (_is_attention(module) and not _holds_layers(module))
+    if whole_block or getattr(module, "residual_connection", False):
+        return WrappedLayer(name, module, ResidualForm(), call=call)
+    return WrappedLayer(name, module, OUTPUT, _norms_before(owner, module), call)
+
+
+def is_unet(model: nn.Module) -> bool:
+    """Whether a model has the ResNet blocks of a U-Net."""
+    return any(isinstance(module, (ResnetBlock2D, SpatioTemporalResBlock)) for module in model.modules())
 
 
 def _norms_before(block: Any, module: nn.Module) -> tuple[nn.Module, ...]:
@@ -111,34 +130,110 @@ def _norms_before(block: Any, module: nn.Module) -> tuple[nn.Module, ...]:
     return (block.norm3 if kind == "ada_norm_zero" else block.norm2,) if module is block.ff else ()
 
 
-def _fused(block: Any) -> bool:
-    """Whether a block is one of Flux's single ones, where attention and MLP share their last projection."""
-    return all(isinstance(getattr(block, name, None), nn.Module) for name in ("attn", "proj_mlp", "proj_out"))
+def _before_last_projection(block: Any) -> dict[nn.Module, tuple[nn.Module, ...]]:
+    """Return the last projection of a block whose branch is not one module, and the modules that feed it alone.
 
-
-def _inner(model: nn.Module) -> list[str]:
-    """Return attention and feed-forward of the blocks, and the last projection where they share it."""
-    return [name for prefix, block in _blocks(model) for name in _layers_of(prefix, block)]
+    Flux's single blocks let attention and MLP share their last projection; others hold the two or three matrices of
+    their feed-forward themselves.
+    """
+    if all(isinstance(getattr(block, name, None), nn.Module) for name in ("attn", "proj_mlp", "proj_out")):
+        return {block.proj_out: (block.attn, block.proj_mlp)}
+    widths = _widths(block)
+    linear: list[Any] = [child for child in block.children() if isinstance(child, nn.Linear)]
+    for down in linear:
+        inner = down.in_features
+        ups = [up for up in linear if up.in_features in widths and up.out_features in (inner, 2 * inner)]
+        if down.out_features in widths and inner not in widths and ups:
+            return {down: tuple(ups)}
+    return {}
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield blocks with their names; of a block that a wrapper holds alone, the block inside."""
+    inside = is_unet(model)  # a U-Net's transformers lie in its stages
     for prefix, modules in model.named_modules():
-        if isinstance(modules, nn.ModuleList):
-            yield from ((f"{prefix}.{index}", block) for index, block in enumerate(modules))
+        if not isinstance(modules, nn.ModuleList) or ("." in prefix and not inside):
+            continue
+        for index, block in enumerate(modules):
+            if getattr(block, "modulation", True) is not False:
+                yield f"{prefix}.{index}", block
 
 
 def _layers_of(prefix: str, block: nn.Module) -> list[str]:
-    if _fused(block):
-        return [f"{prefix}.proj_out"]
+    children = dict(block.named_children())
+    if len(children) == 1 and not _is_attention(block):  # a wrapper
+        (name, inner), *_ = children.items()
+        return _layers_of(f"{prefix}.{name}", inner) if not isinstance(inner, nn.ModuleList) else []
+    if not _holds_layers(block):
+        return [prefix] if _is_attention(block) else []
+    fused = _before_last_projection(block)
+    left_out = {module for silent in fused.values() for module in silent}
     return [
         f"{prefix}.{name}"
-        for name, child in block.named_children()
-        if isinstance(child, (*_ATTENTION_CLASSES, *_FEEDFORWARD_CLASSES)) or name in FEED_FORWARDS
+        for name, child in children.items()
+        if child in fused or (child not in left_out and (_is_attention(child) or _is_feed_forward(child, block)))
     ]
 
 
-def _spatial(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Transformer2DModel)]
+def _holds_layers(module: nn.Module) -> bool:
+    return any(_is_attention(child) for child in module.children())
+
+
+def _is_attention(module: nn.Module) -> bool:
+    """Whether a module has projections of queries and keys of its own."""
+    if isinstance(module, _ATTENTION_CLASSES):
+        return True
+    names = {name for name, _ in module.named_children()}
+    return bool({"to_q", "to_qkv", "qkv", "q", "q_proj", "to_q_proj", "img_qkv_proj"} & names)
+
+
+def _is_feed_forward(module: nn.Module, block: nn.Module) -> bool:
+    """Whether a module maps the tokens of a block to tokens by two matrices at least, through another width."""
+    if isinstance(module, _FEEDFORWARD_CLASSES):
+        return True
+    if "Norm" in type(module).__name__ or isinstance(module, nn.Linear):
+        return False
+    widths = _widths(block)
+    matrices = [p.shape for p in module.parameters() if p.ndim >= 2 and min(p.shape[:2]) > 1]
+    ups = [shape for shape in matrices if shape[1] in widths]
+    downs = [shape for shape in matrices if shape[0] in widths]
+    # A gate doubles the inner width of the way up.
+    through = any(up[0] in (down[1], 2 * down[1]) for up in ups for down in downs if up is not down)
+    return (
+        through
+        or any(  # experts are matrices (E, inner, D) of the module itself
+            p.ndim == 3 and set(p.shape[1:]) & widths for part in module.modules() for p in _own_parameters(part)
+        )
+    )
+
+
+def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
+    return [] if isinstance(module, nn.Conv1d) else list(module.parameters(recurse=False))
+
+
+def _widths(block: nn.Module) -> set[int]:
+    """Return the widths of the tokens that a block's attention takes."""
+    return {
+        projection.in_features
+        for child in block.children()
+        if _is_attention(child)
+        for projection in child.modules()
+        if isinstance(projection, nn.Linear)
+    }
+
+
+def _with_attention(model: nn.Module) -> list[str]:
+    """Return the largest modules of a U-Net's stages that hold attention and no convolutions of its own."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if name.split(".")[0] not in STAGES or isinstance(module, nn.ModuleList):
+            continue
+        if any(name.startswith(f"{outer}.") for outer in found):
+            continue
+        parts = list(module.modules())
+        if any(map(_is_attention, parts)) and not any(isinstance(part, _CONVOLUTIONS) for part in parts):
+            found.append(name)
+    return found
 
 
 def _plain_resnet(module: Any) -> bool:
@@ -151,11 +246,10 @@ def _position(model: nn.Module):  # type: ignore[no-untyped-def]
     A U-Net lists its middle last, and the attentions of a block before its ResNet blocks, each of which runs first.
     """
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    stages = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
 
     def key(name: str) -> tuple[int, int, float, int]:
         found = re.match(r"(.+)\.(resnets|attentions)\.(\d+)", name)
         block, place = (name, 0.0) if found is None else (found[1], int(found[3]) + 0.5 * (found[2] == "attentions"))
-        return stages.get(name.split(".")[0], 0), order[block], place, order[name]
+        return STAGES.get(name.split(".")[0], 0), order[block], place, order[name]
 
     return key

@@ -10,8 +10,6 @@ import contextlib
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,23 +17,17 @@ from torch import Tensor, nn
 
 from l2c.backbones.backbone import Conventions
 from l2c.backbones.digest import weights_digest
+from l2c.backbones.layer_cache import Pass
 from l2c.backbones.wrap import WrappedModule
-from l2c.integrations.diffusers import denoiser_of
+from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.conditions import differ_in_length, digest_of, rows_of, tabled
+from l2c.integrations.diffusers.denoisers import denoiser_of, denoisers_of
+from l2c.integrations.diffusers.graphs import CacheGraphs
 from l2c.integrations.diffusers.layers import find_layers, make_layer
+from l2c.integrations.diffusers.prompts import by_class, prompt_lines, read_prompts
+from l2c.integrations.diffusers.recording import FirstStep, RecordedCall, first_step, prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
-from l2c.integrations.diffusers.timesteps import as_model_sees, timestep_of
-
-PROMPTS = (
-    "a photograph of a cat on a window sill",
-    "a mountain lake at dawn",
-    "a bowl of fruit, oil painting",
-    "an old man reading a newspaper",
-    "a red bicycle against a brick wall",
-    "a city street in the rain at night",
-    "a macro photograph of a dragonfly",
-    "an astronaut riding a horse",
-)
-NUM_DEFAULT_LABELS = 8
+from l2c.integrations.diffusers.timesteps import as_model_sees
 
 
 class PipelineBackbone(WrappedModule):
@@ -43,12 +35,13 @@ class PipelineBackbone(WrappedModule):
 
     Args:
         model: the transformer or U-Net.
-        conditions: what it was called with beside x and t, for each prompt and for the empty one.
+        calls: of the model, for each prompt and for the empty one.
+        step: the first step of the trajectory of the first prompt.
         solver: the pipeline's scheduler.
-        input_shape: of one x.
         of: kinds of layers, see `find_layers`.
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
-        embedded_guidance: whether the guidance scale is among the conditions, an input of the model.
+        guidance: what the guidance scale means: `cfg`, `uvit`, or `embedded`, an input of the model.
+        second: a denoiser of the same architecture, and the t below which it takes the first one's place.
 
     Attributes:
         own_solver: the solver that a sampler of this backbone uses.
@@ -60,36 +53,70 @@ class PipelineBackbone(WrappedModule):
     def __init__(
         self,
         model: nn.Module,
-        conditions: Sequence[Mapping[str, Any]],
+        calls: Sequence[RecordedCall],
+        step: FirstStep,
         solver: SchedulerSolver,
-        input_shape: tuple[int, ...],
         *,
         of: tuple[str, ...] | None = None,
         fewer_steps: Mapping[int, SchedulerSolver] | None = None,
-        embedded_guidance: bool = False,
+        guidance: str = "cfg",
+        second: tuple[nn.Module, float] | None = None,
     ) -> None:
-        count = len(conditions) - 1
+        count = len(calls) - 1
         super().__init__(
             model,
-            [make_layer(model, name) for name in find_layers(model, of=of)],
-            timestep="timestep",
+            [make_layer(model, name) for name in find_layers(model, of=of, calls=step.calls)],
+            timestep=calls[0].time[-1],
             labels="prompt",
-            conventions=Conventions(
-                type(model).__name__, "linear", 0, "embedded" if embedded_guidance else "cfg", count
-            ),
-            input_shape=input_shape,
+            conventions=Conventions(type(model).__name__, "linear", 0, guidance, count),
+            input_shape=tuple(calls[0].x.shape[1:]),
             num_embedded_labels=count + 1,
         )
         self.own_solver = solver
         self.fewer_steps = dict(fewer_steps or {})
-        self._table = _stacked(conditions)
-        self.origin = hashlib.sha256(f"{_digest(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
+        self._recorded = calls[0]
+        self.second = None if second is None else second[0]
+        self.boundary = -float("inf") if second is None else second[1]
+        self._sign = step.sign
+        self._table = tabled([call.conditions for call in calls])
+        self.origin = hashlib.sha256(f"{digest_of(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
+
+    def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
+        """Predict by the denoiser whose time it is; see `WrappedModule.run`."""
+        with self._lock, self._at(condition[0]):
+            return super().run(x, condition, layers)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Predict, computing every layer, by the denoiser whose time it is."""
+        with self._lock, self._at(t):
+            return super().forward(x, t, y)
+
+    @contextlib.contextmanager
+    def _at(self, t: Tensor) -> Iterator[None]:
+        """Let the second denoiser take the first one's place for a while, where t (N,) lies below its boundary."""
+        if self.second is None or float(t.reshape(-1)[0]) >= self.boundary:
+            yield
+            return
+        own = self.module, self.layers
+        self.module = self.second.eval().requires_grad_(False)
+        self.layers = tuple(make_layer(self.second, name) for name in self.layer_names)
+        try:
+            yield
+        finally:
+            self.module, self.layers = own
+
+    @property
+    def lengths_differ(self) -> bool:
+        """Whether the conditions of prompts, the empty one among them, have different lengths."""
+        return differ_in_length(self._table)
 
     def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
         """Call the model as the pipeline does for prompts y (N,)."""
         if y is None:
             raise ValueError(f"{self.conventions.name} needs prompts: give y (N,) in 0..{self.num_labels}")
-        return self.module(x, timestep=t, **_rows(self._table, y))
+        given = self._recorded.arguments(x, t, rows_of(self._table, y))
+        predicted = prediction_of(self.module(**given))
+        return predicted if self._sign == 1.0 else self._sign * predicted
 
 
 def pipeline_backbone(
@@ -122,39 +149,98 @@ def pipeline_backbone(
         raise ValueError("no prompts given; one at least is needed")
     model = denoiser_of(pipe)
     parameters = inspect.signature(pipe.__call__).parameters
-    by_class = "class_labels" in parameters
-    empty: Any = model.config.num_embeds_ada_norm if by_class else ""
+    labels = by_class(pipe)
+    empty: Any = model.config.num_embeds_ada_norm if labels else ""
     distilled = bool(getattr(model.config, "guidance_embeds", False))
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {})}
     if "guidance_scale" in parameters:
-        settings["guidance_scale"] = guidance_scale if distilled and guidance_scale is not None else 1.0
-    calls = [
-        _recorded(pipe, model, **{"class_labels" if by_class else "prompt": [prompt]}, **settings)
-        for prompt in (*prompts, empty)
-    ]
-    timesteps = as_model_sees(pipe.scheduler.timesteps, calls[0].t, pipe.scheduler)
-    solver = SchedulerSolver(pipe.scheduler, timesteps)
-    given = {**settings, "class_labels" if by_class else "prompt": [prompts[0]]}
+        settings["guidance_scale"] = guidance_scale if distilled and guidance_scale is not None else _off(pipe)
+    name = "class_labels" if labels else "prompt"
+    given = {**settings, name: [prompts[0]]}
+    with _encoding_once(pipe):
+        step = first_step(pipe, model, **given)
+        calls = [recorded_call(pipe, model, **{name: [prompt]}, **settings) for prompt in (*prompts, empty)]
+        timesteps = as_model_sees(pipe.scheduler.timesteps, calls[0].t, pipe.scheduler)
+        solver = SchedulerSolver(pipe.scheduler, timesteps)
+        fewer = _fewer_steps(pipe, model, given) if fewer_steps else None
     return PipelineBackbone(
         model,
-        [call.conditions for call in calls],
+        calls,
+        step,
         solver,
-        tuple(calls[0].x.shape[1:]),
         of=of,
-        fewer_steps=_fewer_steps(pipe, model, given) if fewer_steps else None,
-        embedded_guidance=distilled,
+        fewer_steps=fewer,
+        guidance="embedded" if distilled else "cfg" if _off(pipe) == 1.0 else "uvit",
+        second=_second(pipe, solver),
     )
+
+
+def _off(pipe: Any) -> float:
+    """Return the guidance scale at which a pipeline runs no second branch.
+
+    It is 1.0 for `uncond + s (cond - uncond)`, and 0.0 for `cond + s (cond - uncond)` (Z-Image).
+    """
+    before = getattr(pipe, "_guidance_scale", None)
+    pipe._guidance_scale = 1.0
+    try:
+        return 0.0 if getattr(pipe, "do_classifier_free_guidance", False) else 1.0
+    finally:
+        pipe._guidance_scale = before
+
+
+def _second(pipe: Any, solver: SchedulerSolver) -> tuple[nn.Module, float] | None:
+    """Return a pipeline's second denoiser and the t below which it is called; None where there is one alone."""
+    models = list(denoisers_of(pipe).values())
+    if len(models) == 1:
+        return None
+    ratio = getattr(pipe.config, "boundary_ratio", None)
+    if ratio is None:
+        raise ValueError(
+            f"{type(pipe).__name__} has two denoisers but no boundary_ratio, so that the time of each is not known; "
+            "calibrate each on a pipeline of its own"
+        )
+    training = float(pipe.scheduler.config.num_train_timesteps)
+    return models[1], ratio * (training if max(solver.timesteps) > 1 else 1.0)
+
+
+def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
+    """Return a graph of a whole trajectory as the pipeline needs it: for two denoisers, the part of each.
+
+    The second one's first evaluation computes everything.
+    """
+    models = denoisers_of(pipe)
+    if len(models) == 1:
+        return graph
+    boundary = _second(pipe, SchedulerSolver(pipe.scheduler, graph.timesteps))
+    assert boundary is not None
+    first, second = models
+    start = sum(t >= boundary[1] for t in graph.timesteps)
+    parts: dict[str, CacheGraph] = {}
+    for name, part in ((first, slice(0, start)), (second, slice(start, None))):
+        rows, reuse, fitted = list(graph.rows[part]), graph.reuse[part], list(graph.fitted[part])
+        if not rows:
+            raise ValueError(f"{type(pipe).__name__} calls its {name} at none of {len(graph.rows)} steps; take more")
+        rows[0], fitted[0] = (True,) * graph.num_layers, ()
+        digest = graph.fingerprint if name == first else weights_digest(models[name].state_dict())
+        parts[name] = graph.replace(
+            rows=tuple(rows),
+            timesteps=graph.timesteps[part],
+            reuse=reuse,
+            fitted=tuple(fitted),
+            routed=None,
+            fingerprint=digest,
+        )
+    return CacheGraphs(parts)
 
 
 def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> dict[int, SchedulerSolver]:
     """Return the pipeline's scheduler at 2 steps and on, fewer than its settings say; the prompt is encoded once."""
     found: dict[int, SchedulerSolver] = {}
-    with _encoding_once(pipe):
-        for count in range(2, settings["num_inference_steps"]):
-            call = _recorded(pipe, model, **{**settings, "num_inference_steps": count})
-            timesteps = as_model_sees(pipe.scheduler.timesteps, call.t, pipe.scheduler)
-            with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
-                found[count] = SchedulerSolver(pipe.scheduler, timesteps)
+    for count in range(2, settings["num_inference_steps"]):
+        call = recorded_call(pipe, model, **{**settings, "num_inference_steps": count})
+        timesteps = as_model_sees(pipe.scheduler.timesteps, call.t, pipe.scheduler)
+        with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
+            found[count] = SchedulerSolver(pipe.scheduler, timesteps)
     return found
 
 
@@ -185,7 +271,7 @@ def read_pipeline(settings: Mapping[str, Any]) -> Any:
     from diffusers import DiffusionPipeline
 
     if settings.get("prompts") is not None:
-        _prompt_lines(settings["prompts"])  # before gigabytes of weights are read
+        prompt_lines(settings["prompts"])  # before gigabytes of weights are read
     pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(settings["device"])
@@ -220,112 +306,3 @@ def load_pipeline(
         options=settings.get("options"),
         fewer_steps=fewer_steps,
     )
-
-
-def read_prompts(path: str | None, pipe: Any) -> list[Any]:
-    """Return the lines of a file as prompts, or as class labels where the pipeline takes those; None = a few of ours.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, or a line is no label of the model.
-
-    """
-    by_class = "class_labels" in inspect.signature(pipe.__call__).parameters
-    num_classes = denoiser_of(pipe).config.num_embeds_ada_norm if by_class else 0
-    if path is None:
-        step = max(1, num_classes // NUM_DEFAULT_LABELS)
-        return list(range(0, num_classes, step))[:NUM_DEFAULT_LABELS] if by_class else list(PROMPTS)
-    lines = _prompt_lines(path)
-    if not by_class:
-        return lines
-    wrong = [line for line in lines if not line.isdigit() or int(line) >= num_classes]
-    if wrong:
-        raise ValueError(
-            f"{path}: {wrong[0]!r} is no class label; this pipeline takes 0..{num_classes - 1}, one a line"
-        )
-    return [int(line) for line in lines]
-
-
-def _prompt_lines(path: str) -> list[str]:
-    """Return the lines of a file that say something; refuse a file without any."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no prompt file at {path}; write one prompt (or class label) a line")
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"the prompt file {path} is empty; write one prompt (or class label) a line")
-    return lines
-
-
-@dataclass(frozen=True)
-class _Call:
-    """The first call of a pipeline's model."""
-
-    x: Tensor
-    t: float
-    conditions: dict[str, Any]
-
-
-class _RecordedError(Exception):
-    """Ends a pipeline's call once its model was called."""
-
-
-def _recorded(pipe: Any, model: nn.Module, **settings: Any) -> _Call:
-    calls: list[_Call] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
-        t = timestep_of(module, args, kwargs)
-        x = given.pop(next(iter(given)))
-        given.pop("timestep")
-        calls.append(_Call(x, t, {key: value for key, value in given.items() if value is not None}))
-        raise _RecordedError
-
-    hook = model.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        pipe(**settings)
-    except _RecordedError:
-        return calls[0]
-    finally:
-        hook.remove()
-    raise ValueError(f"{type(pipe).__name__} ended without calling its {type(model).__name__}")
-
-
-def _digest(table: Any) -> str:
-    """Return a digest of conditions."""
-    if isinstance(table, Mapping):
-        return str({key: _digest(value) for key, value in table.items()})
-    if isinstance(table, _PerPrompt):
-        table = table.rows
-    if isinstance(table, Tensor):
-        return weights_digest({"": table})
-    return str(table)
-
-
-@dataclass(frozen=True)
-class _PerPrompt:
-    """A condition with one row per prompt."""
-
-    rows: Tensor
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    """Return conditions of single prompts as one table; what has no row of its own is the first prompt's."""
-    head = values[0]
-    if isinstance(head, Mapping):
-        return {key: _stacked([value[key] for value in values]) for key in head}
-    if not isinstance(head, Tensor) or head.ndim == 0 or len(head) != 1:
-        return head
-    shapes = {tuple(value.shape) for value in values}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"the prompts become tensors of different shapes {sorted(shapes)}; let the pipeline pad them (options)"
-        )
-    return _PerPrompt(torch.cat(list(values)))
-
-
-def _rows(table: Any, y: Tensor) -> Any:
-    if isinstance(table, Mapping):
-        return {key: _rows(value, y) for key, value in table.items()}
-    if isinstance(table, _PerPrompt):
-        return table.rows.to(y.device)[y]
-    return table.to(y.device) if isinstance(table, Tensor) else table

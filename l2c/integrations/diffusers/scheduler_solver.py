@@ -30,7 +30,7 @@ class SchedulerSolver(Solver):
 
     def __init__(self, scheduler: Any, timesteps: Sequence[float]) -> None:
         name = type(scheduler).__name__
-        rising = timesteps[-1] > timesteps[0]
+        rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1
         for before, after in itertools.pairwise(timesteps):
             if not (before < after if rising else before > after):
                 raise ValueError(

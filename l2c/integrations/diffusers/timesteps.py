@@ -6,26 +6,60 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
 
+TIMES = ("timestep", "timesteps", "t")
 log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=64)
-def _position_of(kind: Any, name: str) -> int | None:
-    """Return the place of a parameter among a class's positional ones."""
-    parameters = list(inspect.signature(kind.forward).parameters)[1:]
-    return parameters.index(name) if name in parameters else None
+def _parameters(kind: Any) -> tuple[str, ...]:
+    """Return the names of a class's positional parameters, in their order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a model's forward by their names, the noisy input first."""
+    kind: Any = type(module)
+    names = _parameters(kind)
+    return {**dict(zip(names, args, strict=False)), **{n: kwargs[n] for n in names if n in kwargs}, **kwargs}
+
+
+def is_time(name: str) -> bool:
+    """Whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
+    return name in TIMES or (name.endswith(("_timestep", "_timesteps")) and not name.startswith("r_"))
+
+
+def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:
+    """Return where the timestep lies among arguments, a name or two for one inside a dictionary, and its value."""
+    names = [*(name for name in TIMES if name in given), *filter(is_time, given)]
+    for name in names:
+        if isinstance(given[name], (Tensor, float, int)):
+            return (name,), given[name]
+    for name, value in given.items():
+        inside = time_argument(value) if isinstance(value, Mapping) else None
+        if inside is not None:
+            return (name, *inside[0]), inside[1]
+    return None
+
+
+def conditions_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward, the noisy input and the timestep aside."""
+    given = arguments_of(module, args, kwargs)
+    noisy = next(iter(given))
+    return {name: value for name, value in given.items() if name != noisy and not is_time(name)}
 
 
 def timestep_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    """Return the timestep that a model is called with; the one host read of a forward.
+    """Return the timestep that a model is called with, the noisiest of several; the one host read of a forward.
 
     Raises:
         ValueError: the model takes none.
@@ -33,16 +67,18 @@ def timestep_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """
     t = kwargs.get("timestep")
     if t is None:
-        kind: Any = type(module)
-        place = _position_of(kind, "timestep")
-        if place is None or place >= len(args):
+        found = time_argument(arguments_of(module, args, kwargs))
+        if found is None:
+            kind: Any = type(module)
+            known = ", ".join(_parameters(kind))
             raise ValueError(
-                f"{type(module).__name__} was called without a timestep, by which a cache graph finds its row"
+                f"{type(module).__name__} was called without a timestep, by which a cache graph finds its row; "
+                f"looked for an argument named {', '.join(TIMES)} or ..._timestep among {known}"
             )
-        t = args[place]
+        t = found[1]
     if not isinstance(t, Tensor):
         return float(t)
-    value = float(t.reshape(-1)[0])
+    value = float(t if t.numel() == 1 else t.max())
     return RoundedTimestep(value, torch.finfo(t.dtype).eps) if t.dtype in (torch.float16, torch.bfloat16) else value
 
 
@@ -65,6 +101,7 @@ class Schedule:
         pipe: returns the pipeline whose scheduler is followed, None once it is gone; None without a pipeline.
         resample: make a graph for the scheduler's own timesteps instead of refusing them.
         any_guidance: accept another guidance scale than the graph's.
+        part: the graph's evaluations are some of the scheduler's; another denoiser makes the others.
 
     Attributes:
         graph: the graph in use; of `resample`, the resampled one.
@@ -79,31 +116,52 @@ class Schedule:
         *,
         resample: bool = False,
         any_guidance: bool = False,
+        part: bool = False,
     ) -> None:
         self.graph = self._given = graph
         self.given_rows = list(range(graph.num_evaluations))
         self.pipe = pipe
         self.resample = resample
         self.any_guidance = any_guidance
+        self.part = part
         self._scheduled: Any = None
+        self._call: FrameType | None = None  # in which the trajectory that runs began
 
     def begins_anew(self, t: float) -> bool:
-        """Whether the pipeline has set its timesteps since the last forward; looks at them then."""
+        """Whether the pipeline has set its timesteps since the last forward; looks at them then.
+
+        Raises:
+            ValueError: they are not the graph's, or another thread is in a call of the pipeline.
+
+        """
         pipe = self.pipe() if self.pipe is not None else None
         scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is None or timesteps is self._scheduled:
             return False
-        self._scheduled = timesteps
+        call = call_of(pipe)
+        if call is not None and call is self._call:  # another thread set them, and is refused
+            self._scheduled = timesteps
+            return False
+        if called_elsewhere(pipe):
+            raise ValueError(
+                f"{type(pipe).__name__} is being called in another thread, and both calls would share its scheduler; "
+                "let them take turns, or give each thread a pipeline and scheduler of its own"
+            )
+        self._scheduled, self._call = timesteps, call
         values = as_model_sees(timesteps, t, scheduler)
         if self.resample:
             self.graph = resampled(self._given, values)
             self.given_rows = nearest_rows(self._given, values)
         else:
             check_scheduler(self._given, scheduler)
-            check_timesteps(self._given, values)
+            check_timesteps(self._given, _within(self._given, values) if self.part else values)
         check_call(self.graph, pipe, any_guidance=self.any_guidance)
         return True
+
+    def end(self) -> None:
+        """Let go of the call of the pipeline whose trajectory is over."""
+        self._call = None
 
     def evaluation(self, t: float) -> int:
         """Return the evaluation that takes place at t.
@@ -131,11 +189,20 @@ def _shown(timesteps: Sequence[float]) -> str:
 
 
 def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]:
-    """Return a scheduler's timesteps in the units of the model, which some pipelines divide by the training steps."""
+    """Return a scheduler's timesteps in the units of the model.
+
+    Some pipelines divide them by the training steps, and some count from noise 0 to image 1.
+    """
     values = tuple(float(value) for value in torch.as_tensor(timesteps).tolist())
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
-    distance = [min(abs(value / unit - t) for value in values) for unit in (1.0, training)]
-    return values if distance[0] <= distance[1] else tuple(value / training for value in values)
+    units = [values, tuple(v / training for v in values), tuple(1 - v / training for v in values)]
+    return min(units, key=lambda unit: min(abs(value - t) for value in unit))
+
+
+def _within(graph: CacheGraph, values: Sequence[float]) -> list[float]:
+    """Return the timesteps that lie between the graph's first and last."""
+    low, high = min(graph.timesteps), max(graph.timesteps)
+    return [t for t in values if low - _tolerance(graph.timesteps, t) <= t <= high + _tolerance(graph.timesteps, t)]
 
 
 def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:

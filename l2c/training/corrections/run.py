@@ -1,125 +1,156 @@
-"""One run of scale-shift training, from a graph to a corrected graph."""
+"""One run of correction training, from a graph and an uncached sampler to a corrected graph."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig
 
-from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import load_backbone, model_names, model_preset
+from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.distillation import Distillation
-from l2c.commands.backends import configured_backbone, is_pipeline
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import check_writable
+from l2c.io.memory import memory_explained
 from l2c.io.version import __version__
 from l2c.sampling.correction import save_correction
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_of
+from l2c.training.checkpoints import check_checkpoint
 from l2c.training.corrections.lit_correction import LitCorrection
-from l2c.training.trainer import check_checkpoint, make_trainer
+from l2c.training.corrections.settings import CorrectionSettings
+from l2c.training.run_folder import claimed, resume_from
+from l2c.training.trainer import make_run_trainer, seed_everything
+
+RESULTS = ("cache_graph.json", "cache_graph.safetensors")
 
 
-def train_correction(cfg: DictConfig, folder: Path) -> Path:
-    """Train as `configs/train_scale_shift.yaml` says; write graph and scales, return the graph's path.
+def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSettings, folder: str | Path) -> Path:
+    """Train what replaces a graph's reused outputs; write graph and scales, return the graph's path.
+
+    Args:
+        graph: what is reused when; see `check_correctable`.
+        sampler: uncached, of the graph's solver; see `uncached_sampler`.
+        settings: of the run.
+        folder: of the run.
 
     Raises:
-        ValueError, FileNotFoundError: the graph, the weights or a setting do not fit; nothing is written then.
+        ValueError, FileNotFoundError: if the graph or a setting does not fit; nothing is written then. Also if the
+            loss is not finite.
+        OSError: if the folder cannot be written.
+        MemoryError: out of memory; the message says what lowers it.
+        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143.
 
     """
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
-    pl.seed_everything(cfg.seed, verbose=False)
-    graph = CacheGraph.load(cfg.graph)
-    distillation = make_distillation(cfg, graph)
-    if cfg.resume is not None:
-        check_checkpoint(cfg.resume, "distillation.", distillation.trained())
-    path = folder / "cache_graph.json"
-    check_writable(path)
+    place = Path(folder)
+    seed_everything(settings.seed)
+    distillation = Distillation(
+        sampler,
+        graph,
+        loss=settings.loss,
+        slopes=settings.slopes,
+        scale_shift=settings.scale_shift,
+        slope_rate=settings.slope_rate,
+        scale_shift_rate=settings.scale_shift_rate,
+    )
+    identity = {
+        "graph": f"sha256:{hashlib.sha256(graph.to_json().encode()).hexdigest()}",
+        "weights": fingerprint(distillation.backbone),
+        "cfg_scale": sampler.guidance.scale,
+        **settings.identity(),
+    }
+    resumed = resume_from(settings.resume, place)
+    if resumed is not None:
+        check_checkpoint(
+            resumed,
+            "distillation.",
+            distillation.trained(),
+            settings=identity,
+            max_steps=settings.max_steps,
+            word="max_steps",
+        )
+    with claimed(place, identity, resumed=resumed, results=RESULTS):
+        steps = _fit(distillation, settings, place, identity, resumed)
+        return _write(distillation, settings, place / "cache_graph.json", steps)
+
+
+def _fit(
+    distillation: Distillation, settings: CorrectionSettings, folder: Path, identity: dict, resumed: Path | None
+) -> int:
+    """Train; return the number of steps."""
     backbone = distillation.backbone
-    noise = NoiseDataModule(backbone.input_shape, backbone.num_labels, 1, cfg.batch_size, seed=cfg.seed)
-    trainer = make_trainer(
-        accelerator=cfg.accelerator,
+    noise = NoiseDataModule(backbone.input_shape, backbone.num_labels, 1, settings.batch_size, seed=settings.seed)
+    trainer = make_run_trainer(
+        folder,
+        accelerator=settings.accelerator,
         devices=1,
-        max_steps=cfg.max_steps,
+        max_steps=settings.max_steps,
+        checkpoint_every=20,
+        identity=identity,
+        mend="lower slope_rate and scale_shift_rate",
         gradient_clip_val=None,
         logger=CSVLogger(folder, name="metrics"),
-        callbacks=[ModelCheckpoint(folder, every_n_train_steps=20, save_last=True, enable_version_counter=False)],
         log_every_n_steps=5,
     )
-    trainer.fit(LitCorrection(distillation, max_steps=cfg.max_steps), noise, ckpt_path=cfg.resume)
-    settings = {
-        "loss": cfg.loss,
-        "steps": trainer.global_step,
-        "batch_size": cfg.batch_size,
-        "seed": cfg.seed,
+    mend = "" if settings.loss == "output" else " or loss=output, which keeps one evaluation at a time"
+    sentence = (
+        f"out of memory in training a correction with batch_size={settings.batch_size} and loss={settings.loss}; "
+        f"say batch_size={max(1, settings.batch_size // 2)}{mend}"
+    )
+    with memory_explained(lambda: sentence):
+        trainer.fit(LitCorrection(distillation, max_steps=settings.max_steps), noise, ckpt_path=resumed)
+    return trainer.global_step
+
+
+def _write(distillation: Distillation, settings: CorrectionSettings, path: Path, steps: int) -> Path:
+    """Write the corrected graph, and its scales and shifts beside it."""
+    graph = distillation.graph
+    said = {
+        "loss": settings.loss,
+        "steps": steps,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
         "l2c": __version__,
     }
     corrected, scale, shift = distillation.cpu().corrected()
-    corrected = corrected.replace(provenance={**graph.provenance, "trained": {"slopes": cfg.slopes, **settings}})
+    corrected = corrected.replace(provenance={**graph.provenance, "trained": {"slopes": settings.slopes, **said}})
     if scale is not None and shift is not None:
-        corrected = save_correction(path.with_suffix(".safetensors"), corrected, scale, shift, **settings)
+        corrected = save_correction(path.with_suffix(".safetensors"), corrected, scale, shift, **said)
     corrected.save(path)
     return path
 
 
-def make_distillation(cfg: DictConfig, graph: CacheGraph) -> Distillation:
-    """Build the trained part of a graph, its backbone and its sampler.
+def uncached_sampler(
+    backbone: Backbone,
+    graph: CacheGraph,
+    *,
+    solver: str | None = None,
+    num_evaluations: int | None = None,
+    cfg_scale: float | None = None,
+) -> Sampler:
+    """Return the uncached sampler that a graph's correction is trained against.
+
+    Args:
+        backbone: the one that the graph is for.
+        graph: to be corrected.
+        solver: must be the graph's; None = not asked.
+        num_evaluations: likewise.
+        cfg_scale: guidance scale.
 
     Raises:
-        ValueError: the graph is corrected already, is not of this backbone, or its solver draws noise of its own.
+        ValueError: if the graph has a correction already, is not of this backbone, or its solver draws noise of its
+            own.
 
     """
     if graph.correction is not None:
-        raise ValueError(f"{cfg.graph} has a correction already; give the graph that it was trained from")
-    asked = cfg.get("solver") or {}
-    scales = (cfg.cfg_scale, asked.get("cfg_scale"), graph.cfg_scale)
-    scale = next((scale for scale in scales if scale is not None), None)
-    backbone, published = _backbone(cfg, graph, scale)
-    scale = published if scale is None else scale
-    name = None if asked.get("name") == "pipeline" else asked.get("name")
-    steps = asked.get("num_evaluations")
-    Sampler(backbone, graph=graph, solver=name, num_evaluations=steps, cfg_scale=scale)  # refuses what does not fit
-    sampler = uncached_of(graph, backbone, cfg_scale=scale)
+        raise ValueError("the graph has a correction already; give the graph that it was trained from")
+    # A sampler of the graph refuses what does not fit.
+    Sampler(backbone, graph=graph, solver=solver, num_evaluations=num_evaluations, cfg_scale=cfg_scale)
+    sampler = uncached_of(graph, backbone, cfg_scale=cfg_scale)
     if sampler.solver.stochastic:
         raise ValueError(
             f"training compares images from the same noise, but {graph.solver} adds noise of its own; "
             "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a pipeline "
             "DDIMScheduler, DPMSolverMultistepScheduler)"
         )
-    return Distillation(
-        sampler,
-        graph,
-        loss=cfg.loss,
-        slopes=cfg.slopes,
-        scale_shift=cfg.scale_shift,
-        slope_rate=cfg.slope_rate,
-        scale_shift_rate=cfg.scale_shift_rate,
-    )
-
-
-def _backbone(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tuple[Backbone, float | None]:
-    """Return the backbone that a graph is for, and the guidance scale that its preset publishes."""
-    model = cfg.get("model")
-    if model is not None and is_pipeline(model):
-        if cfg.checkpoint is not None:
-            raise ValueError("a pipeline brings its own weights; leave checkpoint out, or name another pipeline=PATH")
-        backbone = configured_backbone(model, {"num_evaluations": graph.num_evaluations, "cfg_scale": scale})
-        if backbone.conventions.name == graph.model and set(backbone.layer_names) != set(graph.layers):
-            raise ValueError(
-                f"the graph's {graph.num_layers} layers ({graph.layers[0]}, ...) are not the {backbone.num_layers} "
-                f"({backbone.layer_names[0]}, ...) that were looked for in {graph.model}; give the kinds that it was "
-                "made with, model.layers=[layer], [block] or [block,resnet]"
-            )
-        return backbone, None
-    if model is None and graph.model not in model_names() and graph.solver.endswith("Scheduler"):
-        raise ValueError(
-            f"the graph was made for {graph.model} of a diffusers pipeline; add backend=diffusers pipeline=PATH"
-        )
-    preset = model or model_preset(graph.model)
-    return load_backbone(preset, checkpoint=cfg.checkpoint), preset.sampling.cfg_scale
+    return sampler

@@ -45,7 +45,7 @@ class LitRouter(pl.LightningModule):
         self.learning_rate = learning_rate
         self.clamp = clamp
         self.threshold = threshold
-        self._errors: list[Tensor] = []  # of the parts of this step
+        self._errors: list[Tensor] = []  # of the accumulated parts of this step
         self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
@@ -62,13 +62,13 @@ class LitRouter(pl.LightningModule):
         self._errors.append(loss.error.detach())
         return loss.loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, clamp the logits and let the objective adapt, before any callback writes a checkpoint."""
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, clamp the logits and let the objective adapt, all before a checkpoint of the step is written."""
+        optimizer.step(closure=optimizer_closure)
         self.routers.clamp_(self.clamp)
         error = self.trainer.strategy.reduce(torch.stack(self._errors).mean(), reduce_op="mean")
         self._errors.clear()
-        self.objective.after_step(self.routers, float(error), self.global_step + 1)
+        self.objective.after_step(self.routers, float(error), self.global_step + 1)  # not yet counted
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
         """Log the share of layers that the threshold would remove."""

@@ -1,4 +1,4 @@
-"""One run of router training, from a config to a cache graph."""
+"""One run of router training, from a backbone and settings to a cache graph."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from omegaconf import DictConfig, OmegaConf
 
-from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import RANDOM
+from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.cost import Cost, count_macs
-from l2c.commands.backends import configured_backbone
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import HOLD
 from l2c.io.atomic import replacing
 from l2c.io.memory import memory_explained
 from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import solver_for
-from l2c.training.routers.build import FROM_NOISE, Recipe, make_recipe
+from l2c.training.checkpoints import check_checkpoint
 from l2c.training.routers.heatmap import RouterHeatmap
 from l2c.training.routers.lit_router import LitRouter
-from l2c.training.trainer import check_checkpoint, make_run_trainer
+from l2c.training.routers.settings import FROM_NOISE, BudgetSettings, NoiseSettings, RouterTraining
+from l2c.training.routers.setup import RouterSetup, set_up_routers
+from l2c.training.run_folder import claimed, is_first_process, resume_from
+from l2c.training.settings import LoggerSettings
+from l2c.training.trainer import make_run_trainer
 
-LOGGERS = ("csv", "wandb")
+RESULTS = ("cache_graph.json", "graph.png", "routers.png")
 
 
 @dataclass(frozen=True)
@@ -40,136 +40,181 @@ class TrainedRouters:
     Attributes:
         graph: the exported cache graph.
         cost: MACs of the backbone, to judge the graph by.
-        folder: the run's folder, with `cache_graph.json`, `graph.png`, `routers.png`, `last.ckpt`, `config.yaml`.
+        folder: the run's folder, with `cache_graph.json`, `graph.png`, `routers.png`, `last.ckpt`, `run.json`.
+        advice: what to change where the graph reuses nothing, one sentence; None where it reuses something.
 
     """
 
     graph: CacheGraph
     cost: Cost
     folder: Path
+    advice: str | None = None
 
 
-def train_router(cfg: DictConfig, folder: Path) -> TrainedRouters:
-    """Train routers as `configs/train_router.yaml` says and export them.
+def train_routers(
+    backbone: Backbone,
+    settings: RouterTraining,
+    folder: str | Path,
+    *,
+    images: pl.LightningDataModule | None = None,
+    any_weights: bool = False,
+    config: str | None = None,
+) -> TrainedRouters:
+    """Train routers and export them.
+
+    Args:
+        backbone: the frozen network.
+        settings: of the run.
+        folder: of the run.
+        images: the data module, where the data set is none of `routers.settings.DATA`.
+        any_weights: the graph is not tied to the backbone's weights, because they are random.
+        config: the command's whole configuration, kept as `config.yaml`.
 
     Raises:
-        ValueError, FileNotFoundError: a setting, the weights or the data do not fit; nothing is written then.
-        OSError: the folder cannot be written.
+        ValueError, FileNotFoundError: if a setting, the weights or the data do not fit; nothing is written then.
+            Also if the loss is not finite; the last good checkpoint stays.
+        OSError: if the folder cannot be written.
         MemoryError: out of memory; the message says what lowers it.
+        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143; `last.ckpt` is that of the last whole step.
 
     """
-    pl.seed_everything(cfg.seed, verbose=False)
-    backbone = configured_backbone(cfg.model, cfg.solver)
-    backbone.recompute_activations = cfg.recompute_activations
-    solver = solver_for(backbone, cfg.solver.name, cfg.solver.num_evaluations, **_plain(cfg.solver.options))
+    place = Path(folder)
+    backbone.recompute_activations = settings.recompute_activations
+    solver = solver_for(backbone, settings.solver.name, settings.solver.num_evaluations, **settings.solver.options)
     cost = count_macs(backbone)
-    recipe = make_recipe(cfg, backbone, solver, cost)
-    module = LitRouter(
-        recipe.routers,
-        recipe.pairs,
-        recipe.objective,
-        learning_rate=cfg.router.learning_rate,
-        clamp=cfg.router.clamp,
-        threshold=cfg.router.threshold,
-    )
-    checkpoint = _resume_from(cfg.resume, folder)
+    setup = set_up_routers(settings, backbone, solver, cost, images)
+    identity = {
+        "model": backbone.conventions.name,
+        "weights": fingerprint(backbone),
+        **settings.identity(),
+    }
+    checkpoint = resume_from(settings.resume, place)
     if checkpoint is not None:
-        check_checkpoint(checkpoint, "routers.", recipe.routers.state_dict())
-    loggers = _loggers(cfg, folder)
+        check_checkpoint(
+            checkpoint,
+            "routers.",
+            setup.routers.state_dict(),
+            settings=identity,
+            max_steps=settings.trainer.max_steps,
+        )
+    module, trainer = _trainer(settings, place, solver, setup, identity)
+    with claimed(place, identity, resumed=checkpoint, results=RESULTS):
+        if config is not None and is_first_process():
+            with replacing(place / "config.yaml") as temporary:
+                temporary.write_text(config, encoding="utf-8")
+        with memory_explained(lambda: _memory_sentence(settings, backbone, trainer)):
+            trainer.fit(module, setup.data, ckpt_path=checkpoint)
+        graph = _export(settings, backbone, solver, setup, cost, steps=trainer.global_step, any_weights=any_weights)
+        if trainer.is_global_zero:
+            graph.save(place / "cache_graph.json")
+            save_figure(graph_heatmap(graph), place / "graph.png")
+    return TrainedRouters(graph, cost, place, None if graph.removed_fraction else _advice(settings))
+
+
+def _trainer(
+    settings: RouterTraining, folder: Path, solver: Solver, setup: RouterSetup, identity: dict[str, Any]
+) -> tuple[LitRouter, pl.Trainer]:
+    """Return the module and who trains it."""
+    router = settings.router
+    module = LitRouter(
+        setup.routers,
+        setup.pairs,
+        setup.objective,
+        learning_rate=router.learning_rate,
+        clamp=router.clamp,
+        threshold=router.threshold,
+    )
     trainer = make_run_trainer(
         folder,
-        **_plain(cfg.trainer),
+        **settings.trainer.arguments(),
         use_distributed_sampler=False,  # the data modules split each step's batch themselves
-        logger=loggers,
-        checkpoint_every=cfg.checkpoint_every_n_steps,
+        logger=_loggers(settings, folder),
+        checkpoint_every=settings.checkpoint_every_n_steps,
         checkpoint_name="routers-{step}",
-        callbacks=[RouterHeatmap(folder, solver.timesteps, cfg.heatmap_every_n_steps)],
+        callbacks=[RouterHeatmap(folder, solver.timesteps, settings.heatmap_every_n_steps)],
+        identity=identity,
+        mend="lower router.learning_rate, or check that the weights and images are finite",
     )
-    with replacing(folder / "config.yaml") as temporary:  # also the test that the folder can be written
-        OmegaConf.save(cfg, temporary, resolve=True)
-    with memory_explained(lambda: _memory_sentence(cfg, trainer)):
-        trainer.fit(module, recipe.data, ckpt_path=checkpoint)
-    graph = _export(cfg, backbone, solver, recipe, cost, steps=trainer.global_step)
-    if trainer.is_global_zero:
-        graph.save(folder / "cache_graph.json")
-        save_figure(graph_heatmap(graph), folder / "graph.png")
-    return TrainedRouters(graph, cost, folder)
+    return module, trainer
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    content = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+def _advice(settings: RouterTraining) -> str:
+    """Say what to raise where a graph reuses nothing."""
+    start = f"nothing is reused after {settings.trainer.max_steps} steps: every layer is computed"
+    if isinstance(settings.router, BudgetSettings):
+        return f"{start}; lower router.budget (now {settings.router.budget})"
+    return (
+        f"{start}; raise trainer.max_steps, router.penalty (now {settings.router.penalty:g}) or router.learning_rate"
+    )
 
 
-def _memory_sentence(cfg: DictConfig, trainer: pl.Trainer) -> str:
+def _memory_sentence(settings: RouterTraining, backbone: Backbone, trainer: pl.Trainer) -> str:
     """Say what was trained when memory ran out, and what takes less."""
+    data = settings.data
     parts = trainer.world_size * trainer.accumulate_grad_batches
     mend = [f"trainer.accumulate_grad_batches={2 * trainer.accumulate_grad_batches} (the same batch, half at a time)"]
-    if not cfg.recompute_activations:
+    if not settings.recompute_activations:
         mend.append("recompute_activations=true")
     if trainer.precision == "32-true":
         mend.append("trainer.precision=bf16-mixed")
-    if cfg.data.get("store_outputs", False):
+    if isinstance(data, NoiseSettings) and data.store_outputs:
         mend.append("data.store_outputs=false")
     mend.append("a smaller data.batch_size")
     return (
-        f"out of memory in training the routers of {cfg.model.name} with data.batch_size={cfg.data.batch_size}, "
-        f"{cfg.data.batch_size // parts} of them at a time in a process, and trainer.precision={trainer.precision}; "
-        f"say {' or '.join(mend)}"
+        f"out of memory in training the routers of {backbone.conventions.name} with data.batch_size="
+        f"{data.batch_size}, {data.batch_size // parts} of them at a time in a process, and "
+        f"trainer.precision={trainer.precision}; say {' or '.join(mend)}"
     )
 
 
-def _loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+def _loggers(settings: RouterTraining, folder: Path) -> list[Logger]:
     """Return the logger: CSV files in the run's folder, or Weights & Biases (offline without a key)."""
-    if cfg.logger.name == "csv":
+    logger: LoggerSettings = settings.logger
+    if logger.name == "csv":
         return [CSVLogger(folder, name="metrics")]
-    if cfg.logger.name == "wandb":
-        has_key = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().is_file()
-        try:
-            return [
-                WandbLogger(
-                    project=cfg.logger.project,
-                    name=cfg.logger.run_name,
-                    save_dir=folder,
-                    offline=cfg.logger.offline or not has_key,
-                    config=_plain(cfg),
-                )
-            ]
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                "logger=wandb needs the package wandb; run pip install '.[wandb]' in a clone of l2c"
-            ) from error
-    raise ValueError(f"unknown logger {cfg.logger.name!r}; known are {', '.join(LOGGERS)}")
-
-
-def _resume_from(resume: str | None, folder: Path) -> str | None:
-    """Return the checkpoint to continue from: none, the folder's last one, or a given file, not yet checked."""
-    if resume is None:
-        return None
-    path = folder / "last.ckpt" if resume == "auto" else Path(resume).expanduser()
-    return None if resume == "auto" and not path.is_file() else str(path)
+    has_key = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().is_file()
+    try:
+        return [
+            WandbLogger(
+                project=logger.project,
+                name=logger.run_name,
+                save_dir=folder,
+                offline=logger.offline or not has_key,
+                config=settings.to_dict(),
+            )
+        ]
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "logger=wandb needs the package wandb; run pip install '.[wandb]' in a clone of l2c"
+        ) from error
 
 
 def _export(
-    cfg: DictConfig, backbone: Backbone, solver: Solver, recipe: Recipe, cost: Cost, *, steps: int
+    settings: RouterTraining,
+    backbone: Backbone,
+    solver: Solver,
+    setup: RouterSetup,
+    cost: Cost,
+    *,
+    steps: int,
+    any_weights: bool,
 ) -> CacheGraph:
     """Threshold the routers and say what the graph is valid for."""
-    routers = recipe.routers.cpu()
+    routers = setup.routers.cpu()
     # Pairs from noised images know no guidance, so their graph is valid for any scale.
-    scale = cfg.solver.cfg_scale if cfg.data.name in FROM_NOISE else None
-    binding = binding_of(backbone, solver, weights_bound=cfg.model.checkpoint != RANDOM, guidance=scale)
+    scale = settings.solver.cfg_scale if settings.data.name in FROM_NOISE else None
+    binding = binding_of(backbone, solver, weights_bound=not any_weights, guidance=scale)
     graph = CacheGraph(
         **binding.fields,
-        rows=recipe.objective.rows(routers, solver.num_evaluations),
+        rows=setup.objective.rows(routers, solver.num_evaluations),
         routed=routers.evaluations,
-        reuse=(cfg.router.get("reuse", HOLD),) * solver.num_evaluations,
+        reuse=(settings.router.reuse,) * solver.num_evaluations,
         provenance={
-            "method": cfg.router.name,
-            "hyperparameters": _plain(cfg.router),
-            "data": _plain(cfg.data),
+            "method": settings.router.name,
+            "hyperparameters": settings.router.to_dict(),
+            "data": settings.data.to_dict(),
             "steps": steps,
-            "seed": cfg.seed,
+            "seed": settings.seed,
             "l2c": __version__,
             "torch": torch.__version__,
         },

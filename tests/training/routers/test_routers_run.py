@@ -7,10 +7,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from l2c.commands.train_router import train_by as train_router
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.bundled import project_folder
 from l2c.training.routers.lit_router import LitRouter
-from l2c.training.routers.run import train_router
 
 TINY = ["model=uvit_digits", "model.checkpoint=random", "model.args.embed_dim=32", "model.args.depth=2"]
 QUICK = ["solver.num_evaluations=6", "data.batch_size=4", "trainer.accelerator=cpu", "trainer.max_steps=6"]
@@ -122,13 +122,13 @@ def test_wandb_offline_gets_the_heat_map(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("router.penalty=-1", "router.penalty must not be negative"),
+        ("router.penalty=-1", "router.penalty must be a number >= 0, got -1"),
         ("router.error=median", "router.error must be mean or sum"),
         ("router.visits=often", "router.visits must be balanced or random"),
         ("router.penalty_weights=flops", "router.penalty_weights must be macs or ones"),
-        ("router.init=warm", "router.init must be a number or 'normal'"),
+        ("router.init=warm", "router.init must be a number or normal, got 'warm'"),
         ("data.name=cats", "unknown data 'cats'"),
-        ("logger.name=tensors", "unknown logger 'tensors'"),
+        ("logger.name=tensors", "logger.name must be csv or wandb, got 'tensors'"),
         ("solver.name=dimm", "did you mean ddim?"),
         ("solver.num_evaluations=2", "there is no evaluation to route"),
         ("resume=nowhere.ckpt", "no checkpoint to resume from"),
@@ -145,7 +145,7 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path, change, m
 
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(unbroken, tmp_path):
     last = unbroken.folder / "last.ckpt"
-    with pytest.raises(ValueError, match=r"belongs to another run: .*logits"):
+    with pytest.raises(ValueError, match=r"another run: solver.num_evaluations is 6 there, 8 here;"):
         train_router(config("solver.num_evaluations=8", f"resume={last}"), tmp_path / "run")
     (tmp_path / "cut.ckpt").write_bytes(last.read_bytes()[:500])
     with pytest.raises(ValueError, match="cannot resume from"):

@@ -1,0 +1,322 @@
+"""What each command alone may be told; see `commands.settings` for how it is checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from l2c.drawing.settings import DrawingSettings
+from l2c.evaluation.tournament_settings import TournamentSettings
+from l2c.io.settings import (
+    Anything,
+    Either,
+    Flag,
+    Items,
+    Number,
+    Settings,
+    Table,
+    Text,
+    flag,
+    number,
+    ruled,
+    text,
+    whole,
+)
+from l2c.policies.budget import Budget
+from l2c.policies.settings import BUDGET
+from l2c.sampling.solver_settings import LARGEST_SCALE
+from l2c.testbeds.settings import PIXEL_SETTINGS, SKIN_TONES, BackboneTraining, ClassifierTraining
+from l2c.training.corrections.settings import CorrectionSettings
+from l2c.training.settings import LARGEST_SEED
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+MATMULS = ("default", "onednn")
+COUNT = Number(whole=True, at_least=1)
+
+
+def optional_text(**more: Any) -> Any:
+    """Return a field for a text or null."""
+    return text(None, optional=True, **more)
+
+
+def count(default: int | None = None, *, at_least: int = 1) -> Any:
+    """Return a field for a whole number from 1 on; null is allowed where it is the default."""
+    return whole(default, at_least=at_least, optional=default is None, example=None if default else at_least)
+
+
+def seed(default: int) -> Any:
+    """Return a field for a seed."""
+    return whole(default, at_least=0, at_most=LARGEST_SEED)
+
+
+def scale() -> Any:
+    """Return a field for a guidance scale or null."""
+    return number(None, at_least=0, at_most=LARGEST_SCALE, optional=True, example=1.5)
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings, group="model"):
+    """A preset of ours; see configs/model."""
+
+    name: str = text()
+    backbone: str = text(choices=("dit", "uvit"))
+    args: dict[str, Any] = ruled(Table(item=Either(rules=(Flag(), Number(whole=True, at_least=-1)))), {})
+    checkpoint: str | None = optional_text()
+    url: str | None = optional_text()
+    schedule: str | None = optional_text()
+    first_timestep: float | None = number(None, at_least=0, optional=True)
+    null_label: int | None = whole(None, at_least=0, optional=True)
+    prediction: str | None = optional_text()
+    sampling: dict[str, Any] = ruled(Anything(), {})
+    data: str = text("noise")
+    testbed: str | None = optional_text()
+
+
+@dataclass(frozen=True)
+class PipelineSettings(Settings, group="model"):
+    """The denoiser of a diffusers pipeline (`backend=diffusers`)."""
+
+    name: str = text("pipeline", choices=("pipeline",))
+    pipeline: str = text()
+    checkpoint: str | None = optional_text()
+    data: str = text("prompts")
+    prompts: str | None = optional_text()
+    layers: Any = ruled(
+        Items(
+            item=Text(choices=("layer", "block", "resnet")),
+            single=True,
+            nonempty=False,
+            optional=True,
+            example=("layer",),
+        ),
+        None,
+    )
+    dtype: str = text("float32")
+    device: str = text("cpu")
+    options: dict[str, Any] | None = ruled(Table(item=Anything(optional=True), optional=True), None)
+
+
+@dataclass(frozen=True)
+class Command(Settings):
+    """Settings at the top of a command's configuration; `DOING` and `LOWERS` are for running out of memory."""
+
+    DOING: ClassVar[str] = "working"
+    LOWERS: ClassVar[tuple[str, ...]] = ()
+
+    pipeline: str | None = optional_text()  # of backend=diffusers
+    prompts: str | None = optional_text()
+
+
+@dataclass(frozen=True)
+class TrainRouter(Command):
+    """train_router; its other settings are those of `RouterTraining`."""
+
+    DOING: ClassVar[str] = "preparing the training of routers"
+    LOWERS: ClassVar[tuple[str, ...]] = ("data.batch_size",)
+
+    seed: int = seed(0)
+    resume: str | None = optional_text(example="auto")
+    recompute_activations: bool = flag(False)
+    checkpoint_every_n_steps: int = count(50)
+    heatmap_every_n_steps: int = count(100)
+
+
+@dataclass(frozen=True)
+class TrainScaleShift(Command, CorrectionSettings):
+    """train_scale_shift."""
+
+    DOING: ClassVar[str] = "training a correction"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    graph: str | None = optional_text()
+    checkpoint: str | None = optional_text()
+    cfg_scale: float | None = scale()
+    num_threads: int | None = count()
+
+
+@dataclass(frozen=True)
+class Sampling(Command):
+    """How a sampler of ours runs."""
+
+    graph: str | None = optional_text()
+    checkpoint: str | None = optional_text()
+    cfg_scale: float | None = scale()
+    precision: str | None = optional_text(choices=PRECISIONS)
+    matmul: str = text("default", choices=MATMULS)
+    compile: bool = flag(False)
+    capture: bool = flag(False)
+    cache_dtype: str | None = optional_text(choices=PRECISIONS)
+    cache_device: str | None = optional_text()
+
+
+@dataclass(frozen=True)
+class Sample(Sampling):
+    """sample."""
+
+    DOING: ClassVar[str] = "sampling images"
+    LOWERS: ClassVar[tuple[str, ...]] = ("num_images", "labels")
+
+    num_evaluations: int | None = count()
+    labels: Any = ruled(
+        Items(item=Number(whole=True, at_least=0), single=True, nonempty=False, optional=True, example=(3, 7)), None
+    )
+    num_images: int = count(10)
+    seed: int = seed(0)
+    device: str | None = optional_text()
+
+
+@dataclass(frozen=True)
+class SampleMany(Sampling, DrawingSettings):
+    """sample_many."""
+
+    DOING: ClassVar[str] = "drawing images"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "shard_size")
+
+    vae: str = text("stabilityai/sd-vae-ft-ema")
+    npz: bool = flag(True)
+
+
+@dataclass(frozen=True)
+class Evaluate(Command):
+    """evaluate."""
+
+    DOING: ClassVar[str] = "judging a graph"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "timing_batch", "num_images")
+
+    graph: str | None = optional_text()
+    checkpoint: str | None = optional_text()
+    cfg_scale: float | None = scale()
+    num_images: int | None = count(at_least=2)
+    batch_size: int | None = count()
+    seed: int = seed(1000)
+    baselines: Any = ruled(Items(item=Text(choices=("fewer_steps", "random")), nonempty=False), [])
+    random_draws: int = count(5)
+    timing_batch: int = count(16)
+    timing_repetitions: int = count(5)
+    device: str | None = optional_text()
+    num_threads: int | None = count()
+    reference: str | None = optional_text()
+    samples: str | None = optional_text()
+    features: str | None = optional_text(choices=("inception", "digits"))
+    inception: str | None = optional_text()
+    save_statistics: str | None = optional_text()
+    precision: str | None = optional_text(choices=PRECISIONS)
+    vae: str = text("stabilityai/sd-vae-ft-ema")
+    labels: str = text("balanced", choices=("balanced", "random"))
+    shard_size: int = count(512)
+
+
+@dataclass(frozen=True)
+class Compare(Command, TournamentSettings):
+    """compare."""
+
+    DOING: ClassVar[str] = "comparing methods"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "timing_batch", "num_images")
+
+    num_threads: int | None = count()
+
+
+@dataclass(frozen=True)
+class Calibrate(Command):
+    """calibrate."""
+
+    DOING: ClassVar[str] = "measuring statistics"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "num_trajectories", "responses.max_age")
+
+    output: str = text()
+    measure: Any = ruled(Items(item=Text(choices=("changes", "responses")), single=True), ["changes"])
+    num_trajectories: int = count(64)
+    batch_size: int = count(8)
+    seed: int = seed(7)
+    budget: Budget | None = ruled(BUDGET, None)
+    num_threads: int | None = count()
+
+
+@dataclass(frozen=True)
+class Changes(Settings, group="changes"):
+    """What is measured of changes."""
+
+    max_age: int = count(3)
+
+
+@dataclass(frozen=True)
+class Responses(Settings, group="responses"):
+    """What is measured of responses."""
+
+    num_probes: int = count(8)
+    max_age: int = count(8)
+
+
+@dataclass(frozen=True)
+class MakeGraph(Command):
+    """make_graph."""
+
+    DOING: ClassVar[str] = "making a graph"
+    LOWERS: ClassVar[tuple[str, ...]] = ("policy.batch_size", "policy.judge_batch")
+
+    budget: Budget | None = ruled(BUDGET, None)
+    statistics: str | None = optional_text()
+
+
+@dataclass(frozen=True)
+class EncodeLatents(Command):
+    """encode_latents."""
+
+    DOING: ClassVar[str] = "encoding images"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "shard_size", "image_size")
+
+    images: str | None = optional_text()
+    output: str = text("data/latents")
+    vae: str = text("stabilityai/sd-vae-ft-ema")
+    image_size: int = whole(256, at_least=8, at_most=8192)
+    batch_size: int = count(32)
+    shard_size: int = count(4096)
+    mirrored: bool = flag(True)
+
+
+@dataclass(frozen=True)
+class ImportRouter(Command):
+    """import_router."""
+
+    DOING: ClassVar[str] = "converting a router"
+
+    file: str | None = optional_text()
+    graph: str | None = optional_text()
+    checkpoint: str | None = optional_text()
+    num_evaluations: int | None = count()
+    threshold: float | None = number(None, at_least=0, at_most=1, optional=True, example=0.1)
+    routed: Any = ruled(
+        Either(
+            rules=(Text(choices=("l2c",)), Items(item=Number(whole=True, at_least=0))), optional=True, example="l2c"
+        ),
+        None,
+    )
+    output: str | None = optional_text()
+
+
+@dataclass(frozen=True)
+class TrainBackbone(Command, BackboneTraining):
+    """train_backbone."""
+
+    DOING: ClassVar[str] = "training a backbone"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    dataset: str = text(choices=(*PIXEL_SETTINGS, "folder"))
+    dataset_options: dict[str, str] = ruled(
+        Either(
+            rules=(
+                Table(item=Text(choices=SKIN_TONES), names=("skin_tones",)),
+                Table(item=Text(), names=("folder",)),
+            ),
+            example="{folder: PATH}",
+        ),
+        {},
+    )
+
+
+@dataclass(frozen=True)
+class TrainClassifier(Command, ClassifierTraining):
+    """train_classifier."""
+
+    DOING: ClassVar[str] = "training the classifier"
+    LOWERS: ClassVar[tuple[str, ...]] = ("batch_size",)

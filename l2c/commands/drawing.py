@@ -1,0 +1,68 @@
+"""What `sample_many` and `evaluate` draw with: the sampler of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from l2c.backbones.presets import load_backbone, model_preset
+from l2c.data.vae import load_vae
+from l2c.drawing.run import Drawn, sample_images
+from l2c.graph.binding import scale_in_use
+from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.sampler import Sampler
+from l2c.sampling.settings import ways
+
+LATENT_CHANNELS = 4  # those of the autoencoder; backbones on pixels have 1 or 3
+
+
+def make_sampler(cfg: DictConfig) -> Sampler:
+    """Return the sampler that a config of `sample_many` or `evaluate` asks for.
+
+    Args:
+        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.ways`; a model and a solver may be
+            named, as experiments do.
+
+    Raises:
+        ValueError, FileNotFoundError: the graph, the weights or the settings do not fit together.
+
+    """
+    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
+    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
+    solver = cfg.get("solver")
+    of_graph = None if graph is None else graph.cfg_scale
+    if solver is not None:
+        name, num_evaluations, options = solver.name, solver.num_evaluations, solver.options
+    elif graph is not None:
+        name = num_evaluations = options = None
+    else:
+        name, num_evaluations, options = preset.sampling.solver, preset.sampling.num_evaluations, None
+    return Sampler(
+        load_backbone(preset, checkpoint=cfg.checkpoint),
+        graph=graph,
+        solver=name,
+        num_evaluations=num_evaluations,
+        cfg_scale=scale_in_use(cfg.cfg_scale, of_graph, None if solver is None else solver.cfg_scale),
+        solver_options=options,
+        **ways(cfg),
+    )
+
+
+def draw_by(cfg: DictConfig, folder: Path) -> Drawn:
+    """Draw the images that a config of `sample_many` or `evaluate` asks for; latents are decoded by its VAE."""
+    sampler = make_sampler(cfg)
+    latent = sampler.backbone.input_shape[0] == LATENT_CHANNELS
+    return sample_images(
+        sampler,
+        folder,
+        num_images=cfg.num_images,
+        seed=cfg.seed,
+        labels=cfg.labels,
+        batch_size=cfg.batch_size,
+        shard_size=cfg.shard_size,
+        vae=load_vae(cfg.vae) if latent else None,
+        vae_name=cfg.vae if latent else None,
+        trainer={key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes")},
+        settings={name: cfg.get(name, False) for name in ("compile", "capture")},
+    )

@@ -1,0 +1,29 @@
+"""Settings of drawing many images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from l2c.io.settings import Settings, text, whole
+
+LABELS = ("balanced", "random")
+
+
+@dataclass(frozen=True)
+class DrawingSettings(Settings):
+    """How many images, of which noise and labels, in which portions.
+
+    Attributes:
+        num_images: in all.
+        seed: of noise and labels.
+        labels: `balanced` goes round all labels, `random` draws each.
+        batch_size: images at a time, of one process.
+        shard_size: images per file.
+
+    """
+
+    num_images: int = whole(50_000, at_least=1)
+    seed: int = whole(0, at_least=0, at_most=2**32 - 1)
+    labels: str = text("balanced", choices=LABELS)
+    batch_size: int = whole(32, at_least=1)
+    shard_size: int = whole(512, at_least=1)

@@ -1,0 +1,45 @@
+"""Settings of a comparison of many methods at several budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from l2c.io.settings import Anything, Items, Settings, Table, Text, ruled, whole
+from l2c.policies.budget import Budget
+from l2c.policies.settings import BudgetRule
+
+FEWER_STEPS = "fewer_steps"
+
+
+@dataclass(frozen=True)
+class TournamentSettings(Settings):
+    """Methods, budgets and noises.
+
+    Attributes:
+        statistics: files of statistics, or glob patterns of them; one seed each.
+        budgets: each in one of the forms of `policies.budget`.
+        methods: options of a policy by the method's name; None = its defaults, False = left out.
+        graphs: glob patterns of trained graphs by name; one seed each.
+        num_images: noises that methods are compared on.
+        batch_size: images at a time.
+        seed: of the noise.
+        num_seeds: draws of random methods.
+        timing_batch: images in the batch that is timed.
+        timing_repetitions: rounds of the timing.
+
+    """
+
+    statistics: str | Sequence[str] | None = ruled(
+        Items(item=Text(), single=True, optional=True, nonempty=False), None
+    )
+    budgets: Sequence[Budget] = ruled(Items(item=BudgetRule(), example=(12.75, "2.5x")), [15.15, 12.75, 8])
+    methods: Mapping[str, Any] = ruled(Anything(), {})
+    graphs: Mapping[str, str] | None = ruled(Table(item=Text(), optional=True), None)
+    num_images: int = whole(1000, at_least=2)
+    batch_size: int = whole(100, at_least=1)
+    seed: int = whole(1000, at_least=0, at_most=2**32 - 1)
+    num_seeds: int = whole(3, at_least=1)
+    timing_batch: int = whole(16, at_least=1)
+    timing_repetitions: int = whole(5, at_least=1)

@@ -1,0 +1,78 @@
+"""The cache graphs of a pipeline with two denoisers: one for each, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.atomic import replacing
+
+FORMAT = "l2c-cache-graphs"
+
+
+class CacheGraphs(Mapping[str, CacheGraph]):
+    """A cache graph for each denoiser of a pipeline, by its name there (`transformer`, `transformer_2`).
+
+    Each has rows for the evaluations that its denoiser makes, and no others.
+
+    Args:
+        graphs: by the denoiser's name.
+
+    """
+
+    def __init__(self, graphs: Mapping[str, CacheGraph]) -> None:
+        self._graphs = dict(graphs)
+
+    def __getitem__(self, name: str) -> CacheGraph:
+        return self._graphs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._graphs)
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def summary(self) -> str:
+        """Return the summaries of the graphs, for people."""
+        return "\n".join(f"{name}: {graph.summary()}" for name, graph in self._graphs.items())
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file with all graphs; it appears whole or not at all.
+
+        Raises:
+            ValueError: a graph has a correction, whose file lies beside a graph of its own.
+            OSError: the folder cannot be made or written.
+
+        """
+        corrected = next((name for name, graph in self._graphs.items() if graph.correction is not None), None)
+        if corrected is not None:
+            raise ValueError(f"the graph of {corrected} has a correction; save each graph in a file of its own")
+        graphs = {name: json.loads(graph.to_json()) for name, graph in self._graphs.items()}
+        with replacing(path) as temporary:
+            content = {"format": FORMAT, "version": 1, "graphs": graphs}
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> CacheGraphs:
+        """Read and validate a file.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it does not hold graphs of a pipeline, or one of them is damaged.
+
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no cache graphs at {path}; CacheGraphs.save writes them")
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no JSON file in UTF-8; copy or save it again") from error
+        form = content.get("format") if isinstance(content, dict) else None
+        if form != FORMAT or content.get("version") != 1 or not isinstance(content.get("graphs"), dict):
+            raise ValueError(
+                f"{path} holds no graphs of a pipeline: format is {form!r}, must be {FORMAT!r}, version 1; a "
+                "single graph is read by l2c.CacheGraph.load"
+            )
+        return cls({name: CacheGraph.from_json(json.dumps(graph)) for name, graph in content["graphs"].items()})

@@ -1,0 +1,72 @@
+"""Prompts, or class labels, for a pipeline: from a file, or a few of ours."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from l2c.integrations.diffusers.denoisers import denoiser_of
+
+PROMPTS = (
+    "a photograph of a cat on a window sill",
+    "a mountain lake at dawn",
+    "a bowl of fruit, oil painting",
+    "an old man reading a newspaper",
+    "a red bicycle against a brick wall",
+    "a city street in the rain at night",
+    "a macro photograph of a dragonfly",
+    "an astronaut riding a horse",
+)
+NUM_DEFAULT_LABELS = 8
+
+
+def by_class(pipe: Any) -> bool:
+    """Whether a pipeline draws classes, not texts."""
+    return "class_labels" in inspect.signature(pipe.__call__).parameters
+
+
+def read_prompts(path: str | None, pipe: Any) -> list[Any]:
+    """Return the lines of a file as prompts, or as class labels where the pipeline takes those; None = a few of ours.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty or not UTF-8, a line is empty, or no label of the model.
+
+    """
+    labels = by_class(pipe)
+    num_classes = denoiser_of(pipe).config.num_embeds_ada_norm if labels else 0
+    if path is None:
+        step = max(1, num_classes // NUM_DEFAULT_LABELS)
+        return list(range(0, num_classes, step))[:NUM_DEFAULT_LABELS] if labels else list(PROMPTS)
+    lines = prompt_lines(path)
+    if not labels:
+        return lines
+    wrong = [line for line in lines if not line.isdigit() or int(line) >= num_classes]
+    if wrong:
+        raise ValueError(
+            f"{path}: {wrong[0]!r} is no class label; this pipeline takes 0..{num_classes - 1}, one a line"
+        )
+    return [int(line) for line in lines]
+
+
+def prompt_lines(path: str) -> list[str]:
+    """Return the lines of a file, stripped; empty lines may stand at its end alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, not UTF-8, or has an empty line between others.
+
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no prompt file at {path}; write one prompt (or class label) a line")
+    try:
+        text = Path(path).read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the prompt file {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    if not text:
+        raise ValueError(f"the prompt file {path} is empty; write one prompt (or class label) a line")
+    lines = [line.strip() for line in text.splitlines()]
+    if "" in lines:
+        raise ValueError(f"line {lines.index('') + 1} of the prompt file {path} is empty; remove it")
+    return lines

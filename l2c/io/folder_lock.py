@@ -1,0 +1,77 @@
+"""One run at a time in a folder: a locked file with the number of the process that holds it.
+
+The operating system releases the lock when the process ends, however it ends, so that a lock cannot become stale.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # no such locks on this system: folders are not guarded there
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".run.lock"
+BUSY = (errno.EACCES, errno.EAGAIN)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold a folder for this process.
+
+    Raises:
+        ValueError: if another process holds it; the message names the process.
+        OSError: if the folder cannot be made or written.
+
+    """
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / NAME
+    handle = _take(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that nobody's else is removed
+        os.close(handle)
+
+
+def _take(path: Path) -> int:
+    """Return the handle of the locked file; a file that was removed meanwhile is opened again."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = _holder(handle)
+            os.close(handle)
+            if error.errno in BUSY:
+                raise ValueError(
+                    f"{path.parent} is in use by {holder}; wait for it to end, or choose another folder with "
+                    "hydra.run.dir=PATH"
+                ) from error
+            return os.open(path, os.O_RDWR)  # a file system without locks
+        try:
+            same = os.fstat(handle).st_ino == path.stat().st_ino
+        except FileNotFoundError:
+            same = False
+        if same:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            return handle
+        os.close(handle)
+
+
+def _holder(handle: int) -> str:
+    try:
+        content = json.loads(os.pread(handle, 1000, 0))
+        return f"process {int(content['process'])} on {content['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another run"

@@ -1,0 +1,1 @@
+"""A diffusers pipeline made faster in one call."""

@@ -1,0 +1,208 @@
+"""A pipeline made faster in one call: calibrate, choose, apply, and keep what was found on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from l2c.backbones.digest import weights_digest
+from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.responses import measure_responses
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.atomic import replacing
+from l2c.policies.budget import Budget, evaluations_worth
+from l2c.policies.context import Problem
+from l2c.policies.registry import make_graph
+from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+if TYPE_CHECKING:  # diffusers is optional
+    from l2c.integrations.diffusers import CacheGraphs
+    from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone
+
+NEEDS = {"gram": ("changes", "responses"), "best": ("changes", "responses"), "block_caching": ("changes",)}
+AUTO = ("gram", "block_caching")  # the better one first
+NUM_JUDGED = 4  # new noises that the error is measured on
+FOLDER = "L2C_CACHE"  # environment variable
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a call of `accelerate` asks for."""
+
+    prompts: list[Any]
+    steps: int
+    scale: float | None
+    policy: str | None
+    options: Mapping[str, Any]
+    num_trajectories: int
+    seed: int
+
+    def key(self, pipe: Any) -> str:
+        """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
+        from l2c.integrations.diffusers import denoisers_of
+
+        content = {
+            "weights": [weights_digest(model.state_dict()) for model in denoisers_of(pipe).values()],
+            "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
+            "prompts": list(map(str, self.prompts)),
+            "settings": [
+                *(self.steps, self.scale, self.policy, str(dict(self.options)), self.num_trajectories, self.seed)
+            ],
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
+
+
+def accelerate(
+    pipe: Any,
+    prompts: Sequence[str] | Sequence[int] | str | Path | None = None,
+    *,
+    budget: Budget = 0.5,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    policy: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    num_trajectories: int = 8,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> CacheGraph | CacheGraphs:
+    """Calibrate a pipeline, make a cache graph for a budget, apply it; found on disk the second time.
+
+    Call the pipeline as ever afterwards, with the same steps and guidance scale; `l2c.remove(pipe)` takes it off.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: texts or class labels, or a file with one a line; None = a few of ours.
+        budget: what the graph may cost: a share of the uncached MACs (0.5), a speed-up by MACs ("2x") or, above 1,
+            evaluations' worth.
+        num_inference_steps: None = the pipeline's own.
+        guidance_scale: None = the pipeline's own.
+        policy: a policy's name; None = gram where the scheduler passes gradients on and memory allows, else
+            block_caching.
+        options: further arguments of the pipeline's call, `height` and `width` for example.
+        num_trajectories: to calibrate on.
+        seed: of their noises.
+        folder: where calibrations and graphs are kept; None = the one that the environment variable `L2C_CACHE`
+            names, else `l2c` in the user's cache folder.
+
+    Raises:
+        ValueError: if the pipeline cannot be calibrated, or no graph reaches the budget.
+        FileNotFoundError: if there is no such prompt file.
+
+    """
+    from l2c.integrations.diffusers import CacheGraphs, apply_cache_graph, denoisers_of, remove_cache_graph
+
+    defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
+    asked = _Asked(
+        _read(prompts, pipe),
+        defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps,
+        defaults.get("guidance_scale") if guidance_scale is None else guidance_scale,
+        policy,
+        options or {},
+        num_trajectories,
+        seed,
+    )
+    worth = evaluations_worth(budget, asked.steps)
+    remove_cache_graph(pipe)
+    place = _kept_in(folder) / asked.key(pipe)
+    path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
+    if not (path.is_file() and note.is_file()):
+        _make(pipe, asked, budget, path, note)
+    kind = CacheGraphs if len(denoisers_of(pipe)) > 1 else CacheGraph
+    graph = kind.load(path)
+    apply_cache_graph(pipe, graph)
+    tqdm.write(note.read_text(encoding="utf-8").rstrip())
+    return graph
+
+
+def _read(prompts: Any, pipe: Any) -> list[Any]:
+    from l2c.integrations.diffusers.prompts import read_prompts
+
+    if prompts is None or isinstance(prompts, (str, Path)):
+        return read_prompts(None if prompts is None else str(prompts), pipe)
+    if not prompts:
+        raise ValueError("prompts is an empty list; give at least one prompt, or None for a few of ours")
+    return list(prompts)
+
+
+def _kept_in(folder: str | Path | None) -> Path:
+    if folder is not None or FOLDER in os.environ:
+        return Path(folder or os.environ[FOLDER]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "l2c"
+
+
+def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:
+    """Calibrate where that was not done yet; write the graph, and a note of a few lines for people."""
+    from l2c.integrations.diffusers.pipeline_backbone import graphs_of, pipeline_backbone
+
+    backbone = pipeline_backbone(
+        pipe, asked.prompts, num_evaluations=asked.steps, guidance_scale=asked.scale, options=asked.options
+    )
+    # Prompts of different lengths run one at a time, and so without the empty one beside them.
+    guided = None if backbone.lengths_differ else asked.scale
+    sampler = Sampler(backbone, solver="pipeline", num_evaluations=asked.steps, cfg_scale=guided)
+    refusals: list[str] = []
+    for name in AUTO if asked.policy is None else (asked.policy,):
+        try:
+            problem = Problem.of(sampler, _calibration(sampler, asked, path.parent, name))
+            graph = make_graph(name, problem, budget=budget)
+            break
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            if asked.policy is not None or name == AUTO[-1]:
+                raise
+            refusals.append(f"policy {name} is not possible here: {error}")
+    lines = [*refusals, *_summary(sampler, asked, graph, problem)]
+    graphs_of(graph, pipe).save(path)
+    with replacing(note) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _batch_size(backbone: PipelineBackbone, largest: int) -> int:
+    return 1 if backbone.lengths_differ else largest
+
+
+def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> Calibration | None:
+    """Return what a policy needs, measured now or found in the folder."""
+    needs = NEEDS.get(policy, ())
+    if not needs:
+        return None
+    path = folder / f"calibration_{'_'.join(needs)}.safetensors"
+    if not path.is_file():
+        backbone: Any = sampler.backbone
+        noise = seeded_noise(backbone.input_shape, asked.seed, asked.num_trajectories)
+        labels = labels_in_turn(len(asked.prompts), asked.num_trajectories)
+        tensors = measure_changes(sampler, labels, noise, batch_size=_batch_size(backbone, 4))
+        if "responses" in needs:
+            tensors["responses"] = measure_responses(sampler, labels, noise, batch_size=1, seed=asked.seed)
+        how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories}
+        Calibration(tensors, head_of(Problem.of(sampler).blank), how).save(path)
+    return Calibration.load(path)
+
+
+@torch.no_grad()
+def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, problem: Problem) -> list[str]:
+    """Return two lines: what is saved, and the error on noises that the graph was not made on."""
+    backbone: Any = sampler.backbone
+    count = _batch_size(backbone, NUM_JUDGED)
+    noise = seeded_noise(backbone.input_shape, asked.seed, count, first=asked.num_trajectories)
+    labels = labels_in_turn(len(asked.prompts), count)
+    plain = sampler.sample(labels, noise=noise)
+    cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale).sample(labels, noise=noise)
+    error = float((cached - plain).norm() / plain.norm())
+    share = problem.cost.evaluations_worth(graph) / graph.num_evaluations
+    return [
+        f"{graph.provenance.get('method', 'graph')}: {graph.num_reused} of "
+        f"{graph.num_evaluations * graph.num_layers} layers are reused; {100 * share:.0f} % of the denoiser's MACs "
+        "are left",
+        f"latents of the same noise differ by {100 * error:.1f} % (L2, relative; {count} new noises)",
+    ]

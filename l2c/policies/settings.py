@@ -1,0 +1,114 @@
+"""Types and ranges of the policies' options; one sentence where a value is not allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from l2c.io.names import near_names
+from l2c.io.settings import Items, Number, Rule, Text, full_name
+from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
+
+COUNT = Number(whole=True, at_least=1)
+SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
+ROUTED = Text(choices=("auto", "alternate", "all"))
+PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
+
+
+@dataclass(frozen=True)
+class BudgetRule(Rule):
+    """A budget in one of its three forms; see `policies.budget`."""
+
+    def kind(self) -> str:
+        """Return the forms."""
+        return FORMS
+
+    def fits(self, value: Any) -> bool:
+        """Return whether a value has one of the forms."""
+        if not isinstance(value, (int, float, str)):
+            return False
+        try:
+            evaluations_worth(value, 1)
+        except (ValueError, OverflowError):
+            return False
+        return True
+
+    def shown(self, default: Any) -> Any:
+        """Return nothing: the forms are their own examples."""
+        return None
+
+
+BUDGET = BudgetRule(optional=True)
+
+OPTIONS: dict[str, dict[str, Rule]] = {
+    "interval": {"n": PERIOD},
+    "late_first": {"routed": ROUTED},
+    "random": {"seed": SEED, "routed": ROUTED},
+    "top_k": {"score": Text(), "routed": ROUTED},
+    "block_caching": {
+        "delta": Number(at_least=0, example=0.5),
+        "granularity": Text(choices=("layer", "block")),
+        "max_span": Number(whole=True, at_least=1, optional=True, example=4),
+    },
+    "smoothcache": {
+        "alpha": Number(at_least=0, example=0.18),
+        "max_span": COUNT,
+        "by": Text(choices=("type", "layer")),
+    },
+    "deepcache": {"outer": Number(whole=True, at_least=0), "n": PERIOD},
+    "faster_diffusion": {"n": PERIOD},
+    "gram": {
+        "reuses": Items(item=Text(choices=("hold", "linear", "fitted")), example=("fitted",), single=True),
+        "max_span": COUNT,
+        "routed": Text(choices=("all", "alternate")),
+        "exchanges": Number(whole=True, at_least=0),
+    },
+    "best": {
+        "num_evaluations": Items(item=COUNT, nonempty=False, example=(16, 12)),
+        "max_span": COUNT,
+        "num_trajectories": COUNT,
+        "pool": COUNT,
+        "judge_batch": COUNT,
+        "steps": Number(whole=True, at_least=0),
+        "batch_size": COUNT,
+        "learning_rate": Number(above=0, example=0.02),
+        "seed": SEED,
+    },
+}
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Refuse an unknown policy, or an option that it does not have.
+
+    Raises:
+        ValueError: if the policy is unknown, or has no such option.
+
+    """
+    if name not in OPTIONS:
+        raise ValueError(f"unknown policy {name!r}; {near_names(name, list(OPTIONS))}")
+    allowed = ["budget", *OPTIONS[name]]
+    unknown = [key for key in options if key not in allowed]
+    if unknown and unknown[0] in OLD_WORDS:
+        raise ValueError(f"policy {name} has no option {unknown[0]!r}: it is called {OLD_WORDS[unknown[0]]} now")
+    if unknown:
+        raise ValueError(f"policy {name} has no option {unknown[0]!r}; its options are {', '.join(allowed)}")
+
+
+def check_values(name: str, options: Mapping[str, Any], *, prefix: str = "policy") -> None:
+    """Refuse values that are not allowed; names are checked by `check_options`.
+
+    Args:
+        name: of the policy.
+        options: values by name.
+        prefix: of the options in messages.
+
+    Raises:
+        ValueError: if a value is not allowed.
+
+    """
+    for option, value in options.items():
+        if option == "budget":
+            BUDGET.check("budget", value)
+        elif option in OPTIONS[name]:
+            OPTIONS[name][option].check(full_name(prefix, option), value)

@@ -1,0 +1,45 @@
+"""The programs and the notebook of examples/ run as they are, with small settings."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def test_a_module_of_ones_own(capsys):
+    runpy.run_path(str(EXAMPLES / "module.py"), run_name="__main__")
+    assert "mean squared error" in capsys.readouterr().out
+
+
+def test_the_notebook_runs_from_top_to_bottom(command, tmp_path, monkeypatch, capsys):
+    plots = pytest.importorskip("matplotlib.pyplot")
+    plots.switch_backend("agg")
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "digits.ipynb").read_text(encoding="utf-8"))
+    namespace: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and source.startswith("!l2c "):
+            name, *overrides = shlex.split(source[1:])[1:]
+            small = [override for override in overrides if not override.startswith("trainer.max_steps")]
+            done = command(name, *small, "trainer.max_steps=20", "router.penalty=3e-3", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        elif cell["cell_type"] == "code":
+            exec(compile(source, "digits.ipynb", "exec"), namespace)
+    assert "mean squared error" in capsys.readouterr().out
+
+
+def test_a_pipeline_in_twenty_lines(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(sys, "argv", ["pipeline.py", str(tiny_pipeline), "a cat"])
+    runpy.run_path(str(EXAMPLES / "pipeline.py"), run_name="__main__")
+    assert (tmp_path / "cached.png").is_file()
+    assert "evaluations" in capsys.readouterr().out

@@ -1,0 +1,114 @@
+"""Graphs beside what else diffusers does to a model: cached with it equals cached without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+
+from diffusers.hooks import apply_group_offloading
+
+from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers.layers import find_layers
+
+NAMES = ("pixart", "flux")
+
+
+def same(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_half_precision(name, make_family, family_graph):
+    family = make_family(name)
+    family.model.to(torch.bfloat16)
+    given = dict(family.conditions)
+    given |= {k: v.bfloat16() for k, v in given.items() if getattr(v, "dtype", None) == torch.float32}
+    family = type(family)(family.model, family.x.bfloat16(), given, family.timesteps)
+    plain = family.trajectory()
+    everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
+    apply_cache_graph(family.model, family_graph(family, rows=everything))
+    assert same(family.trajectory(), plain)
+    remove_cache_graph(family.model)
+    apply_cache_graph(family.model, family_graph(family))
+    cached = family.trajectory()
+    assert cached[-1].dtype == torch.bfloat16
+    assert same(family.trajectory(), cached)
+    assert not same(cached, plain)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@torch.no_grad()
+def test_group_offload(kind, order, make_family, family_graph):
+    family, offloaded = make_family("pixart"), make_family("pixart")
+    apply_cache_graph(family.model, family_graph(family))
+    cpu = torch.device("cpu")
+    options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+
+    def offload():
+        apply_group_offloading(offloaded.model, onload_device=cpu, offload_device=cpu, offload_type=kind, **options)
+
+    if order == "before":
+        offload()
+    apply_cache_graph(offloaded.model, family_graph(offloaded))
+    if order == "after":
+        offload()
+    for _ in range(2):
+        assert same(offloaded.trajectory(), family.trajectory())
+
+
+@torch.no_grad()
+def test_layerwise_casting(make_family, family_graph):
+    family = make_family("pixart")
+    family.model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    plain = family.trajectory()
+    everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
+    apply_cache_graph(family.model, family_graph(family, rows=everything))
+    assert same(family.trajectory(), plain)
+    remove_cache_graph(family.model)
+    apply_cache_graph(family.model, family_graph(family))
+    cached = family.trajectory()
+    assert same(family.trajectory(), cached)
+    assert not same(cached, plain)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch._dynamo.config.patch(recompile_limit=64)
+@torch.no_grad()
+def test_compile_around_the_model(name, make_family, family_graph):
+    family = make_family(name)
+    apply_cache_graph(family.model, family_graph(family))
+    expected = family.trajectory()
+    torch._dynamo.reset()
+    model = torch.compile(family.model, backend="eager")
+    compiled = type(family)(model, family.x, family.conditions, family.timesteps)
+    for _ in range(2):
+        for ours, theirs in zip(compiled.trajectory(), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch._dynamo.reset()
+
+
+@torch._dynamo.config.patch(recompile_limit=64)
+@torch.no_grad()
+def test_repeated_blocks_compiled(make_family, family_graph):
+    family = make_family("flux")
+    apply_cache_graph(family.model, family_graph(family))
+    expected = family.trajectory()
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(1)
+        return module.forward
+
+    torch._dynamo.reset()
+    family.model.compile_repeated_blocks(backend=backend, fullgraph=True)
+    for ours, theirs in zip(family.trajectory(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    once = len(graphs)
+    family.trajectory()
+    assert len(graphs) == once  # a second trajectory compiles nothing
+    assert 0 < once <= 4 * len(family.timesteps)
+    torch._dynamo.reset()

@@ -1,0 +1,138 @@
+"""State belongs to a trajectory: threads, guidance branches without names, copies."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+
+from l2c.integrations.diffusers import applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers.histories import Branches
+from l2c.integrations.diffusers.layers import find_layers
+
+
+def in_threads(*functions):
+    """Run functions at once, return their results or errors."""
+    results = [None] * len(functions)
+
+    def run(place, function):
+        try:
+            with torch.no_grad():
+                results[place] = function()
+        except ValueError as error:
+            results[place] = error
+
+    threads = [threading.Thread(target=run, args=item) for item in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def other_prompt(family):
+    conditions = {**family.conditions, "encoder_hidden_states": torch.randn(2, 7, 24)}
+    return type(family)(family.model, family.x.flip(0), conditions, family.timesteps)
+
+
+@torch.no_grad()
+def test_a_model_is_right_in_two_threads(make_family, family_graph):
+    family = make_family("pixart")
+    other = other_prompt(family)
+    apply_cache_graph(family.model, family_graph(family))
+    expected = [family.trajectory(), other.trajectory()]
+    for _ in range(5):
+        for ours, theirs in zip(in_threads(family.trajectory, other.trajectory), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_second_call_at_once_is_refused_and_the_first_is_right(make_pipeline, random_rows):
+    import l2c
+
+    pipe = make_pipeline("dit")
+    layers = find_layers(pipe.transformer)
+    pipe.scheduler.set_timesteps(4)
+    graph = l2c.CacheGraph(
+        rows=random_rows(4, len(layers), seed=1),
+        layers=layers,
+        timesteps=tuple(pipe.scheduler.timesteps.tolist()),
+        model="DiTTransformer2DModel",
+        solver="ddim",
+    )
+    began, goes_on = threading.Event(), threading.Event()
+
+    step = pipe.scheduler.step
+
+    def step_and_wait(*args, **kwargs):
+        if not began.is_set():
+            began.set()
+            goes_on.wait(120)
+        return step(*args, **kwargs)
+
+    def call():
+        generator = torch.Generator().manual_seed(0)
+        return pipe([3], num_inference_steps=4, generator=generator, output_type="np").images
+
+    def second():
+        began.wait(120)
+        try:
+            return call()
+        finally:
+            goes_on.set()
+
+    with applied(pipe, graph):
+        alone = call()
+        pipe.scheduler.step = step_and_wait
+        first, refused = in_threads(call, second)
+        assert "is being called in another thread" in str(refused)
+        assert (first == alone).all()
+        assert (call() == alone).all()
+
+
+@torch.no_grad()
+def test_a_branch_that_is_dropped_half_way(make_family, family_graph):
+    """The unconditional branch runs first, and no more from the third evaluation on."""
+    family = make_family("pixart")
+    other = other_prompt(family)
+    apply_cache_graph(family.model, family_graph(family))
+    x = family.x
+    alone = [family(x * (1 - 0.1 * e), t) for e, t in enumerate(family.timesteps)]
+    remove_cache_graph(family.model)
+    apply_cache_graph(family.model, family_graph(family))
+    for e, t in enumerate(family.timesteps):
+        if e < 3:
+            other(x * (1 - 0.1 * e), t)
+        assert torch.equal(family(x * (1 - 0.1 * e), t), alone[e])
+
+
+def test_branches_are_known_by_conditions_that_stay():
+    text, other, masks = torch.ones(2), torch.zeros(2), torch.ones(3)
+    branches = Branches(1)
+
+    def of(e, prompt):
+        return branches.given(e, {"text": prompt.clone(), "mask": masks, "control": torch.randn(2)})
+
+    cond, uncond = of(0, text), of(0, other)
+    assert cond is not uncond
+    for history in (cond, uncond):
+        history.evaluation = 0
+    assert of(1, other) is uncond  # in another order
+    assert of(1, text) is cond
+    assert of(2, text) is cond
+    assert of(3, torch.full((2,), 7.0)) not in (cond, uncond)  # a third one begins
+    assert of(0, text) is not cond  # another trajectory
+
+
+def test_copies_are_refused_in_a_sentence(make_pipeline, make_family, family_graph):
+    family = make_family("dit")
+    apply_cache_graph(family.model, family_graph(family))
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(ValueError, match="cannot be copied or pickled"):
+            copied(family.model)
+    remove_cache_graph(family.model)
+    copy.deepcopy(family.model)

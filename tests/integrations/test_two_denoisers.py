@@ -1,0 +1,143 @@
+"""Pipelines with two denoisers that share a trajectory: Wan 2.2's experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers.hooks import HookRegistry
+from transformers import T5Config, T5EncoderModel
+
+import l2c
+from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.pipeline_backbone import graphs_of, pipeline_backbone
+
+STEPS = 6
+SIZES = {"height": 16, "width": 16, "num_frames": 1}
+
+
+def transformer(seed):
+    torch.manual_seed(seed)
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=16,
+        out_channels=16,
+        text_dim=24,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def pipe(tokenizer):
+    config = T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    pipe = WanPipeline(
+        tokenizer=tokenizer(7),
+        text_encoder=T5EncoderModel(config).eval(),
+        vae=vae,
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=transformer(1),
+        transformer_2=transformer(2),
+        boundary_ratio=0.8,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def latents(pipe):
+    noise = torch.randn(1, 16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    call = {"num_inference_steps": STEPS, "guidance_scale": 1.0, "max_sequence_length": 7, **SIZES}
+    return pipe("a red cat", latents=noise, output_type="latent", **call).frames
+
+
+def counted(model):
+    calls = []
+    model.blocks[0].attn1.to_q.register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def graphs(pipe, reuse=True):
+    """Return graphs of one reused evaluation in three for both denoisers, at the times of each."""
+    pipe.scheduler.set_timesteps(STEPS)
+    times = [float(t) for t in pipe.scheduler.timesteps]
+    layers = find_layers(pipe.transformer)
+    made = {}
+    for name, part in (
+        ("transformer", [t for t in times if t >= 800]),
+        ("transformer_2", [t for t in times if t < 800]),
+    ):
+        rows = tuple((e == 0 or not reuse,) * len(layers) for e in range(len(part)))
+        graph = l2c.CacheGraph(
+            rows=rows,
+            layers=layers,
+            timesteps=part,
+            model="WanTransformer3DModel",
+            solver="UniPCMultistepScheduler",
+        )
+        made[name] = graph
+    return CacheGraphs(made)
+
+
+def test_each_denoiser_gets_its_rows(pipe, tmp_path):
+    plain = latents(pipe)
+    both = graphs(pipe)
+    both.save(tmp_path / "graphs.json")
+    both = CacheGraphs.load(tmp_path / "graphs.json")
+    assert dict(both) == dict(graphs(pipe))
+    calls = [counted(pipe.transformer), counted(pipe.transformer_2)]
+    with applied(pipe, both):
+        cached = latents(pipe)
+        assert [len(ran) for ran in calls] == [1, 1]
+        assert torch.equal(latents(pipe), cached)
+    assert not torch.equal(cached, plain)
+    assert torch.equal(latents(pipe), plain)
+    with applied(pipe, graphs(pipe, reuse=False)):
+        assert torch.equal(latents(pipe), plain)
+
+
+def test_calibrated_as_one_trajectory_and_split(pipe):
+    options = {"max_sequence_length": 7, **SIZES}
+    backbone = pipeline_backbone(pipe, ["a red cat"], num_evaluations=STEPS, options=options)
+    noise = torch.randn(1, 16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS)
+    torch.testing.assert_close(sampler.sample([0], noise=noise), latents(pipe), rtol=1e-4, atol=1e-4)
+    boundary = next(e for e, t in enumerate(sampler.timesteps) if t < 800)
+    rows = [(e in (0, boundary) or e % 2 == 1,) * backbone.num_layers for e in range(STEPS)]
+    graph = l2c.CacheGraph(
+        rows=tuple(rows),
+        layers=backbone.layer_names,
+        timesteps=sampler.timesteps,
+        model="WanTransformer3DModel",
+        solver="UniPCMultistepScheduler",
+    )
+    ours = l2c.Sampler(backbone, graph=graph).sample([0], noise=noise)
+    with applied(pipe, graphs_of(graph, pipe)):
+        torch.testing.assert_close(ours, latents(pipe), rtol=1e-4, atol=1e-4)
+
+
+def test_bad_input_is_one_sentence(pipe, tmp_path):
+    both = graphs(pipe)
+    with pytest.raises(ValueError, match="has the denoisers transformer, transformer_2, but there are graphs for tr"):
+        apply_cache_graph(pipe, both["transformer"])
+    wrong = CacheGraphs({**both, "transformer_2": both["transformer_2"].replace(fingerprint="sha256:" + "0" * 64)})
+    with pytest.raises(ValueError, match="other weights"):
+        apply_cache_graph(pipe, wrong)
+    assert HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(ROOT) is None  # both or none
+    with pytest.raises(ValueError, match="cannot tell which timesteps"):
+        apply_cache_graph(pipe, both, resample=True)
+    both["transformer"].save(tmp_path / "one.json")
+    with pytest.raises(ValueError, match="a single graph is read by"):
+        CacheGraphs.load(tmp_path / "one.json")
+    remove_cache_graph(pipe)

@@ -1,0 +1,104 @@
+"""Files whole or not at all, leftovers of a kill, one process in a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from l2c.io.atomic import check_writable, replacing, sweep
+from l2c.io.finite import check_finite, not_finite
+from l2c.io.folder_lock import NAME, locked
+from l2c.io.memory import ExplainedMemoryError, memory_explained
+
+
+def test_a_full_disk_is_one_sentence_with_the_target_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    class SafetensorsError(Exception):
+        pass
+
+    def write(error):
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    for error in (
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        SafetensorsError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ):
+        with pytest.raises(OSError, match=r"cannot write .*a\.txt: .*No space left.*; free some space on its disk"):
+            write(error)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_other_errors_pass_as_they_are(tmp_path):
+    with pytest.raises(KeyError, match="mine"), replacing(tmp_path / "a.txt"):
+        raise KeyError("mine")
+
+
+def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .*; choose a folder that you may write to"):
+        check_writable(tmp_path / "file" / "x.json")
+
+
+def test_leftovers_of_a_kill_are_swept_and_nothing_else(tmp_path):
+    code = (
+        "import sys, time; from l2c.io.atomic import replacing\n"
+        f"with replacing(r'{tmp_path}/deep/x.json') as t:\n"
+        "    t.write_text('half'); print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "ready"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    others = [".hidden", ".part", "x-abcdefgh.part.json", ".x.json.probe"]
+    for name in others:
+        (tmp_path / "deep" / name).write_text("")
+    assert len(sweep(tmp_path)) == 1
+    assert sorted(entry.name for entry in (tmp_path / "deep").iterdir()) == sorted(others)
+
+
+def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(tmp_path):
+    code = (
+        "import time; from l2c.io.folder_lock import locked\n"
+        f"with locked(r'{tmp_path}'):\n    print('ready', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "ready"
+    refusal = pytest.raises(ValueError, match=rf"is in use by process {process.pid} on .*hydra.run.dir=PATH")
+    with refusal, locked(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    assert (tmp_path / NAME).is_file()
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / NAME).exists()
+
+
+def test_not_finite_values_are_counted():
+    images = torch.zeros(4, 1, 2, 2)
+    check_finite("images", images, mend="")
+    images[1, 0, 0, 0] = float("nan")
+    images[3, 0, 1, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"2 of 4 images are not finite .*; nothing is written; lower it"):
+        check_finite("images", images, mend="lower it")
+    assert not_finite({"a": images, "b": torch.ones(2), "c": torch.ones(2, dtype=torch.int)}) == ["a"]
+
+
+def test_the_innermost_sentence_on_memory_counts():
+    with (
+        pytest.raises(ExplainedMemoryError, match="inner"),
+        memory_explained(lambda: "outer"),
+        memory_explained(lambda: "inner"),
+    ):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")

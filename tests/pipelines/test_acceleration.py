@@ -1,0 +1,98 @@
+"""Acceleration in one call: calibrated once, found on disk after, applied both times."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+
+import diffusers
+
+import l2c
+from l2c.integrations.diffusers import remove_cache_graph
+from l2c.pipelines import acceleration
+
+
+@pytest.fixture
+def pipe():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformer = diffusers.DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=8
+        )
+        with torch.no_grad():
+            for parameter in transformer.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+        vae = diffusers.AutoencoderKL(block_out_channels=(8,), latent_channels=4, norm_num_groups=4, sample_size=8)
+    scheduler = diffusers.DDIMScheduler()
+    pipe = diffusers.DiTPipeline(transformer=transformer.eval(), vae=vae, scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def image(pipe):
+    generator = torch.Generator().manual_seed(0)
+    return pipe([3], num_inference_steps=5, guidance_scale=2.0, generator=generator, output_type="np").images
+
+
+def accelerated(pipe, folder, **changes):
+    options = {"budget": 0.5, "num_inference_steps": 5, "guidance_scale": 2.0, "num_trajectories": 2, **changes}
+    return acceleration.accelerate(pipe, [1, 3], folder=folder, **options)
+
+
+def test_calibrated_once_and_found_after(pipe, tmp_path, capsys, monkeypatch):
+    plain = image(pipe)
+    graph = accelerated(pipe, tmp_path)
+    note = capsys.readouterr().out
+    assert note.startswith("gram: ")
+    assert "50 % of the denoiser's MACs are left\nlatents of the same noise differ by " in note
+    assert graph.num_evaluations == 5
+    cached = image(pipe)
+    assert not (cached == plain).all()
+
+    monkeypatch.setattr(acceleration, "_make", None)  # nothing is calibrated again
+    assert accelerated(pipe, tmp_path) == graph
+    assert capsys.readouterr().out == note
+    assert (image(pipe) == cached).all()
+    remove_cache_graph(pipe)
+    assert (image(pipe) == plain).all()
+
+
+def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypatch):
+    accelerated(pipe, tmp_path, policy="interval")
+    (before,) = tmp_path.iterdir()
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[0].ff.net[2].weight.mul_(1.01)
+    accelerated(pipe, tmp_path, policy="interval")
+    assert len(list(tmp_path.iterdir())) == 2
+    calls = []
+    monkeypatch.setattr(acceleration, "measure_changes", lambda *a, **k: calls.append(1) or measured(*a, **k))
+    accelerated(pipe, tmp_path, policy="block_caching")
+    accelerated(pipe, tmp_path, policy="block_caching", budget=0.7)  # from the same calibration
+    assert calls == [1]
+    assert before.is_dir()
+
+
+def measured(*args, **kwargs):
+    from l2c.calibration.changes import measure_changes
+
+    return measure_changes(*args, **kwargs)
+
+
+def test_block_caching_where_the_scheduler_passes_no_gradient(pipe, tmp_path, capsys):
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    graph = accelerated(pipe, tmp_path)
+    assert graph.provenance["method"] == "block_caching"
+
+
+def test_bad_input_is_one_sentence(pipe, tmp_path):
+    (tmp_path / "gap.txt").write_text("1\n\n3\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 2 of the prompt file .*gap.txt is empty"):
+        acceleration.accelerate(pipe, tmp_path / "gap.txt", folder=tmp_path)
+    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 \(byte 3\)"):
+        acceleration.accelerate(pipe, str(tmp_path / "latin.txt"), folder=tmp_path)
+    with pytest.raises(ValueError, match="unknown policy 'magic'"):
+        accelerated(pipe, tmp_path, policy="magic")
+    assert isinstance(accelerated(pipe, tmp_path, policy="late_first"), l2c.CacheGraph)
