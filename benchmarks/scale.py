@@ -17,7 +17,7 @@ from l2c.io.atomic import replacing
 from l2c.report.figures import COMPUTED, save_figure
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
-from l2c.sampling.precision import dtype_of
+from l2c.sampling.execution.precision import dtype_of
 from l2c.speed.scale import LinearModel, Measured, Size, measure
 
 VARIED = {"batch_sizes": "batch_size", "tokens": "tokens", "depth": "depth", "num_evaluations": "num_evaluations"}

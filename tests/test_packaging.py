@@ -43,7 +43,7 @@ def test_the_wheel_has_the_version_and_the_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         info = f"l2c-{l2c.__version__}.dist-info"
         metadata = archive.read(f"{info}/METADATA").decode()
-        assert "l2c = l2c.commands.start:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "l2c = l2c.commands.frame.start:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert f"\nVersion: {l2c.__version__}\n" in metadata
 
 

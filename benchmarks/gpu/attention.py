@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.gpu.networks import network
 from benchmarks.gpu.task import Task, against
-from l2c.sampling.compiled import short_reason
+from l2c.sampling.execution.compiled import short_reason
 from l2c.sampling.sampler import Sampler
 from l2c.speed.latency import alternate
 

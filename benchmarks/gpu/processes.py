@@ -18,7 +18,7 @@ from benchmarks.gpu.parts import Part, Settings
 from benchmarks.gpu.report import Report
 from benchmarks.gpu.task import LeftOut, Task, Value, device_of
 from l2c.report.machine import machine
-from l2c.sampling.compiled import short_reason
+from l2c.sampling.execution.compiled import short_reason
 
 SOFT = 0.85  # of its time, after which a part begins nothing new
 

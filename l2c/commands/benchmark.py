@@ -17,12 +17,12 @@ from l2c.backbones.dit import DiT
 from l2c.backbones.presets import RANDOM, load_backbone, model_preset
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
-from l2c.commands.table import this_command_line
+from l2c.commands.frame.table import this_command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.context import Problem
 from l2c.policies.random_layers import counted_layers
-from l2c.sampling.precision import DTYPES, MATMULS, dtype_of
+from l2c.sampling.execution.precision import DTYPES, MATMULS, dtype_of
 from l2c.sampling.sampler import Sampler
 from l2c.speed.bench import MODES, REFERENCE, Bench, Setting, Speed
 from l2c.speed.latency import alternate

@@ -12,8 +12,8 @@ from l2c.calibration.calibration import Calibration, head_of
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, pipeline_options
-from l2c.commands.table import command_line
+from l2c.commands.frame.backends import configured_backbone, pipeline_options
+from l2c.commands.frame.table import command_line
 from l2c.io.atomic import check_writable
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph

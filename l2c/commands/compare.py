@@ -13,9 +13,9 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone
-from l2c.commands.settings import checked
-from l2c.commands.table import this_command_line
+from l2c.commands.frame.backends import configured_backbone
+from l2c.commands.frame.settings import checked
+from l2c.commands.frame.table import this_command_line
 from l2c.evaluation.tournament import Tournament, cell_name
 from l2c.evaluation.tournament_settings import FEWER_STEPS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2c.commands.table import spelled
+from l2c.commands.frame.table import spelled
 from l2c.io.bundled import own_checkpoint_folder
 from l2c.io.download import direct_address, download, keep_local
 

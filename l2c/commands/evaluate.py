@@ -16,9 +16,9 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, is_pipeline
-from l2c.commands.drawing import draw_by
-from l2c.commands.table import this_command_line
+from l2c.commands.frame.backends import configured_backbone, is_pipeline
+from l2c.commands.frame.drawing import draw_by
+from l2c.commands.frame.table import this_command_line
 from l2c.evaluation.comparison import compare
 from l2c.evaluation.graph_report import scores_table, table, write_report
 from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures

@@ -7,8 +7,8 @@ torchrun --nproc-per-node 8 -m l2c sample-many graph=PATH hydra.run.dir=runs/sam
 from omegaconf import DictConfig
 
 from l2c.commands import entry as cli
-from l2c.commands.drawing import draw_by
-from l2c.commands.table import command_line
+from l2c.commands.frame.drawing import draw_by
+from l2c.commands.frame.table import command_line
 
 
 @cli.entry("sample_many")

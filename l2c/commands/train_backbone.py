@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 
 from l2c.backbones.presets import build_backbone
 from l2c.commands import entry as cli
-from l2c.commands.command_settings import TrainBackbone
-from l2c.commands.settings import checked
+from l2c.commands.frame.command_settings import TrainBackbone
+from l2c.commands.frame.settings import checked
 from l2c.testbeds.backbone_run import train_backbone
 from l2c.testbeds.pixel_data import pixel_data
 from l2c.training.trainer import seed_everything

@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_names, model_preset
 from l2c.commands import entry as cli
-from l2c.commands.backends import configured_backbone, is_pipeline
-from l2c.commands.settings import checked
-from l2c.commands.table import command_line
+from l2c.commands.frame.backends import configured_backbone, is_pipeline
+from l2c.commands.frame.settings import checked
+from l2c.commands.frame.table import command_line
 from l2c.graph.cache_graph import CacheGraph
 from l2c.training.corrections.run import train_correction, uncached_sampler
 from l2c.training.corrections.settings import CorrectionSettings

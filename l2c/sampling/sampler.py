@@ -29,9 +29,9 @@ from l2c.io.numbers import finite_number, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
+from l2c.sampling.execution.precision import dtype_of, in_precision, matmul_setting, matmuls
+from l2c.sampling.execution.runner import Runner, cache_explained
 from l2c.sampling.inputs import as_labels, check_images, checked_count
-from l2c.sampling.precision import dtype_of, in_precision, matmul_setting, matmuls
-from l2c.sampling.runner import Runner, cache_explained
 from l2c.sampling.store import LayerStore, Stores
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4

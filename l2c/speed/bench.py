@@ -13,7 +13,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.batches import labels_in_turn
-from l2c.sampling.precision import matmuls
+from l2c.sampling.execution.precision import matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_of
 from l2c.speed.latency import alternate_pieces, evaluations, quartiles

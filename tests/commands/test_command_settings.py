@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from l2c.commands.settings import COMMANDS, checked
+from l2c.commands.frame.settings import COMMANDS, checked
 from l2c.io.bundled import project_folder
 from l2c.io.settings import RULE, Anything, Either, Flag, Items, Number, Rule, Settings, Table, Text, full_name
 from l2c.policies.settings import OPTIONS, BudgetRule

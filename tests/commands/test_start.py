@@ -11,7 +11,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
-from l2c.commands.table import COMMANDS, command_line, override, spelled, this_command_line
+from l2c.commands.frame.table import COMMANDS, command_line, override, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = "l2c/__main__.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from doc_pages import PAGES, ROOT, blocks, commands, indented
 
-from l2c.commands.table import COMMANDS
+from l2c.commands.frame.table import COMMANDS
 
 RUN_WHOLE = ("README.md", "docs/tour.md")  # their commands run, one after the other, in one folder
 OTHER_DATA = "needs other data"

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from safetensors import SafetensorError
 
 from l2c.backbones.presets import load_backbone
-from l2c.commands.drawing import draw_by
+from l2c.commands.frame.drawing import draw_by
 from l2c.data.latent_shards import write_shard
 from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples, to_pixels

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import l2c
-from l2c.sampling.captured import CapturedTrajectory, why_not
 from l2c.sampling.conditions import Conditions
-from l2c.sampling.precision import matmul_setting, matmuls
+from l2c.sampling.execution.captured import CapturedTrajectory, why_not
+from l2c.sampling.execution.precision import matmul_setting, matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.reference_scheme import ReferenceScheme
 
@@ -198,10 +198,10 @@ def test_matmul_settings_last_as_long_as_the_sampling(backbone, graph, monkeypat
 def test_onednn_is_refused_where_it_is_not_exact(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr("l2c.sampling.precision._onednn_error", lambda: 3e-7)
+    monkeypatch.setattr("l2c.sampling.execution.precision._onednn_error", lambda: 3e-7)
     assert matmul_setting(None, "onednn", cpu) == "medium"
     assert matmul_setting("fp32", "onednn", cuda) == "highest"
-    monkeypatch.setattr("l2c.sampling.precision._onednn_error", lambda: 3e-3)
+    monkeypatch.setattr("l2c.sampling.execution.precision._onednn_error", lambda: 3e-3)
     with pytest.warns(UserWarning, match=r"'default' is used instead of 'onednn': .* error of 3e-03"):
         assert matmul_setting("fp32", "onednn", cpu) == "highest"
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
@@ -349,8 +349,10 @@ def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, monk
     """Stochastic solvers are captured too: what a replay is given leads to the images of the seed."""
     sampler = Sampler(make_dit(), solver=solver, num_evaluations=5, **options)
     expected = sampler.sample(LABELS, seed=3)
-    monkeypatch.setattr("l2c.sampling.runner.CapturedTrajectory", lambda run: run)  # a replay without a device
-    monkeypatch.setattr("l2c.sampling.runner.why_not", lambda x, offloaded: None)
+    monkeypatch.setattr(
+        "l2c.sampling.execution.runner.CapturedTrajectory", lambda run: run
+    )  # a replay without a device
+    monkeypatch.setattr("l2c.sampling.execution.runner.why_not", lambda x, offloaded: None)
     sampler.capture()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

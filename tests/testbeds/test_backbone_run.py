@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from l2c.backbones.presets import build_backbone
-from l2c.commands.settings import checked
+from l2c.commands.frame.settings import checked
 from l2c.commands.train_backbone import train_by
 from l2c.io.bundled import project_folder
 from l2c.testbeds.classifier_run import train_classifier

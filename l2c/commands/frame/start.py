@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from l2c.commands.table import COMMANDS
+from l2c.commands.frame.table import COMMANDS
 from l2c.io.names import near_names
 from l2c.io.version import __version__
 
@@ -53,6 +53,6 @@ def start(name: str, arguments: list[str]) -> None:
     if not command.hydra:
         import_module(module).main(arguments)
         return
-    from l2c.commands.entry import run_configured
+    from l2c.commands.frame.entry import run_configured
 
     run_configured(command.module, lambda cfg: import_module(module).main.task(cfg), arguments)

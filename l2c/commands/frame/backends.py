@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
-from l2c.commands.table import override
+from l2c.commands.frame.table import override
 
 
 def is_pipeline(model: Mapping[str, Any] | None) -> bool:

@@ -20,8 +20,8 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.io.locks import OwnLock
 from l2c.io.memory import memory_explained, out_of_memory
 from l2c.io.seeds import ImageNoise
-from l2c.sampling.captured import CapturedTrajectory, why_not
-from l2c.sampling.compiled import CompiledBlocks, short_reason
+from l2c.sampling.execution.captured import CapturedTrajectory, why_not
+from l2c.sampling.execution.compiled import CompiledBlocks, short_reason
 
 Trajectory = Callable[..., Tensor]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from l2c.commands.benchmark_settings import Benchmark, BenchmarkDiffusers, BenchmarkScale, BenchmarkTraining
-from l2c.commands.command_settings import (
+from l2c.commands.frame.benchmark_settings import Benchmark, BenchmarkDiffusers, BenchmarkScale, BenchmarkTraining
+from l2c.commands.frame.command_settings import (
     Calibrate,
     Changes,
     Command,

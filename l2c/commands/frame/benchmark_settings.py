@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from l2c.commands.command_settings import (
+from l2c.commands.frame.command_settings import (
     COUNT,
     MATMULS,
     PRECISIONS,

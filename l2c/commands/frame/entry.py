@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from l2c.commands.settings import checked, memory_sentence
-from l2c.commands.table import spelled
+from l2c.commands.frame.settings import checked, memory_sentence
+from l2c.commands.frame.table import spelled
 from l2c.io.atomic import check_writable
 from l2c.io.bundled import project_folder
 from l2c.io.memory import memory_explained

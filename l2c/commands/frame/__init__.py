@@ -1,0 +1,1 @@
+"""What all commands share: the table of them, their config and its checks, how errors end."""

@@ -1,0 +1,1 @@
+"""How trajectories run: eager, compiled, captured, in which precision."""
