@@ -14,9 +14,10 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l2c.backbones.backbone import Backbone, Conventions
 from l2c.backbones.forward_lock import ForwardLock
-from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Pass, Row, mix
+from l2c.backbones.layer_cache import Fresh, LayerOutput, LayerPlan, Pass, Row, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
 from l2c.backbones.layer_patterns import match_layers
+from l2c.backbones.single_plan import SinglePlan, ran_twice
 from l2c.graph.layer_names import block_of
 
 
@@ -196,17 +197,10 @@ def _in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., An
     def forward(*args: Any, **kwargs: Any) -> Any:
         call = next(left, None)
         if call is None:
-            raise ValueError(_ran_twice(name))
+            raise ValueError(ran_twice(name))
         return call(*args, **kwargs)
 
     return forward
-
-
-def _ran_twice(name: str) -> str:
-    return (
-        f"layer {name} ran twice in one evaluation, so that no output is its own; "
-        "leave it out of the patterns given to l2c.wrap"
-    )
 
 
 class _Outputs:
@@ -217,44 +211,6 @@ class _Outputs:
 
     def __getitem__(self, part: int) -> Tensor:
         return self._branch()
-
-
-class SinglePlan(LayerPlan):
-    """A `LayerPlan` of blocks of one layer each."""
-
-    def __init__(self, layer_names: Sequence[str], *decisions: Any) -> None:
-        super().__init__(layer_names, *decisions)
-        self._names = layer_names
-        self._ran: set[int] = set()
-
-    def block(self, index: int) -> tuple[tuple[Fresh, Fresh], tuple[LayerOutput, LayerOutput]]:
-        """Return `(fresh, cached)` of layer `index`, each with an idle second place."""
-        return (self._fresh[index], True), (self._cached[index], None)
-
-    def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
-        """Run layer `index`, hold on to its output if it is to be kept; see `Pass.run`."""
-        if index in self._ran:
-            raise ValueError(_ran_twice(self._names[index]))
-        self._ran.add(index)
-        output, outputs = self._call(block, *inputs, *self.block(index))
-        if self._keep[index]:
-            self._kept[index] = outputs[0]
-        return output
-
-    @property
-    def new_cache(self) -> LayerCache:
-        """The outputs that later evaluations may reuse, None where nothing was to be kept.
-
-        Raises:
-            ValueError: a layer did not run.
-
-        """
-        idle = [name for index, name in enumerate(self._names) if index not in self._ran]
-        if idle:
-            raise ValueError(
-                f"layer {idle[0]} did not run in this evaluation; leave it out of the patterns given to l2c.wrap"
-            )
-        return super().new_cache
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -328,15 +284,7 @@ def wrap(
 
     """
     module = bare(module)
-    signature = inspect.signature(module.forward).parameters
-    parameters = list(signature)
-    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
-    for what, parameter in (("timestep", timestep), ("labels", labels)):
-        if parameter is not None and parameter not in parameters and not open_ended:
-            raise ValueError(
-                f"the forward of {type(module).__name__} has no parameter {parameter!r}; say {what}= one of "
-                f"{', '.join(parameters[1:])}"
-            )
+    _check_parameters(module, timestep=timestep, labels=labels)
     names = match_layers(module, layers)
     whole = match_layers(module, residual) if residual else ()
     stray = [found for found in whole if found not in names]
@@ -353,3 +301,16 @@ def wrap(
         input_shape=input_shape,
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
     )
+
+
+def _check_parameters(module: nn.Module, **wanted: str | None) -> None:
+    """Refuse names that the module's forward does not take."""
+    signature = inspect.signature(module.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
+        return
+    for what, parameter in wanted.items():
+        if parameter is not None and parameter not in signature:
+            raise ValueError(
+                f"the forward of {type(module).__name__} has no parameter {parameter!r}; say {what}= one of "
+                f"{', '.join(list(signature)[1:])}"
+            )

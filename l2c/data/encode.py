@@ -81,10 +81,9 @@ def encode_folder(
         mirrored=mirrored,
     )
     wanted.claim(folder)
-    mine = part.of(range(wanted.num_shards))
     todo = part.of(wanted.missing(folder))
-    done = sum(len(wanted.images_of(k)) for k in mine if k not in todo)
-    total = sum(len(wanted.images_of(k)) for k in mine)
+    counts = {k: len(wanted.images_of(k)) for k in part.of(range(wanted.num_shards))}
+    total, done = sum(counts.values()), sum(count for k, count in counts.items() if k not in todo)
     written = 0
     with tqdm(total=total, initial=done, unit="image", desc="encoding", disable=not progress) as bar:
         for k in todo:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 
 from l2c.backbones.backbone import fingerprint
@@ -111,9 +112,14 @@ def sample_images(
         fixed_batch=batch_size if any(settings.values()) else None,
         settings=settings,
     )
+    return _drawn(runner, module, ShardsToDraw(samples, place, batch_size), place)
+
+
+def _drawn(runner: pl.Trainer, module: LitSampler, shards: ShardsToDraw, place: Path) -> Drawn:
+    """Draw the shards that are missing, wait for the other processes."""
     start = time.perf_counter()
-    with memory_explained(lambda: _memory_sentence(batch_size)):
-        runner.predict(module, ShardsToDraw(samples, place, batch_size), return_predictions=False)
+    with memory_explained(lambda: _memory_sentence(shards.batch_size)):
+        runner.predict(module, shards, return_predictions=False)
     drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
     total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all
     return Drawn(place, int(total), time.perf_counter() - start, runner.is_global_zero)

@@ -61,19 +61,7 @@ def train_backbone(
 
     """
     torch.set_num_threads(settings.num_threads)
-    module = LitBackbone(
-        backbone,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        muon_learning_rate=settings.muon_learning_rate,
-        weight_decay=settings.weight_decay,
-        max_steps=settings.max_steps,
-        warmup_steps=settings.warmup_steps,
-        decay_share=settings.decay_share,
-        label_dropout=settings.label_dropout,
-        min_snr_gamma=settings.min_snr_gamma,
-        seed=settings.seed,
-    )
+    module = _module(backbone, settings)
     identity = {"model": backbone.conventions.name, "data": type(data).__name__, **settings.identity()}
     resumed = resume_from(settings.resume, run_folder)
     if resumed is not None:
@@ -108,6 +96,22 @@ def train_backbone(
             trainer.fit(module, data, ckpt_path=resumed)
         _write(backbone, output)
     return output
+
+
+def _module(backbone: Backbone, settings: BackboneTraining) -> LitBackbone:
+    return LitBackbone(
+        backbone,
+        optimizer=settings.optimizer,
+        learning_rate=settings.learning_rate,
+        muon_learning_rate=settings.muon_learning_rate,
+        weight_decay=settings.weight_decay,
+        max_steps=settings.max_steps,
+        warmup_steps=settings.warmup_steps,
+        decay_share=settings.decay_share,
+        label_dropout=settings.label_dropout,
+        min_snr_gamma=settings.min_snr_gamma,
+        seed=settings.seed,
+    )
 
 
 def _steps_there(checkpoint: Path, settings: BackboneTraining) -> dict[str, Any]:
