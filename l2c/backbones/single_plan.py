@@ -11,6 +11,7 @@ from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan
 
 
 def ran_twice(name: str) -> str:
+    """Return the sentence on a layer that ran twice in one evaluation."""
     return (
         f"layer {name} ran twice in one evaluation, so that no output is its own; "
         "leave it out of the patterns given to l2c.wrap"

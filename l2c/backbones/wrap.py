@@ -256,9 +256,7 @@ def wrap(
     guidance: str = "cfg",
     prediction: str = "noise",
 ) -> WrappedModule:
-    """Return a backbone of any module that predicts noise or velocity from x and t.
-
-    It serves policies, router training and the sampler.
+    """Return a backbone of any module that predicts noise or velocity: for policies, router training, the sampler.
 
     The module is frozen and put into eval mode; its forwards and the keys of its weights stay as they are. What was
     matched is in `.layer_names` and, for people, in `.summary()`.
