@@ -250,10 +250,20 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny random text-to-image pipeline, as `save_pretrained` writes it."""
     for package in ("diffusers", "transformers"):
         pytest.importorskip(package, reason=f"needs the package {package}: pip install '.[diffusers]'")
-    from tiny_diffusers import PIPELINES
+    from tiny_diffusers import attentive_pipeline
 
     folder = tmp_path_factory.mktemp("pipeline")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        PIPELINES["stable_diffusion"]().save_pretrained(folder)
+        attentive_pipeline().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def quick_acceleration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `l2c.accelerate` calibrate on one trajectory without responses, and keep things in a folder of the test."""
+    from l2c.pipelines import acceleration
+
+    monkeypatch.setenv(acceleration.FOLDER, str(tmp_path / "kept"))
+    monkeypatch.setattr(acceleration, "AUTO", ("block_caching",))
+    monkeypatch.setitem(acceleration.accelerate.__kwdefaults__, "num_trajectories", 1)

@@ -55,8 +55,9 @@ def test_each_name_loads_what_it_needs():
         (("--help",), set(), "train routers and export them"),
         (("trainn",), set(), "unknown command 'trainn'; did you mean train"),
         (("train", "--help"), {"hydra", "omegaconf"}, "router.penalty"),
+        (("train", "router.penalty=abc"), {"hydra", "omegaconf"}, "router.penalty must be a number >= 0"),
         (("train", "model=dit_xl3"), {"hydra", "omegaconf"}, "unknown model 'dit_xl3'"),
-        (("sample", "num_images=none_at_all"), {"hydra", "omegaconf"}, "num_images must be a whole number from 1 on"),
+        (("sample", "num_images=none_at_all"), {"hydra", "omegaconf"}, "num_images must be a whole number >= 1"),
     ],
 )
 def test_commands_check_before_they_load(arguments, allowed, says):

@@ -249,7 +249,7 @@ def _pixart_pipeline() -> Any:
     )
 
 
-def _stable_diffusion() -> Any:
+def _stable_diffusion(unet: Any = None) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -267,7 +267,7 @@ def _stable_diffusion() -> Any:
         vae=_vae(),
         text_encoder=CLIPTextModel(config).eval(),
         tokenizer=make_tokenizer(7),
-        unet=_unet().model,
+        unet=_unet().model if unet is None else unet,
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False, beta_schedule="scaled_linear"),
         safety_checker=None,
         feature_extractor=None,
@@ -280,3 +280,21 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "pixart": _pixart_pipeline,
     "stable_diffusion": _stable_diffusion,
 }
+
+
+def attentive_pipeline() -> Any:
+    """Return a text-to-image pipeline most of whose MACs lie in its spatial transformers."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        transformer_layers_per_block=12,
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    return _stable_diffusion(_frozen(unet))

@@ -17,9 +17,9 @@ from l2c.io.atomic import replacing
 
 FORMAT = "l2c-calibration"
 HOW = {
-    "layer_change": "run `python scripts/calibrate.py` and pass its file as statistics=PATH",
-    "block_change": "run `python scripts/calibrate.py` and pass its file as statistics=PATH",
-    "responses": "run `python scripts/calibrate.py measure=[responses]` and pass its file as statistics=PATH",
+    "layer_change": "run `l2c calibrate` and pass its file as statistics=PATH",
+    "block_change": "run `l2c calibrate` and pass its file as statistics=PATH",
+    "responses": "run `l2c calibrate measure=[responses]` and pass its file as statistics=PATH",
 }
 
 
@@ -62,7 +62,7 @@ class Calibration:
             if got != wanted:
                 shown = f"{_short(got)}, but the graph is to be made for {_short(wanted)}"
                 raise ValueError(
-                    f"the statistics were made for {what.replace('_', ' ')} {shown}; run scripts/calibrate.py with "
+                    f"the statistics were made for {what.replace('_', ' ')} {shown}; run l2c calibrate with "
                     "the same model and solver, or take the statistics that belong to them"
                 )
 
@@ -82,15 +82,15 @@ class Calibration:
 
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no statistics at {path}; scripts/calibrate.py writes them")
+            raise FileNotFoundError(f"no statistics at {path}; l2c calibrate writes them")
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["l2c"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} holds no statistics of l2c; give what scripts/calibrate.py wrote") from error
+            raise ValueError(f"{path} holds no statistics of l2c; give what l2c calibrate wrote") from error
         if header.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no statistics of l2c; give what scripts/calibrate.py wrote")
+            raise ValueError(f"{path} holds no statistics of l2c; give what l2c calibrate wrote")
         return cls(tensors, header["head"], header["settings"])
 
 

@@ -36,7 +36,7 @@ class Manifest(Shards):
     FILE = "latents.json"
     FORMAT = "l2c-latents"
     WORD = "latents"
-    MAKE = "make them with scripts/encode_latents.py"
+    MAKE = "make them with l2c encode"
     AGAIN = "encode the images again"
 
     vae: str
@@ -67,16 +67,14 @@ def look_into(path: Path) -> tuple[int, list[str]]:
             count = file.get_slice("mean").get_shape()[0]
             return count, json.loads((file.metadata() or {}).get("skipped", "[]"))
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"cannot read latents from {path}: {error}; delete it and run scripts/encode_latents.py again"
-        ) from error
+        raise ValueError(f"cannot read latents from {path}: {error}; delete it and run l2c encode again") from error
 
 
 class LatentShards:
     """All latents of a folder as one sequence of (mean, std, label).
 
     Args:
-        folder: written by `scripts/encode_latents.py`.
+        folder: written by `l2c encode`.
 
     Raises:
         FileNotFoundError, ValueError: there are none, they are incomplete or damaged.
@@ -90,7 +88,7 @@ class LatentShards:
         if missing:
             raise ValueError(
                 f"the latents in {self.folder} are incomplete: {len(missing)} of {self.manifest.num_shards} shards "
-                "are missing; run scripts/encode_latents.py again with the same settings, it continues"
+                "are missing; run l2c encode again with the same settings, it continues"
             )
         self._files: dict[int, object] = {}
         self.skipped: list[str] = []

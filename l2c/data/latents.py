@@ -32,7 +32,7 @@ class LatentsDataModule(pl.LightningDataModule):
     """Endless batches `(x_0, y)` of latents: (N, C, H, W), scaled as the backbone wants them, and (N,).
 
     Args:
-        folder: written by `scripts/encode_latents.py`.
+        folder: written by `l2c encode`.
         image_shape: (C, H, W) of the backbone's input.
         num_labels: labels of the backbone.
         vae_scale: the scale that the backbone was trained with.

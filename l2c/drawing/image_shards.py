@@ -40,7 +40,7 @@ class Samples(Shards):
     FILE = "samples.json"
     FORMAT = "l2c-samples"
     WORD = "samples"
-    MAKE = "draw them with scripts/sample_many.py"
+    MAKE = "draw them with l2c sample-many"
     AGAIN = "draw the images again"
 
     shape: tuple[int, int, int]
@@ -67,7 +67,7 @@ class ImageShards:
     """All images of a folder of samples, read a shard at a time.
 
     Args:
-        folder: written by `scripts/sample_many.py`.
+        folder: written by `l2c sample-many`.
 
     Raises:
         FileNotFoundError, ValueError: there are none, or some are missing.
@@ -82,7 +82,7 @@ class ImageShards:
         if missing:
             raise ValueError(
                 f"the samples in {self.folder} are incomplete: {len(missing)} of {self.samples.num_shards} shards "
-                "are missing; run scripts/sample_many.py again with the same settings, it continues"
+                "are missing; run l2c sample-many again with the same settings, it continues"
             )
 
     def __len__(self) -> int:
@@ -106,8 +106,8 @@ class ImageShards:
                 tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ValueError(
-                f"cannot read samples from {path}: {error}; delete it and run scripts/sample_many.py again"
+                f"cannot read samples from {path}: {error}; delete it and run l2c sample-many again"
             ) from error
         if len(tensor) != len(self.samples.images_of(shard)):
-            raise ValueError(f"{path} holds {len(tensor)} images; delete it and run scripts/sample_many.py again")
+            raise ValueError(f"{path} holds {len(tensor)} images; delete it and run l2c sample-many again")
         return tensor

@@ -205,8 +205,8 @@ class CacheGraph:
             found = bundled_graph(str(path))
         if not found.exists():
             raise FileNotFoundError(
-                f"no cache graph at {shown(path, 300)}; train one with `python train_router.py`, which writes "
-                f"cache_graph.json, or name a bundled one: {', '.join(graph_names())}"
+                f"no cache graph at {shown(path, 300)}: neither a file nor a bundled graph "
+                f"({', '.join(graph_names())}); make one with l2c train or l2c graph"
             )
         content = read_text(found)
         try:

@@ -78,7 +78,7 @@ class CorrectionFile:
         if not self.path.is_file():
             raise FileNotFoundError(
                 f"the graph's correction {shown(self.path, 300)} is missing; copy it beside the graph, or make both "
-                "anew with scripts/train_scale_shift.py"
+                "anew with l2c correct"
             )
         got = CorrectionFile.of(self.path).fingerprint
         if got != self.fingerprint:

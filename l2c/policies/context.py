@@ -78,7 +78,7 @@ class Problem:
 
         """
         if self.calibration is None:
-            raise ValueError("this policy needs statistics; run scripts/calibrate.py and pass statistics=PATH")
+            raise ValueError("this policy needs statistics; run l2c calibrate and pass statistics=PATH")
         return self.calibration
 
     def least(self, routed: Sequence[int]) -> float:

@@ -87,7 +87,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
     """
     if name not in OPTIONS:
         raise ValueError(f"unknown policy {name!r}; {near_names(name, list(OPTIONS))}")
-    allowed = ["budget", *OPTIONS[name]]
+    allowed = [*OPTIONS[name], "budget"]
     unknown = [key for key in options if key not in allowed]
     if unknown and unknown[0] in OLD_WORDS:
         raise ValueError(f"policy {name} has no option {unknown[0]!r}: it is called {OLD_WORDS[unknown[0]]} now")

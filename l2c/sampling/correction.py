@@ -113,7 +113,7 @@ class Correction:
         if plan != plan_digest(graph) or len(scale) != count:
             raise ValueError(
                 f"{graph.correction.path} was made for another graph, with other rows, slopes or weights; "
-                "make one for this graph with scripts/train_scale_shift.py"
+                "make one for this graph with l2c correct"
             )
         return cls(graph, scale, shift)
 
@@ -180,12 +180,10 @@ def _read(path: Path, fingerprint: str) -> tuple[str, Rows, Rows]:
                 rows = (scale.split(header["widths"]), shift.split(header["widths"]))
             plan = str(header["plan"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{path} holds no scales and shifts of l2c; make them with scripts/train_scale_shift.py"
-        ) from error
+        raise ValueError(f"{path} holds no scales and shifts of l2c; make them with l2c correct") from error
     if not scale.isfinite().all() or not shift.isfinite().all():
         raise ValueError(
             f"{path} holds scales or shifts that are no finite numbers; the training that wrote it failed: make the "
-            "correction again with scripts/train_scale_shift.py"
+            "correction again with l2c correct"
         )
     return plan, *rows

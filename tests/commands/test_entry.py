@@ -31,7 +31,13 @@ def test_train_then_evaluate_then_sample(call, run, tmp_path):
         f"hydra.run.dir={report}",
     )
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in report.iterdir()} == {"report.md", "results.json", "samples.png", "graph.png"}
+    assert {path.name for path in report.iterdir()} == {
+        "report.md",
+        "report.html",
+        "results.json",
+        "samples.png",
+        "graph.png",
+    }
     methods = [row["method"] for row in json.loads((report / "results.json").read_text())["results"]]
     assert methods == ["uncached", "l2c", "fewer steps", "random layers"]
     assert all(f"| {method}" in result.stdout for method in methods)

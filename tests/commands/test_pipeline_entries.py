@@ -54,7 +54,7 @@ def test_calibrate_makes_a_graph_that_the_pipeline_takes(call, saved, tmp_path):
     assert graph.removed_fraction_of("attn") > 0
     pipe = pipeline_of(saved)
     apply_cache_graph(pipe, graph)
-    pipe(class_labels=[3], num_inference_steps=4, output_type="np")
+    pipe(class_labels=[3], num_inference_steps=4, guidance_scale=3.0, output_type="np")
 
 
 def test_train_router_on_prompts(call, refused, saved, tmp_path):
@@ -148,14 +148,14 @@ def test_compare_measures_against_latents_and_continues(call, refused, run, save
     cells = {path.stem: json.loads(path.read_text())["cells"] for path in (folder / "cells").glob("*.json")}
     assert {name.split("-")[0] for name in cells if cells[name]} == {"fewer_steps", "interval"}
     by_hand = {count: latents(saved, [3, 7], count) for count in (4, 2)}
-    assert cells["fewer_steps-0.6-0"][0]["mse"] == pytest.approx(
+    assert cells["fewer_steps-2.4-0"][0]["mse"] == pytest.approx(
         float((by_hand[2] - by_hand[4]).square().mean()), rel=1e-3
     )
-    before = (folder / "cells" / "fewer_steps-0.6-0.json").stat().st_mtime_ns
-    (folder / "cells" / "interval-0.6-0.json").unlink()
+    before = (folder / "cells" / "fewer_steps-2.4-0.json").stat().st_mtime_ns
+    (folder / "cells" / "interval-2.4-0.json").unlink()
     run("compare.py", *options, steps=STEPS)
-    assert (folder / "cells" / "interval-0.6-0.json").is_file()
-    assert (folder / "cells" / "fewer_steps-0.6-0.json").stat().st_mtime_ns == before
+    assert (folder / "cells" / "interval-2.4-0.json").is_file()
+    assert (folder / "cells" / "fewer_steps-2.4-0.json").stat().st_mtime_ns == before
     prompts.write_text("3\n8\n")
     other = call("scripts/compare.py", "backend=diffusers", f"pipeline={saved}", *STEPS, run_in(folder), *options)
     assert "holds a comparison with other settings" in refused(other)
@@ -180,7 +180,7 @@ def latents(saved, classes, steps):
     [
         ("evaluate.py", ["graph=x", "reference=digits"], "scores against a reference are not made from a pipeline"),
         ("sample.py", ["precision=bf16"], "precision is a setting of our own sampler, which a pipeline does not use"),
-        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs statistics; run scripts/calibrate.py"),
+        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs statistics; run l2c calibrate"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(name, arguments, sentence, call, saved, tmp_path):

@@ -64,7 +64,7 @@ def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     option = call("scripts/compare.py", *SMALL, "methods.best={rounds: 20}", run)
     assert "policy best has no option 'rounds'" in refused(option)
     without = call("scripts/compare.py", *SMALL, run)
-    assert "best needs statistics; run scripts/calibrate.py measure=[changes,responses]" in refused(without)
+    assert "best needs statistics; run l2c calibrate measure=[changes,responses]" in refused(without)
     same = call("scripts/compare.py", *SMALL, f"statistics={statistics}", "seed=7", run)
     assert "was calibrated on the noises of seed 7, where graphs would be compared" in refused(same)
     other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"statistics={statistics}", run)

@@ -120,7 +120,9 @@ def test_routers_of_every_preset_and_solver_are_imported(call, refused, tmp_path
         assert (graph.model, graph.num_layers, len(graph.routed)) == (preset, num_layers, num_routed)
     routers["2.prob"][3] = float("nan")
     torch.save({"routers": routers}, file)
-    assert "not finite in '2.prob'" in refused(call(MAIN, "import", *given, f"output={tmp_path / 'h.json'}"))
+    assert "logits in router '2.prob' that are no finite numbers" in refused(
+        call(MAIN, "import", *given, f"output={tmp_path / 'h.json'}")
+    )
 
 
 @pytest.mark.parametrize("checkpoint", ["null", "random"])

@@ -81,7 +81,7 @@ def test_a_killed_encode_continues(folder, tmp_path):
         encode(folder, tmp_path / "broken", HalvingVae(calls=9))
     names = {path.name for path in (tmp_path / "broken").iterdir()}
     assert names == {"latents.json", "latents-00000-of-00003.safetensors"}
-    with pytest.raises(ValueError, match="incomplete: 2 of 3 shards are missing; run scripts/encode_latents"):
+    with pytest.raises(ValueError, match="incomplete: 2 of 3 shards are missing; run l2c encode again"):
         LatentShards(tmp_path / "broken")
     assert encode(folder, tmp_path / "broken").num_images == 7
     encode(folder, tmp_path / "whole")

@@ -12,11 +12,9 @@ import l2c
 
 
 @pytest.fixture
-def given(tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+def given(tiny_pipeline: Path, quick_acceleration: None) -> Callable[[str], dict[str, Any]]:
     """Return the function that gives the names that a marked block expects."""
     from diffusers import DiffusionPipeline
-
-    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "kept"))
 
     def names(mark: str) -> dict[str, Any]:
         assert mark == "pipeline", f"unknown mark {mark!r}"

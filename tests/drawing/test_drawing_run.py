@@ -70,7 +70,7 @@ def test_a_killed_run_continues(draw, monkeypatch):
     monkeypatch.setattr(LitSampler, "predict_step", step)
     broken = whole.folder.parent / "broken"
     assert {path.name for path in broken.iterdir()} == {"samples.json", "samples-00000-of-00002.safetensors"}
-    with pytest.raises(ValueError, match=r"incomplete: 1 of 2 shards are missing; run scripts/sample_many\.py again"):
+    with pytest.raises(ValueError, match=r"incomplete: 1 of 2 shards are missing; run l2c sample-many again"):
         ImageShards(broken)
     assert draw("broken").num_images == 3
     for path in whole.folder.iterdir():

@@ -36,9 +36,8 @@ def test_the_notebook_runs_from_top_to_bottom(command, tmp_path, monkeypatch, ca
     assert "mean squared error" in capsys.readouterr().out
 
 
-def test_a_pipeline_in_twenty_lines(tiny_pipeline, tmp_path, monkeypatch, capsys):
+def test_a_pipeline_in_twenty_lines(tiny_pipeline, quick_acceleration, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "kept"))
     monkeypatch.setattr(sys, "argv", ["pipeline.py", str(tiny_pipeline), "a cat"])
     runpy.run_path(str(EXAMPLES / "pipeline.py"), run_name="__main__")
     assert (tmp_path / "cached.png").is_file()

@@ -125,7 +125,7 @@ def test_truncated_files_are_refused(share):
 def test_files_that_are_no_graphs_are_refused(tmp_path):
     assert "format is 'list'" in refused("[]")
     assert "format is None, must be 'l2c-cache-graph'" in refused("{}")
-    with pytest.raises(FileNotFoundError, match=r"no cache graph at .*missing\.json; train one"):
+    with pytest.raises(FileNotFoundError, match=r"no cache graph at .*missing\.json: neither .*; make one"):
         CacheGraph.load(tmp_path / "missing.json")
     with pytest.raises(ValueError, match="not a text file"):
         CacheGraph.load(tmp_path)

@@ -1,5 +1,6 @@
 """Policies on statistics made by hand, with schedules that follow from the formulas."""
 
+import inspect
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from l2c.calibration.calibration import Calibration, head_of
 from l2c.policies.block_caching import accumulate_rows
 from l2c.policies.context import Problem
 from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
+from l2c.policies.settings import OPTIONS
 from l2c.policies.smoothcache import longest_spans
 from l2c.sampling.sampler import Sampler
 
@@ -157,7 +159,11 @@ def test_budget_is_met(problem, name, budget):
         ("late_first", {"budget": 0.01}, r"out of reach; the reachable range is \d+\.\d+\.\.8"),
         ("interval", {"budget": 99}, "out of reach"),
         ("interval", {"target": 6}, "policy interval has no option 'target': it is called budget now"),
-        ("interval", {"budget": "much"}, r"a budget is a share of the uncached MACs \(budget=0.4\), .*, got 'much'"),
+        (
+            "interval",
+            {"budget": "much"},
+            r"budget must be a share of the uncached MACs \(budget=0.4\), .*, got 'much'",
+        ),
         ("faster_diffusion", {"budget": 3}, "out of reach; the reachable range"),
         ("gram", {"budget": 3, "max_span": 1}, "out of reach with max_span 1"),
         ("top_k", {"budget": 6, "score": "x"}, "unknown score"),
@@ -205,3 +211,10 @@ def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, ma
 def test_policies_that_measure_bind_to_the_weights(problem):
     assert make_graph("gram", problem, budget=0.7).fingerprint == fingerprint(problem.sampler.backbone)
     assert make_graph("interval", problem).fingerprint is None
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_option_of_a_policy_has_a_rule(name):
+    options = [key for key in inspect.signature(POLICIES[name]).parameters if key != "problem"]
+    assert sorted(options) == sorted([*OPTIONS[name], "budget"])
+    assert set(OPTIONS) == set(POLICIES)

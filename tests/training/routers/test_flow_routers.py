@@ -5,9 +5,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from l2c.commands.train_router import train_by as train_router
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.bundled import project_folder
-from l2c.training.routers.run import train_router
 
 TINY = ["model=dit_emoji", "model.checkpoint=random", "model.args.hidden_size=24", "model.args.depth=2"]
 QUICK = ["solver.num_evaluations=6", "data.batch_size=4", "trainer.accelerator=cpu", "trainer.max_steps=4"]
