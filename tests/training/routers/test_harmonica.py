@@ -39,7 +39,8 @@ def test_the_trajectory_is_the_sampler_s_own(make_dit, make_graph):
     sampler.solver.sample(lambda x, t: visited.append(x) or denoiser(x, t), noise)
     for step in range(3):
         pair = walk.draw((noise, labels), step)
-        torch.testing.assert_close(pair.x[:2], visited[step + 1])
+        largest = float(visited[step + 1].abs().max())  # states grow to hundreds under random weights
+        torch.testing.assert_close(pair.x[:2], visited[step + 1], rtol=0, atol=2e-6 * largest)
         walk(pair, routers.row(step + 1))
 
 
