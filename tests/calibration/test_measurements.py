@@ -1,5 +1,6 @@
 """What is measured, against finite changes made by hand."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,3 +197,27 @@ def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
     images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
     assert whole.error(graph) == pytest.approx(float((images - whole.reference).square().mean()), rel=1e-4)
     assert Judge.of(sampler, 8, 3, pool=24) is part
+
+
+def test_an_age_that_is_not_known_is_never_used():
+    responses = torch.randn(8, 3, 4, 6, generator=torch.Generator().manual_seed(2)).numpy()
+    responses[3:6, :, 1:] = np.nan  # only the last output's age is known there
+    allocation = Allocation(responses, range(8, 0, -1), (1, 1, 1), max_span=3, reuses=("fitted",))
+    allocation.grow(20.0)
+    assert np.isfinite(allocation.predicted)
+    assert (~allocation.rows).any()
+    for e in range(3, 6):
+        assert all(allocation.rows[e - 1, layer] for layer in range(3) if not allocation.rows[e, layer])
+        assert not any(allocation.fitted[e])  # the output before the last is of unknown age: held
+
+
+def test_what_flips_would_add_stays_true_while_entries_are_flipped():
+    responses = torch.randn(9, 3, 5, 6, generator=torch.Generator().manual_seed(3)).numpy()
+    allocation = Allocation(responses, range(9, 0, -1), (1, 2, 1), max_span=3, reuses=("fitted",))
+    allocation.grow(12.0)
+    flips, possible = allocation._flips.copy(), allocation._possible.copy()
+    columns = allocation.columns.copy()
+    allocation.set(allocation.rows, allocation.reuse)
+    assert np.array_equal(possible, allocation._possible)
+    assert np.allclose(flips[possible], allocation._flips[possible], atol=1e-5)
+    assert np.allclose(columns, allocation.columns, atol=1e-5)
