@@ -12,14 +12,26 @@ if TYPE_CHECKING:
     from l2c.backbones.wrap import wrap
     from l2c.graph.cache_graph import CacheGraph
     from l2c.integrations.l2c_routers import import_l2c_router
+    from l2c.policies.calibration import Calibration
     from l2c.sampling.sampler import Sampler
 
-__all__ = ["CacheGraph", "DiT", "Sampler", "UViT", "__version__", "import_l2c_router", "load_backbone", "wrap"]
+__all__ = [
+    "CacheGraph",
+    "Calibration",
+    "DiT",
+    "Sampler",
+    "UViT",
+    "__version__",
+    "import_l2c_router",
+    "load_backbone",
+    "wrap",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CacheGraph": "l2c.graph.cache_graph",
+        "Calibration": "l2c.policies.calibration",
         "DiT": "l2c.backbones.dit",
         "Sampler": "l2c.sampling.sampler",
         "UViT": "l2c.backbones.uvit",

@@ -40,7 +40,7 @@ class Allocation:
         max_span: int = 4,
         reuses: Sequence[str] = (HOLD, LINEAR),
     ) -> None:
-        self._known: npt.NDArray[np.bool_] = np.isfinite(responses).all(axis=3)  # (E, L, A)
+        self._known = np.asarray(np.isfinite(responses).all(axis=3))  # (E, L, A)
         self.responses = responses
         self.timesteps = tuple(timesteps)
         self.macs = np.asarray(macs, dtype=np.float64)

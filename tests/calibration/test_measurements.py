@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
@@ -117,7 +117,7 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     blank = Problem.of(sampler).blank
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(blank)))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, blank.binding))
     worst = make_graph("gram", problem, budget=0.7, reuses=["hold"], max_span=6)
     best = make_graph("best", problem, budget=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
     assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
@@ -136,7 +136,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     settings = {"seed": 3, "num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank), settings))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, Problem.of(sampler).blank.binding, settings))
     options = {"budget": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
     longest = make_graph("best", problem, **options)
     chosen = make_graph("best", problem, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
@@ -177,7 +177,7 @@ def test_fitted_slopes_make_the_change_of_an_entry_smallest():
 def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank)))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, Problem.of(sampler).blank.binding))
     graph = make_graph("gram", problem, budget=0.6)
     entries = [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
     assert set(graph.reuse) == {"fitted"}
