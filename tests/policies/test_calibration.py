@@ -122,9 +122,9 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
         calibration.graph(0.5, num_steps=4, timesteps=[3, 2, 1])
     with pytest.raises(ValueError, match="timesteps alone do not say what the steps of ddim are"):
         calibration.graph(0.5, timesteps=[900, 500, 100])
+    short = replace(calibration, tensors={name: tensor[:, :, :1] for name, tensor in calibration.tensors.items()})
     with pytest.raises(ValueError, match=r"out of reach .* \(calibrate with a larger responses.max_age\)"):
-        short = {name: tensor[:, :, :1] for name, tensor in calibration.tensors.items()}
-        replace(calibration, tensors=short).graph(0.3, num_steps=40, max_span=40)
+        short.graph(0.3, num_steps=12)
     with pytest.raises(ValueError, match="adds noise at its steps"):
         calibration.graph(0.5, num_steps=12, solver="ddim", solver_options={"eta": 1.0})
     with pytest.raises(ValueError, match="cannot follow the noise schedule"):
