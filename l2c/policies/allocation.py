@@ -21,7 +21,7 @@ class Allocation:
     cancel go together and entries which add up do not.
 
     Args:
-        responses: (E, L, A, M), see `measure_responses`.
+        responses: (E, L, A, M), see `measure_responses`; NaN where an age is not known: no entry may be that old.
         timesteps: t of each evaluation.
         macs: of each layer, (L,).
         routed: evaluations that may reuse; None = all but the first.
@@ -40,6 +40,7 @@ class Allocation:
         max_span: int = 4,
         reuses: Sequence[str] = (HOLD, LINEAR),
     ) -> None:
+        self._known = np.asarray(np.isfinite(responses).all(axis=3))  # (E, L, A)
         self.responses = responses
         self.timesteps = tuple(timesteps)
         self.macs = np.asarray(macs, dtype=np.float64)
@@ -51,7 +52,9 @@ class Allocation:
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
         self._slopes: dict[tuple[int, int, int, int], float] = {}
+        self._entries: dict[tuple[int, int, int, int | None, str], Array | None] = {}
         self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
+        self._squares = np.zeros((num_layers, num_evaluations), dtype=np.float32)  # of these, summed
         self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
         self._refresh(range(num_layers))
 
@@ -67,23 +70,44 @@ class Allocation:
         return float((~self.rows).sum(axis=0) @ self.macs)
 
     def column(self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str]) -> Array | None:
-        """Return the change of the image (M,) due to one layer's column of bits; None where a span is too long."""
+        """Return the change of the image (M,) due to one layer's column of bits; None where it is impossible.
+
+        A span may be too long, or an age not known.
+        """
+        return self._sum(bits, layer, reuse, range(len(bits)))
+
+    def _sum(
+        self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str], among: Sequence[int]
+    ) -> Array | None:
+        """Return the change of the image (M,) due to some consecutive entries of a column; None where impossible."""
         change = np.zeros(self.responses.shape[3], dtype=np.float32)
-        computed: list[int] = []
-        for e, fresh in enumerate(bits):
-            if fresh:
+        computed = np.flatnonzero(bits[: among[0]])[-2:].tolist()
+        for e in among:
+            if bits[e]:
                 computed.append(e)
                 continue
-            last = computed[-1]
-            if e - last > min(self.max_span, self.max_age):
+            one = self._entry(e, layer, computed[-1], computed[-2] if len(computed) > 1 else None, reuse[e])
+            if one is None:
                 return None
-            change += self.entry(e, layer, last, computed[-2] if len(computed) > 1 else None, reuse[e])
+            change += one
         return change
+
+    def _entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array | None:
+        """Return `entry`, remembered; None where the span is too long or the age not known."""
+        key = (e, layer, last, before, reuse)
+        if key not in self._entries:
+            possible = e - last <= self.max_span and self._reaches(e, layer, last)
+            self._entries[key] = self.entry(e, layer, last, before, reuse) if possible else None
+        return self._entries[key]
+
+    def _reaches(self, e: int, layer: int, past: int) -> bool:
+        """Say whether the response of an entry to the output of evaluation `past` is known."""
+        return e - past <= self.max_age and bool(self._known[e, layer, e - past - 1])
 
     def entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array:
         """Return the response (M,) of an entry that reuses the outputs of evaluations `last` and `before`."""
         ages = self.responses[e, layer]
-        if reuse == HOLD or before is None or e - before > self.max_age:
+        if reuse == HOLD or before is None or not self._reaches(e, layer, before):
             return ages[e - last - 1]
         of_last, of_before = weights_of(self.slope(e, layer, last, before, reuse))
         return of_last * ages[e - last - 1] + of_before * ages[e - before - 1]
@@ -113,7 +137,7 @@ class Allocation:
 
     def _slope_now(self, e: int, layer: int) -> float:
         computed = np.flatnonzero(self.rows[:e, layer])
-        if len(computed) < 2 or e - computed[-2] > self.max_age:
+        if len(computed) < 2 or not self._reaches(e, layer, int(computed[-2])):
             return 0.0
         return round(self.slope(e, layer, int(computed[-1]), int(computed[-2]), FITTED), 6)
 
@@ -129,18 +153,27 @@ class Allocation:
     def _refresh(self, layers: Iterable[int]) -> None:
         """Work out anew what each flip of a bit of these layers would add to the change of the image."""
         for layer in layers:
-            for e in self.routed:
-                bits = self.rows[:, layer].copy()
-                bits[e] = not bits[e]
-                column = self.column(bits, layer, self.reuse)
-                self._possible[layer, e] = column is not None
-                if column is not None:
-                    self._flips[layer, e] = column - self.columns[layer]
+            self._refresh_among(layer, self.routed)
+
+    def _refresh_among(self, layer: int, evaluations: Iterable[int]) -> None:
+        now = self.rows[:, layer]
+        for e in evaluations:
+            among = range(e, _second_computed(now, e, 1))  # the entries whose past outputs depend on this bit
+            flipped = now.copy()
+            flipped[e] = not flipped[e]
+            before = self._sum(now, layer, self.reuse, among)
+            after = self._sum(flipped, layer, self.reuse, among)
+            self._possible[layer, e] = after is not None
+            if before is not None and after is not None:
+                self._flips[layer, e] = after - before
+                self._squares[layer, e] = self._flips[layer, e] @ self._flips[layer, e]
 
     def _flip(self, e: int, layer: int) -> None:
         self.columns[layer] += self._flips[layer, e]
         self.rows[e, layer] = not self.rows[e, layer]
-        self._refresh([layer])
+        bits = self.rows[:, layer]
+        first, last = _second_computed(bits, e, -1), _second_computed(bits, e, 1)
+        self._refresh_among(layer, [other for other in self.routed if first <= other <= last])
 
     def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:
         """Flip the bit with the least change of the predicted error per MAC within `room`; False where there is none.
@@ -148,7 +181,7 @@ class Allocation:
         To reuse costs error, to compute gains it: either way the smallest change per MAC comes first.
         """
         total = self.columns.sum(axis=0)
-        change = 2 * self._flips @ total + np.square(self._flips).sum(axis=2)  # (L, E)
+        change = 2 * self._flips @ total + self._squares  # (L, E)
         allowed = self._possible & (to != self.rows.T) & (self.macs[:, None] <= room + self.macs.min() / 2)
         for e, layer in avoid:
             allowed[layer, e] = False
@@ -168,6 +201,8 @@ class Allocation:
     def choose_reuse(self) -> bool:
         """Give each evaluation the reuse that predicts the smaller error; say whether one changed."""
         changed = False
+        if len(self.reuses) == 1:
+            return changed
         for e in self.routed:
             if self.rows[e].all():
                 continue
@@ -223,3 +258,11 @@ class Allocation:
                 self.set(rows, reuse)
             else:
                 return
+
+
+def _second_computed(bits: npt.NDArray[np.bool_], e: int, direction: int) -> int:
+    """Return the second evaluation after (direction 1) or before (-1) `e` that computes, or the end of the column."""
+    beside = np.flatnonzero(bits[e + 1 :]) + e + 1 if direction > 0 else np.flatnonzero(bits[:e])[::-1]
+    if len(beside) > 1:
+        return int(beside[1])
+    return len(bits) if direction > 0 else 0

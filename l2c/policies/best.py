@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.distillation import Distillation, distil
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
@@ -138,8 +138,9 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
         labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
         how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
         responses = measure_responses(other, labels, noise, seed=seed, **how)
-        head = head_of(Problem.of(other).blank)
-        known[key] = Problem.of(other, Calibration({"responses": responses}, head, settings))
+        known[key] = Problem.of(
+            other, Calibration({"responses": responses}, Problem.of(other).blank.binding, settings)
+        )
     return known[key]
 
 

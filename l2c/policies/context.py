@@ -47,7 +47,7 @@ class Problem:
 
         Args:
             sampler: the uncached sampler.
-            calibration: statistics.
+            calibration: statistics, carried to the sampler's times where they were measured at others.
             weights_bound: bind graphs to the weights; false saves digesting them where no one will compare.
 
         Raises:
@@ -58,7 +58,7 @@ class Problem:
         has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
-            calibration.check(blank)
+            calibration = calibration.at(blank, solver)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
 
     def for_any_weights(self) -> Problem:

@@ -10,7 +10,7 @@ import torch
 from l2c.backbones.backbone import fingerprint
 from l2c.backbones.presets import load_backbone
 from l2c.backbones.shapes import backbone_shapes
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.policies.block_caching import accumulate_rows
 from l2c.policies.context import Problem
 from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
@@ -32,7 +32,7 @@ def problem(make_dit):
         "block_change": change[:, :, ::2].contiguous(),
         "responses": torch.randn(E, blank.num_layers, 4, 16, generator=generator),
     }
-    return Problem.of(sampler, Calibration(tensors, head_of(blank)))
+    return Problem.of(sampler, Calibration(tensors, blank.binding))
 
 
 def bits(graph, layer=0):
