@@ -21,7 +21,7 @@ MAX_TIMESTEP = 1e6
 MAX_SCALE = 1000.0  # of guidance
 MAX_OPTION = 1e6
 GUIDANCES = ("dit", "uvit", "cfg", "embedded")
-SOLVER = re.compile(r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|[A-Z][A-Za-z0-9]*Scheduler")
+SOLVER = re.compile(r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|[A-Z][A-Za-z0-9]*Scheduler")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -129,8 +129,8 @@ def check_binding(graph: CacheGraph) -> None:
     """Refuse a solver, options, guidance or digest that no file could hold."""
     if not SOLVER.fullmatch(graph.solver):
         raise ValueError(
-            f"unknown solver {quoted(graph.solver)}; a graph names ddim, ddpm, dpm_solver_2s, dpm_solver_2m, or the "
-            "class of a diffusers scheduler"
+            f"unknown solver {quoted(graph.solver)}; a graph names ddim, ddpm, dpm_solver_2s, dpm_solver_2m, "
+            "flow_euler, flow_dpm_2m, or the class of a diffusers scheduler"
         )
     for name, value in graph.solver_options.items():
         finite_number(f"the option {shown(name)} of the solver", value, low=-MAX_OPTION, high=MAX_OPTION)
