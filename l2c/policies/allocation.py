@@ -3,15 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph.predictor import FITTED, HOLD, LINEAR, line_slope, weights_of
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_slopes, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]
 SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
+RIDGE = 1e-5  # of the mean square of the differences that more than two outputs are fitted with
+
+
+def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
+    """Return the weights of past outputs whose responses (M,) add up to the smallest change of the image.
+
+    Two outputs have the closed form of a slope, kept within `SLOPES`. More of them lie nearly on a line, so that
+    their slopes s, `held + sum_j s_j (held - older_j)`, are found by least squares with a ridge.
+
+    Args:
+        held: response of the last computed output.
+        older: of the one to three before it, the newer first.
+
+    """
+    steps = np.stack([held - other for other in older]).astype(np.float64)  # (K - 1, M)
+    gram, aim = steps @ steps.T, -(steps @ held)
+    if len(older) == 1:
+        return weights_of(float(np.clip(aim[0] / max(gram[0, 0], 1e-30), *SLOPES)))
+    ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
+    slopes = np.linalg.solve(gram + ridge * np.eye(len(older)), aim)
+    return (1 + float(slopes.sum()), *(-slopes).tolist())
+
+
+def predicted_error(graph: CacheGraph, responses: Array) -> float:
+    """Return the mean squared error per pixel of a graph to first order; infinite where an age was not measured.
+
+    Args:
+        graph: any rows, and any predictor whose weights add up to 1.
+        responses: (E, L, A, M), see `measure_responses`.
+
+    """
+    total = np.zeros(responses.shape[3], dtype=np.float64)
+    for layer in range(graph.num_layers):
+        computed: list[int] = []  # newest first
+        for e in range(graph.num_evaluations):
+            weights = graph.weights[e][layer]
+            for source, weight in zip(computed, weights, strict=False):
+                if e - source > responses.shape[2]:
+                    return float("inf")
+                total += weight * responses[e, layer, e - source - 1]
+            if graph.rows[e][layer]:
+                computed.insert(0, e)
+    return float(total @ total)
 
 
 class Allocation:
@@ -27,6 +72,7 @@ class Allocation:
         routed: evaluations that may reuse; None = all but the first.
         max_span: evaluations in a row that a layer may be reused.
         reuses: what may stand in, of `hold`, `linear` and `fitted`.
+        order: past outputs that `fitted` may read, 2..4.
 
     """
 
@@ -39,6 +85,7 @@ class Allocation:
         routed: Sequence[int] | None = None,
         max_span: int = 4,
         reuses: Sequence[str] = (HOLD, LINEAR),
+        order: int = 2,
     ) -> None:
         self.responses = responses
         self.timesteps = tuple(timesteps)
@@ -47,10 +94,11 @@ class Allocation:
         self.routed = tuple(range(1, num_evaluations)) if routed is None else tuple(routed)
         self.max_span = max_span
         self.reuses = tuple(reuses)
+        self.order = order
         self.rows = np.ones((num_evaluations, num_layers), dtype=bool)
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
-        self._slopes: dict[tuple[int, int, int, int], float] = {}
+        self._weights: dict[tuple[int, int, tuple[int, ...]], Weights] = {}
         self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
         self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
         self._refresh(range(num_layers))
@@ -74,48 +122,56 @@ class Allocation:
             if fresh:
                 computed.append(e)
                 continue
-            last = computed[-1]
-            if e - last > min(self.max_span, self.max_age):
+            if e - computed[-1] > min(self.max_span, self.max_age):
                 return None
-            change += self.entry(e, layer, last, computed[-2] if len(computed) > 1 else None, reuse[e])
+            change += self.entry(e, layer, computed[: -self.order - 1 : -1], reuse[e])
         return change
 
-    def entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array:
-        """Return the response (M,) of an entry that reuses the outputs of evaluations `last` and `before`."""
-        ages = self.responses[e, layer]
-        if reuse == HOLD or before is None or e - before > self.max_age:
-            return ages[e - last - 1]
-        of_last, of_before = weights_of(self.slope(e, layer, last, before, reuse))
-        return of_last * ages[e - last - 1] + of_before * ages[e - before - 1]
+    def entry(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Array:
+        """Return the response (M,) of an entry that reuses the outputs of evaluations `past`, the last one first."""
+        past = [source for source in past if e - source <= self.max_age]
+        ages, weights = self.responses[e, layer], self.weights(e, layer, past, reuse)
+        change = weights[0] * ages[e - past[0] - 1]
+        for source, weight in zip(past[1:], weights[1:], strict=False):
+            change = change + weight * ages[e - source - 1]
+        return change
 
-    def slope(self, e: int, layer: int, last: int, before: int, reuse: str) -> float:
-        """Return how far an entry goes on from evaluation `before` over `last`.
+    def weights(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Weights:
+        """Return the weights of the outputs of evaluations `past`, the last one first, or of the first of them.
 
-        A fitted slope makes this entry's own change of the image smallest.
+        Fitted weights make this entry's own change of the image smallest.
         """
-        t = self.timesteps
+        if reuse == HOLD or len(past) == 1:
+            return (1.0,)
         if reuse == LINEAR:
-            return line_slope(t[e], t[last], t[before])
-        key = (e, layer, last, before)
-        if key not in self._slopes:
-            held = self.responses[e, layer, e - last - 1]
-            step = held - self.responses[e, layer, e - before - 1]
-            self._slopes[key] = float(np.clip(-(held @ step) / max(step @ step, 1e-30), *SLOPES))
-        return self._slopes[key]
+            t = self.timesteps
+            return weights_of(line_slope(t[e], t[past[0]], t[past[1]]))
+        key = (e, layer, tuple(past))
+        if key not in self._weights:
+            held, *older = (self.responses[e, layer, e - source - 1] for source in past)
+            self._weights[key] = fitted_weights(held, older)
+        return self._weights[key]
 
-    @property
-    def fitted(self) -> tuple[tuple[float, ...], ...]:
-        """Slopes of the reused layers of each evaluation whose reuse is `fitted`, as a graph wants them."""
-        return tuple(
-            tuple(self._slope_now(e, int(layer)) for layer in np.flatnonzero(~row)) if reuse == FITTED else ()
-            for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True))
-        )
+    def stand_ins(self) -> dict[str, Any]:
+        """Return what stands in, as `reuse`, `fitted` and `weighted` of a graph."""
+        fitted, weighted = [], []
+        for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True)):
+            layers = [int(layer) for layer in np.flatnonzero(~row)] if reuse == FITTED else []
+            weights = [self._weights_now(e, layer) for layer in layers]
+            fitted.append(tuple(0.0 if len(of_entry) == 1 else -of_entry[1] for of_entry in weights))
+            weighted.append(tuple(weights))
+        if self.order == 2:
+            return {"reuse": self.reuse, "fitted": tuple(fitted)}
+        return {
+            "reuse": [WEIGHTED if reuse == FITTED else reuse for reuse in self.reuse],
+            "weighted": tuple(weighted),
+        }
 
-    def _slope_now(self, e: int, layer: int) -> float:
-        computed = np.flatnonzero(self.rows[:e, layer])
-        if len(computed) < 2 or e - computed[-2] > self.max_age:
-            return 0.0
-        return round(self.slope(e, layer, int(computed[-1]), int(computed[-2]), FITTED), 6)
+    def _weights_now(self, e: int, layer: int) -> Weights:
+        computed = np.flatnonzero(self.rows[:e, layer])[: -self.order - 1 : -1].tolist()
+        past = [source for source in computed if e - source <= self.max_age]
+        weights = self.weights(e, layer, past, FITTED)
+        return weights if len(weights) == 1 else from_slopes([-weight for weight in weights[1:]])
 
     def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> None:
         """Take over rows and reuse."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import FITTED, REUSES
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS
 from l2c.policies.allocation import Allocation
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import Problem
+
+REUSES = (HOLD, LINEAR, FITTED)
 
 
 def gram(
@@ -16,6 +18,7 @@ def gram(
     *,
     budget: Budget,
     reuses: Sequence[str] = (FITTED,),
+    order: int = 2,
     max_span: int = 4,
     routed: str = "all",
     exchanges: int = 0,
@@ -26,6 +29,7 @@ def gram(
         problem: with `responses` among its statistics.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
+        order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
         max_span: evaluations in a row that a layer may be reused.
         routed: `all` but the first evaluation, `alternate` or `auto`.
         exchanges: rounds of overshooting the budget and coming back.
@@ -35,6 +39,8 @@ def gram(
     unknown = [reuse for reuse in reuses if reuse not in REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
+    if order not in range(2, MAX_OUTPUTS + 1):
+        raise ValueError(f"order must be 2..{MAX_OUTPUTS}, the past outputs that a fitted entry reads, got {order}")
     allocation = Allocation(
         problem.statistics().tensor("responses").numpy(),
         problem.blank.timesteps,
@@ -42,6 +48,7 @@ def gram(
         routed=problem.routed(routed, worth),
         max_span=max_span,
         reuses=reuses,
+        order=order,
     )
     to_save = (problem.blank.num_evaluations - worth) * problem.cost.evaluation
     allocation.grow(to_save)
@@ -49,10 +56,10 @@ def gram(
     graph = problem.graph(
         allocation.rows.tolist(),
         "gram",
-        reuse=allocation.reuse,
-        fitted=allocation.fitted,
+        **allocation.stand_ins(),
         budget=worth,
         reuses=list(reuses),
+        order=order,
         max_span=max_span,
         routed=routed,
         exchanges=exchanges,

@@ -132,9 +132,9 @@ def _check_uncached(model: nn.Module) -> None:
 def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> list[LayerHook]:
     """Return a hook per layer; where they may share, blocks in a row that are reused alike keep one sum.
 
-    A sum is followed as its blocks are where their slopes are the same; corrections differ from block to block.
+    A sum is followed as its blocks are where their weights are the same; corrections differ from block to block.
     """
-    columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.slopes, strict=True), strict=True))
+    columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.weights, strict=True), strict=True))
     hooks: list[LayerHook] = []
     for index, layer in enumerate(layers):
         if not share or layer.form is not RESIDUAL:

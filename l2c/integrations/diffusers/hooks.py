@@ -8,7 +8,7 @@ from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManag
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import Branch, LayerForm, ahead, over
-from l2c.graph.predictor import LINEAR, line_slope
+from l2c.graph.predictor import LINEAR, WEIGHTED, Weights, combined, line_slope
 from l2c.integrations.diffusers.timesteps import Schedule, timestep_of
 from l2c.sampling.correction import Correction
 
@@ -127,6 +127,13 @@ class BranchHistory(BaseState):
         t_before, before = earlier[0]
         return ahead(last, before, line_slope(t, t_last, t_before) if slope is None else slope)
 
+    def sum_of(self, layer: int, weights: Weights) -> Branch | None:
+        """Return the weighted sum of a layer's last outputs; the last one where fewer were computed than weights."""
+        outputs = [output for _, output in self.computed[layer]]
+        if len(outputs) < len(weights):
+            return outputs[0] if outputs else None
+        return over(lambda *streams: combined(streams, weights), *outputs[: len(weights)])
+
     def update(self, layer: int, output: Branch | None, count: int) -> None:
         """Take a computed output, hold `count` of them."""
         newest = [] if output is None else [(self.t, output)]
@@ -180,7 +187,12 @@ class GraphHook(ModelHook):
         for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
             if getattr(layer, "leader", None) is not None:
                 continue  # does as its leader does
-            layer.cached = None if fresh else self._corrected(index, history.value(index, t, slopes[index]))
+            layer.cached = None
+            if not fresh:
+                summed = graph.reuse[e] == WEIGHTED
+                weights = graph.weights[e][index]
+                value = history.sum_of(index, weights) if summed else history.value(index, t, slopes[index])
+                layer.cached = self._corrected(index, value)
             layer.fresh = layer.cached is None
             layer.wanted = held > 0
             layer.output = None
