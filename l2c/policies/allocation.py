@@ -173,14 +173,15 @@ class Allocation:
         weights = self.weights(e, layer, past, FITTED)
         return weights if len(weights) == 1 else from_slopes([-weight for weight in weights[1:]])
 
-    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> None:
-        """Take over rows and reuse."""
+    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> bool:
+        """Take over rows and reuse; False, and nothing taken, where a layer is reused for too long."""
+        columns = [self.column(rows[:, layer], layer, reuse) for layer in range(rows.shape[1])]
+        if any(column is None for column in columns):
+            return False
         self.rows, self.reuse = rows.copy(), list(reuse)
-        for layer in range(rows.shape[1]):
-            column = self.column(rows[:, layer], layer, reuse)
-            assert column is not None
-            self.columns[layer] = column
+        self.columns = np.stack(columns)  # type: ignore[arg-type]
         self._refresh(range(rows.shape[1]))
+        return True
 
     def _refresh(self, layers: Iterable[int]) -> None:
         """Work out anew what each flip of a bit of these layers would add to the change of the image."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS
 from l2c.policies.allocation import Allocation
@@ -69,3 +71,32 @@ def gram(
         reason = f"with max_span {max_span} and routed {routed} (raise max_span, or take routed=all)"
         check_reach(worth, got, problem.blank.num_evaluations, reason)
     return graph
+
+
+def refitted(problem: Problem, graph: CacheGraph, worth: float, *, order: int = 3) -> CacheGraph | None:
+    """Return a graph's rows with fitted weights, more of them computed where the budget leaves room.
+
+    Args:
+        problem: with `responses` among its statistics.
+        graph: of the same sampler; a fixed rule's, for one.
+        worth: the budget in evaluations' worth of MACs, not below the graph's own.
+        order: see `gram`.
+
+    Returns:
+        the graph; None where a layer is reused for longer than the responses reach.
+
+    """
+    responses = problem.statistics().tensor("responses").numpy()
+    allocation = Allocation(
+        responses,
+        problem.blank.timesteps,
+        problem.cost.layers,
+        max_span=responses.shape[2],
+        reuses=(FITTED,),
+        order=order,
+    )
+    if not allocation.set(np.array(graph.rows), [FITTED] * graph.num_evaluations):
+        return None
+    allocation.shrink((graph.num_evaluations - worth) * problem.cost.evaluation)
+    made = {"from": dict(graph.provenance), "budget": worth, "order": order}
+    return problem.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)

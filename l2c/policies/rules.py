@@ -55,9 +55,8 @@ class Rule:
 
     def said(self) -> dict[str, Any]:
         """Return the options that are not the defaults, for a graph's provenance."""
-        return {
-            option.name: value for option in fields(self) if (value := getattr(self, option.name)) != option.default
-        }
+        options = {option.name: (getattr(self, option.name), option.default) for option in fields(self)}
+        return {name: value for name, (value, default) in options.items() if value != default}
 
     def allows(self, evaluation: int, num_evaluations: int) -> bool:
         """Whether an evaluation may reuse."""
