@@ -14,7 +14,15 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from l2c.commands import entry as cli
-from l2c.evaluation.tournament import FEWER_STEPS, Tournament, cell_name
+from l2c.evaluation.dynamic_methods import DYNAMIC
+from l2c.evaluation.tournament import (
+    BY_RESPONSES,
+    FEWER_STEPS,
+    ODE_EVALUATIONS,
+    REFERENCES,
+    Tournament,
+    cell_name,
+)
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.io.names import near_names
@@ -26,10 +34,15 @@ from l2c.report.machine import machine
 from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 from l2c.report.samples import SampleRow
 
+MEASURED = {
+    "uncached": "uncached images",
+    "ode": f"solution of the ODE, the images of the same solver with {ODE_EVALUATIONS} evaluations",
+}
+
 
 def check(cfg: DictConfig) -> list[str]:
     """Return the names of all methods, or refuse an unknown one."""
-    known = [FEWER_STEPS, *POLICIES]
+    known = [FEWER_STEPS, *POLICIES, *DYNAMIC]
     chosen = {name: options for name, options in cfg.methods.items() if options is not False}
     for method, given in chosen.items():
         if given is not None and not isinstance(given, DictConfig):
@@ -40,8 +53,14 @@ def check(cfg: DictConfig) -> list[str]:
         policy = options.pop("policy", method)
         if policy not in known:
             raise ValueError(f"unknown method {policy!r}; {near_names(policy, known)}")
-        if policy != FEWER_STEPS:
-            check_options(policy, map(str, options))
+        if policy in POLICIES:
+            others = {} if policy not in BY_RESPONSES else {"solver"}
+            check_options(policy, [str(option) for option in options if option not in others])
+            if "solver" in options and cfg.reference != "ode":
+                raise ValueError(
+                    f"methods.{method} has another solver, whose images differ from the uncached ones; compare it by "
+                    "the distance to the solution of the ODE: reference=ode"
+                )
     graphs = list(cfg.graphs or {})
     both = [name for name in graphs if name in chosen]
     if both:
@@ -84,6 +103,8 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
+    if cfg.reference not in REFERENCES:
+        raise ValueError(f"reference must be one of {', '.join(REFERENCES)}, got {cfg.reference!r}")
     names = check(cfg)
     cli.check_positive(cfg, "num_images", "batch_size", "num_seeds", "timing_batch", "timing_repetitions")
     if cfg.num_images < 2:
@@ -113,8 +134,8 @@ def main(cfg: DictConfig) -> None:
     text = to_markdown(cells)
     name = tournament.backbone.conventions.name
     note = (
-        f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that "
-        f"against the uncached images; ratios under 1.5 are ties. Measured on {machine()}."
+        f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that against "
+        f"the {MEASURED[cfg.reference]}; ratios under 1.5 are ties. Measured on {machine()}."
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         with replacing(folder / file) as temporary:

@@ -19,10 +19,12 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import fingerprint
 from l2c.calibration.calibration import Calibration
 from l2c.commands.backends import configured_backbone
+from l2c.evaluation.dynamic import DynamicSampler
+from l2c.evaluation.dynamic_methods import DYNAMIC, at_budget
 from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
-from l2c.policies.best import reference_evaluations
+from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
@@ -37,6 +39,8 @@ FEWER_STEPS = "fewer_steps"
 BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
 CALIBRATED = (*BY_RESPONSES, "block_caching", "smoothcache", "top_k")
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
+REFERENCES = ("uncached", "ode")
+ODE_EVALUATIONS = 200  # after which more of them move the images far less than any method here does
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
 
@@ -50,7 +54,7 @@ class Draw:
 
     """
 
-    sampler: Callable[[], Sampler | None]
+    sampler: Callable[[], Sampler | DynamicSampler | None]
     origin: str
 
 
@@ -94,6 +98,12 @@ class Tournament:
         """Return an uncached sampler."""
         return uncached_by(self.backbone, self.cfg.solver, num_evaluations=num_evaluations)
 
+    def other(self, solver: str, num_evaluations: int) -> Sampler:
+        """Return an uncached sampler of another solver under the comparison's guidance."""
+        return Sampler(
+            self.backbone, solver=solver, num_evaluations=num_evaluations, cfg_scale=self.cfg.solver.cfg_scale
+        )
+
     @property
     def settings(self) -> list[Any]:
         """What all cells follow from."""
@@ -104,23 +114,26 @@ class Tournament:
             dict(self.cfg.solver.items()),
             fingerprint(self.backbone),
             *pipeline,
+            *([] if self.cfg.reference == "uncached" else [self.cfg.reference]),
         ]
 
     @property
     def reference(self) -> torch.Tensor:
-        """The uncached images, drawn once and kept in the folder."""
+        """The images that errors are measured to, drawn once and kept in the folder.
+
+        Those of the uncached sampler, or with `reference=ode` of the same solver with 200 evaluations.
+        """
         path = self.folder / "reference.safetensors"
         if self._reference is None and path.is_file():
             self._reference = load_file(path)["images"]
         if self._reference is None:
-            self._reference = sample_in_batches(
-                self.uncached, self.labels, self.noise, batch_size=self.cfg.batch_size
-            )
+            sampler = self.uncached if self.cfg.reference == "uncached" else self.plain(ODE_EVALUATIONS)
+            self._reference = self.images(sampler)
             with replacing(path) as temporary:
                 save_file({"images": self._reference}, temporary)
         return self._reference
 
-    def images(self, sampler: Sampler) -> torch.Tensor:
+    def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:
         """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
         return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.cfg.batch_size)
 
@@ -132,6 +145,16 @@ class Tournament:
             return self.given(method, worth)
         options = dict(self.cfg.methods[method] or {})
         policy = options.pop("policy", method)
+        if policy == FEWER_STEPS:
+            name = options.pop("solver", self.uncached.solver.name)
+            return [Draw(partial(self.other, name, fewer_evaluations(name, worth)), json.dumps(name))]
+        if policy in DYNAMIC:
+            return [Draw(partial(at_budget, policy, self.uncached, worth, **options), json.dumps(options))]
+        if "solver" in options:
+            name, count = options.pop("solver"), options.pop("num_evaluations", self.cfg.solver.num_evaluations)
+            problem = partial(calibrated, self.other(name, count), self.problem)
+            make = partial(self.made_by, method, policy, problem, worth, options)
+            return [Draw(make, json.dumps([name, count, options], default=list))]
         if policy == "random":
             chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.cfg.num_seeds)]
         elif policy in BY_RESPONSES and self.problems:
@@ -143,6 +166,12 @@ class Tournament:
             Draw(partial(self.made, method, policy, problem, worth, given), json.dumps([given, file], default=list))
             for problem, given, file in chosen
         ]
+
+    def made_by(
+        self, method: str, policy: str, problem: Callable[[], Problem], worth: float, options: dict[str, Any]
+    ) -> Sampler | None:
+        """Return the sampler of a policy's graph for a problem that is made first; None out of reach."""
+        return self.made(method, policy, problem(), worth, options)
 
     def made(
         self, method: str, policy: str, problem: Problem, worth: float, options: dict[str, Any]
@@ -201,19 +230,27 @@ class Tournament:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return cells
 
-    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler) -> Cell:
-        """Sample and time; keep a picture of the first seed."""
+    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler | DynamicSampler) -> Cell:
+        """Sample and time; keep a picture of the first seed.
+
+        Dynamic methods are timed one image at a time, as they decide.
+        """
         images = self.images(sampler)
         error = image_error(images, self.reference)
-        count = self.cfg.timing_batch
+        graph = sampler.graph
+        if isinstance(sampler, DynamicSampler):
+            spent: float = sampler.evaluations_worth
+        elif graph is None:
+            spent = sampler.solver.num_evaluations
+        else:
+            spent = self.problem.cost.evaluations_worth(graph)
+        count = 1 if isinstance(sampler, DynamicSampler) else self.cfg.timing_batch
         labels = None if self.labels is None else self.labels[:count]
         timed = {
             "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
             "this": partial(sampler.sample, labels, noise=self.noise[:count]),
         }
         times = alternate(timed, repetitions=self.cfg.timing_repetitions)
-        graph = sampler.graph
-        worth = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
         if seed == 0:
             SampleRow.of(method, images, self.reference).save(self.folder / "samples" / f"{name}.safetensors")
             if graph is not None:
@@ -223,12 +260,19 @@ class Tournament:
             method,
             worth,
             seed,
-            float(worth),
+            float(spent),
             error.mse,
             error.mse_standard_error,
             times["this"].seconds,
             times["uncached"].seconds,
         )
+
+
+def calibrated(sampler: Sampler, like: Problem) -> Problem:
+    """Return the problem of another uncached sampler, its responses measured as those of `like` were."""
+    if like.calibration is None:
+        return Problem.of(sampler)
+    return with_responses(sampler, like.calibration.settings)
 
 
 def fewer_evaluations(solver: str, worth: float) -> int:

@@ -14,7 +14,7 @@ from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_sl
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]
 SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
-RIDGE = 1e-5  # of the mean square of the differences that more than two outputs are fitted with
+RIDGE = 1e-4  # of the mean square of the differences that more than two outputs are fitted with
 
 
 def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,7 +31,7 @@ from l2c.sampling.uncached import uncached_like
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 ORDERS = (3, 4)  # past outputs of further starts
 NUM_REFITTED = 3  # of them, those whose rows are tried with fitted weights too
-NUM_RULES = 8  # fixed rules that are judged, those of least predicted error
+NUM_RULES = 12  # fixed rules that are judged, those of least predicted error
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,19 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
     known = _CALIBRATED.setdefault(sampler, {})
     key = (seed, num_trajectories, count)
     if key not in known:
-        other = uncached_like(sampler, num_evaluations=count)
-        noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
-        labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
-        how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
-        responses = measure_responses(other, labels, noise, seed=seed, **how)
-        head = head_of(Problem.of(other).blank)
-        known[key] = Problem.of(other, Calibration({"responses": responses}, head, settings))
+        known[key] = with_responses(uncached_like(sampler, num_evaluations=count), settings)
     return known[key]
+
+
+def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> Problem:
+    """Return the problem of an uncached sampler, its responses measured now as the settings of a calibration say."""
+    seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
+    noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
+    labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
+    how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
+    responses = measure_responses(sampler, labels, noise, seed=seed, **how)
+    head = head_of(Problem.of(sampler).blank)
+    return Problem.of(sampler, Calibration({"responses": responses}, head, dict(settings)))
 
 
 _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], Problem]] = WeakKeyDictionary()

@@ -38,7 +38,7 @@ def test_weights_of_three_outputs_cancel_a_parabola():
         left = sum(weight * response[age] for weight, age in zip(weights, past, strict=True))
         errors.append(float(left @ left))
     assert errors[1] < errors[0]
-    assert errors[2] < errors[1] / 10
+    assert errors[2] < errors[1] / 2
 
 
 def test_more_outputs_predict_no_larger_error(problem):
