@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph.predictor import FITTED, HOLD, LINEAR, line_slope, weights_of
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_slopes, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]
 SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
+RIDGE = 1e-4  # of the mean square of the differences that more than two outputs are fitted with
+
+
+def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
+    """Return the weights of past outputs whose responses (M,) add up to the smallest change of the image.
+
+    Two outputs have the closed form of a slope, kept within `SLOPES`. More of them lie nearly on a line, so that
+    their slopes s, `held + sum_j s_j (held - older_j)`, are found by least squares with a ridge.
+
+    Args:
+        held: response of the last computed output.
+        older: of the one to three before it, the newer first.
+
+    """
+    steps = np.stack([held - other for other in older]).astype(np.float64)  # (K - 1, M)
+    gram, aim = steps @ steps.T, -(steps @ held)
+    if len(older) == 1:
+        return weights_of(float(np.clip(aim[0] / max(gram[0, 0], 1e-30), *SLOPES)))
+    ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
+    slopes = np.linalg.solve(gram + ridge * np.eye(len(older)), aim)
+    return (1 + float(slopes.sum()), *(-slopes).tolist())
+
+
+def predicted_error(graph: CacheGraph, responses: Array) -> float:
+    """Return the mean squared error per pixel of a graph to first order; infinite where an age is not known.
+
+    Args:
+        graph: any rows, and any predictor whose weights add up to 1.
+        responses: (E, L, A, M), see `measure_responses`; NaN where an age is not known.
+
+    """
+    total = np.zeros(responses.shape[3], dtype=np.float64)
+    for layer in range(graph.num_layers):
+        computed: list[int] = []  # newest first
+        for e in range(graph.num_evaluations):
+            weights = graph.weights[e][layer]
+            for source, weight in zip(computed, weights, strict=False):
+                if e - source > responses.shape[2] or np.isnan(responses[e, layer, e - source - 1]).any():
+                    return float("inf")
+                total += weight * responses[e, layer, e - source - 1]
+            if graph.rows[e][layer]:
+                computed.insert(0, e)
+    return float(total @ total)
 
 
 class Allocation:
@@ -27,6 +73,7 @@ class Allocation:
         routed: evaluations that may reuse; None = all but the first.
         max_span: evaluations in a row that a layer may be reused.
         reuses: what may stand in, of `hold`, `linear` and `fitted`.
+        order: past outputs that `fitted` may read, 2..4.
 
     """
 
@@ -39,6 +86,7 @@ class Allocation:
         routed: Sequence[int] | None = None,
         max_span: int = 4,
         reuses: Sequence[str] = (HOLD, LINEAR),
+        order: int = 2,
     ) -> None:
         self._known = np.asarray(np.isfinite(responses).all(axis=3))  # (E, L, A)
         self.responses = responses
@@ -48,11 +96,12 @@ class Allocation:
         self.routed = tuple(range(1, num_evaluations)) if routed is None else tuple(routed)
         self.max_span = max_span
         self.reuses = tuple(reuses)
+        self.order = order
         self.rows = np.ones((num_evaluations, num_layers), dtype=bool)
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
-        self._slopes: dict[tuple[int, int, int, int], float] = {}
-        self._entries: dict[tuple[int, int, int, int | None, str], Array | None] = {}
+        self._weights: dict[tuple[int, int, tuple[int, ...]], Weights] = {}
+        self._entries: dict[tuple[int, int, tuple[int, ...], str], Array | None] = {}
         self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
         self._squares = np.zeros((num_layers, num_evaluations), dtype=np.float32)  # of these, summed
         self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
@@ -81,74 +130,90 @@ class Allocation:
     ) -> Array | None:
         """Return the change of the image (M,) due to some consecutive entries of a column; None where impossible."""
         change = np.zeros(self.responses.shape[3], dtype=np.float32)
-        computed = np.flatnonzero(bits[: among[0]])[-2:].tolist()
+        computed = np.flatnonzero(bits[: among[0]])[-self.order :].tolist()
         for e in among:
             if bits[e]:
                 computed.append(e)
                 continue
-            one = self._entry(e, layer, computed[-1], computed[-2] if len(computed) > 1 else None, reuse[e])
+            one = self._entry(e, layer, tuple(computed[: -self.order - 1 : -1]), reuse[e])
             if one is None:
                 return None
             change += one
         return change
 
-    def _entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array | None:
+    def _entry(self, e: int, layer: int, past: tuple[int, ...], reuse: str) -> Array | None:
         """Return `entry`, remembered; None where the span is too long or the age not known."""
-        key = (e, layer, last, before, reuse)
+        key = (e, layer, past, reuse)
         if key not in self._entries:
-            possible = e - last <= self.max_span and self._reaches(e, layer, last)
-            self._entries[key] = self.entry(e, layer, last, before, reuse) if possible else None
+            possible = e - past[0] <= self.max_span and self._reaches(e, layer, past[0])
+            self._entries[key] = self.entry(e, layer, past, reuse) if possible else None
         return self._entries[key]
 
     def _reaches(self, e: int, layer: int, past: int) -> bool:
         """Say whether the response of an entry to the output of evaluation `past` is known."""
         return e - past <= self.max_age and bool(self._known[e, layer, e - past - 1])
 
-    def entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array:
-        """Return the response (M,) of an entry that reuses the outputs of evaluations `last` and `before`."""
-        ages = self.responses[e, layer]
-        if reuse == HOLD or before is None or not self._reaches(e, layer, before):
-            return ages[e - last - 1]
-        of_last, of_before = weights_of(self.slope(e, layer, last, before, reuse))
-        return of_last * ages[e - last - 1] + of_before * ages[e - before - 1]
+    def _readable(self, e: int, layer: int, past: Sequence[int]) -> list[int]:
+        """Return the evaluations of `past`, the last one first, up to the first whose response is not known."""
+        return list(takewhile(lambda source: self._reaches(e, layer, source), past))
 
-    def slope(self, e: int, layer: int, last: int, before: int, reuse: str) -> float:
-        """Return how far an entry goes on from evaluation `before` over `last`.
+    def entry(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Array:
+        """Return the response (M,) of an entry that reuses the outputs of evaluations `past`, the last one first.
 
-        A fitted slope makes this entry's own change of the image smallest.
+        Those from the first on whose response is not known are not read.
         """
-        t = self.timesteps
+        past = self._readable(e, layer, past)
+        ages, weights = self.responses[e, layer], self.weights(e, layer, past, reuse)
+        change = weights[0] * ages[e - past[0] - 1]
+        for source, weight in zip(past[1:], weights[1:], strict=False):
+            change = change + weight * ages[e - source - 1]
+        return change
+
+    def weights(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Weights:
+        """Return the weights of the outputs of evaluations `past`, the last one first, or of the first of them.
+
+        Fitted weights make this entry's own change of the image smallest.
+        """
+        if reuse == HOLD or len(past) == 1:
+            return (1.0,)
         if reuse == LINEAR:
-            return line_slope(t[e], t[last], t[before])
-        key = (e, layer, last, before)
-        if key not in self._slopes:
-            held = self.responses[e, layer, e - last - 1]
-            step = held - self.responses[e, layer, e - before - 1]
-            self._slopes[key] = float(np.clip(-(held @ step) / max(step @ step, 1e-30), *SLOPES))
-        return self._slopes[key]
+            t = self.timesteps
+            return weights_of(line_slope(t[e], t[past[0]], t[past[1]]))
+        key = (e, layer, tuple(past))
+        if key not in self._weights:
+            held, *older = (self.responses[e, layer, e - source - 1] for source in past)
+            self._weights[key] = fitted_weights(held, older)
+        return self._weights[key]
 
-    @property
-    def fitted(self) -> tuple[tuple[float, ...], ...]:
-        """Slopes of the reused layers of each evaluation whose reuse is `fitted`, as a graph wants them."""
-        return tuple(
-            tuple(self._slope_now(e, int(layer)) for layer in np.flatnonzero(~row)) if reuse == FITTED else ()
-            for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True))
-        )
+    def stand_ins(self) -> dict[str, Any]:
+        """Return what stands in, as `reuse`, `fitted` and `weighted` of a graph."""
+        fitted, weighted = [], []
+        for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True)):
+            layers = [int(layer) for layer in np.flatnonzero(~row)] if reuse == FITTED else []
+            weights = [self._weights_now(e, layer) for layer in layers]
+            fitted.append(tuple(0.0 if len(of_entry) == 1 else -of_entry[1] for of_entry in weights))
+            weighted.append(tuple(weights))
+        if self.order == 2:
+            return {"reuse": self.reuse, "fitted": tuple(fitted)}
+        return {
+            "reuse": [WEIGHTED if reuse == FITTED else reuse for reuse in self.reuse],
+            "weighted": tuple(weighted),
+        }
 
-    def _slope_now(self, e: int, layer: int) -> float:
-        computed = np.flatnonzero(self.rows[:e, layer])
-        if len(computed) < 2 or not self._reaches(e, layer, int(computed[-2])):
-            return 0.0
-        return round(self.slope(e, layer, int(computed[-1]), int(computed[-2]), FITTED), 6)
+    def _weights_now(self, e: int, layer: int) -> Weights:
+        computed = np.flatnonzero(self.rows[:e, layer])[: -self.order - 1 : -1].tolist()
+        weights = self.weights(e, layer, self._readable(e, layer, computed), FITTED)
+        return weights if len(weights) == 1 else from_slopes([-weight for weight in weights[1:]])
 
-    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> None:
-        """Take over rows and reuse."""
+    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> bool:
+        """Take over rows and reuse; False, and nothing taken, where a span is too long or an age not known."""
+        columns = [self.column(rows[:, layer], layer, reuse) for layer in range(rows.shape[1])]
+        if any(column is None for column in columns):
+            return False
         self.rows, self.reuse = rows.copy(), list(reuse)
-        for layer in range(rows.shape[1]):
-            column = self.column(rows[:, layer], layer, reuse)
-            assert column is not None
-            self.columns[layer] = column
+        self.columns = np.stack(columns)  # type: ignore[arg-type]
         self._refresh(range(rows.shape[1]))
+        return True
 
     def _refresh(self, layers: Iterable[int]) -> None:
         """Work out anew what each flip of a bit of these layers would add to the change of the image."""
@@ -158,7 +223,7 @@ class Allocation:
     def _refresh_among(self, layer: int, evaluations: Iterable[int]) -> None:
         now = self.rows[:, layer]
         for e in evaluations:
-            among = range(e, _second_computed(now, e, 1))  # the entries whose past outputs depend on this bit
+            among = range(e, _computed_beside(now, e, self.order))  # entries whose past outputs depend on it
             flipped = now.copy()
             flipped[e] = not flipped[e]
             before = self._sum(now, layer, self.reuse, among)
@@ -172,7 +237,7 @@ class Allocation:
         self.columns[layer] += self._flips[layer, e]
         self.rows[e, layer] = not self.rows[e, layer]
         bits = self.rows[:, layer]
-        first, last = _second_computed(bits, e, -1), _second_computed(bits, e, 1)
+        first, last = _computed_beside(bits, e, -self.order), _computed_beside(bits, e, self.order)
         self._refresh_among(layer, [other for other in self.routed if first <= other <= last])
 
     def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:
@@ -260,9 +325,9 @@ class Allocation:
                 return
 
 
-def _second_computed(bits: npt.NDArray[np.bool_], e: int, direction: int) -> int:
-    """Return the second evaluation after (direction 1) or before (-1) `e` that computes, or the end of the column."""
-    beside = np.flatnonzero(bits[e + 1 :]) + e + 1 if direction > 0 else np.flatnonzero(bits[:e])[::-1]
-    if len(beside) > 1:
-        return int(beside[1])
-    return len(bits) if direction > 0 else 0
+def _computed_beside(bits: npt.NDArray[np.bool_], e: int, count: int) -> int:
+    """Return the `count`-th evaluation after `e` that computes (before `e` where negative), or the column's end."""
+    beside = np.flatnonzero(bits[e + 1 :]) + e + 1 if count > 0 else np.flatnonzero(bits[:e])[::-1]
+    if len(beside) >= abs(count):
+        return int(beside[abs(count) - 1])
+    return len(bits) if count > 0 else 0

@@ -11,6 +11,7 @@ from l2c.calibration.calibration import Calibration
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import Weights
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, check_reach, evaluations_worth, rows_in_order
 from l2c.sampling.binding import binding_of
@@ -66,6 +67,11 @@ class Problem:
         return replace(self, blank=self.blank.replace(fingerprint=None))
 
     @property
+    def stochastic(self) -> bool:
+        """Whether the solver adds noise of its own, along which no forecast goes on."""
+        return self.sampler is not None and self.sampler.solver.stochastic
+
+    @property
     def all_but_first(self) -> tuple[int, ...]:
         """Every evaluation that can be routed at all."""
         return tuple(range(1, self.blank.num_evaluations))
@@ -114,6 +120,7 @@ class Problem:
         *,
         reuse: Sequence[str] = (),
         fitted: tuple[tuple[float, ...], ...] = (),
+        weighted: tuple[tuple[Weights, ...], ...] = (),
         **hyperparameters: Any,
     ) -> CacheGraph:
         """Return the graph of some rows, with where it came from and its MACs."""
@@ -122,6 +129,7 @@ class Problem:
             routed=None,
             reuse=tuple(reuse),
             fitted=fitted,
+            weighted=weighted,
             provenance={
                 "method": method,
                 "hyperparameters": hyperparameters,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from l2c.calibration.calibration import Calibration
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import FITTED, REUSES
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS
 from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import Problem
+
+REUSES = (HOLD, LINEAR, FITTED)
 
 
 def gram(
@@ -19,6 +22,7 @@ def gram(
     *,
     budget: Budget,
     reuses: Sequence[str] = (FITTED,),
+    order: int = 2,
     max_span: int | None = None,
     routed: str = "all",
     exchanges: int = 0,
@@ -29,6 +33,7 @@ def gram(
         problem: with `responses` among its statistics.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
+        order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
         max_span: evaluations in a row that a layer may be reused; None = a fifth of the trajectory, at least 4.
         routed: `all` but the first evaluation, `alternate` or `auto`.
         exchanges: rounds of overshooting the budget and coming back.
@@ -38,6 +43,8 @@ def gram(
     unknown = [reuse for reuse in reuses if reuse not in REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
+    if order not in range(2, MAX_OUTPUTS + 1):
+        raise ValueError(f"order must be 2..{MAX_OUTPUTS}, the past outputs that a fitted entry reads, got {order}")
     calibration, total = problem.statistics(), problem.blank.num_evaluations
     max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(
@@ -47,17 +54,17 @@ def gram(
         routed=problem.routed(routed, worth),
         max_span=max_span,
         reuses=reuses,
+        order=order,
     )
     to_save = (total - worth) * problem.cost.evaluation
     allocation.grow(to_save)
     allocation.exchange(to_save, rounds=exchanges)
-    graph = problem.graph(
-        allocation.rows.tolist(),
-        "gram",
-        reuse=allocation.reuse,
-        fitted=allocation.fitted,
+    graph = _graph_of(
+        problem,
+        allocation,
         budget=worth,
         reuses=list(reuses),
+        order=order,
         max_span=max_span,
         routed=routed,
         exchanges=exchanges,
@@ -68,9 +75,45 @@ def gram(
         if calibration.carried_from is not None:
             reason = f"with max_span {max_span} and the ages measured (calibrate with a larger responses.max_age)"
         check_reach(worth, got, total, reason)
+    return graph
+
+
+def refitted(problem: Problem, graph: CacheGraph, worth: float, *, order: int = 3) -> CacheGraph | None:
+    """Return a graph's rows with fitted weights, more of them computed where the budget leaves room.
+
+    Args:
+        problem: with `responses` among its statistics.
+        graph: of the same sampler; a fixed rule's, for one.
+        worth: the budget in evaluations' worth of MACs, not below the graph's own.
+        order: see `gram`.
+
+    Returns:
+        the graph; None where a layer is reused for longer than the responses reach.
+
+    """
+    responses = problem.statistics().tensor("responses").numpy()
+    allocation = Allocation(
+        responses,
+        problem.blank.timesteps,
+        problem.cost.layers,
+        max_span=responses.shape[2],
+        reuses=(FITTED,),
+        order=order,
+    )
+    if not allocation.set(np.array(graph.rows), [FITTED] * graph.num_evaluations):
+        return None
+    allocation.shrink((graph.num_evaluations - worth) * problem.cost.evaluation)
+    return _graph_of(problem, allocation, budget=worth, order=order, **{"from": dict(graph.provenance)})
+
+
+def _graph_of(problem: Problem, allocation: Allocation, **made: Any) -> CacheGraph:
+    """Return the graph of an allocation, with the error that is expected and where responses were carried from."""
+    calibration = problem.statistics()
+    graph = problem.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)
     if calibration.carried_from is not None:
         graph = graph.replace(provenance={**graph.provenance, "carried_from": calibration.carried_from})
-    expected = expected_error(allocation.columns.sum(axis=0), calibration, got / total)
+    share = problem.cost.evaluations_worth(graph) / graph.num_evaluations
+    expected = expected_error(allocation.columns.sum(axis=0), calibration, share)
     return graph.replace(measured={**graph.measured, **expected})
 
 

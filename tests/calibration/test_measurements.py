@@ -108,7 +108,7 @@ def test_allocation_takes_entries_that_cancel():
 def test_allocation_forecasts_linear_reuse_from_two_ages():
     responses = torch.randn(4, 1, 3, 5, generator=torch.Generator().manual_seed(1)).numpy()
     allocation = Allocation(responses, (10.0, 8.0, 5.0, 4.0), (1,))
-    assert allocation.entry(3, 0, 2, 1, LINEAR) == pytest.approx(
+    assert allocation.entry(3, 0, (2, 1), LINEAR) == pytest.approx(
         (1 + 1 / 3) * responses[3, 0, 0] - 1 / 3 * responses[3, 0, 1], rel=1e-5
     )
 
@@ -166,12 +166,12 @@ def test_fitted_slopes_make_the_change_of_an_entry_smallest():
     responses = torch.randn(4, 1, 3, 5, generator=torch.Generator().manual_seed(1)).numpy()
     allocation = Allocation(responses, (10.0, 8.0, 5.0, 4.0), (1,), reuses=("fitted",))
     held, older = responses[3, 0, 0], responses[3, 0, 1]
-    slope = allocation.slope(3, 0, 2, 1, "fitted")
+    slope = -allocation.weights(3, 0, (2, 1), "fitted")[1]
     changes = [((1 + k) * held - k * older) for k in (slope - 0.01, slope, slope + 0.01)]
     norms = [float(change @ change) for change in changes]
     assert norms[1] < min(norms[0], norms[2])
-    assert allocation.entry(3, 0, 2, 1, "fitted") == pytest.approx(changes[1], rel=1e-5)
-    assert allocation.entry(3, 0, 2, None, "fitted") == pytest.approx(held)
+    assert allocation.entry(3, 0, (2, 1), "fitted") == pytest.approx(changes[1], rel=1e-5)
+    assert allocation.entry(3, 0, (2,), "fitted") == pytest.approx(held)
 
 
 def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
