@@ -142,7 +142,14 @@ def test_top_k_refuses_scores_that_do_not_fit(problem, tmp_path):
 def test_budget_is_met(problem, name, budget):
     graph = make_graph(name, problem, budget=budget)
     wanted = {0.8: 0.8 * E, 5.5: 5.5, "1.3x": E / 1.3}[budget]
-    coarse = {"interval": 1.0, "budcache": 1.0, "l2p": 1.0, "deepcache": 0.5, "faster_diffusion": 0.5, "smoothcache": 0.8}
+    coarse = {
+        "interval": 1.0,
+        "budcache": 1.0,
+        "l2p": 1.0,
+        "deepcache": 0.5,
+        "faster_diffusion": 0.5,
+        "smoothcache": 0.8,
+    }
     assert problem.cost.evaluations_worth(graph) == pytest.approx(wanted, abs=coarse.get(name, 0.1))
     assert graph.provenance["method"] == name
     Sampler(problem.sampler.backbone, graph=graph)
