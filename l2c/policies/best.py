@@ -100,11 +100,7 @@ def best(
     """
     assert problem.sampler is not None
     worth = problem.evaluations(budget)
-    if problem.sampler.solver.stochastic:
-        raise ValueError(
-            f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
-            "take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
-        )
+    problem.check_deterministic("best")
     own = problem.blank.num_evaluations
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:

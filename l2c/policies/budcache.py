@@ -55,11 +55,8 @@ def budcache(
     rule = Rule(reuse)
     rule.check(problem.blank.num_evaluations)
     worth, count = problem.evaluations(budget), problem.blank.num_evaluations
-    if problem.sampler is None or problem.stochastic:
-        raise ValueError(
-            f"policy budcache compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
-            "take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
-        )
+    assert problem.sampler is not None
+    problem.check_deterministic("budcache")
     of_layers = sum(problem.cost.layers) / problem.cost.evaluation
     num_computed = min(count, count - math.ceil((count - worth - SLACK) / of_layers))
     judge = Judge.of(problem.sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)

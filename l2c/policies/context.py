@@ -66,6 +66,19 @@ class Problem:
         """Return the same problem for graphs that do not depend on the weights."""
         return replace(self, blank=self.blank.replace(fingerprint=None))
 
+    def check_deterministic(self, policy: str) -> None:
+        """Refuse a solver that adds noise of its own, for a policy that judges graphs by their images.
+
+        Raises:
+            ValueError: it does.
+
+        """
+        if self.stochastic:
+            raise ValueError(
+                f"policy {policy} compares images from the same noise, but {self.blank.solver} adds noise of its "
+                "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
+            )
+
     @property
     def stochastic(self) -> bool:
         """Whether the solver adds noise of its own, along which no forecast goes on."""

@@ -9,10 +9,11 @@ import numpy as np
 
 from l2c.calibration.calibration import Calibration
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS
+from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import Problem
+from l2c.policies.settings import ORDER
 
 REUSES = (HOLD, LINEAR, FITTED)
 
@@ -43,8 +44,7 @@ def gram(
     unknown = [reuse for reuse in reuses if reuse not in REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
-    if order not in range(2, MAX_OUTPUTS + 1):
-        raise ValueError(f"order must be 2..{MAX_OUTPUTS}, the past outputs that a fitted entry reads, got {order}")
+    ORDER.check("order", order)
     calibration, total = problem.statistics(), problem.blank.num_evaluations
     max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import HOLD, MAX_OUTPUTS, WEIGHTED, Weights, from_slopes
+from l2c.graph.predictor import HOLD, WEIGHTED, Weights, from_slopes
 from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 from l2c.policies.interval import interval
+from l2c.policies.settings import ORDER
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -55,8 +56,7 @@ def l2p(
         ValueError: an option is out of range, or the budget out of reach.
 
     """
-    if order not in range(2, MAX_OUTPUTS + 1):
-        raise ValueError(f"order must be 2..{MAX_OUTPUTS}, the past outputs that a forecast reads, got {order}")
+    ORDER.check("order", order)
     assert problem.sampler is not None
     rows = interval(problem, n=n, budget=budget, first=first, last=last, phase=phase).rows
     settings: dict[str, Any] = {

@@ -13,7 +13,7 @@ from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, taylor_weights
 from l2c.graph.statistics import KINDS
 from l2c.policies.context import Problem
-from l2c.policies.settings import PARTS, RULE_REUSES
+from l2c.policies.settings import PART, RULE_REUSE
 
 ORDERS = {"taylor1": 1, "taylor2": 2}
 
@@ -42,10 +42,8 @@ class Rule:
             ValueError: an option does not exist or is out of range.
 
         """
-        if self.reuse not in RULE_REUSES:
-            raise ValueError(f"reuse must be one of {', '.join(RULE_REUSES)}, got {self.reuse!r}")
-        if self.part not in PARTS:
-            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {self.part!r}")
+        RULE_REUSE.check("reuse", self.reuse)
+        PART.check("part", self.part)
         if self.first < 1 or self.last < 0 or self.first + self.last > num_evaluations:
             raise ValueError(
                 f"first must be at least 1, last at least 0, and both together at most the {num_evaluations} "

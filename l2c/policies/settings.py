@@ -17,11 +17,9 @@ ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
 FROM_0 = Number(whole=True, at_least=0)
 ORDER = Number(whole=True, at_least=2, at_most=MAX_OUTPUTS)  # past outputs that a forecast reads
-RULE_REUSES = (HOLD, LINEAR, "taylor1", "taylor2")
-PARTS = ("all", "attn", "mlp")
-RULE_REUSE = Text(choices=RULE_REUSES)
+RULE_REUSE = Text(choices=(HOLD, LINEAR, "taylor1", "taylor2"))
 ENDS: dict[str, Rule] = {"first": COUNT, "last": FROM_0}  # evaluations that compute everything
-PART = Text(choices=PARTS)
+PART = Text(choices=("all", "attn", "mlp"))
 
 
 @dataclass(frozen=True)

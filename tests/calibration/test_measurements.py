@@ -208,13 +208,17 @@ def test_an_age_that_is_not_known_is_never_used():
     assert (~allocation.rows).any()
     for e in range(3, 6):
         assert all(allocation.rows[e - 1, layer] for layer in range(3) if not allocation.rows[e, layer])
-        assert not any(allocation.fitted[e])  # the output before the last is of unknown age: held
+        assert not any(allocation.stand_ins()["fitted"][e])  # the output before the last is of unknown age: held
 
 
-def test_what_flips_would_add_stays_true_while_entries_are_flipped():
-    responses = torch.randn(9, 3, 5, 6, generator=torch.Generator().manual_seed(3)).numpy()
-    allocation = Allocation(responses, range(9, 0, -1), (1, 2, 1), max_span=3, reuses=("fitted",))
-    allocation.grow(12.0)
+@pytest.mark.parametrize("known", [5, 2], ids=["all ages known", "two ages known in places"])
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_what_flips_would_add_stays_true_while_entries_are_flipped(order, known):
+    responses = torch.randn(12, 3, 5, 6, generator=torch.Generator().manual_seed(3)).numpy()
+    responses[4:7, :, known:] = np.nan
+    allocation = Allocation(responses, range(12, 0, -1), (1, 2, 1), max_span=3, reuses=("fitted",), order=order)
+    allocation.grow(20.0)
+    allocation.shrink(14.0)
     flips, possible = allocation._flips.copy(), allocation._possible.copy()
     columns = allocation.columns.copy()
     allocation.set(allocation.rows, allocation.reuse)

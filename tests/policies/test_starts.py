@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.responses import measure_responses
 from l2c.policies.best import likely_rules
 from l2c.policies.context import Problem
@@ -36,7 +36,7 @@ def test_best_is_no_worse_than_the_rules_it_judges(problem):
     sampler = problem.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(problem.blank)))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, problem.blank.binding))
     found = make_graph("best", problem, budget=0.6, steps=0, num_trajectories=4, pool=4)
     judge = Judge.of(sampler, 4, 7, pool=4, batch_size=64)
     rules = likely_rules(problem, 6.0)
@@ -48,7 +48,7 @@ def test_rows_of_a_rule_are_fitted_and_fill_the_budget(problem):
     sampler = problem.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=4)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(problem.blank)))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, problem.blank.binding))
     rule = make_graph("interval", problem, n=2)
     worth = problem.cost.evaluations_worth(rule) + 0.7
     graph = refitted(problem, rule, worth)
