@@ -71,6 +71,21 @@ class Problem:
         """Whether the solver adds noise of its own, along which no forecast goes on."""
         return self.sampler is not None and self.sampler.solver.stochastic
 
+    def deterministic_sampler(self, policy: str) -> Sampler:
+        """Return the sampler, for a policy that compares images from the same noise.
+
+        Raises:
+            ValueError: the solver adds noise of its own.
+
+        """
+        assert self.sampler is not None
+        if self.stochastic:
+            raise ValueError(
+                f"policy {policy} compares images from the same noise, but {self.blank.solver} adds noise of its "
+                "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
+            )
+        return self.sampler
+
     @property
     def all_but_first(self) -> tuple[int, ...]:
         """Every evaluation that can be routed at all."""

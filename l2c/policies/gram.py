@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -98,5 +99,5 @@ def refitted(problem: Problem, graph: CacheGraph, worth: float, *, order: int = 
     if not allocation.set(np.array(graph.rows), [FITTED] * graph.num_evaluations):
         return None
     allocation.shrink((graph.num_evaluations - worth) * problem.cost.evaluation)
-    made = {"from": dict(graph.provenance), "budget": worth, "order": order}
+    made: dict[str, Any] = {"from": dict(graph.provenance), "budget": worth, "order": order}
     return problem.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)

@@ -6,6 +6,8 @@ up to 1, to the outputs that were computed along a few uncached trajectories.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -57,7 +59,13 @@ def l2p(
         raise ValueError(f"order must be 2..{MAX_OUTPUTS}, the past outputs that a forecast reads, got {order}")
     assert problem.sampler is not None
     rows = interval(problem, n=n, budget=budget, first=first, last=last, phase=phase).rows
-    settings = {"n": n, "budget": budget, "order": order, "num_trajectories": num_trajectories, "seed": seed}
+    settings: dict[str, Any] = {
+        "n": n,
+        "budget": budget,
+        "order": order,
+        "num_trajectories": num_trajectories,
+        "seed": seed,
+    }
     if problem.stochastic:  # a forecast would go on along the noise
         return problem.graph(rows, "l2p", reuse=(HOLD,) * len(rows), **settings)
     products = measure_products(problem.sampler, num_trajectories, batch_size=batch_size, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def late_first(
     layers = sorted(rule.layers(problem.blank.layers))
     evaluations = [e for e in problem.routed(routed, worth) if rule.allows(e, count)]
     rows = problem.in_order([(e, layer) for e in evaluations for layer in layers], worth)
-    said = {"rule": rule.said()} if rule.said() else {}
+    said: dict[str, Any] = {"rule": rule.said()} if rule.said() else {}
     return problem.graph(rows, "late_first", **rule.stand_ins(problem, rows), budget=worth, routed=routed, **said)
 
 
