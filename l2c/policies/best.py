@@ -98,14 +98,13 @@ def best(
         ValueError: the budget is out of reach, or the solver adds noise of its own.
 
     """
-    assert problem.sampler is not None
+    sampler = problem.deterministic_sampler("best")
     worth = problem.evaluations(budget)
-    problem.check_deterministic("best")
     own = problem.blank.num_evaluations
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:
         raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
-    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
+    judge = Judge.of(sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[CacheGraph] = []
@@ -113,7 +112,7 @@ def best(
         start = _best_start(each, judge, worth, max_span)
         candidates.append(start)
         if steps and reused_entries(start):
-            candidates.append(_trained(each, problem.sampler, start, training))
+            candidates.append(_trained(each, sampler, start, training))
     chosen = min(candidates, key=judge.error)
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:

@@ -7,8 +7,8 @@ evaluations is what the budget pays for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
@@ -22,7 +22,8 @@ from l2c.policies.true_error import Judge
 
 HOT, COLD = 0.5, 0.02  # temperatures at the start and the end, in units of the logarithm of the error
 SLACK = 0.02  # evaluations' worth that the graph may take beyond the budget
-Chosen = tuple[int, ...]  # the evaluations that compute, in order
+Chosen: TypeAlias = tuple[int, ...]  # the evaluations that compute, in order
+Errors: TypeAlias = Callable[[Chosen], float]
 
 
 def budcache(
@@ -55,23 +56,16 @@ def budcache(
     rule = Rule(reuse)
     rule.check(problem.blank.num_evaluations)
     worth, count = problem.evaluations(budget), problem.blank.num_evaluations
-    assert problem.sampler is not None
-    problem.check_deterministic("budcache")
+    sampler = problem.deterministic_sampler("budcache")
     of_layers = sum(problem.cost.layers) / problem.cost.evaluation
     num_computed = min(count, count - math.ceil((count - worth - SLACK) / of_layers))
-    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)
-    settings: dict[str, Any] = {
-        "budget": worth,
-        "steps": steps,
-        "climbs": climbs,
-        "num_trajectories": num_trajectories,
-    }
+    judge = Judge.of(sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)
+    settings: dict[str, Any] = {"budget": worth, "steps": steps, "climbs": climbs, "seed": seed, "rule": rule.said()}
     known: dict[Chosen, float] = {}
 
     def graph_of(chosen: Chosen) -> CacheGraph:
         rows = [[e in chosen] * problem.blank.num_layers for e in range(count)]
-        stands_in: dict[str, Any] = {"rule": rule.said()} if rule.said() else {}
-        return problem.graph(rows, "budcache", **rule.stand_ins(problem, rows), **settings, **stands_in)
+        return problem.graph(rows, "budcache", **rule.stand_ins(problem, rows), **settings)
 
     def error(chosen: Chosen) -> float:
         if chosen not in known:
@@ -86,7 +80,7 @@ def budcache(
     return graph_of(best)
 
 
-def _annealed(chosen: Chosen, error, random: Stream, count: int, steps: int) -> Chosen:  # type: ignore[no-untyped-def]
+def _annealed(chosen: Chosen, error: Errors, random: Stream, count: int, steps: int) -> Chosen:
     """Return the best of the choices that simulated annealing passes."""
     best = chosen
     for step in tqdm(range(steps), desc="annealing", unit="graph"):
@@ -100,7 +94,7 @@ def _annealed(chosen: Chosen, error, random: Stream, count: int, steps: int) -> 
     return best
 
 
-def _climbed(chosen: Chosen, error, count: int, climbs: int) -> Chosen:  # type: ignore[no-untyped-def]
+def _climbed(chosen: Chosen, error: Errors, count: int, climbs: int) -> Chosen:
     """Return the choice that no move of one evaluation by one makes better, or where `climbs` tries have ended."""
     tried = 0
     while True:

@@ -66,23 +66,25 @@ class Problem:
         """Return the same problem for graphs that do not depend on the weights."""
         return replace(self, blank=self.blank.replace(fingerprint=None))
 
-    def check_deterministic(self, policy: str) -> None:
-        """Refuse a solver that adds noise of its own, for a policy that judges graphs by their images.
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver adds noise of its own, along which no forecast goes on."""
+        return self.sampler is not None and self.sampler.solver.stochastic
+
+    def deterministic_sampler(self, policy: str) -> Sampler:
+        """Return the sampler, for a policy that compares images from the same noise.
 
         Raises:
-            ValueError: it does.
+            ValueError: the solver adds noise of its own.
 
         """
+        assert self.sampler is not None
         if self.stochastic:
             raise ValueError(
                 f"policy {policy} compares images from the same noise, but {self.blank.solver} adds noise of its "
                 "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
             )
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the solver adds noise of its own, along which no forecast goes on."""
-        return self.sampler is not None and self.sampler.solver.stochastic
+        return self.sampler
 
     @property
     def all_but_first(self) -> tuple[int, ...]:
