@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import LINEAR
 from l2c.io.atomic import replacing

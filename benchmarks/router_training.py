@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.diffusion import Guidance, make_solver, schedule_of
 from l2c.io.atomic import replacing
 from l2c.io.seeds import draw_normal

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from omegaconf import DictConfig
 
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.io.atomic import replacing
 from l2c.report.figures import COMPUTED, save_figure
 from l2c.report.machine import machine

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from l2c.integrations.diffusers import CacheGraphs, applied, apply, remove
     from l2c.integrations.l2c_routers import import_l2c_router
     from l2c.pipelines.acceleration import accelerate
+    from l2c.policies.calibration import Calibration
     from l2c.sampling.sampler import Sampler
 
 __all__ = [
     "CacheGraph",
     "CacheGraphs",
+    "Calibration",
     "DiT",
     "Sampler",
     "UViT",
@@ -37,6 +39,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "CacheGraph": "l2c.graph.cache_graph",
         "CacheGraphs": "l2c.integrations.diffusers",
+        "Calibration": "l2c.policies.calibration",
         "DiT": "l2c.backbones.dit",
         "Sampler": "l2c.sampling.sampler",
         "UViT": "l2c.backbones.uvit",

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from l2c.calibration import calibration_file as file
+from l2c.calibration.cost import Cost
+from l2c.calibration.grid import Grid
+from l2c.calibration.other_times import Measured, carry
+from l2c.diffusion import Schedule, Solver
+from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
+from l2c.io.names import shown
 
-FORMAT = "l2c-calibration"
+Kind = TypeVar("Kind", bound="Calibration")
+OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
     "layer_change": "run `l2c calibrate` and pass its file as statistics=PATH",
     "block_change": "run `l2c calibrate` and pass its file as statistics=PATH",
@@ -25,19 +34,35 @@ HOW = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """Measured tensors and the graph-like head that says what they are valid for.
+    """Measured tensors and what they are valid for.
 
     Attributes:
         tensors: `layer_change` (K, E, L) and `block_change` (K, E, B): mean relative L1 change against the output
-            1..K evaluations before; `responses` (E, L, A, M): see `measure_responses`.
-        head: model, fingerprint, solver, its options, timesteps, guidance and scale.
+            1..K evaluations before; `responses` (E, L, A, M) and `responses_ahead` (E, L, B, M): see
+            `measure_both_ways`.
+        binding: model, weights, solver, times and guidance.
         settings: how it was measured: seed, number of trajectories.
+        grid: the evaluations as responses see them; None = the responses belong to these times alone.
+        schedule: the noise schedule of the weights; None where a pipeline's scheduler has one of its own.
+        cost: MACs of the backbone; None = not known without the model.
+        corrections: true errors beside predicted ones, see `file.CORRECTION`, from the largest budget.
+        carried_from: number of evaluations of the grid that responses were carried from; None = measured here.
 
     """
 
     tensors: Mapping[str, Tensor]
-    head: Mapping[str, Any]
+    binding: Binding
     settings: Mapping[str, Any] = field(default_factory=dict)
+    grid: Grid | None = None
+    schedule: Schedule | None = None
+    cost: Cost | None = None
+    corrections: tuple[Mapping[str, float], ...] = ()
+    carried_from: int | None = None
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What it is valid for, by name."""
+        return self.binding.head
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its name.
@@ -50,53 +75,90 @@ class Calibration:
             raise ValueError(f"the statistics hold {', '.join(self.tensors) or 'nothing'} but no {name}; {HOW[name]}")
         return self.tensors[name]
 
-    def check(self, graph: CacheGraph) -> None:
+    def check(self, graph: CacheGraph, *, any_times: bool = False) -> None:
         """Refuse statistics of another model or sampler than a graph is to be made for.
+
+        Args:
+            graph: to be made.
+            any_times: accept another solver and other times.
 
         Raises:
             ValueError: they differ; the message says in what.
 
         """
-        for what, wanted in head_of(graph).items():
+        for what, wanted in graph.binding.head.items():
             got = self.head.get(what)
-            if got != wanted:
-                shown = f"{_short(got)}, but the graph is to be made for {_short(wanted)}"
+            if got != wanted and not (any_times and what in OF_TIMES):
+                between = f"{_short(got)}, but the graph is to be made for {_short(wanted)}"
                 raise ValueError(
-                    f"the statistics were made for {what.replace('_', ' ')} {shown}; run l2c calibrate with "
-                    "the same model and solver, or take the statistics that belong to them"
+                    f"the statistics were made for {what.replace('_', ' ')} {between}; run l2c calibrate with the "
+                    "same model and solver, or take the statistics that belong to them"
                 )
 
+    def at(self: Kind, graph: CacheGraph, solver: Solver | Grid) -> Kind:
+        """Return the calibration for the times of a graph: itself, or with responses carried there.
+
+        Args:
+            graph: to be made; says model, weights, guidance and times.
+            solver: of the graph, or its evaluations.
+
+        Raises:
+            ValueError: model, weights or guidance differ, or the responses cannot be carried; the message says why.
+
+        """
+        same_times = all(self.head[what] == graph.binding.head[what] for what in OF_TIMES)
+        if same_times or self.grid is None or "responses_ahead" not in self.tensors:
+            self.check(graph)
+            return self
+        self.check(graph, any_times=True)
+        grid = solver if isinstance(solver, Grid) else Grid.of(solver)
+        measured = Measured(self.grid, *(self.tensors[name].numpy() for name in ("responses", "responses_ahead")))
+        count = len(grid.timesteps)
+        responses = carry([measured], grid, max_age=min(count - 1, max(6, -(-2 * count // 5))))
+        return replace(
+            self,
+            tensors={"responses": torch.from_numpy(responses)},
+            binding=graph.binding,
+            grid=grid,
+            carried_from=len(self.grid.timesteps),
+        )
+
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with a JSON header; it appears whole or not at all."""
-        header = json.dumps({"format": FORMAT, "head": dict(self.head), "settings": dict(self.settings)})
+        """Write a safetensors file with a JSON header; it appears whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+            ValueError: the settings cannot be said in JSON.
+
+        """
+        header = file.header_of(self)
         with replacing(path) as temporary:
             save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata={"l2c": header})
 
     @classmethod
-    def load(cls, path: str | Path) -> Calibration:
-        """Read a file.
+    def load(cls: type[Kind], path: str | Path) -> Kind:
+        """Read and validate a file.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it holds no statistics.
+            ValueError: it holds no statistics, those of another version, or contradicts itself.
 
         """
+        name = shown(path, 300)
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no statistics at {path}; l2c calibrate writes them")
+            raise FileNotFoundError(f"no statistics at {name}; l2c calibrate writes them")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["l2c"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            with safe_open(path, framework="pt") as opened:
+                header = (opened.metadata() or {})["l2c"]
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path} holds no statistics of l2c; give what l2c calibrate wrote") from error
-        if header.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no statistics of l2c; give what l2c calibrate wrote")
-        return cls(tensors, header["head"], header["settings"])
-
-
-def head_of(graph: CacheGraph) -> dict[str, Any]:
-    """Return what statistics must share with a graph, as JSON keeps it; see `Binding.head`."""
-    return graph.binding.head
+            raise ValueError(f"{name} holds no statistics of l2c; give what l2c calibrate wrote") from error
+        try:
+            calibration = cls(tensors, **file.fields_of(header))
+            file.check_tensors(calibration)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return calibration
 
 
 def _short(value: Any) -> str:

@@ -19,7 +19,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.correction import layer_widths, reused_entries
 from l2c.sampling.gradients import differentiable
 from l2c.sampling.sampler import Sampler
-from l2c.sampling.unrolled import image_loss, unroll, with_slopes
+from l2c.sampling.unrolled import image_loss, start_slopes, unroll, with_slopes
 
 LOSSES = ("image", "output")
 EMBEDDING_SIZE = 256
@@ -42,7 +42,7 @@ class Distillation(nn.Module):
 
     Attributes:
         backbone: the frozen network, a submodule so that it moves with the trained part.
-        slopes: (R,), see `reused_entries`.
+        slopes: (R,) or (R, K - 1), see `start_slopes`.
         maps: (embedding size, scale and shift, channels of all layers side by side); None without scale_shift.
 
     Raises:
@@ -80,8 +80,7 @@ class Distillation(nn.Module):
                 "take loss=output"
             )
         device = next(self.backbone.parameters()).device
-        start = torch.tensor([graph.slopes[e][layer] for e, layer in self.entries])
-        self.slopes = nn.Parameter(start.to(device), requires_grad=slopes)
+        self.slopes = nn.Parameter(start_slopes(graph).to(device), requires_grad=slopes)
         self.maps: nn.Parameter | None = None
         if scale_shift:
             self.widths = layer_widths(self.backbone)

@@ -4,9 +4,14 @@ To first order, replacing the output f_e of a layer at evaluation e by f_e + d c
 backward pass from a random direction q of image space gives q . J_e for all entries (evaluation, layer) at once,
 so that q . J_e (f_{e-a} - f_e) costs an inner product for every age a. What `linear` reuse changes is a combination
 of two ages, because J_e is linear: no second measurement is needed for it, nor for spans.
+
+The backward pass goes evaluation by evaluation, from the last to the first, each of which is computed again: memory
+holds the activations of one evaluation, the states of the trajectory and the outputs of all layers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,6 +51,25 @@ def measure_responses(
         ValueError: the solver adds noise of its own, or passes no gradient on.
 
     """
+    options = {"num_probes": num_probes, "max_age": max_age, "batch_size": batch_size, "seed": seed}
+    return measure_both_ways(sampler, labels, noise, max_ahead=0, **options)[0]
+
+
+def measure_both_ways(
+    sampler: Sampler,
+    labels: Tensor | None,
+    noise: Tensor,
+    *,
+    num_probes: int = 8,
+    max_age: int = 8,
+    max_ahead: int = 3,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Return responses to older outputs, see `measure_responses`, and those to younger ones, (E, L, max_ahead, M).
+
+    The latter serve to carry responses to other times, see `l2c.calibration.other_times`.
+    """
     if sampler.solver.stochastic:
         raise ValueError(
             f"responses belong to one trajectory per noise, but {sampler.solver.name} adds noise of its own; take a "
@@ -53,7 +77,7 @@ def measure_responses(
         )
     check_differentiable(sampler.solver, sampler.backbone.input_shape)
     parts = []
-    total = -(-len(noise) // batch_size) * (num_probes + 1)
+    total = -(-len(noise) // batch_size) * num_probes * sampler.solver.num_evaluations
     with tqdm(total=total, desc="responses", unit="pass") as bar:
         for start in range(0, len(noise), batch_size):
             part = slice(start, start + batch_size)
@@ -63,45 +87,106 @@ def measure_responses(
             draws = directions((count, size, num_probes))
             probes = torch.linalg.qr(draws).Q.movedim(2, 0)  # (K, n, P), orthonormal per image
             batch_labels = None if labels is None else labels[part]
-            parts.append(_responses(sampler, batch_labels, noise[part], probes, max_age, bar))  # (E, L, A, n, K)
+            trajectory = _Trajectory(sampler, batch_labels, noise[part])
+            parts.append(_responses(trajectory, probes, (max_age, max_ahead), bar))  # (E, L, A + B, n, K)
     responses = torch.cat(parts, dim=3).flatten(3)
-    return responses / responses.shape[3] ** 0.5
+    responses /= responses.shape[3] ** 0.5
+    return responses[:, :, :max_age].contiguous(), responses[:, :, max_age:].contiguous()
 
 
-def _responses(
-    sampler: Sampler, labels: Tensor | None, noise: Tensor, probes: Tensor, max_age: int, bar: tqdm
-) -> Tensor:
-    backbone = sampler.backbone
-    everything = (True,) * backbone.num_layers
-    count = len(noise)
-    device = next(backbone.parameters()).device
-    network = GuidedBackbone(backbone, None if labels is None else labels.to(device), sampler.guidance)
-    outputs: list[list[Tensor]] = []
+class _Trajectory:
+    """One batch's trajectory: its states as functions of the network's outputs, and the outputs of all layers.
 
-    def evaluate(x: Tensor, t: float) -> Tensor:
-        output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
-        outputs.append([layer for layer in layers if layer is not None])
-        return network.merge(output)
+    Args:
+        sampler: uncached.
+        labels: (n,) labels; None for a backbone without.
+        noise: (n, C, H, W).
 
-    with torch.enable_grad():
-        image = sampler.solver.sample(evaluate, noise.to(device).requires_grad_(True))
-    bar.update()
-    entries = [layer for layers in outputs for layer in layers]
-    num_evaluations, num_layers = len(outputs), len(outputs[0])
-    result = torch.zeros(num_evaluations, num_layers, max_age, count, len(probes))
-    for k, probe in enumerate(probes.to(device)):
-        gradients = torch.autograd.grad(
-            (image.flatten(1) * probe).sum(),
-            entries,
-            retain_graph=k < len(probes) - 1,
-            materialize_grads=True,  # a last block may make a text stream that nothing reads
-        )
+    Attributes:
+        image: (n, C, H, W).
+        layers: outputs [evaluation][layer].
+
+    """
+
+    def __init__(self, sampler: Sampler, labels: Tensor | None, noise: Tensor) -> None:
+        self._backbone = sampler.backbone
+        device = next(sampler.backbone.parameters()).device
+        labels = None if labels is None else labels.to(device)
+        self._network = GuidedBackbone(sampler.backbone, labels, sampler.guidance)
+        self._requests: list[tuple[Tensor, float]] = []
+        self._outputs: list[Tensor] = []
+        self.layers: list[list[Tensor]] = []
+        with torch.enable_grad():  # through the solver alone: a few products of states
+            self.image = sampler.solver.sample(self._evaluate, noise.to(device).requires_grad_(True))
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def _evaluate(self, x: Tensor, t: float) -> Tensor:
         with torch.no_grad():
-            for e in range(1, num_evaluations):
-                for layer in range(num_layers):
-                    gradient, now = gradients[e * num_layers + layer], outputs[e][layer]
-                    for age in range(1, min(e, max_age) + 1):
-                        change = (gradient * (outputs[e - age][layer] - now)).flatten(1).sum(1)  # (n or 2 n,)
-                        result[e, layer, age - 1, :, k] = change.view(-1, count).sum(0).cpu()
+            output, layers = self._pass(x, t)
+        self._requests.append((x, t))
+        self._outputs.append(output.requires_grad_(True))
+        self.layers.append(layers)
+        return self._outputs[-1]
+
+    def _pass(self, x: Tensor, t: float) -> tuple[Tensor, list[Tensor]]:
+        everything = (True,) * self._backbone.num_layers
+        output, layers = self._backbone.forward_cached(*self._network.inputs(x, t), self._network.y, everything)
+        return self._network.merge(output), [layer for layer in layers if layer is not None]
+
+    def gradients(self, probes: Tensor) -> Iterator[tuple[int, int, Sequence[Tensor]]]:
+        """Yield (evaluation, probe, gradients by its layers' outputs), from the last evaluation to the first.
+
+        Args:
+            probes: (K, n, P) directions of image space, by whose inner product with the image is differentiated.
+
+        """
+        at_image = probes.view(len(probes), *self.image.shape)
+        at_states: list[Tensor | None] = [None] * len(self)  # of each evaluation, (K, n, C, H, W)
+        for e in reversed(range(len(self))):
+            by_output = self._by_output(e, at_image, at_states)
+            with torch.enable_grad():
+                x = self._requests[e][0].detach().requires_grad_(True)
+                output, layers = self._pass(x, self._requests[e][1])
+            at_state = torch.zeros_like(at_image)
+            for k, gradient in enumerate(by_output):
+                # Some layers may be made that nothing reads: the last block's text stream.
+                at_state[k], *by_layer = torch.autograd.grad(
+                    output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, materialize_grads=True
+                )
+                yield e, k, by_layer
+            at_states[e] = at_state
+
+    def _by_output(self, e: int, at_image: Tensor, at_states: Sequence[Tensor | None]) -> list[Tensor]:
+        """Return the gradients (n, C, H, W) by the network's output at an evaluation, one per probe."""
+        later = [(self.image, at_image)]
+        later += [(self._requests[i][0], at) for i, at in enumerate(at_states) if at is not None]
+        found = []
+        for k in range(len(at_image)):
+            (gradient,) = torch.autograd.grad(
+                [state for state, _ in later],
+                self._outputs[e],
+                [at[k].to(state) for state, at in later],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            found.append(gradient)
+        return found
+
+
+def _responses(trajectory: _Trajectory, probes: Tensor, reach: tuple[int, int], bar: tqdm) -> Tensor:
+    """Return responses (E, L, A + B, n, K) to outputs 1..A evaluations older, then 1..B younger."""
+    outputs = trajectory.layers
+    max_age, max_ahead = reach
+    num_evaluations, num_layers, count = len(outputs), len(outputs[0]), len(trajectory.image)
+    result = torch.zeros(num_evaluations, num_layers, max_age + max_ahead, count, len(probes))
+    for e, k, gradients in trajectory.gradients(probes.to(trajectory.image)):
+        others = [(a - 1, e - a) for a in range(1, min(e, max_age) + 1)]
+        others += [(max_age + b - 1, e + b) for b in range(1, min(num_evaluations - 1 - e, max_ahead) + 1)]
+        for layer, gradient in enumerate(gradients):
+            for place, other in others:
+                change = (gradient * (outputs[other][layer] - outputs[e][layer])).flatten(1).sum(1)  # (n or 2 n,)
+                result[e, layer, place, :, k] = change.view(-1, count).sum(0).cpu()
         bar.update()
     return result

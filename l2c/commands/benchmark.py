@@ -16,7 +16,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
 from l2c.backbones.presets import RANDOM, load_backbone, model_preset
 from l2c.calibration.cost import count_macs
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.table import this_command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph

@@ -4,22 +4,25 @@ l2c calibrate model=dit_digits
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from l2c.calibration.calibration import Calibration, head_of
 from l2c.calibration.changes import measure_changes
-from l2c.calibration.responses import measure_responses
-from l2c.commands import entry as cli
+from l2c.calibration.grid import Grid
+from l2c.calibration.responses import measure_both_ways
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, pipeline_options
 from l2c.commands.frame.table import command_line
+from l2c.diffusion import SOLVERS, Solver
 from l2c.io.atomic import check_writable
+from l2c.policies.calibration import Calibration
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.batches import labels_in_turn
-from l2c.sampling.sampler import seeded_noise
+from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "num_trajectories", "measure", "changes", "responses")
@@ -48,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     if "changes" in cfg.measure:
         tensors |= measure_changes(sampler, labels, noise, max_age=cfg.changes.max_age, batch_size=cfg.batch_size)
     if "responses" in cfg.measure:
-        tensors["responses"] = measure_responses(
+        tensors["responses"], tensors["responses_ahead"] = measure_both_ways(
             sampler,
             labels,
             noise,
@@ -60,7 +63,7 @@ def main(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))
     assert isinstance(settings, dict)
     path = Path(cfg.output)
-    Calibration(tensors, head_of(Problem.of(sampler).blank), {str(k): v for k, v in settings.items()}).save(path)
+    _calibration(sampler, tensors, {str(key): value for key, value in settings.items()}, cfg.true_errors).save(path)
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     print(f"wrote {path}: {shapes}")
     if "policy" in cfg:
@@ -71,6 +74,33 @@ def main(cfg: DictConfig) -> None:
         solver = [f"solver.{name}={cfg.solver[name]}" for name in given]
         policy = "best" if "responses" in cfg.measure else "block_caching"
         print(f"next: {command_line('graph', *same, *solver, f'policy={policy}', budget=0.75, statistics=path)}")
+
+
+def _calibration(
+    sampler: Sampler, tensors: dict[str, torch.Tensor], settings: dict[str, Any], true_errors: int
+) -> Calibration:
+    """Return the calibration of what was measured, with true errors of a few trajectories beside predicted ones."""
+    problem, solver = Problem.of(sampler), sampler.solver
+    calibration = Calibration(
+        tensors,
+        problem.blank.binding,
+        settings,
+        grid=_grid(solver) if "responses" in tensors else None,
+        schedule=solver.schedule if solver.name in SOLVERS else None,
+        cost=problem.cost,
+    )
+    if "responses" in tensors and true_errors:
+        calibration = calibration.corrected(sampler, num_trajectories=true_errors)
+    return calibration
+
+
+def _grid(solver: Solver) -> Grid | None:
+    """Return the evaluations of a solver; None, with a word, where responses cannot be carried from them."""
+    try:
+        return Grid.of(solver)
+    except ValueError as error:
+        print(f"graphs can be made for these times only: {error}")
+        return None
 
 
 def _write_graph(cfg: DictConfig, problem: Problem) -> None:

@@ -12,40 +12,31 @@ import torch
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import this_command_line
+from l2c.evaluation.method_settings import FEWER_STEPS
 from l2c.evaluation.tournament import Tournament, cell_name
-from l2c.evaluation.tournament_settings import FEWER_STEPS, TournamentSettings
+from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
-from l2c.io.names import near_names
 from l2c.policies.budget import evaluations_worth
-from l2c.policies.registry import POLICIES
-from l2c.policies.settings import check_options
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.figures import save_figure
 from l2c.report.machine import machine
 from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 from l2c.report.samples import SampleRow
 
+MEASURED = {
+    "uncached": "uncached images",
+    "ode": f"solution of the ODE, the images of the same solver with {ODE_EVALUATIONS} evaluations",
+}
+
 
 def method_names(cfg: DictConfig) -> list[str]:
-    """Return the names of all methods, or refuse an unknown one."""
-    known = [FEWER_STEPS, *POLICIES]
-    chosen = {name: options for name, options in cfg.methods.items() if options is not False}
-    for method, given in chosen.items():
-        if given is not None and not isinstance(given, DictConfig):
-            raise ValueError(
-                f"methods.{method} must be options, null for none or false to leave it out, got {given!r}"
-            )
-        options = dict(given or {})
-        policy = options.pop("policy", method)
-        if policy not in known:
-            raise ValueError(f"unknown method {policy!r}; {near_names(policy, known)}")
-        if policy != FEWER_STEPS:
-            check_options(policy, map(str, options))
+    """Return the names of all methods and graphs, or refuse one that is in both."""
+    chosen = [name for name, options in cfg.methods.items() if options is not False]
     graphs = list(cfg.graphs or {})
     both = [name for name in graphs if name in chosen]
     if both:
@@ -88,9 +79,9 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
-    names = method_names(cfg)
     check = checked("compare", cfg)
     assert isinstance(check.top, TournamentSettings)
+    names = method_names(cfg)
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
@@ -117,8 +108,8 @@ def main(cfg: DictConfig) -> None:
     text = to_markdown(cells)
     name = tournament.backbone.conventions.name
     note = (
-        f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that "
-        f"against the uncached images; ratios under 1.5 are ties. Measured on {machine()}."
+        f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that against "
+        f"the {MEASURED[cfg.reference]}; ratios under 1.5 are ties. Measured on {machine()}."
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         with replacing(folder / file) as temporary:

@@ -8,7 +8,7 @@ srun --ntasks 8 --gpus-per-task 1 python -m l2c encode images=/data/imagenet/tra
 import torch
 from omegaconf import DictConfig
 
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.data.encode import encode_folder
 from l2c.data.image_folder import ImageFolder
 from l2c.data.share import this_process

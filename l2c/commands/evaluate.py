@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.calibration.cost import count_macs
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline
 from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.table import this_command_line

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import ModelPreset, load_backbone
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.l2c_routers import import_l2c_router
 from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache

@@ -6,10 +6,10 @@ l2c graph policy=interval policy.n=2
 from omegaconf import DictConfig
 
 from l2c.backbones.shapes import backbone_shapes
-from l2c.calibration.calibration import Calibration
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline, pipeline_options
 from l2c.commands.frame.table import command_line
+from l2c.policies.calibration import Calibration
 from l2c.policies.context import Problem
 from l2c.policies.registry import UNMEASURED, make_graph
 from l2c.report.figures import graph_heatmap, save_figure

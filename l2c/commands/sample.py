@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from l2c.backbones.presets import load_backbone, model_preset
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import is_pipeline
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph

@@ -6,7 +6,7 @@ torchrun --nproc-per-node 8 -m l2c sample-many graph=PATH hydra.run.dir=runs/sam
 
 from omegaconf import DictConfig
 
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.table import command_line
 

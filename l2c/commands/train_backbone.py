@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from l2c.backbones.presets import build_backbone
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.command_settings import TrainBackbone
 from l2c.commands.frame.settings import checked
 from l2c.testbeds.backbone_run import train_backbone

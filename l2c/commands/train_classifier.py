@@ -6,7 +6,7 @@ l2c train-classifier dataset=emoji
 
 from omegaconf import DictConfig
 
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.settings import checked
 from l2c.testbeds.classifier_run import train_classifier
 from l2c.testbeds.settings import ClassifierTraining

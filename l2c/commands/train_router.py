@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from l2c.backbones.presets import RANDOM, model_preset
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline
 from l2c.commands.frame.settings import checked, router_training
 from l2c.commands.frame.table import command_line

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_names, model_preset
-from l2c.commands import entry as cli
+from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import command_line

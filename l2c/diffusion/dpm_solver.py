@@ -6,6 +6,7 @@ l is the half-logSNR, h the step in l, x_0(s) the data that the network predicts
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
@@ -75,7 +76,10 @@ class DPMSolver2S(Solver):
 class DPMSolver2M(Solver):
     """Multistep solver: one evaluation a step, the second order from the step before.
 
-    The first step and, below 15 evaluations, the last one are of first order.
+    The first step and the last one are of first order. In l the last step, to index 0, is 2 to 5 times as long as
+    the one before, all others at most 1.7 times: the line through two predictions is not followed that far. (Of
+    diffusers' DPMSolverMultistepScheduler it is the setting `euler_at_final`; its default ends so below 15
+    evaluations only.)
 
     Args:
         schedule: noise schedule of the weights.
@@ -95,16 +99,14 @@ class DPMSolver2M(Solver):
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         half_log_snr = [self.schedule.half_log_snr(index) for index in self._bounds]
+        h = [after - before for before, after in pairwise(half_log_snr)]
         x_0_before: Tensor | None = None
         for e in range(first_step, self.num_evaluations):
-            s, t = self._bounds[e], self._bounds[e + 1]
             output = yield Evaluation(e, x, self.timesteps[e])
-            x_0 = self.predicted_data(output, x, e)
-            data = x_0
-            last_of_few = e == self.num_evaluations - 1 and self.num_evaluations < 15
-            if x_0_before is not None and not last_of_few:
-                r = (half_log_snr[e] - half_log_snr[e - 1]) / (half_log_snr[e + 1] - half_log_snr[e])
+            x_0 = data = self.predicted_data(output, x, e)
+            if x_0_before is not None and e < self.num_evaluations - 1:
+                r = h[e - 1] / h[e]
                 data = (1 + 1 / (2 * r)) * x_0 - 1 / (2 * r) * x_0_before  # algorithm 2
-            x = _first_order(self.schedule, x, data, s, t)
+            x = _first_order(self.schedule, x, data, self._bounds[e], self._bounds[e + 1])
             x_0_before = x_0
         return x

@@ -17,11 +17,14 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.calibration import Calibration
+from l2c.evaluation.dynamic import DynamicSampler
+from l2c.evaluation.dynamic_methods import at_budget
+from l2c.evaluation.method_settings import BY_RESPONSES, DYNAMIC_OPTIONS, FEWER_STEPS
 from l2c.evaluation.metrics import image_error
-from l2c.evaluation.tournament_settings import FEWER_STEPS, TournamentSettings
+from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
-from l2c.policies.best import reference_evaluations
+from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.context import Problem
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
@@ -33,7 +36,6 @@ from l2c.sampling.solver_settings import SolverSettings
 from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
-BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics
 CALIBRATED = (*BY_RESPONSES, "block_caching", "smoothcache", "top_k")
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
@@ -49,7 +51,7 @@ class Draw:
 
     """
 
-    sampler: Callable[[], Sampler | None]
+    sampler: Callable[[], Sampler | DynamicSampler | None]
     origin: str
 
 
@@ -108,6 +110,10 @@ class Tournament:
         """Return an uncached sampler."""
         return uncached_by(self.backbone, self.solver.to_dict(), num_evaluations=num_evaluations)
 
+    def other(self, solver: str, num_evaluations: int) -> Sampler:
+        """Return an uncached sampler of another solver under the comparison's guidance."""
+        return Sampler(self.backbone, solver=solver, num_evaluations=num_evaluations, cfg_scale=self.solver.cfg_scale)
+
     @property
     def settings(self) -> list[Any]:
         """Settings that determine every cell."""
@@ -118,21 +124,26 @@ class Tournament:
             self.solver.to_dict(),
             fingerprint(self.backbone),
             *pipeline,
+            *([] if self.asked.reference == "uncached" else [self.asked.reference]),
         ]
 
     @property
     def reference(self) -> torch.Tensor:
-        """The uncached images, drawn once and kept in the folder."""
+        """The images that errors are measured to, drawn once and kept in the folder.
+
+        Those of the uncached sampler, or with `reference=ode` of the same solver with 200 evaluations.
+        """
         path = self.folder / "reference.safetensors"
         if self._reference is None and path.is_file():
             self._reference = load_file(path)["images"]
         if self._reference is None:
-            self._reference = self.images(self.uncached)
+            sampler = self.uncached if self.asked.reference == "uncached" else self.plain(ODE_EVALUATIONS)
+            self._reference = self.images(sampler)
             with replacing(path) as temporary:
                 save_file({"images": self._reference}, temporary)
         return self._reference
 
-    def images(self, sampler: Sampler) -> torch.Tensor:
+    def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:
         """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
         return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.asked.batch_size)
 
@@ -144,6 +155,16 @@ class Tournament:
             return self.given(method, worth)
         options = dict(self.asked.methods[method] or {})
         policy = options.pop("policy", method)
+        if policy == FEWER_STEPS:
+            name = options.pop("solver", self.uncached.solver.name)
+            return [Draw(partial(self.other, name, fewer_evaluations(name, worth)), json.dumps(name))]
+        if policy in DYNAMIC_OPTIONS:
+            return [Draw(partial(at_budget, policy, self.uncached, worth, **options), json.dumps(options))]
+        if "solver" in options:
+            name, count = options.pop("solver"), options.pop("num_evaluations", self.solver.num_evaluations)
+            problem = partial(calibrated, self.other(name, count), self.problem)
+            make = partial(self.made_by, method, policy, problem, worth, options)
+            return [Draw(make, json.dumps([name, count, options], default=list))]
         if policy == "random":
             chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
         elif policy in BY_RESPONSES and self.problems:
@@ -155,6 +176,12 @@ class Tournament:
             Draw(partial(self.made, method, policy, problem, worth, given), json.dumps([given, file], default=list))
             for problem, given, file in chosen
         ]
+
+    def made_by(
+        self, method: str, policy: str, problem: Callable[[], Problem], worth: float, options: dict[str, Any]
+    ) -> Sampler | None:
+        """Return the sampler of a policy's graph for a problem that is made first; None out of reach."""
+        return self.made(method, policy, problem(), worth, options)
 
     def made(
         self, method: str, policy: str, problem: Problem, worth: float, options: dict[str, Any]
@@ -213,19 +240,27 @@ class Tournament:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
         return cells
 
-    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler) -> Cell:
-        """Sample and time; keep a picture of the first seed."""
+    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler | DynamicSampler) -> Cell:
+        """Sample and time; keep a picture of the first seed.
+
+        Dynamic methods are timed one image at a time, as they decide.
+        """
         images = self.images(sampler)
         error = image_error(images, self.reference)
-        count = self.asked.timing_batch
+        graph = sampler.graph
+        if isinstance(sampler, DynamicSampler):
+            spent: float = sampler.evaluations_worth
+        elif graph is None:
+            spent = sampler.solver.num_evaluations
+        else:
+            spent = self.problem.cost.evaluations_worth(graph)
+        count = 1 if isinstance(sampler, DynamicSampler) else self.asked.timing_batch
         labels = None if self.labels is None else self.labels[:count]
         timed = {
             "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
             "this": partial(sampler.sample, labels, noise=self.noise[:count]),
         }
         times = alternate(timed, repetitions=self.asked.timing_repetitions)
-        graph = sampler.graph
-        spent = sampler.solver.num_evaluations if graph is None else self.problem.cost.evaluations_worth(graph)
         if seed == 0:
             SampleRow.of(method, images, self.reference).save(self.folder / "samples" / f"{name}.safetensors")
             if graph is not None:
@@ -241,6 +276,13 @@ class Tournament:
             times["this"].seconds,
             times["uncached"].seconds,
         )
+
+
+def calibrated(sampler: Sampler, like: Problem) -> Problem:
+    """Return the problem of another uncached sampler, its responses measured as those of `like` were."""
+    if like.calibration is None:
+        return Problem.of(sampler)
+    return with_responses(sampler, like.calibration.settings)
 
 
 def fewer_evaluations(solver: str, worth: float) -> int:

@@ -16,7 +16,7 @@ from l2c.graph import file, hub, text
 from l2c.graph.binding import Binding
 from l2c.graph.checks import CHECKS, MAX_SCALE
 from l2c.graph.correction_file import CorrectionFile
-from l2c.graph.predictor import HOLD, held_outputs, slopes_of
+from l2c.graph.predictor import HOLD, Weights, entry_weights, held_outputs, slopes_of
 from l2c.graph.statistics import counted, removed_fraction_of
 from l2c.io.atomic import replacing
 from l2c.io.bundled import bundled_graph, graph_names
@@ -37,8 +37,11 @@ class CacheGraph:
         model: name of the backbone.
         solver: name of the solver, or class of a diffusers scheduler.
         routed: indices of the evaluations that may reuse; None = those that do.
-        reuse: `hold`, `linear` or `fitted`, what stands in for a reused layer, per evaluation; none = all `hold`.
+        reuse: `hold`, `linear`, `fitted` or `weighted`, what stands in for a reused layer, per evaluation; none = all
+            `hold`.
         fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
+        weighted: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`; none
+            elsewhere. Each is 1 to 4 numbers that add up to 1, of the layer's past outputs, the last computed first.
         correction: file of scales and shifts of what stands in; None = none.
         fingerprint: digest of the weights that the graph was made for; None = any.
         solver_options: the solver's own settings, `eta` for one.
@@ -60,6 +63,7 @@ class CacheGraph:
     routed: tuple[int, ...] | None = None
     reuse: tuple[str, ...] = ()
     fitted: tuple[tuple[float, ...], ...] = ()
+    weighted: tuple[tuple[Weights, ...], ...] = ()
     correction: CorrectionFile | None = None
     fingerprint: str | None = None
     solver_options: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +85,7 @@ class CacheGraph:
             ("routed", reusing if routed is None else tuple(sorted(routed))),
             ("reuse", tuple(map(str, self.reuse or (HOLD,) * len(rows)))),
             ("fitted", tuple(tuple(map(float, slopes)) for slopes in self.fitted or ((),) * len(rows))),
+            ("weighted", _sets(self.weighted or ((),) * len(rows))),
             ("layers", tuple(map(str, self.layers))),
             ("timesteps", tuple(finite_number("a timestep", t) for t in self.timesteps)),
             ("cfg_scale", scale and finite_number("cfg_scale", scale, low=-MAX_SCALE, high=MAX_SCALE)),
@@ -132,13 +137,18 @@ class CacheGraph:
 
     @cached_property
     def held(self) -> tuple[tuple[int, ...], ...]:
-        """For each evaluation, how many computed outputs of each layer (0, 1, 2) are held, because read later."""
-        return held_outputs(self.rows, self.slopes)
+        """For each evaluation, how many computed outputs of each layer (0..4) are held, because read later."""
+        return held_outputs(self.rows, self.weights)
 
     @cached_property
     def slopes(self) -> tuple[tuple[float, ...], ...]:
-        """The slope of each entry: 0 where the layer is computed or held, that of the line in t for `linear`."""
+        """The slope of each entry: 0 where it is computed, held or `weighted`, that of the line in t for `linear`."""
         return slopes_of(self.rows, self.timesteps, self.reuse, self.fitted)
+
+    @cached_property
+    def weights(self) -> tuple[tuple[Weights, ...], ...]:
+        """The weights of the past outputs that stand in for each entry, the last one first; none where computed."""
+        return entry_weights(self.rows, self.slopes, self.reuse, self.weighted)
 
     @cached_property
     def keep(self) -> tuple[tuple[bool, ...], ...]:
@@ -238,3 +248,8 @@ class CacheGraph:
     def from_pretrained(cls, repo: str | Path, *, revision: str | None = None) -> CacheGraph:
         """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote; see `l2c.graph.hub`."""
         return hub.from_pretrained(cls.load, repo, revision=revision)
+
+
+def _sets(weighted: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[Weights, ...], ...]:
+    """Return weights as tuples of Python's floats."""
+    return tuple(tuple(tuple(map(float, weights)) for weights in row) for row in weighted)

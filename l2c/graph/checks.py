@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from l2c.graph.predictor import FITTED, MAX_SLOPE, REUSES
+from l2c.graph.predictor import FITTED, MAX_OUTPUTS, MAX_SLOPE, REUSES, WEIGHTED
 from l2c.io.names import listed, quoted, shown
 from l2c.io.numbers import finite_number
 
@@ -20,6 +20,7 @@ MAX_ENTRIES = 2**21  # evaluations times layers
 MAX_TIMESTEP = 1e6
 MAX_SCALE = 1000.0  # of guidance
 MAX_OPTION = 1e6
+WEIGHT_TOLERANCE = 1e-3  # by which a sum of weights may miss 1
 GUIDANCES = ("dit", "uvit", "cfg", "embedded")
 SOLVER = re.compile(r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|[A-Z][A-Za-z0-9]*Scheduler")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -107,6 +108,36 @@ def check_slopes(graph: CacheGraph) -> None:
             )
 
 
+def check_weights(graph: CacheGraph) -> None:
+    """Refuse weights that are not one set per `weighted` entry, read more than there is, or do not add up to 1."""
+    if len(graph.weighted) != len(graph.rows):
+        raise ValueError(f"weights has {len(graph.weighted)} entries, but the graph has {len(graph.rows)} rows")
+    computed = [0] * len(graph.layers)
+    for e, (row, given) in enumerate(zip(graph.rows, graph.weighted, strict=True)):
+        reused = [layer for layer, fresh in enumerate(row) if not fresh]
+        wanted = len(reused) if graph.reuse[e] == WEIGHTED else 0
+        if len(given) != wanted:
+            raise ValueError(
+                f"evaluation {e} reuses {len(reused)} layers by {graph.reuse[e]} and needs {wanted} sets of weights, "
+                f"got {len(given)}; give one per reused layer where reuse is {WEIGHTED}, none elsewhere"
+            )
+        for layer, weights in zip(reused, given, strict=bool(wanted)):
+            most = min(MAX_OUTPUTS, computed[layer])
+            if not 0 < len(weights) <= most:
+                raise ValueError(
+                    f"evaluation {e} stands in for layer {shown(graph.layers[layer])} by {len(weights)} outputs; "
+                    f"give 1..{most} weights: {computed[layer]} outputs were computed before, and at most "
+                    f"{MAX_OUTPUTS} are read"
+                )
+            if not all(abs(weight) <= MAX_SLOPE for weight in weights) or abs(sum(weights) - 1) > WEIGHT_TOLERANCE:
+                raise ValueError(
+                    f"weights of evaluation {e}, layer {shown(graph.layers[layer])} must be numbers in "
+                    f"[-{MAX_SLOPE:g}, {MAX_SLOPE:g}] that add up to 1, got {listed(weights)}"
+                )
+        for layer, fresh in enumerate(row):
+            computed[layer] += fresh
+
+
 def check_routed(graph: CacheGraph) -> None:
     """Refuse routed evaluations that do not exist, and rows that reuse without being routed."""
     assert graph.routed is not None
@@ -152,6 +183,7 @@ CHECKS: tuple[Callable[[CacheGraph], None], ...] = (
     check_timesteps,
     check_reuse,
     check_slopes,
+    check_weights,
     check_routed,
     check_binding,
 )

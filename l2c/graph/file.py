@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l2c.graph.correction_file import CorrectionFile
-from l2c.graph.predictor import FITTED, HOLD
+from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
 from l2c.graph.statistics import COUNTED
 from l2c.io.json_fields import items, known_fields, member, parse
 from l2c.io.names import quoted
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 FORMAT = "l2c-cache-graph"
 VERSION = 1
 FIELDS = {
-    *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "rows", "correction"),
-    *("provenance", "statistics"),
+    *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "weights", "rows"),
+    *("correction", "provenance", "statistics"),
 }
 OF_MODEL = ("name", "fingerprint", "layers")
 OF_SAMPLER = ("solver", "options", "num_evaluations", "timesteps", "guidance")
@@ -52,6 +52,7 @@ def to_json(graph: CacheGraph) -> str:
         "rows": ["".join("1" if bit else "0" for bit in row) for row in graph.rows],
         **({"reuse": list(graph.reuse)} if set(graph.reuse) != {HOLD} else {}),
         **({"slopes": list(map(list, graph.fitted))} if FITTED in graph.reuse else {}),
+        **({"weights": [[list(w) for w in row] for row in graph.weighted]} if WEIGHTED in graph.reuse else {}),
         **({"correction": graph.correction.to_json()} if graph.correction is not None else {}),
         "provenance": dict(graph.provenance),
         "statistics": graph.statistics,
@@ -103,6 +104,7 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
         "routed": _routed(content),
         "reuse": _reuse(content, len(rows)),
         "fitted": _slopes(content),
+        "weighted": _weights(content),
         "correction": _correction(content, folder),
         "fingerprint": member(model, "fingerprint", (str, type(None)), "model.fingerprint"),
         "solver_options": {
@@ -160,6 +162,21 @@ def _slopes(content: Mapping[str, Any]) -> tuple[tuple[float, ...], ...]:
         return ()
     rows = items(content, "slopes", list, "slopes")
     return tuple(tuple(items({"slopes": row}, "slopes", NUMBER, f"slopes[{e}]")) for e, row in enumerate(rows))
+
+
+def _weights(content: Mapping[str, Any]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+    if "weights" not in content:
+        return ()
+    found = []
+    for e, row in enumerate(items(content, "weights", list, "weights")):
+        sets = items({"weights": row}, "weights", list, f"weights[{e}]")
+        found.append(
+            tuple(
+                tuple(items({"weights": weights}, "weights", NUMBER, f"weights[{e}][{i}]"))
+                for i, weights in enumerate(sets)
+            )
+        )
+    return tuple(found)
 
 
 def _correction(content: Mapping[str, Any], folder: Path) -> CorrectionFile | None:

@@ -2,7 +2,8 @@
 
 With `a` the layer's last computed output and `b` the one before, `a + slope (a - b)` stands in: slope 0 is `hold`,
 that of the line in t through both is `linear`, a number per entry is `fitted`; with one output only, it is held.
-Every executor, policy and trainer takes the line from here.
+`weighted` is a sum of up to four past outputs, with weights of each entry that add up to 1. Every executor, policy
+and trainer takes what stands in from here.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOLD, LINEAR, FITTED = REUSES = ("hold", "linear", "fitted")
-MAX_SLOPE = 1000.0  # largest size of a given slope; measured and trained ones lie in -1..4
+HOLD, LINEAR, FITTED, WEIGHTED = REUSES = ("hold", "linear", "fitted", "weighted")
+MAX_SLOPE = 1000.0  # largest size of a given slope or weight; measured and trained slopes lie in -1..4
+MAX_OUTPUTS = 4  # past outputs that a weighted sum may read
+DIGITS = 6  # of slopes and weights in a graph
 Rows = Sequence[Sequence[bool]]
 Slopes = tuple[tuple[float, ...], ...]
+Weights = tuple[float, ...]  # of past outputs, the last computed one first; they add up to 1
 
 
 def line_slope(t: float, t_last: float, t_before: float) -> float:
@@ -50,6 +54,52 @@ def weighted(last: Tensor, before: Tensor, weight: float | Tensor) -> Tensor:
     return before.lerp(last, weight)
 
 
+def combined(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the weighted sum of as many past outputs of one shape as there are weights, the last computed first."""
+    newest, *earlier = outputs
+    if len(weights) == 1:
+        return newest
+    if len(weights) == 2:
+        return weighted(newest, earlier[0], weights[0])
+    value = newest * weights[0]
+    for output, weight in zip(earlier, weights[1:], strict=True):
+        value = value.add(output, alpha=weight)
+    return value
+
+
+def from_slopes(slopes: Sequence[float]) -> Weights:
+    """Return the weights of `a + sum_j slopes[j] (a - b_j)`, with a the last output and b_j those before it.
+
+    The last weight takes up what rounding leaves, so that they add up to 1.
+    """
+    older = [-round(slope, DIGITS) for slope in slopes]
+    return (round(1 - sum(older), DIGITS), *older)
+
+
+def taylor_weights(evaluation: int, past: Sequence[int], order: int) -> Weights:
+    """Return the weights of a Taylor forecast from differences over evaluations (TaylorSeer, arXiv 2503.06923).
+
+    Derivatives are those of backward differences, `f' = (f_0 - f_1) / d`, `f'' = (f'_0 - f'_1) / d` with d the
+    number of evaluations from the computed output before the last to the last.
+
+    Args:
+        evaluation: the one that reuses.
+        past: evaluations that computed the outputs at hand, the last one first, `order + 1` of them or fewer.
+        order: of the forecast, 0 (hold), 1 or 2; less where fewer outputs are at hand.
+
+    """
+    order = min(order, len(past) - 1)
+    if order == 0:
+        return (1.0,)
+    k, d = evaluation - past[0], past[0] - past[1]
+    slopes = [k / d]
+    if order > 1:
+        before = past[1] - past[2]
+        half = k * k / (2 * d)
+        slopes = [k / d + half * (1 / d + 1 / before), -half / before]
+    return from_slopes(slopes)
+
+
 def slopes_of(
     rows: Rows, timesteps: Sequence[float], reuse: Sequence[str], fitted: Sequence[Sequence[float]]
 ) -> Slopes:
@@ -58,7 +108,7 @@ def slopes_of(
     Args:
         rows: one row per evaluation, one bool per layer, True = compute.
         timesteps: t of each evaluation, strictly monotone.
-        reuse: `hold`, `linear` or `fitted` per evaluation.
+        reuse: one of `REUSES` per evaluation; slopes of `weighted` ones are left at 0.
         fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`.
 
     """
@@ -71,21 +121,51 @@ def slopes_of(
             value = next(given) if reuse[e] == FITTED and not fresh else None
             if fresh:
                 past.append(e)
-            elif reuse[e] != HOLD and len(past) > 1:
+            elif reuse[e] in (LINEAR, FITTED) and len(past) > 1:
                 slopes[layer] = line_slope(t[e], t[past[-1]], t[past[-2]]) if value is None else value
         found.append(tuple(slopes))
     return tuple(found)
 
 
-def held_outputs(rows: Rows, slopes: Slopes) -> tuple[tuple[int, ...], ...]:
-    """Return for each evaluation how many computed outputs of each layer (0, 1, 2) are held, because read later."""
+def entry_weights(
+    rows: Rows, slopes: Slopes, reuse: Sequence[str], given: Sequence[Sequence[Weights]]
+) -> tuple[tuple[Weights, ...], ...]:
+    """Return the weights of what stands in for each entry: none where it is computed, `(1.0,)` where it is held.
+
+    Args:
+        rows: one row per evaluation, one bool per layer, True = compute.
+        slopes: see `slopes_of`.
+        reuse: one of `REUSES` per evaluation.
+        given: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`.
+
+    """
+    found = []
+    for e, row in enumerate(rows):
+        of_entry = iter(given[e])
+        lines = [weights_of(slope) if slope else (1.0,) for slope in slopes[e]]
+        found.append(
+            tuple(
+                () if fresh else next(of_entry) if reuse[e] == WEIGHTED else line
+                for fresh, line in zip(row, lines, strict=True)
+            )
+        )
+    return tuple(found)
+
+
+def held_outputs(rows: Rows, weights: Sequence[Sequence[Weights]]) -> tuple[tuple[int, ...], ...]:
+    """Return for each evaluation how many computed outputs of each layer are held, because they are read later.
+
+    Args:
+        rows: one row per evaluation, one bool per layer, True = compute.
+        weights: see `entry_weights`.
+
+    """
     columns = []
-    for bits, of_layer in zip(zip(*rows, strict=True), zip(*slopes, strict=True), strict=True):
+    for bits, of_layer in zip(zip(*rows, strict=True), zip(*weights, strict=True), strict=True):
         computed = list(accumulate(bits))
         wanted, column = 0, []
         for e in reversed(range(len(rows))):
             column.append(min(wanted, computed[e]))
-            readers = 2 if of_layer[e] else 1
-            wanted = max(wanted - 1, 0) if bits[e] else max(wanted, readers)
+            wanted = max(wanted - 1, 0) if bits[e] else max(wanted, len(of_layer[e]))
         columns.append(column[::-1])
     return tuple(zip(*columns, strict=True))

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 
 from l2c.backbones.digest import weights_digest
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
@@ -185,7 +185,8 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
         if "responses" in needs:
             tensors["responses"] = measure_responses(sampler, labels, noise, batch_size=1, seed=asked.seed)
         how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories}
-        Calibration(tensors, head_of(Problem.of(sampler).blank), how).save(path)
+        problem = Problem.of(sampler)
+        Calibration(tensors, problem.blank.binding, how, cost=problem.cost).save(path)
     return Calibration.load(path)
 
 

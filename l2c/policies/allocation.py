@@ -3,15 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph.predictor import FITTED, HOLD, LINEAR, line_slope, weights_of
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_slopes, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
 Entry = tuple[int, int]
 SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
+RIDGE = 1e-4  # of the mean square of the differences that more than two outputs are fitted with
+
+
+def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
+    """Return the weights of past outputs whose responses (M,) add up to the smallest change of the image.
+
+    Two outputs have the closed form of a slope, kept within `SLOPES`. More of them lie nearly on a line, so that
+    their slopes s, `held + sum_j s_j (held - older_j)`, are found by least squares with a ridge.
+
+    Args:
+        held: response of the last computed output.
+        older: of the one to three before it, the newer first.
+
+    """
+    steps = np.stack([held - other for other in older]).astype(np.float64)  # (K - 1, M)
+    gram, aim = steps @ steps.T, -(steps @ held)
+    if len(older) == 1:
+        return weights_of(float(np.clip(aim[0] / max(gram[0, 0], 1e-30), *SLOPES)))
+    ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
+    slopes = np.linalg.solve(gram + ridge * np.eye(len(older)), aim)
+    return (1 + float(slopes.sum()), *(-slopes).tolist())
+
+
+def predicted_error(graph: CacheGraph, responses: Array) -> float:
+    """Return the mean squared error per pixel of a graph to first order; infinite where an age is not known.
+
+    Args:
+        graph: any rows, and any predictor whose weights add up to 1.
+        responses: (E, L, A, M), see `measure_responses`; NaN where an age is not known.
+
+    """
+    total = np.zeros(responses.shape[3], dtype=np.float64)
+    for layer in range(graph.num_layers):
+        computed: list[int] = []  # newest first
+        for e in range(graph.num_evaluations):
+            weights = graph.weights[e][layer]
+            for source, weight in zip(computed, weights, strict=False):
+                if e - source > responses.shape[2] or np.isnan(responses[e, layer, e - source - 1]).any():
+                    return float("inf")
+                total += weight * responses[e, layer, e - source - 1]
+            if graph.rows[e][layer]:
+                computed.insert(0, e)
+    return float(total @ total)
 
 
 class Allocation:
@@ -21,12 +67,13 @@ class Allocation:
     cancel go together and entries which add up do not.
 
     Args:
-        responses: (E, L, A, M), see `measure_responses`.
+        responses: (E, L, A, M), see `measure_responses`; NaN where an age is not known: no entry may be that old.
         timesteps: t of each evaluation.
         macs: of each layer, (L,).
         routed: evaluations that may reuse; None = all but the first.
         max_span: evaluations in a row that a layer may be reused.
         reuses: what may stand in, of `hold`, `linear` and `fitted`.
+        order: past outputs that `fitted` may read, 2..4.
 
     """
 
@@ -39,7 +86,9 @@ class Allocation:
         routed: Sequence[int] | None = None,
         max_span: int = 4,
         reuses: Sequence[str] = (HOLD, LINEAR),
+        order: int = 2,
     ) -> None:
+        self._known = np.asarray(np.isfinite(responses).all(axis=3))  # (E, L, A)
         self.responses = responses
         self.timesteps = tuple(timesteps)
         self.macs = np.asarray(macs, dtype=np.float64)
@@ -47,11 +96,14 @@ class Allocation:
         self.routed = tuple(range(1, num_evaluations)) if routed is None else tuple(routed)
         self.max_span = max_span
         self.reuses = tuple(reuses)
+        self.order = order
         self.rows = np.ones((num_evaluations, num_layers), dtype=bool)
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
-        self._slopes: dict[tuple[int, int, int, int], float] = {}
+        self._weights: dict[tuple[int, int, tuple[int, ...]], Weights] = {}
+        self._entries: dict[tuple[int, int, tuple[int, ...], str], Array | None] = {}
         self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
+        self._squares = np.zeros((num_layers, num_evaluations), dtype=np.float32)  # of these, summed
         self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
         self._refresh(range(num_layers))
 
@@ -67,80 +119,126 @@ class Allocation:
         return float((~self.rows).sum(axis=0) @ self.macs)
 
     def column(self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str]) -> Array | None:
-        """Return the change of the image (M,) due to one layer's column of bits; None where a span is too long."""
+        """Return the change of the image (M,) due to one layer's column of bits; None where it is impossible.
+
+        A span may be too long, or an age not known.
+        """
+        return self._sum(bits, layer, reuse, range(len(bits)))
+
+    def _sum(
+        self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str], among: Sequence[int]
+    ) -> Array | None:
+        """Return the change of the image (M,) due to some consecutive entries of a column; None where impossible."""
         change = np.zeros(self.responses.shape[3], dtype=np.float32)
-        computed: list[int] = []
-        for e, fresh in enumerate(bits):
-            if fresh:
+        computed = np.flatnonzero(bits[: among[0]])[-self.order :].tolist()
+        for e in among:
+            if bits[e]:
                 computed.append(e)
                 continue
-            last = computed[-1]
-            if e - last > min(self.max_span, self.max_age):
+            one = self._entry(e, layer, tuple(computed[: -self.order - 1 : -1]), reuse[e])
+            if one is None:
                 return None
-            change += self.entry(e, layer, last, computed[-2] if len(computed) > 1 else None, reuse[e])
+            change += one
         return change
 
-    def entry(self, e: int, layer: int, last: int, before: int | None, reuse: str) -> Array:
-        """Return the response (M,) of an entry that reuses the outputs of evaluations `last` and `before`."""
-        ages = self.responses[e, layer]
-        if reuse == HOLD or before is None or e - before > self.max_age:
-            return ages[e - last - 1]
-        of_last, of_before = weights_of(self.slope(e, layer, last, before, reuse))
-        return of_last * ages[e - last - 1] + of_before * ages[e - before - 1]
+    def _entry(self, e: int, layer: int, past: tuple[int, ...], reuse: str) -> Array | None:
+        """Return `entry`, remembered; None where the span is too long or the age not known."""
+        key = (e, layer, past, reuse)
+        if key not in self._entries:
+            possible = e - past[0] <= self.max_span and self._reaches(e, layer, past[0])
+            self._entries[key] = self.entry(e, layer, past, reuse) if possible else None
+        return self._entries[key]
 
-    def slope(self, e: int, layer: int, last: int, before: int, reuse: str) -> float:
-        """Return how far an entry goes on from evaluation `before` over `last`.
+    def _reaches(self, e: int, layer: int, past: int) -> bool:
+        """Say whether the response of an entry to the output of evaluation `past` is known."""
+        return e - past <= self.max_age and bool(self._known[e, layer, e - past - 1])
 
-        A fitted slope makes this entry's own change of the image smallest.
+    def _readable(self, e: int, layer: int, past: Sequence[int]) -> list[int]:
+        """Return the evaluations of `past`, the last one first, up to the first whose response is not known."""
+        return list(takewhile(lambda source: self._reaches(e, layer, source), past))
+
+    def entry(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Array:
+        """Return the response (M,) of an entry that reuses the outputs of evaluations `past`, the last one first.
+
+        Those from the first on whose response is not known are not read.
         """
-        t = self.timesteps
+        past = self._readable(e, layer, past)
+        ages, weights = self.responses[e, layer], self.weights(e, layer, past, reuse)
+        change = weights[0] * ages[e - past[0] - 1]
+        for source, weight in zip(past[1:], weights[1:], strict=False):
+            change = change + weight * ages[e - source - 1]
+        return change
+
+    def weights(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Weights:
+        """Return the weights of the outputs of evaluations `past`, the last one first, or of the first of them.
+
+        Fitted weights make this entry's own change of the image smallest.
+        """
+        if reuse == HOLD or len(past) == 1:
+            return (1.0,)
         if reuse == LINEAR:
-            return line_slope(t[e], t[last], t[before])
-        key = (e, layer, last, before)
-        if key not in self._slopes:
-            held = self.responses[e, layer, e - last - 1]
-            step = held - self.responses[e, layer, e - before - 1]
-            self._slopes[key] = float(np.clip(-(held @ step) / max(step @ step, 1e-30), *SLOPES))
-        return self._slopes[key]
+            t = self.timesteps
+            return weights_of(line_slope(t[e], t[past[0]], t[past[1]]))
+        key = (e, layer, tuple(past))
+        if key not in self._weights:
+            held, *older = (self.responses[e, layer, e - source - 1] for source in past)
+            self._weights[key] = fitted_weights(held, older)
+        return self._weights[key]
 
-    @property
-    def fitted(self) -> tuple[tuple[float, ...], ...]:
-        """Slopes of the reused layers of each evaluation whose reuse is `fitted`, as a graph wants them."""
-        return tuple(
-            tuple(self._slope_now(e, int(layer)) for layer in np.flatnonzero(~row)) if reuse == FITTED else ()
-            for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True))
-        )
+    def stand_ins(self) -> dict[str, Any]:
+        """Return what stands in, as `reuse`, `fitted` and `weighted` of a graph."""
+        fitted, weighted = [], []
+        for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True)):
+            layers = [int(layer) for layer in np.flatnonzero(~row)] if reuse == FITTED else []
+            weights = [self._weights_now(e, layer) for layer in layers]
+            fitted.append(tuple(0.0 if len(of_entry) == 1 else -of_entry[1] for of_entry in weights))
+            weighted.append(tuple(weights))
+        if self.order == 2:
+            return {"reuse": self.reuse, "fitted": tuple(fitted)}
+        return {
+            "reuse": [WEIGHTED if reuse == FITTED else reuse for reuse in self.reuse],
+            "weighted": tuple(weighted),
+        }
 
-    def _slope_now(self, e: int, layer: int) -> float:
-        computed = np.flatnonzero(self.rows[:e, layer])
-        if len(computed) < 2 or e - computed[-2] > self.max_age:
-            return 0.0
-        return round(self.slope(e, layer, int(computed[-1]), int(computed[-2]), FITTED), 6)
+    def _weights_now(self, e: int, layer: int) -> Weights:
+        computed = np.flatnonzero(self.rows[:e, layer])[: -self.order - 1 : -1].tolist()
+        weights = self.weights(e, layer, self._readable(e, layer, computed), FITTED)
+        return weights if len(weights) == 1 else from_slopes([-weight for weight in weights[1:]])
 
-    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> None:
-        """Take over rows and reuse."""
+    def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> bool:
+        """Take over rows and reuse; False, and nothing taken, where a span is too long or an age not known."""
+        columns = [self.column(rows[:, layer], layer, reuse) for layer in range(rows.shape[1])]
+        if any(column is None for column in columns):
+            return False
         self.rows, self.reuse = rows.copy(), list(reuse)
-        for layer in range(rows.shape[1]):
-            column = self.column(rows[:, layer], layer, reuse)
-            assert column is not None
-            self.columns[layer] = column
+        self.columns = np.stack(columns)  # type: ignore[arg-type]
         self._refresh(range(rows.shape[1]))
+        return True
 
     def _refresh(self, layers: Iterable[int]) -> None:
         """Work out anew what each flip of a bit of these layers would add to the change of the image."""
         for layer in layers:
-            for e in self.routed:
-                bits = self.rows[:, layer].copy()
-                bits[e] = not bits[e]
-                column = self.column(bits, layer, self.reuse)
-                self._possible[layer, e] = column is not None
-                if column is not None:
-                    self._flips[layer, e] = column - self.columns[layer]
+            self._refresh_among(layer, self.routed)
+
+    def _refresh_among(self, layer: int, evaluations: Iterable[int]) -> None:
+        now = self.rows[:, layer]
+        for e in evaluations:
+            among = range(e, _computed_beside(now, e, self.order))  # entries whose past outputs depend on it
+            flipped = now.copy()
+            flipped[e] = not flipped[e]
+            before = self._sum(now, layer, self.reuse, among)
+            after = self._sum(flipped, layer, self.reuse, among)
+            self._possible[layer, e] = after is not None
+            if before is not None and after is not None:
+                self._flips[layer, e] = after - before
+                self._squares[layer, e] = self._flips[layer, e] @ self._flips[layer, e]
 
     def _flip(self, e: int, layer: int) -> None:
         self.columns[layer] += self._flips[layer, e]
         self.rows[e, layer] = not self.rows[e, layer]
-        self._refresh([layer])
+        bits = self.rows[:, layer]
+        first, last = _computed_beside(bits, e, -self.order), _computed_beside(bits, e, self.order)
+        self._refresh_among(layer, [other for other in self.routed if first <= other <= last])
 
     def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:
         """Flip the bit with the least change of the predicted error per MAC within `room`; False where there is none.
@@ -148,7 +246,7 @@ class Allocation:
         To reuse costs error, to compute gains it: either way the smallest change per MAC comes first.
         """
         total = self.columns.sum(axis=0)
-        change = 2 * self._flips @ total + np.square(self._flips).sum(axis=2)  # (L, E)
+        change = 2 * self._flips @ total + self._squares  # (L, E)
         allowed = self._possible & (to != self.rows.T) & (self.macs[:, None] <= room + self.macs.min() / 2)
         for e, layer in avoid:
             allowed[layer, e] = False
@@ -168,6 +266,8 @@ class Allocation:
     def choose_reuse(self) -> bool:
         """Give each evaluation the reuse that predicts the smaller error; say whether one changed."""
         changed = False
+        if len(self.reuses) == 1:
+            return changed
         for e in self.routed:
             if self.rows[e].all():
                 continue
@@ -223,3 +323,11 @@ class Allocation:
                 self.set(rows, reuse)
             else:
                 return
+
+
+def _computed_beside(bits: npt.NDArray[np.bool_], e: int, count: int) -> int:
+    """Return the `count`-th evaluation after `e` that computes (before `e` where negative), or the column's end."""
+    beside = np.flatnonzero(bits[e + 1 :]) + e + 1 if count > 0 else np.flatnonzero(bits[:e])[::-1]
+    if len(beside) >= abs(count):
+        return int(beside[abs(count) - 1])
+    return len(bits) if count > 0 else 0

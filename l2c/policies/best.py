@@ -1,23 +1,26 @@
-"""The best graph that we know of at a budget: gram proposes, true errors choose, the image's gradient finishes."""
+"""The best graph that we know of at a budget: gram and rules propose, true errors choose, gradients finish."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.distillation import Distillation, distil
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.policies.allocation import predicted_error
 from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
-from l2c.policies.gram import gram
+from l2c.policies.gram import gram, refitted
+from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import Judge
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import reused_entries
@@ -26,6 +29,9 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_like
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
+ORDERS = (3, 4)  # past outputs of further starts
+NUM_REFITTED = 3  # of them, those whose rows are tried with fitted weights too
+NUM_RULES = 12  # fixed rules that are judged, those of least predicted error
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,9 @@ def best(
     learning_rate: float = 0.02,
     seed: int = 7,
 ) -> CacheGraph:
-    """Return `gram`'s graph of least true error among several spans and ways of reuse, its slopes then trained.
+    """Return the graph of least true error among those of `gram` and of fixed rules, what stands in then trained.
+
+    Those of `gram` differ in spans and predictors, those of the rules in interval, phase and forecast.
 
     Args:
         problem: with `responses` among its statistics and the sampler itself.
@@ -90,18 +98,13 @@ def best(
         ValueError: the budget is out of reach, or the solver adds noise of its own.
 
     """
-    assert problem.sampler is not None
+    sampler = problem.deterministic_sampler("best")
     worth = problem.evaluations(budget)
-    if problem.sampler.solver.stochastic:
-        raise ValueError(
-            f"policy best compares images from the same noise, but {problem.blank.solver} adds noise of its own; "
-            "take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
-        )
     own = problem.blank.num_evaluations
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:
         raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
-    judge = Judge.of(problem.sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
+    judge = Judge.of(sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[CacheGraph] = []
@@ -109,7 +112,7 @@ def best(
         start = _best_start(each, judge, worth, max_span)
         candidates.append(start)
         if steps and reused_entries(start):
-            candidates.append(_trained(each, problem.sampler, start, training))
+            candidates.append(_trained(each, sampler, start, training))
     chosen = min(candidates, key=judge.error)
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
@@ -133,35 +136,57 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
     known = _CALIBRATED.setdefault(sampler, {})
     key = (seed, num_trajectories, count)
     if key not in known:
-        other = uncached_like(sampler, num_evaluations=count)
-        noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
-        labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
-        how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
-        responses = measure_responses(other, labels, noise, seed=seed, **how)
-        head = head_of(Problem.of(other).blank)
-        known[key] = Problem.of(other, Calibration({"responses": responses}, head, settings))
+        known[key] = with_responses(uncached_like(sampler, num_evaluations=count), settings)
     return known[key]
+
+
+def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> Problem:
+    """Return the problem of an uncached sampler, its responses measured now as the settings of a calibration say."""
+    seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
+    noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
+    labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
+    how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
+    responses = measure_responses(sampler, labels, noise, seed=seed, **how)
+    binding = Problem.of(sampler).blank.binding
+    return Problem.of(sampler, Calibration({"responses": responses}, binding, dict(settings)))
 
 
 _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], Problem]] = WeakKeyDictionary()
 
 
 def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> CacheGraph:
-    """Return the graph of gram with the least true error."""
+    """Return the graph of gram, or of a fixed rule, with the least true error."""
     refusal: ValueError | None = None
     found: list[tuple[float, int, CacheGraph]] = []
-    kinds = [(reuses, max_span) for reuses in STARTS] + [(STARTS[-1], span) for span in range(1, max_span)]
-    for reuses, span in tqdm(kinds, desc=f"starts of {problem.blank.num_evaluations} evaluations", unit="graph"):
-        try:
-            graph = gram(problem, budget=worth, reuses=reuses, max_span=span)
-        except ValueError as error:  # so short spans cannot save that much
-            refusal = error
-            continue
-        found.append((judge.error(graph), len(found), graph))
+    kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
+    kinds += [{"max_span": span} for span in range(1, max_span)]
+    kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
+    rules = likely_rules(problem, worth)
+    fitted = (refitted(problem, rule, worth) for rule in rules[:NUM_REFITTED])
+    rules += [graph for graph in fitted if graph is not None]
+    what = f"starts of {problem.blank.num_evaluations} evaluations"
+    with tqdm(total=len(kinds) + len(rules), desc=what, unit="graph") as bar:
+        for kind in kinds:
+            bar.update()
+            try:
+                graph = gram(problem, budget=worth, **kind)
+            except ValueError as error:  # so short spans cannot save that much
+                refusal = error
+                continue
+            found.append((judge.error(graph), len(found), graph))
+        for graph in rules:
+            bar.update()
+            found.append((judge.error(graph), len(found), graph))
     if not found:
         assert refusal is not None
         raise refusal
     return min(found)[2]
+
+
+def likely_rules(problem: Problem, worth: float) -> list[CacheGraph]:
+    """Return the graphs of fixed rules that the responses predict the least error of, that one first."""
+    responses = problem.statistics().tensor("responses").numpy()
+    return sorted(rule_graphs(problem, worth), key=lambda graph: predicted_error(graph, responses))[:NUM_RULES]
 
 
 def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:

@@ -11,6 +11,7 @@ from l2c.calibration.calibration import Calibration
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import Weights
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, check_reach, evaluations_worth, rows_in_order
 from l2c.sampling.binding import binding_of
@@ -47,7 +48,7 @@ class Problem:
 
         Args:
             sampler: the uncached sampler.
-            calibration: statistics.
+            calibration: statistics, carried to the sampler's times where they were measured at others.
             weights_bound: bind graphs to the weights; false saves digesting them where no one will compare.
 
         Raises:
@@ -58,12 +59,32 @@ class Problem:
         has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
-            calibration.check(blank)
+            calibration = calibration.at(blank, solver)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
 
     def for_any_weights(self) -> Problem:
         """Return the same problem for graphs that do not depend on the weights."""
         return replace(self, blank=self.blank.replace(fingerprint=None))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the solver adds noise of its own, along which no forecast goes on."""
+        return self.sampler is not None and self.sampler.solver.stochastic
+
+    def deterministic_sampler(self, policy: str) -> Sampler:
+        """Return the sampler, for a policy that compares images from the same noise.
+
+        Raises:
+            ValueError: the solver adds noise of its own.
+
+        """
+        assert self.sampler is not None
+        if self.stochastic:
+            raise ValueError(
+                f"policy {policy} compares images from the same noise, but {self.blank.solver} adds noise of its "
+                "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
+            )
+        return self.sampler
 
     @property
     def all_but_first(self) -> tuple[int, ...]:
@@ -114,6 +135,7 @@ class Problem:
         *,
         reuse: Sequence[str] = (),
         fitted: tuple[tuple[float, ...], ...] = (),
+        weighted: tuple[tuple[Weights, ...], ...] = (),
         **hyperparameters: Any,
     ) -> CacheGraph:
         """Return the graph of some rows, with where it came from and its MACs."""
@@ -122,6 +144,7 @@ class Problem:
             routed=None,
             reuse=tuple(reuse),
             fitted=fitted,
+            weighted=weighted,
             provenance={
                 "method": method,
                 "hyperparameters": hyperparameters,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+
+from l2c.calibration.calibration import Calibration
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import FITTED, REUSES
-from l2c.policies.allocation import Allocation
+from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import Problem
+from l2c.policies.settings import ORDER
+
+REUSES = (HOLD, LINEAR, FITTED)
 
 
 def gram(
@@ -16,7 +23,8 @@ def gram(
     *,
     budget: Budget,
     reuses: Sequence[str] = (FITTED,),
-    max_span: int = 4,
+    order: int = 2,
+    max_span: int | None = None,
     routed: str = "all",
     exchanges: int = 0,
 ) -> CacheGraph:
@@ -26,7 +34,8 @@ def gram(
         problem: with `responses` among its statistics.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
-        max_span: evaluations in a row that a layer may be reused.
+        order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
+        max_span: evaluations in a row that a layer may be reused; None = a fifth of the trajectory, at least 4.
         routed: `all` but the first evaluation, `alternate` or `auto`.
         exchanges: rounds of overshooting the budget and coming back.
 
@@ -35,24 +44,27 @@ def gram(
     unknown = [reuse for reuse in reuses if reuse not in REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
+    ORDER.check("order", order)
+    calibration, total = problem.statistics(), problem.blank.num_evaluations
+    max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(
-        problem.statistics().tensor("responses").numpy(),
+        calibration.tensor("responses").numpy(),
         problem.blank.timesteps,
         problem.cost.layers,
         routed=problem.routed(routed, worth),
         max_span=max_span,
         reuses=reuses,
+        order=order,
     )
-    to_save = (problem.blank.num_evaluations - worth) * problem.cost.evaluation
+    to_save = (total - worth) * problem.cost.evaluation
     allocation.grow(to_save)
     allocation.exchange(to_save, rounds=exchanges)
-    graph = problem.graph(
-        allocation.rows.tolist(),
-        "gram",
-        reuse=allocation.reuse,
-        fitted=allocation.fitted,
+    graph = _graph_of(
+        problem,
+        allocation,
         budget=worth,
         reuses=list(reuses),
+        order=order,
         max_span=max_span,
         routed=routed,
         exchanges=exchanges,
@@ -60,5 +72,71 @@ def gram(
     got = problem.cost.evaluations_worth(graph)
     if got > worth + 0.1:
         reason = f"with max_span {max_span} and routed {routed} (raise max_span, or take routed=all)"
-        check_reach(worth, got, problem.blank.num_evaluations, reason)
+        if calibration.carried_from is not None:
+            reason = f"with max_span {max_span} and the ages measured (calibrate with a larger responses.max_age)"
+        check_reach(worth, got, total, reason)
     return graph
+
+
+def refitted(problem: Problem, graph: CacheGraph, worth: float, *, order: int = 3) -> CacheGraph | None:
+    """Return a graph's rows with fitted weights, more of them computed where the budget leaves room.
+
+    Args:
+        problem: with `responses` among its statistics.
+        graph: of the same sampler; a fixed rule's, for one.
+        worth: the budget in evaluations' worth of MACs, not below the graph's own.
+        order: see `gram`.
+
+    Returns:
+        the graph; None where a layer is reused for longer than the responses reach.
+
+    """
+    responses = problem.statistics().tensor("responses").numpy()
+    allocation = Allocation(
+        responses,
+        problem.blank.timesteps,
+        problem.cost.layers,
+        max_span=responses.shape[2],
+        reuses=(FITTED,),
+        order=order,
+    )
+    if not allocation.set(np.array(graph.rows), [FITTED] * graph.num_evaluations):
+        return None
+    allocation.shrink((graph.num_evaluations - worth) * problem.cost.evaluation)
+    return _graph_of(problem, allocation, budget=worth, order=order, **{"from": dict(graph.provenance)})
+
+
+def _graph_of(problem: Problem, allocation: Allocation, **made: Any) -> CacheGraph:
+    """Return the graph of an allocation, with the error that is expected and where responses were carried from."""
+    calibration = problem.statistics()
+    graph = problem.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)
+    if calibration.carried_from is not None:
+        graph = graph.replace(provenance={**graph.provenance, "carried_from": calibration.carried_from})
+    share = problem.cost.evaluations_worth(graph) / graph.num_evaluations
+    expected = expected_error(allocation.columns.sum(axis=0), calibration, share)
+    return graph.replace(measured={**graph.measured, **expected})
+
+
+def expected_error(change: Array, calibration: Calibration, share: float) -> dict[str, float]:
+    """Return the expected mean squared error per pixel of a graph, and its standard error over trajectories.
+
+    To first order it is that of the summed responses; where the calibration holds true errors beside predicted ones,
+    it is raised by their ratio, interpolated between the budgets.
+
+    Args:
+        change: (M,), the sum of all responses.
+        calibration: says how many directions a trajectory has, and the ratios.
+        share: of the uncached MACs.
+
+    """
+    of_probes = calibration.settings.get("responses")
+    num_probes = int(of_probes.get("num_probes", 1)) if isinstance(of_probes, dict) else 1
+    num_probes = num_probes if num_probes > 0 and len(change) % num_probes == 0 else 1
+    each = np.square(change.astype(np.float64)).reshape(-1, num_probes).sum(axis=1)
+    each *= len(each)  # per trajectory
+    ratio = 1.0
+    if calibration.corrections:
+        known = sorted((one["share"], one["true"] / one["predicted"]) for one in calibration.corrections)
+        ratio = float(np.exp(np.interp(share, [at for at, _ in known], np.log([ratio for _, ratio in known]))))
+    spread = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0.0
+    return {"expected_mse": float(ratio * each.mean()), "expected_mse_standard_error": float(ratio * spread)}

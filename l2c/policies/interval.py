@@ -3,38 +3,88 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
+from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
+from l2c.policies.rules import Rule
+
+WHOLE = Rule()
 
 
-def _thinned(problem: Problem, reused: set[int], method: str, n: float, **hyperparameters: Any) -> CacheGraph:
+def _thinned(
+    problem: Problem,
+    reused: set[int],
+    method: str,
+    n: float,
+    *,
+    rule: Rule = WHOLE,
+    shift: int = 0,
+    said: Mapping[str, Any] | None = None,
+    **hyperparameters: Any,
+) -> CacheGraph:
     """Reuse some layers at the evaluations between every n-th one; n may be fractional, then gaps alternate."""
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n:g}; 1 recomputes at every evaluation")
+    count = problem.blank.num_evaluations
     rows = []
-    for e in range(problem.blank.num_evaluations):
-        key = e == 0 or math.floor(e / n + 1e-9) != math.floor((e - 1) / n + 1e-9)
+    for e in range(count):
+        begun = math.floor((e + shift) / n + 1e-9) != math.floor((e - 1 + shift) / n + 1e-9)
+        key = begun or not rule.allows(e, count)
         rows.append([key or layer not in reused for layer in range(problem.blank.num_layers)])
-    return problem.graph(rows, method, n=round(n, 6), **hyperparameters)
+    if said:
+        hyperparameters["rule"] = said
+    return problem.graph(rows, method, **rule.stand_ins(problem, rows), n=round(n, 6), **hyperparameters)
 
 
 def _at(
-    problem: Problem, reused: set[int], method: str, n: float, budget: Budget | None, **hyperparameters: Any
+    problem: Problem, reused: set[int], method: str, n: float, budget: Budget | None, **options: Any
 ) -> CacheGraph:
     if budget is None:
-        return _thinned(problem, reused, method, n, **hyperparameters)
+        return _thinned(problem, reused, method, n, **options)
     worth = problem.evaluations(budget)
     highest = float(problem.blank.num_evaluations)
-    return problem.meet(worth, lambda x: _thinned(problem, reused, method, 1 + x, **hyperparameters), highest - 1)
+    return problem.meet(worth, lambda x: _thinned(problem, reused, method, 1 + x, **options), highest - 1)
 
 
-def interval(problem: Problem, *, n: float = 2, budget: Budget | None = None) -> CacheGraph:
-    """Compute everything at every n-th evaluation, nothing in between (FORA, arXiv 2407.01425)."""
-    return _at(problem, set(range(problem.blank.num_layers)), "interval", n, budget)
+def interval(
+    problem: Problem,
+    *,
+    n: float = 2,
+    budget: Budget | None = None,
+    reuse: str = HOLD,
+    first: int = 1,
+    last: int = 0,
+    phase: int = 0,
+    part: str = "all",
+) -> CacheGraph:
+    """Compute everything at every n-th evaluation, nothing in between (FORA, arXiv 2407.01425).
+
+    With `reuse=taylor1` or `taylor2` it is TaylorSeer (arXiv 2503.06923).
+
+    Args:
+        problem: backbone and sampler.
+        n: the interval; fractional, gaps alternate.
+        budget: finds n instead, see `policies.budget`.
+        reuse: what stands in: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        first: evaluations at the start that compute everything.
+        last: evaluations at the end that compute everything.
+        phase: evaluations by which the computed ones come earlier; with n = 2 and phase 1 they are 0, 1, 3, 5, ...
+        part: layers that are reused: `all`, `attn` or `mlp`.
+
+    Raises:
+        ValueError: an option is out of range, or the budget out of reach.
+
+    """
+    rule = Rule(reuse, first, last, part)
+    rule.check(problem.blank.num_evaluations)
+    said = {**rule.said(), **({"phase": phase} if phase else {})}
+    reused = rule.layers(problem.blank.layers)
+    return _at(problem, reused, "interval", n, budget, rule=rule, shift=phase, said=said)
 
 
 def deepcache(problem: Problem, *, outer: int = 1, n: float = 2, budget: Budget | None = None) -> CacheGraph:

@@ -39,6 +39,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         rows=tuple(map(tuple, rows)),
         reuse=(),
         fitted=(),
+        weighted=(),
         correction=None,
         fingerprint=None,  # nothing of the weights was looked at
         provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": worth}},

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
 from l2c.policies.random_layers import random_layers
+from l2c.policies.rules import Rule
 
 SCORES = ("layer_change", "response")
 
 
-def late_first(problem: Problem, *, budget: Budget, routed: str = "auto") -> CacheGraph:
-    """Reuse the noisiest routed evaluations whole, the last one in part."""
+def late_first(
+    problem: Problem,
+    *,
+    budget: Budget,
+    routed: str = "auto",
+    reuse: str = HOLD,
+    first: int = 1,
+    last: int = 0,
+    part: str = "all",
+) -> CacheGraph:
+    """Reuse the noisiest routed evaluations whole, the last one in part.
+
+    Args:
+        problem: backbone and sampler.
+        budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
+        routed: evaluations that may reuse; see `Problem.routed`.
+        reuse: what stands in: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        first: evaluations at the start that compute everything.
+        last: evaluations at the end that compute everything.
+        part: layers that are reused: `all`, `attn` or `mlp`.
+
+    Raises:
+        ValueError: an option is out of range, or the budget out of reach.
+
+    """
     worth = problem.evaluations(budget)
-    evaluations = problem.routed(routed, worth)
-    entries = [(e, layer) for e in evaluations for layer in range(problem.blank.num_layers)]
-    return problem.graph(problem.in_order(entries, worth), "late_first", budget=worth, routed=routed)
+    rule, count = Rule(reuse, first, last, part), problem.blank.num_evaluations
+    rule.check(count)
+    layers = sorted(rule.layers(problem.blank.layers))
+    evaluations = [e for e in problem.routed(routed, worth) if rule.allows(e, count)]
+    rows = problem.in_order([(e, layer) for e in evaluations for layer in layers], worth)
+    said: dict[str, Any] = {"rule": rule.said()} if rule.said() else {}
+    return problem.graph(rows, "late_first", **rule.stand_ins(problem, rows), budget=worth, routed=routed, **said)
 
 
 def random(problem: Problem, *, budget: Budget, seed: int = 0, routed: str = "auto") -> CacheGraph:

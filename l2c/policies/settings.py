@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS
 from l2c.io.names import near_names
 from l2c.io.settings import Items, Number, Rule, Text, full_name
 from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
@@ -14,6 +15,11 @@ COUNT = Number(whole=True, at_least=1)
 SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
 ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
+FROM_0 = Number(whole=True, at_least=0)
+ORDER = Number(whole=True, at_least=2, at_most=MAX_OUTPUTS)  # past outputs that a forecast reads
+RULE_REUSE = Text(choices=(HOLD, LINEAR, "taylor1", "taylor2"))
+ENDS: dict[str, Rule] = {"first": COUNT, "last": FROM_0}  # evaluations that compute everything
+PART = Text(choices=("all", "attn", "mlp"))
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,8 @@ class BudgetRule(Rule):
 BUDGET = BudgetRule(optional=True)
 
 OPTIONS: dict[str, dict[str, Rule]] = {
-    "interval": {"n": PERIOD},
-    "late_first": {"routed": ROUTED},
+    "interval": {"n": PERIOD, "reuse": RULE_REUSE, **ENDS, "phase": FROM_0, "part": PART},
+    "late_first": {"routed": ROUTED, "reuse": RULE_REUSE, **ENDS, "part": PART},
     "random": {"seed": SEED, "routed": ROUTED},
     "top_k": {"score": Text(), "routed": ROUTED},
     "block_caching": {
@@ -56,13 +62,31 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "max_span": COUNT,
         "by": Text(choices=("type", "layer")),
     },
-    "deepcache": {"outer": Number(whole=True, at_least=0), "n": PERIOD},
+    "deepcache": {"outer": FROM_0, "n": PERIOD},
     "faster_diffusion": {"n": PERIOD},
+    "budcache": {
+        "reuse": RULE_REUSE,
+        "steps": FROM_0,
+        "climbs": FROM_0,
+        "num_trajectories": COUNT,
+        "judge_batch": COUNT,
+        "seed": SEED,
+    },
+    "l2p": {
+        "n": PERIOD,
+        "order": ORDER,
+        **ENDS,
+        "phase": FROM_0,
+        "num_trajectories": COUNT,
+        "batch_size": COUNT,
+        "seed": SEED,
+    },
     "gram": {
-        "reuses": Items(item=Text(choices=("hold", "linear", "fitted")), example=("fitted",), single=True),
-        "max_span": COUNT,
+        "reuses": Items(item=Text(choices=(HOLD, LINEAR, FITTED)), example=(FITTED,), single=True),
+        "order": ORDER,
+        "max_span": Number(whole=True, at_least=1, optional=True, example=4),
         "routed": Text(choices=("all", "alternate")),
-        "exchanges": Number(whole=True, at_least=0),
+        "exchanges": FROM_0,
     },
     "best": {
         "num_evaluations": Items(item=COUNT, nonempty=False, example=(16, 12)),
@@ -70,7 +94,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "num_trajectories": COUNT,
         "pool": COUNT,
         "judge_batch": COUNT,
-        "steps": Number(whole=True, at_least=0),
+        "steps": FROM_0,
         "batch_size": COUNT,
         "learning_rate": Number(above=0, example=0.02),
         "seed": SEED,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import block_of, blocks, kind_of
-from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED
 
 COMPUTE = "compute"
 MEANINGS = {
@@ -17,8 +17,9 @@ MEANINGS = {
     HOLD: "reused: the last output, held",
     LINEAR: "reused: linear in t",
     FITTED: "reused: fitted slope",
+    WEIGHTED: "reused: weighted sum of past outputs",
 }
-COLOURS = {COMPUTE: "#20455f", HOLD: "#f3c35b", LINEAR: "#d9713c", FITTED: "#5aa9a3"}
+COLOURS = {COMPUTE: "#20455f", HOLD: "#f3c35b", LINEAR: "#d9713c", FITTED: "#5aa9a3", WEIGHTED: "#7fb069"}
 OTHER_COLOURS = ("#b38fc4", "#8c8c8c", "#c9687f", "#93b35a")
 KINDS = {"attn": "attention", "mlp": "MLP", "ff": "MLP", "proj_out": "MLP"}
 
@@ -67,11 +68,14 @@ def named_blocks(layers: Sequence[str]) -> tuple[Block, ...]:
 def decisions(graph: CacheGraph) -> tuple[tuple[str, ...], ...]:
     """Return the decision of each entry: `compute`, or what stands in for the output.
 
-    An entry of a `linear` or `fitted` evaluation whose slope is 0 counts as `hold`: nothing else happens to it.
+    An entry that one output stands in for counts as `hold`, whatever its evaluation says: nothing else happens to it.
     """
     return tuple(
-        tuple(COMPUTE if fresh else (reuse if slope else HOLD) for fresh, slope in zip(row, slopes, strict=True))
-        for row, reuse, slopes in zip(graph.rows, graph.reuse, graph.slopes, strict=True)
+        tuple(
+            COMPUTE if fresh else (reuse if len(weights) > 1 else HOLD)
+            for fresh, weights in zip(row, of_row, strict=True)
+        )
+        for row, reuse, of_row in zip(graph.rows, graph.reuse, graph.weights, strict=True)
     )
 
 

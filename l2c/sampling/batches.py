@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.io.finite import check_finite
-from l2c.sampling.sampler import Sampler
+
+
+class Draws(Protocol):
+    """What draws images from noise: a sampler."""
+
+    def sample(self, labels: Tensor | None, *, noise: Tensor, seed: int | None, first_image: int) -> Tensor:
+        """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W)."""
 
 
 def labels_in_turn(num_labels: int, count: int, *, first: int = 0) -> Tensor | None:
@@ -23,7 +31,7 @@ def labels_in_turn(num_labels: int, count: int, *, first: int = 0) -> Tensor | N
 
 
 def sample_in_batches(
-    sampler: Sampler,
+    sampler: Draws,
     labels: Tensor | None,
     noise: Tensor,
     *,

@@ -21,6 +21,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.correction_file import FORMAT, CorrectionFile, is_correction
+from l2c.graph.predictor import WEIGHTED
 from l2c.io.atomic import replacing
 
 Entry = tuple[int, int]
@@ -34,7 +35,9 @@ def reused_entries(graph: CacheGraph) -> list[Entry]:
 
 def plan_digest(graph: CacheGraph) -> str:
     """Return a digest of what is reused when, by which network."""
-    plan = (graph.model, graph.fingerprint, graph.layers, graph.rows, graph.timesteps, graph.slopes)
+    plan: tuple[Any, ...] = (graph.model, graph.fingerprint, graph.layers, graph.rows, graph.timesteps, graph.slopes)
+    if WEIGHTED in graph.reuse:
+        plan += (graph.weighted,)
     return f"sha256:{hashlib.sha256(json.dumps(plan).encode()).hexdigest()}"
 
 

@@ -11,7 +11,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, Pass, call_block
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import weighted
+from l2c.graph.predictor import combined
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.correction import Correction
 from l2c.sampling.guided import GuidedBackbone
@@ -132,6 +132,5 @@ class _ScheduledPass(Pass):
 
     def _value(self, source: Source, like: Tensor) -> Tensor:
         """Return what stands in for a reused output (N, T, D)."""
-        newest, *earlier = (self.store.get(slot, like) for slot in source.slots)
-        value = weighted(newest, earlier[0], source.weights[0]) if earlier else newest
+        value = combined([self.store.get(slot, like) for slot in source.slots], source.weights)
         return value if self._correction is None else self._correction.apply(*source.entry, value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import weights_of
+from l2c.graph.predictor import Weights
 
 ATTENTION, MLP, SUM = range(3)  # the parts of a block that can be stored
 Read = tuple[tuple[int, float], ...]  # (evaluation, weight) of what is read, newest first
@@ -91,11 +91,11 @@ class Lifetimes:
 def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
     """Return what each block computes and reads."""
     columns = list(zip(*graph.rows, strict=True))
-    slopes = list(zip(*graph.slopes, strict=True))
+    weights = list(zip(*graph.weights, strict=True))
     if layers_per_block == 1:
         columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
-        slopes = [slope for layer in slopes for slope in (layer, layer)]
-    reads = [_column_reads(*column) for column in zip(columns, slopes, strict=True)]
+        weights = [of_layer for layer in weights for of_layer in (layer, layer)]
+    reads = [_column_reads(*column) for column in zip(columns, weights, strict=True)]
     pairs = zip(columns[::2], columns[1::2], reads[::2], reads[1::2], strict=True)
     return [_Block((a, m), (reads_a, reads_m)) for a, m, reads_a, reads_m in pairs]
 
@@ -217,17 +217,12 @@ class _Block:
         return _Lives(dying, born)
 
 
-def _column_reads(bits: tuple[bool, ...], slopes: tuple[float, ...]) -> list[Read]:
+def _column_reads(bits: tuple[bool, ...], weights: tuple[Weights, ...]) -> list[Read]:
     """Return for each evaluation the (evaluation, weight) that a layer reads, newest first."""
-    computed: list[int] = []
+    computed: list[int] = []  # newest first
     result: list[Read] = []
-    for e, (fresh, slope) in enumerate(zip(bits, slopes, strict=True)):
+    for e, (fresh, of_entry) in enumerate(zip(bits, weights, strict=True)):
+        result.append(() if fresh else tuple(zip(computed[: len(of_entry)], of_entry, strict=True)))
         if fresh:
-            computed.append(e)
-            result.append(())
-        elif slope:
-            last, before = weights_of(slope)
-            result.append(((computed[-1], last), (computed[-2], before)))
-        else:
-            result.append(((computed[-1], 1.0),))
+            computed.insert(0, e)
     return result

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2c.backbones.layer_cache import LayerCache
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import weighted, weights_of
+from l2c.graph.predictor import WEIGHTED, from_slopes, weighted, weights_of
 from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
@@ -35,7 +35,8 @@ def unroll(
         graph: what is reused when.
         noise: (N, C, H, W), the start.
         y: (N,) labels; None for a backbone without.
-        slopes: (R,), of the reused entries in the order of `reused_entries`; read where two outputs are at hand.
+        slopes: (R,), of the reused entries in the order of `reused_entries`, read where two outputs are at hand; or
+            (R, K - 1), of the outputs before the last, see `start_slopes`.
         corrections: scale and shift, R rows (D,) each; None = none.
         teach: see above.
 
@@ -102,7 +103,8 @@ class _Reuse:
         self.corrections = corrections
         self.detach = detach
         self._index = {entry: i for i, entry in enumerate(reused_entries(graph))}
-        self._computed: list[list[Tensor]] = [[] for _ in graph.layers]  # of each layer the last two, newest first
+        self._computed: list[list[Tensor]] = [[] for _ in graph.layers]  # of each layer, newest first
+        self._earlier = 1 if slopes.ndim == 1 else slopes.shape[1]
 
     def cache(self, evaluation: int, row: Sequence[bool]) -> list[Tensor | None]:
         """Return what stands in for each layer that a row reuses; None for the others."""
@@ -110,8 +112,11 @@ class _Reuse:
 
     def _value(self, evaluation: int, layer: int) -> Tensor:
         i, (value, *earlier) = self._index[evaluation, layer], self._computed[layer]
-        if earlier:
+        if earlier and self.slopes.ndim == 1:
             value = weighted(value, earlier[0], weights_of(self.slopes[i])[0].to(value.dtype))
+        elif earlier:
+            slopes = self.slopes[i].to(value.dtype)
+            value = value + sum(slopes[j] * (value - output) for j, output in enumerate(earlier))
         if self.corrections is not None:
             scale, shift = self.corrections
             value = corrected(value, scale[i].to(value.dtype), shift[i].to(value.dtype))
@@ -122,7 +127,8 @@ class _Reuse:
         for layer in (layer for layer, fresh in enumerate(row) if fresh):
             newest = outputs[layer]
             assert newest is not None
-            self._computed[layer] = [newest.detach() if self.detach else newest, *self._computed[layer][:1]]
+            earlier = self._computed[layer][: self._earlier]
+            self._computed[layer] = [newest.detach() if self.detach else newest, *earlier]
 
 
 def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +140,33 @@ def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return error.clamp_min(1e-12).sqrt().mean(), error.mean().detach()
 
 
+def start_slopes(graph: CacheGraph) -> Tensor:
+    """Return the slopes that a graph has: of its R reused entries (R,), or (R, K - 1) where some are weighted.
+
+    Slope j of an entry goes with its output j + 2 from the end: with outputs a, b_1, b_2, ..., the last one first,
+    `a + sum_j slope_j (a - b_j)` stands in. K is the largest number of outputs that an entry reads.
+    """
+    entries = reused_entries(graph)
+    if WEIGHTED not in graph.reuse:
+        return torch.tensor([graph.slopes[e][layer] for e, layer in entries])
+    weights = [graph.weights[e][layer] for e, layer in entries]
+    width = max(1, *(len(of_entry) - 1 for of_entry in weights))
+    slopes = torch.zeros(len(entries), width)
+    for i, (_, *older) in enumerate(weights):
+        slopes[i, : len(older)] = -torch.tensor(older)
+    return slopes
+
+
 def with_slopes(graph: CacheGraph, slopes: Tensor) -> CacheGraph:
-    """Return a graph whose reused entries have the slopes (R,)."""
+    """Return a graph whose reused entries have the slopes (R,) or (R, K - 1), see `start_slopes`."""
     given = iter(slopes.tolist())
-    fitted = tuple(tuple(round(next(given), 6) for fresh in row if not fresh) for row in graph.rows)
-    return graph.replace(reuse=("fitted",) * len(graph.rows), fitted=fitted)
+    if slopes.ndim == 1:
+        fitted = tuple(tuple(round(next(given), 6) for fresh in row if not fresh) for row in graph.rows)
+        return graph.replace(reuse=("fitted",) * len(graph.rows), fitted=fitted, weighted=())
+    computed = [0] * graph.num_layers
+    weighted_rows = []
+    for row in graph.rows:
+        reused = [layer for layer, fresh in enumerate(row) if not fresh]
+        weighted_rows.append(tuple(from_slopes(next(given)[: computed[layer] - 1]) for layer in reused))
+        computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
+    return graph.replace(reuse=(WEIGHTED,) * len(graph.rows), fitted=(), weighted=tuple(weighted_rows))

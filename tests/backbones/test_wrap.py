@@ -11,7 +11,7 @@ from torch import nn
 import l2c
 from l2c.backbones.backbone import fingerprint
 from l2c.backbones.dit import modulate, unpatchify
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
 from l2c.calibration.responses import measure_responses
@@ -152,7 +152,7 @@ def test_statistics_and_policies_are_those_of_the_dit(twin):
         sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=5, cfg_scale=2.0)
         tensors = measure_changes(sampler, labels, noise, batch_size=2)
         tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=2, max_age=3, seed=0)
-        calibration = Calibration(tensors, head_of(Problem.of(sampler).blank))
+        calibration = Calibration(tensors, Problem.of(sampler).blank.binding)
         problem = Problem.of(sampler, calibration)
         names = ("block_caching", "smoothcache", "gram", "interval", "faster_diffusion", "top_k", "late_first")
         graphs.append([apply_policy(name, problem, budget=0.8).rows for name in names])

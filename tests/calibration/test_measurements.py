@@ -1,9 +1,10 @@
 """What is measured, against finite changes made by hand."""
 
+import numpy as np
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
@@ -107,7 +108,7 @@ def test_allocation_takes_entries_that_cancel():
 def test_allocation_forecasts_linear_reuse_from_two_ages():
     responses = torch.randn(4, 1, 3, 5, generator=torch.Generator().manual_seed(1)).numpy()
     allocation = Allocation(responses, (10.0, 8.0, 5.0, 4.0), (1,))
-    assert allocation.entry(3, 0, 2, 1, LINEAR) == pytest.approx(
+    assert allocation.entry(3, 0, (2, 1), LINEAR) == pytest.approx(
         (1 + 1 / 3) * responses[3, 0, 0] - 1 / 3 * responses[3, 0, 1], rel=1e-5
     )
 
@@ -116,7 +117,7 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     blank = Problem.of(sampler).blank
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(blank)))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, blank.binding))
     worst = make_graph("gram", problem, budget=0.7, reuses=["hold"], max_span=6)
     best = make_graph("best", problem, budget=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
     assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
@@ -135,7 +136,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     settings = {"seed": 3, "num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank), settings))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, Problem.of(sampler).blank.binding, settings))
     options = {"budget": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
     longest = make_graph("best", problem, **options)
     chosen = make_graph("best", problem, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
@@ -165,18 +166,18 @@ def test_fitted_slopes_make_the_change_of_an_entry_smallest():
     responses = torch.randn(4, 1, 3, 5, generator=torch.Generator().manual_seed(1)).numpy()
     allocation = Allocation(responses, (10.0, 8.0, 5.0, 4.0), (1,), reuses=("fitted",))
     held, older = responses[3, 0, 0], responses[3, 0, 1]
-    slope = allocation.slope(3, 0, 2, 1, "fitted")
+    slope = -allocation.weights(3, 0, (2, 1), "fitted")[1]
     changes = [((1 + k) * held - k * older) for k in (slope - 0.01, slope, slope + 0.01)]
     norms = [float(change @ change) for change in changes]
     assert norms[1] < min(norms[0], norms[2])
-    assert allocation.entry(3, 0, 2, 1, "fitted") == pytest.approx(changes[1], rel=1e-5)
-    assert allocation.entry(3, 0, 2, None, "fitted") == pytest.approx(held)
+    assert allocation.entry(3, 0, (2, 1), "fitted") == pytest.approx(changes[1], rel=1e-5)
+    assert allocation.entry(3, 0, (2,), "fitted") == pytest.approx(held)
 
 
 def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, head_of(Problem.of(sampler).blank)))
+    problem = Problem.of(sampler, Calibration({"responses": responses}, Problem.of(sampler).blank.binding))
     graph = make_graph("gram", problem, budget=0.6)
     entries = [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
     assert set(graph.reuse) == {"fitted"}
@@ -196,3 +197,31 @@ def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
     images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
     assert whole.error(graph) == pytest.approx(float((images - whole.reference).square().mean()), rel=1e-4)
     assert Judge.of(sampler, 8, 3, pool=24) is part
+
+
+def test_an_age_that_is_not_known_is_never_used():
+    responses = torch.randn(8, 3, 4, 6, generator=torch.Generator().manual_seed(2)).numpy()
+    responses[3:6, :, 1:] = np.nan  # only the last output's age is known there
+    allocation = Allocation(responses, range(8, 0, -1), (1, 1, 1), max_span=3, reuses=("fitted",))
+    allocation.grow(20.0)
+    assert np.isfinite(allocation.predicted)
+    assert (~allocation.rows).any()
+    for e in range(3, 6):
+        assert all(allocation.rows[e - 1, layer] for layer in range(3) if not allocation.rows[e, layer])
+        assert not any(allocation.stand_ins()["fitted"][e])  # the output before the last is of unknown age: held
+
+
+@pytest.mark.parametrize("known", [5, 2], ids=["all ages known", "two ages known in places"])
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_what_flips_would_add_stays_true_while_entries_are_flipped(order, known):
+    responses = torch.randn(12, 3, 5, 6, generator=torch.Generator().manual_seed(3)).numpy()
+    responses[4:7, :, known:] = np.nan
+    allocation = Allocation(responses, range(12, 0, -1), (1, 2, 1), max_span=3, reuses=("fitted",), order=order)
+    allocation.grow(20.0)
+    allocation.shrink(14.0)
+    flips, possible = allocation._flips.copy(), allocation._possible.copy()
+    columns = allocation.columns.copy()
+    allocation.set(allocation.rows, allocation.reuse)
+    assert np.array_equal(possible, allocation._possible)
+    assert np.allclose(flips[possible], allocation._flips[possible], atol=1e-5)
+    assert np.allclose(columns, allocation.columns, atol=1e-5)

@@ -161,7 +161,7 @@ def test_unknown_settings_are_refused(command):
         ("calibrate", "num_threads=0", "num_threads must be a whole number >= 1 or null, got 0"),
         ("sample_many", "shard_size=-1", "shard_size must be a whole number >= 1, got -1"),
         ("sample", "cfg_scale=nan", "cfg_scale must be a number >= 0 and <= 1000 or null, got nan"),
-        ("compare", "methods.gram={max_span: 0}", "methods.gram.max_span must be a whole number >= 1, got 0"),
+        ("compare", "methods.gram={max_span: 0}", "methods.gram.max_span must be a whole number >= 1 or null, got 0"),
         ("make_graph", "policy.routed=never", "policy.routed must be auto, alternate or all, got 'never'"),
     ],
 )

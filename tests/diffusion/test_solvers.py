@@ -63,11 +63,15 @@ def relative_error(name, schedule, num_evaluations):
 
 @pytest.mark.parametrize("schedule", [LINEAR, SCALED], ids=lambda s: s.name)
 @pytest.mark.parametrize(
-    ("name", "finest", "order"),
-    [("ddim", 0.012, (0.8, 1.2)), ("dpm_solver_2s", 0.002, (1.5, 2.2)), ("dpm_solver_2m", 0.003, (1.5, 2.2))],
+    ("name", "counts", "finest", "order"),
+    [
+        ("ddim", (80, 320), 0.012, (0.8, 1.2)),
+        ("dpm_solver_2s", (80, 320), 0.002, (1.5, 2.2)),
+        ("dpm_solver_2m", (160, 640), 0.001, (1.5, 2.2)),
+    ],
 )
-def test_gaussian_data_converges_at_the_solvers_order(schedule, name, finest, order):
-    coarse, fine = relative_error(name, schedule, 80), relative_error(name, schedule, 320)
+def test_gaussian_data_converges_at_the_solvers_order(schedule, name, counts, finest, order):
+    coarse, fine = (relative_error(name, schedule, count) for count in counts)
     assert fine < finest
     assert order[0] < math.log(coarse / fine, 4) < order[1]
 
@@ -139,9 +143,9 @@ def test_odd_number_of_2s_ends_with_a_first_order_step():
     torch.testing.assert_close(got, alpha_t * data + sigma_t * eps)
 
 
-@pytest.mark.parametrize("num_evaluations", [2, 4, 14, 15])
+@pytest.mark.parametrize("num_evaluations", [2, 4, 14, 15, 20])
 def test_2m_by_hand(num_evaluations):
-    """Second order but at the first step and, below 15 evaluations, at the last one."""
+    """Second order but at the first step and at the last one, which is far longer than the others."""
     outputs = [noise(1, 1, 2, 2, seed=e + 1) for e in range(num_evaluations)]
     x, given = noise(1, 1, 2, 2), iter(outputs)
     got = make_solver("dpm_solver_2m", LINEAR, num_evaluations).sample(lambda x, t: next(given), x)
@@ -151,7 +155,7 @@ def test_2m_by_hand(num_evaluations):
         (alpha_s, sigma_s), (alpha_t, sigma_t) = LINEAR.marginal(times[e]), LINEAR.marginal(times[e + 1])
         h = math.log(alpha_t / sigma_t) - math.log(alpha_s / sigma_s)
         data = slope = (x - sigma_s * eps) / alpha_s
-        if before is not None and (e < num_evaluations - 1 or num_evaluations >= 15):
+        if before is not None and e < num_evaluations - 1:
             slope = data + (data - before[0]) * h / (2 * before[1])
         x = sigma_t / sigma_s * x + alpha_t * (1 - math.exp(-h)) * slope
         before = data, h
@@ -242,6 +246,31 @@ def test_a_trajectory_can_begin_in_the_middle(name):
     rest, same_final = drive(solver.trajectory(whole[first].x, first_step=2), model)
     assert [request.index for request in rest] == list(range(first, 8))
     assert torch.equal(same_final, final)
+
+
+def weights_in_data(num_evaluations):
+    """The weight of each prediction of the data in the image of 2M, for given predictions."""
+    weights = []
+    for chosen in range(num_evaluations):
+        solver = make_solver("dpm_solver_2m", LINEAR, num_evaluations)
+        solver.predicted_data = lambda output, x, e, chosen=chosen: torch.full_like(x, float(e == chosen))
+        weights.append(solver.sample(lambda x, t: x, torch.zeros(1, 1, 1, 1, dtype=torch.float64)).item())
+    return weights
+
+
+@pytest.mark.parametrize("num_evaluations", [13, 15, 20, 50])
+def test_the_last_step_of_2m_goes_on_from_the_last_prediction(num_evaluations):
+    """A last step of second order, 3 to 5 times as long as the one before, would weigh the last but one below 0."""
+    last_but_one, last = weights_in_data(num_evaluations)[-2:]
+    assert last_but_one > -0.05
+    assert 0.5 < last < 1.05
+
+
+@pytest.mark.parametrize("num_evaluations", [10, 14, 15, 20, 40])
+def test_2m_gains_by_more_evaluations(num_evaluations):
+    """Two evaluations more lower the error, beyond 14 too."""
+    fewer = relative_error("dpm_solver_2m", LINEAR, num_evaluations - 2)
+    assert relative_error("dpm_solver_2m", LINEAR, num_evaluations) < fewer
 
 
 def test_on_evaluation_is_told_each_one():

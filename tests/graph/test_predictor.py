@@ -10,6 +10,7 @@ import torch
 import l2c
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import taylor_weights
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -36,6 +37,9 @@ def by_hand(backbone, graph, noise, labels, scale):
             elif graph.reuse[e] == "fitted" and len(past) > 1:
                 slope = graph.fitted[e][sum(not bit for bit in graph.rows[e][:layer])]
                 cache.append(past[-1][1] + slope * (past[-1][1] - past[-2][1]))
+            elif graph.reuse[e] == "weighted":
+                weights = graph.weighted[e][sum(not bit for bit in graph.rows[e][:layer])]
+                cache.append(sum(w * past[-1 - i][1] for i, w in enumerate(weights)))
             elif graph.reuse[e] == "linear" and len(past) > 1:
                 (t0, a), (t1, b) = past[-2:]
                 cache.append(b + (b - a) * (t - t1) / (t1 - t0))
@@ -93,6 +97,65 @@ def test_fitted_slopes_equal_a_loop_by_hand(backbone, make_graph):
     assert not torch.equal(images, Sampler(backbone, graph=plain).sample(labels, noise=noise))
 
 
+def with_weights(plain, seed=0):
+    """Return a graph whose reused entries have random sums of as many outputs as there are, up to four."""
+    draw, computed, weighted = torch.Generator().manual_seed(seed), [0] * plain.num_layers, []
+    for row in plain.rows:
+        counts = [min(4, computed[layer]) for layer, fresh in enumerate(row) if not fresh]
+        older = [torch.randn(count - 1, generator=draw).tolist() for count in counts]
+        weighted.append(tuple((1 - sum(weights), *weights) for weights in older))
+        computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
+    return plain.replace(reuse=("weighted",) * len(plain.rows), fitted=(), weighted=tuple(weighted))
+
+
+def test_weighted_sums_equal_a_loop_by_hand(backbone, make_graph):
+    plain = make_graph(backbone, cfg_scale=2.0)
+    graph = with_weights(plain)
+    assert max(len(weights) for row in graph.weighted for weights in row) > 2
+    labels, noise = torch.tensor([1, 4]), seeded_noise(backbone.input_shape, 0, 2)
+    with torch.no_grad():
+        expected = by_hand(backbone, graph, noise, labels, 2.0)
+    images = Sampler(backbone, graph=graph).sample(labels, noise=noise)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(images, Sampler(backbone, graph=plain).sample(labels, noise=noise))
+
+
+def test_memory_of_weighted_sums_is_that_of_what_is_read_later(backbone, make_graph):
+    graph = with_weights(make_graph(backbone))
+    sampler = Sampler(backbone, graph=graph)
+    sampler.sample(torch.tensor([1, 2]), seed=0)
+    assert sampler.cache_peak_bytes == sampler.cache_bytes(2)
+    assert max(max(row) for row in graph.held) > 2
+
+
+def test_weights_of_two_outputs_are_the_line(backbone, make_graph):
+    """A fitted graph said in weights draws the same images, bit for bit."""
+    plain = make_graph(backbone)
+    slopes = tuple((0.5,) * (len(row) - sum(row)) for row in plain.rows)
+    fitted = plain.replace(reuse=("fitted",) * 6, fitted=slopes)
+    weighted = tuple(tuple(w for w in row if w) for row in fitted.weights)
+    said = plain.replace(reuse=("weighted",) * 6, weighted=weighted)
+    images = [Sampler(backbone, graph=graph).sample(torch.tensor([1, 4]), seed=0) for graph in (fitted, said)]
+    assert torch.equal(*images)
+    assert said.held == fitted.held
+
+
+def test_taylor_weights_are_exact_where_steps_are_even():
+    """On evaluations 2, 4, 6 order 1 follows a line exactly; order 2 has the second difference of TaylorSeer."""
+    past, line = (6, 4, 2), [3.0 * e + 1 for e in (6, 4, 2)]
+    for order in (1, 2):
+        weights = taylor_weights(9, past, order)
+        assert sum(w * f for w, f in zip(weights, line, strict=False)) == pytest.approx(3.0 * 9 + 1)
+        assert sum(weights) == pytest.approx(1)
+    square = [e * e for e in past]
+    first, second = (36 - 16) / 2, ((36 - 16) / 2 - (16 - 4) / 2) / 2
+    expected = 36 + 3 * first + 9 * second / 2
+    assert sum(w * f for w, f in zip(taylor_weights(9, past, 2), square, strict=True)) == pytest.approx(expected)
+    assert taylor_weights(9, (6,), 2) == (1.0,)
+    assert len(taylor_weights(9, (6, 4), 2)) == 2
+    assert taylor_weights(9, (6, 5), 1) == (4.0, -3.0)
+
+
 def one_layer(bits, reuse, **changes):
     return CacheGraph(
         rows=[(bit,) for bit in bits],
@@ -123,12 +186,14 @@ def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     schema = json.loads((Path(l2c.__file__).parent / "graph" / "cache_graph.schema.json").read_text())
     linear = one_layer((1, 1, 0), ("hold", "hold", "linear"))
     fitted = one_layer((1, 1, 0), ("hold", "hold", "fitted"), fitted=((), (), (0.25,)))
-    for graph, written in ((linear, True), (fitted, True), (one_layer((1, 1, 0), None), False)):
+    summed = one_layer((1, 1, 0), ("hold", "hold", "weighted"), weighted=((), (), ((1.5, -0.5),)))
+    for graph, written in ((linear, True), (fitted, True), (summed, True), (one_layer((1, 1, 0), None), False)):
         graph.save(tmp_path / "g.json")
         content = json.loads((tmp_path / "g.json").read_text())
         jsonschema.validate(content, schema)
         assert ("reuse" in content) == written
         assert ("slopes" in content) == (graph is fitted)
+        assert ("weights" in content) == (graph is summed)
         assert CacheGraph.load(tmp_path / "g.json") == graph
     assert "linear" in linear.summary()
 
@@ -137,13 +202,28 @@ def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     ("reuse", "sentence"),
     [
         (("hold",), "reuse has 1 entries, but the graph has 3 rows"),
-        (("hold", "hold", "cubic"), "must be hold or linear or fitted"),
+        (("hold", "hold", "cubic"), "must be hold or linear or fitted or weighted"),
         (("hold", "hold", "fitted"), r"evaluation 2 reuses 1 layers by fitted and needs 1 finite slopes, got \[\]"),
     ],
 )
 def test_bad_reuse_is_refused(reuse, sentence):
     with pytest.raises(ValueError, match=sentence):
         one_layer((1, 1, 0), reuse)
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        ((), r"evaluation 2 reuses 1 layers by weighted and needs 1 sets of weights, got 0"),
+        (((2.0, -0.5, -0.5),), r"stands in for layer a by 3 outputs; give 1\.\.2 weights: 2 outputs were computed"),
+        (((),), r"by 0 outputs; give 1\.\.2 weights"),
+        (((1.5, -0.4),), r"add up to 1, got \[1.5, -0.4\]"),
+        (((float("nan"), 1.0),), r"must be numbers in \[-1000, 1000\]"),
+    ],
+)
+def test_bad_weights_are_refused(weights, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        one_layer((1, 1, 0), ("hold", "hold", "weighted"), weighted=((), (), weights))
 
 
 def test_slopes_are_given_or_those_of_the_line_or_none():

@@ -10,7 +10,10 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 import l2c
 from l2c.backbones.dit import sincos_position_embedding
 from l2c.integrations.diffusers import apply_cache_graph
+from l2c.integrations.diffusers.timesteps import resampled
 from l2c.integrations.dit_weights import from_diffusers, to_diffusers
+from l2c.policies.context import Problem
+from l2c.policies.registry import make_graph as make_policy_graph
 
 
 @pytest.fixture
@@ -41,8 +44,13 @@ def test_weights_of_diffusers_own_frequencies(make_family):
     torch.testing.assert_close(ours, family(family.x, 951.0), rtol=1e-5, atol=1e-5)
 
 
-def test_one_graph_for_both(dit, make_graph, make_batch):
+@pytest.mark.parametrize("forecast", [False, True], ids=["held", "of three outputs"])
+def test_one_graph_for_both(dit, make_graph, make_batch, forecast):
     graph = make_graph(dit)
+    if forecast:
+        uncached = l2c.Sampler(dit, solver="ddim", num_evaluations=9)
+        graph = make_policy_graph("interval", Problem.of(uncached), n=2, reuse="taylor2")
+        assert max(len(weights) for row in graph.weights for weights in row) == 3
     model = to_diffusers(dit)
     x, _, y = make_batch(dit)
     expected = []
@@ -60,6 +68,13 @@ def test_one_graph_for_both(dit, make_graph, make_batch):
     for t, (x, output) in zip(graph.timesteps, expected, strict=True):
         ours = model(x, timestep=torch.full((3,), t), class_labels=y.clamp(max=4)).sample
         torch.testing.assert_close(ours, output, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_several_outputs_are_not_carried_to_other_times(dit):
+    uncached = l2c.Sampler(dit, solver="ddim", num_evaluations=9)
+    graph = make_policy_graph("interval", Problem.of(uncached), n=2, reuse="taylor2")
+    with pytest.raises(ValueError, match="reuse weighted cannot be resampled from 9 evaluations to 2"):
+        resampled(graph, (900.0, 400.0))
 
 
 def test_what_cannot_be_converted_is_said(make_family):

@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 import l2c
-from l2c.calibration.calibration import Calibration, head_of
+from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
@@ -46,7 +46,7 @@ def calibrated(sampler):
     labels, noise = torch.tensor([0, 1]), seeded_noise(sampler.backbone.input_shape, 5, 2)
     tensors = measure_changes(sampler, labels, noise, max_age=3)
     tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=1, max_age=3)
-    return Problem.of(sampler, Calibration(tensors, head_of(Problem.of(sampler).blank)))
+    return Problem.of(sampler, Calibration(tensors, Problem.of(sampler).blank.binding))
 
 
 @pytest.fixture(scope="module")

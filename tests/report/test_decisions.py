@@ -32,6 +32,12 @@ def test_linear_with_one_output_is_held():
     assert decisions(graph(rows=["11", "01"], timesteps=(9, 7), reuse=("hold", "linear"), fitted=()))[1][0] == "hold"
 
 
+def test_a_sum_of_one_output_is_held():
+    weights = ((), (), (), (), ((1.0,), (1.5, -0.5)))
+    found = decisions(graph(reuse=("hold",) * 4 + ("weighted",), fitted=(), weighted=weights))
+    assert found[4] == ("hold", "weighted")
+
+
 def test_layers_are_called_by_block_and_kind():
     names = (
         "in_blocks.0.attn1",

@@ -8,7 +8,6 @@ import torch
 
 import l2c
 from l2c.backbones.backbone import fingerprint
-from l2c.calibration.calibration import head_of
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.smoothcache import import_smoothcache
@@ -38,7 +37,7 @@ def test_a_binding_makes_a_graph_and_the_head_of_a_file(make_dit):
     assert graph.binding == binding
     assert graph.num_reused == 0
     assert CacheGraph.from_json(graph.to_json()).binding == binding
-    assert head_of(graph) == {
+    assert graph.binding.head == {
         "model": "DiT",
         "weights": None,
         "solver": "ddim",

@@ -228,6 +228,7 @@ class Calibrate(Command):
     num_trajectories: int = count(64)
     batch_size: int = count(8)
     seed: int = seed(7)
+    true_errors: int = count(64, at_least=0)
     budget: Budget | None = ruled(BUDGET, None)
     num_threads: int | None = count()
 

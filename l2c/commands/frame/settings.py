@@ -32,9 +32,10 @@ from l2c.commands.frame.command_settings import (
     TrainRouter,
     TrainScaleShift,
 )
+from l2c.evaluation.method_settings import check_method
 from l2c.io.names import near_names
-from l2c.io.settings import Settings, as_text, full_name
-from l2c.policies.settings import OPTIONS, check_options, check_values
+from l2c.io.settings import Settings, as_text
+from l2c.policies.settings import check_options, check_values
 from l2c.sampling.solver_settings import PartialSolverSettings, SolverSettings
 from l2c.testbeds.settings import PIXEL_SETTINGS
 from l2c.training.routers.settings import DataSettings, RouterTraining, data_settings, router_settings
@@ -148,7 +149,8 @@ def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
     for name in given:
         _known(name, settings, groups)
     top = settings.of(given)
-    _check_methods(given)
+    if isinstance(top, Compare):
+        _check_methods(given.get("methods"), top.reference)
     if command == "train_router":
         router_training(top, made)
     return Checked(top, made, {str(k): v for k, v in content.items()})
@@ -160,17 +162,19 @@ def _known(name: str, settings: type[Command], groups: Mapping[str, Group]) -> N
         raise ValueError(f"unknown setting {name}; {near_names(name, known)}")
 
 
-def _check_methods(given: Mapping[str, Any]) -> None:
-    """Check the options of the methods that are compared."""
-    methods = given.get("methods") or {}
+def _check_methods(given: Any, reference: str) -> None:
+    """Check the methods that are compared."""
+    methods = given or {}
     if not isinstance(methods, Mapping):
         raise ValueError(f"methods must be a mapping from names to options, got {methods!r}")
     for method, options in methods.items():
-        if isinstance(options, Mapping):
-            policy = options.get("policy", method)
-            if policy in OPTIONS:
-                rest = {name: value for name, value in options.items() if name != "policy"}
-                check_values(policy, rest, prefix=full_name("methods", str(method)))
+        if options is False:
+            continue
+        if options is not None and not isinstance(options, Mapping):
+            raise ValueError(
+                f"methods.{method} must be options, null for none or false to leave it out, got {options!r}"
+            )
+        check_method(str(method), options or {}, reference=reference)
 
 
 def router_training(top: Command, groups: Mapping[str, Any]) -> RouterTraining:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.backbones.layer_form import Branch, ahead
-from l2c.graph.predictor import line_slope
+from l2c.backbones.layer_form import Branch, ahead, over
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import LINEAR, WEIGHTED, Weights, combined, line_slope
 
 
 class BranchHistory:
@@ -27,6 +28,21 @@ class BranchHistory:
             self.computed = [[] for _ in self.computed]
         self.evaluation, self.t, self.shape = evaluation, t, shape
 
+    def stand_in(self, graph: CacheGraph, evaluation: int, layer: int, t: float) -> Branch | None:
+        """Return what a graph says stands in for a layer; None where nothing was computed yet.
+
+        Args:
+            graph: that is followed.
+            evaluation: its row.
+            layer: its index.
+            t: of this evaluation, as the model is given it.
+
+        """
+        reuse = graph.reuse[evaluation]
+        if reuse == WEIGHTED:
+            return self.sum_of(layer, graph.weights[evaluation][layer])
+        return self.value(layer, t, None if reuse == LINEAR else graph.slopes[evaluation][layer])
+
     def value(self, layer: int, t: float, slope: float | None) -> Branch | None:
         """Return what stands in for a layer at t; None where nothing was computed yet.
 
@@ -43,6 +59,13 @@ class BranchHistory:
             return last
         t_before, before = earlier[0]
         return ahead(last, before, line_slope(t, t_last, t_before) if slope is None else slope)
+
+    def sum_of(self, layer: int, weights: Weights) -> Branch | None:
+        """Return the weighted sum of a layer's last outputs; the last one where fewer were computed than weights."""
+        outputs = [output for _, output in self.computed[layer]]
+        if len(outputs) < len(weights):
+            return outputs[0] if outputs else None
+        return over(lambda *streams: combined(streams, weights), *outputs[: len(weights)])
 
     def update(self, layer: int, output: Branch | None, count: int) -> None:
         """Take a computed output, hold `count` of them."""

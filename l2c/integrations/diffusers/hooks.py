@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from l2c.backbones.forward_lock import ForwardLock
 from l2c.backbones.layer_form import Branch, LayerForm, over
-from l2c.graph.predictor import LINEAR
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
 from l2c.integrations.diffusers.timesteps import Schedule, conditions_of, timestep_of
 from l2c.sampling.correction import Correction
@@ -226,13 +225,12 @@ class GraphHook(_UncopiedHook):
         x = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
         history.begin(e, t, tuple(x.shape) if isinstance(x, Tensor) else None)
         graph = self.schedule.graph
-        slopes = (None,) * len(self.layers) if graph.reuse[e] == LINEAR else graph.slopes[e]
         for hook in self.hooks:
             hook.turn = 0
         for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
             if layer.follows:
                 continue
-            layer.cached = None if fresh else self._corrected(e, index, history.value(index, t, slopes[index]))
+            layer.cached = None if fresh else self._corrected(e, index, history.stand_in(graph, e, index, t))
             layer.fresh = layer.cached is None
             layer.wanted = held > 0
         return e, history

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import WEIGHTED
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
 
@@ -214,7 +215,16 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     """Return a graph for other timesteps: every evaluation gets the row of the nearest one; the first computes all.
 
     Logs a warning with a summary, because nobody measured the result.
+
+    Raises:
+        ValueError: the graph has weights of several outputs, which belong to the evaluations they were made for.
+
     """
+    if WEIGHTED in graph.reuse:
+        raise ValueError(
+            f"a graph of reuse {WEIGHTED} cannot be resampled from {graph.num_evaluations} evaluations to "
+            f"{len(timesteps)}: its weights belong to its own times; make one for these"
+        )
     nearest = nearest_rows(graph, timesteps)
     rows = [graph.rows[i] for i in nearest]
     rows[0] = (True,) * graph.num_layers

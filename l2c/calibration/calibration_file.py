@@ -1,0 +1,170 @@
+"""The head of a calibration's file: JSON beside the tensors, read with bounds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from l2c.calibration.cost import Cost
+from l2c.calibration.grid import Grid
+from l2c.diffusion import Schedule
+from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule
+from l2c.graph.binding import Binding
+from l2c.io.json_fields import items, known_fields, member, parse
+from l2c.io.names import quoted
+from l2c.io.numbers import finite_number, whole_number
+
+if TYPE_CHECKING:
+    from l2c.calibration.calibration import Calibration
+
+FORMAT = "l2c-calibration"
+VERSION = 2
+FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", "corrections")
+OF_BINDING = tuple(Binding.__dataclass_fields__)
+OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction")
+CORRECTION = ("share", "predicted", "true")  # of the uncached MACs; mean squared errors per pixel
+NUMBER = (int, float)
+TEXT = (str, type(None))
+DIMENSIONS = {"layer_change": 3, "block_change": 3, "responses": 4, "responses_ahead": 4}
+MOST = 1000  # corrections, ages
+MOST_MACS = 10**18
+
+
+def header_of(calibration: Calibration) -> str:
+    """Return the head as text.
+
+    Raises:
+        ValueError: the settings cannot be said in JSON.
+
+    """
+    grid, schedule, cost = calibration.grid, calibration.schedule, calibration.cost
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "binding": calibration.binding.fields,
+        "settings": dict(calibration.settings),
+        "grid": grid and grid.to_json(),
+        "schedule": schedule and {name: getattr(schedule, name) for name in OF_SCHEDULE},
+        "cost": cost and {"layers": list(cost.layers), "fixed": cost.fixed},
+        "corrections": list(map(dict, calibration.corrections)),
+    }
+    try:
+        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the settings of a calibration must be text, finite numbers, lists and dicts: {error}"
+        ) from error
+
+
+def fields_of(header: str) -> dict[str, Any]:
+    """Return what a head says, as arguments of `Calibration`.
+
+    Raises:
+        ValueError: it is damaged, of another version, or has missing, unknown or wrong fields.
+
+    """
+    content = parse(header)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError("holds no statistics of l2c; give what l2c calibrate wrote")
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"the calibration is of version {quoted(content.get('version', 1))}, this package reads version "
+            f"{VERSION}; run l2c calibrate again"
+        )
+    known_fields(content, FIELDS)
+    grid = member(content, "grid", (dict, type(None)))
+    corrections = tuple(_correction(one, i) for i, one in enumerate(member(content, "corrections", list)))
+    return {
+        "binding": _binding(member(content, "binding", dict)),
+        "settings": member(content, "settings", dict),
+        "grid": None if grid is None else Grid.from_json(grid, "grid"),
+        "schedule": _schedule(member(content, "schedule", (dict, type(None)))),
+        "cost": _cost(member(content, "cost", (dict, type(None)))),
+        "corrections": corrections,
+    }
+
+
+def _binding(content: Mapping[str, Any]) -> Binding:
+    known_fields(content, OF_BINDING, "binding")
+    options = member(content, "solver_options", dict, "binding.solver_options")
+    scale = member(content, "cfg_scale", (*NUMBER, type(None)), "binding.cfg_scale")
+    return Binding(
+        model=member(content, "model", str, "binding.model"),
+        layers=tuple(items(content, "layers", str, "binding.layers")),
+        solver=member(content, "solver", str, "binding.solver"),
+        timesteps=tuple(map(float, items(content, "timesteps", NUMBER, "binding.timesteps"))),
+        solver_options={name: finite_number(f"binding.solver_options.{name}", options[name]) for name in options},
+        guidance=member(content, "guidance", TEXT, "binding.guidance"),
+        cfg_scale=None if scale is None else float(scale),
+        fingerprint=member(content, "fingerprint", TEXT, "binding.fingerprint"),
+    )
+
+
+def _schedule(content: Mapping[str, Any] | None) -> Schedule | None:
+    if content is None:
+        return None
+    known_fields(content, OF_SCHEDULE, "schedule")
+    name = member(content, "name", str, "schedule.name")
+    kind = FlowSchedule if name == FLOW else NoiseSchedule
+    return kind(
+        name,
+        whole_number("schedule.first_timestep", content.get("first_timestep"), low=0, high=1000),
+        whole_number("schedule.num_steps", content.get("num_steps"), low=2, high=100_000),
+        member(content, "prediction", str, "schedule.prediction"),
+    )
+
+
+def _cost(content: Mapping[str, Any] | None) -> Cost | None:
+    if content is None:
+        return None
+    known_fields(content, ("layers", "fixed"), "cost")
+    layers = items(content, "layers", int, "cost.layers")
+    return Cost(
+        tuple(whole_number("a layer's MACs in cost.layers", macs, low=1, high=MOST_MACS) for macs in layers),
+        whole_number("cost.fixed", content.get("fixed"), low=0, high=MOST_MACS),
+    )
+
+
+def _correction(content: Any, index: int) -> Mapping[str, float]:
+    where = f"corrections[{index}]"
+    if not isinstance(content, dict) or index >= MOST:
+        raise ValueError(f"{where} must be an object, and one of at most {MOST}, got {quoted(content, 40)}")
+    known_fields(content, CORRECTION, where)
+    return {name: finite_number(f"{where}.{name}", content.get(name), low=1e-300) for name in CORRECTION}
+
+
+def check_tensors(calibration: Calibration) -> None:
+    """Refuse tensors that do not fit the head.
+
+    Raises:
+        ValueError: an unknown tensor, a wrong number of dimensions or size, or values that are not finite.
+
+    """
+    binding, grid, cost = calibration.binding, calibration.grid, calibration.cost
+    num_evaluations, num_layers = binding.num_evaluations, len(binding.layers)
+    for name, tensor in calibration.tensors.items():
+        if name not in DIMENSIONS:
+            raise ValueError(f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}")
+        shape = tuple(tensor.shape)
+        if len(shape) != DIMENSIONS[name] or 0 in shape or max(shape[:1] + shape[2:3]) > max(MOST, num_evaluations):
+            raise ValueError(f"{name} must have {DIMENSIONS[name]} dimensions of sensible size, got {shape}")
+        found = shape[1:3] if name.endswith("change") else shape[:2]
+        wanted = num_evaluations, num_layers
+        if found != wanted and (name != "block_change" or found[0] != num_evaluations):
+            raise ValueError(f"{name} has {found} evaluations and layers, but the file is of {wanted}")
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} holds numbers that are not finite; calibrate again")
+    pair = [
+        calibration.tensors[name].shape for name in ("responses", "responses_ahead") if name in calibration.tensors
+    ]
+    if len(pair) == 2 and pair[0][3] != pair[1][3]:
+        raise ValueError(
+            f"responses and responses_ahead are of {pair[0][3]} and {pair[1][3]} directions, must be equal"
+        )
+    if grid is not None and grid.timesteps != binding.timesteps:
+        raise ValueError("the timesteps of grid and binding differ, must be the same")
+    if cost is not None and len(cost.layers) != num_layers:
+        raise ValueError(f"cost has {len(cost.layers)} layers, but the file is of {num_layers}")

@@ -1,0 +1,151 @@
+"""The evaluations of a solver as responses see them: their times, and how far an output moves the state."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from l2c.diffusion import Solver
+from l2c.io.json_fields import items, known_fields
+from l2c.io.numbers import finite_number
+
+FIELDS = ("timesteps", "ends", "coefficients", "direct")
+MOST_EVALUATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The evaluations of a solver: their times, and how far an output moves the state.
+
+    Attributes:
+        timesteps: t of each evaluation, (E,), strictly monotone.
+        ends: t where the solver step of each evaluation ends, (E,). The last step is taken to be as long as the one
+            before, but to end at t = 0 where times fall.
+        coefficients: see `step_coefficients`, (E,).
+        direct: whether an output enters the next state itself, (E,); the first evaluation of a two-stage step only
+            moves the state at which the second takes place.
+
+    Raises:
+        ValueError: the lists differ in length, hold no finite numbers, or times run in no direction.
+
+    """
+
+    timesteps: tuple[float, ...]
+    ends: tuple[float, ...]
+    coefficients: tuple[float, ...]
+    direct: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.timesteps)
+        if not 2 <= count <= MOST_EVALUATIONS:
+            raise ValueError(f"a grid must have 2..{MOST_EVALUATIONS} evaluations, got {count}")
+        for name in FIELDS:
+            if len(getattr(self, name)) != count:
+                raise ValueError(
+                    f"a grid of {count} timesteps must have as many {name}, got {len(getattr(self, name))}"
+                )
+        for name in ("timesteps", "ends", "coefficients"):
+            values = tuple(finite_number(f"{name} of a grid", value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)
+        rises = [after > before for before, after in itertools.pairwise(self.timesteps)]
+        falls = [after < before for before, after in itertools.pairwise(self.timesteps)]
+        if not (all(rises) or all(falls)):
+            raise ValueError("the timesteps of a grid must rise or fall all the way, got some that do not")
+
+    @classmethod
+    def of(cls, solver: Solver) -> Grid:
+        """Return the grid of a solver.
+
+        Raises:
+            ValueError: the solver adds noise of its own, or an output moves no state.
+
+        """
+        if solver.stochastic:
+            raise ValueError(
+                f"a calibration carries along trajectories without noise, but {solver.name} adds noise at its steps; "
+                "take eta = 0 or a deterministic solver"
+            )
+        times, steps = tuple(map(float, solver.timesteps)), solver.steps
+        step_of = {e: k for k, step in enumerate(steps) for e in step}
+        starts = [times[step[0]] for step in steps]
+        end = 2 * starts[-1] - starts[-2] if len(starts) > 1 else times[-1]
+        starts.append(max(end, min(0.0, times[-1])) if times[-1] < times[0] else end)
+        return cls(
+            times,
+            tuple(starts[step_of[e] + 1] for e in range(len(times))),
+            step_coefficients(solver),
+            tuple(e == steps[step_of[e]][-1] for e in range(len(times))),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attributes as JSON has them."""
+        return {name: list(getattr(self, name)) for name in FIELDS}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], where: str) -> Grid:
+        """Return what `to_json` wrote.
+
+        Args:
+            content: the object.
+            where: its name in messages.
+
+        Raises:
+            ValueError: a field is missing, unknown or wrong.
+
+        """
+        known_fields(content, FIELDS, where)
+        number = (int, float)
+        times, ends, coefficients = (tuple(items(content, name, number, f"{where}.{name}")) for name in FIELDS[:3])
+        return cls(times, ends, coefficients, tuple(items(content, "direct", bool, f"{where}.direct")))
+
+
+def step_coefficients(solver: Solver) -> tuple[float, ...]:
+    """Return for each evaluation how far an output of 1 moves the state, as seen right after its solver step.
+
+    The network's outputs enter every step linearly. An output of 1 at one evaluation and 0 at all others therefore
+    leads to a final state that is the product of the coefficient and of the linear part of all later steps, by which
+    it is divided. For a multistep solver the coefficient holds what the output adds in later steps too.
+
+    Raises:
+        ValueError: a coefficient is 0 or not finite.
+
+    """
+    count = solver.num_evaluations
+    one = torch.eye(count, dtype=torch.float64).view(count, count, 1, 1, 1)  # [evaluation, image]
+    calls = iter(range(count))
+    final = solver.sample(lambda x, t: one[next(calls)], torch.zeros(count, 1, 1, 1, dtype=torch.float64)).flatten()
+    later = _later(solver)
+    coefficients = tuple(float(moved) / after for moved, after in zip(final, later, strict=True))
+    wrong = [e for e, value in enumerate(coefficients) if value == 0 or not math.isfinite(value)]
+    if wrong:
+        raise ValueError(
+            f"{solver.name} moves no state by its output at evaluation {wrong[0]} (coefficient "
+            f"{coefficients[wrong[0]]:g}), so that nothing can be carried there; take another solver or number of "
+            "steps"
+        )
+    return coefficients
+
+
+def _later(solver: Solver) -> list[float]:
+    """Return for each evaluation what a state after its step is multiplied by until the end, outputs being 0."""
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    states: list[float] = []
+
+    def nothing(x: torch.Tensor, t: float) -> torch.Tensor:
+        states.append(float(x))
+        return 0 * one
+
+    final = float(solver.sample(nothing, one))
+    starts = [states[step[0]] for step in solver.steps] + [final]
+    return [final / starts[solver.step_of(e) + 1] for e in range(solver.num_evaluations)]
+
+
+def places(times: Sequence[float], like: Grid) -> list[float]:
+    """Return how far times are from the end of a grid: 1 at its first evaluation, 0 at its last."""
+    first, last = like.timesteps[0], like.timesteps[-1]
+    return [(t - last) / (first - last) for t in times]

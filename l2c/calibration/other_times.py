@@ -1,0 +1,172 @@
+"""Responses measured at some times, carried to others: another number of steps, another shift, another solver.
+
+The response of an entry is `J_e (f(t_2) - f(t))`, with `J_e` the derivative of the image by a layer's output at time
+t and t_2 the time of an older output. Two factors make `J_e`: how far the network's output moves the state in the
+solver's step, which is known in closed form, and how the state moves the image, which changes slowly with time as
+long as steps are small. So `J_e` over the first factor is interpolated linearly between the evaluations measured, and
+f by a cubic spline through the outputs before and after each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import CubicSpline
+
+from l2c.calibration.grid import Grid, places
+
+Array = npt.NDArray[np.floating]
+SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
+BEYOND = 0.5  # of the distance of two grids: how far steps may be outside both before they count as at the edge
+SLACK = 1e-6  # of the trajectory: times that differ by less are the same
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Responses of one grid.
+
+    Attributes:
+        grid: the evaluations.
+        responses: (E, L, A, M), to outputs 1..A evaluations older, see `measure_responses`.
+        ahead: (E, L, B, M), to outputs 1..B evaluations younger.
+
+    """
+
+    grid: Grid
+    responses: Array
+    ahead: Array
+
+
+def carry(measured: Sequence[Measured], wanted: Grid, *, max_age: int) -> Array:
+    """Return responses (E', L, max_age, M) at other times; NaN where the measured ages do not reach.
+
+    With two grids measured, what is carried from each is interpolated linearly in the local step of time, because
+    what follows a step depends a little on its length.
+
+    Args:
+        measured: one or two grids, of the same noises and directions.
+        wanted: the grid to carry them to.
+        max_age: the oldest output wanted, in evaluations of the wanted grid.
+
+    Raises:
+        ValueError: times lie outside those measured, or no evaluation of a kind was measured.
+
+    """
+    for one in measured:
+        check_times(one.grid, wanted)
+    carried = [_carry_one(one, wanted, max_age) for one in measured]
+    if len(carried) == 1:
+        return carried[0]
+    (first, second), (grid_1, grid_2) = carried, (one.grid for one in measured)
+    h, h_1, h_2 = (_steps_at(grid, wanted.timesteps) for grid in (wanted, grid_1, grid_2))  # (E',)
+    share = np.clip((h - h_1) / (h_2 - h_1), -BEYOND, 1 + BEYOND).astype(np.float32)[:, None, None, None]
+    both = first + share * (second - first)
+    return np.where(np.isnan(both), np.where(np.isnan(first), second, first), both)
+
+
+def check_times(measured: Grid, wanted: Grid) -> None:
+    """Refuse times before or after those measured.
+
+    Raises:
+        ValueError: a time lies outside.
+
+    """
+    step = 1 / (len(measured.timesteps) - 1)
+    for t, place in zip(wanted.timesteps, places(wanted.timesteps, measured), strict=True):
+        if not -step / 2 <= place <= 1 + step / 2:
+            first, last = measured.timesteps[0], measured.timesteps[-1]
+            raise ValueError(
+                f"the calibration was measured from t = {first:g} to {last:g}, but t = {t:g} is wanted; calibrate "
+                "with a solver whose times reach that far"
+            )
+
+
+def _steps_at(grid: Grid, times: Sequence[float]) -> Array:
+    """Return the length of a grid's steps in t at some times, interpolated."""
+    t = np.asarray(grid.timesteps)
+    order = np.argsort(t)
+    return np.interp(times, t[order], np.abs(np.gradient(t))[order])
+
+
+def _carry_one(measured: Measured, wanted: Grid, max_age: int) -> Array:
+    grid = measured.grid
+    source = _Source(measured)
+    u = _bent(places(wanted.timesteps, grid))
+    keys = _keys(grid, grid), _keys(wanted, grid)
+    kinds = _kinds(grid), _kinds(wanted)
+    _, num_layers, _, size = measured.responses.shape
+    carried = np.full((len(u), num_layers, max_age, size), np.nan, dtype=np.float32)
+    for e in range(1, len(u)):
+        same = [i for i, kind in enumerate(kinds[0]) if kind == kinds[1][e]] or range(len(grid.timesteps))
+        near = _neighbours(keys[0], list(same), keys[1][e])
+        older = u[max(e - max_age, 0) : e][::-1]  # of 1, 2, ... evaluations
+        values = [source.at(i, u[e], older) for i, _ in near]  # each (ages, L, M)
+        mixed = sum(np.float32(weight) * value for (_, weight), value in zip(near, values, strict=True))
+        for value in values:  # where only one of both reaches
+            mixed = np.where(np.isnan(mixed), value, mixed)
+        carried[e, :, : len(older)] = np.float32(wanted.coefficients[e]) * np.swapaxes(mixed, 0, 1)
+    return carried
+
+
+def _kinds(grid: Grid) -> list[tuple[bool, bool]]:
+    """Return what makes `J_e` jump from one evaluation to the next.
+
+    An output may enter the next state, or only that of a step's second evaluation; and a step may take no time: the
+    last one of DDIM, from t = 0 to the image.
+    """
+    return [(d, t == end) for d, t, end in zip(grid.direct, grid.timesteps, grid.ends, strict=True)]
+
+
+def _bent(place: Sequence[float]) -> Array:
+    """Return the coordinate in which outputs are interpolated: nearly the logarithm of the time left."""
+    return np.log(np.maximum(np.asarray(place), -SOFT / 2) + SOFT)
+
+
+def _keys(grid: Grid, like: Grid) -> Array:
+    """Return where `J_e` is taken to belong: the middle of the solver step, since the state is moved at its end."""
+    return (np.asarray(places(grid.timesteps, like)) + np.asarray(places(grid.ends, like))) / 2
+
+
+def _neighbours(keys: Array, among: Sequence[int], key: float) -> list[tuple[int, float]]:
+    """Return the evaluations whose keys enclose a key, each with its share; outside of all, the nearest one alone."""
+    ordered = sorted(among, key=lambda i: keys[i])
+    place = int(np.searchsorted(keys[ordered], key))
+    if place == 0 or place == len(ordered):
+        return [(ordered[min(place, len(ordered) - 1)], 1.0)]
+    low, high = ordered[place - 1], ordered[place]
+    share = float((key - keys[low]) / (keys[high] - keys[low]))
+    return [(low, 1 - share), (high, share)]
+
+
+class _Source:
+    """Responses per unit of the solver's step, of each evaluation a function of the older output's time."""
+
+    def __init__(self, measured: Measured) -> None:
+        self._measured = measured
+        self._u = _bent(places(measured.grid.timesteps, measured.grid))
+        self._splines: dict[int, tuple[CubicSpline, float, float]] = {}
+
+    def at(self, e: int, now: float, older: Array) -> Array:
+        """Return values (ages, L, M) of one evaluation: `J_e (f(older) - f(now))`; NaN where not measured."""
+        spline, low, high = self._spline(e)
+        all_times = np.concatenate([[now], older])
+        values = spline(all_times).astype(np.float32)
+        values[(all_times < low - SLACK) | (all_times > high + SLACK)] = np.nan
+        return values[1:] - values[0]
+
+    def _spline(self, e: int) -> tuple[CubicSpline, float, float]:
+        """Return `J_e (f(u) - f(u_e))` as a function of u, and the range in which it holds."""
+        if e not in self._splines:
+            responses, ahead = self._measured.responses[e], self._measured.ahead[e]
+            back = min(e, responses.shape[1])
+            on = min(len(self._u) - 1 - e, ahead.shape[1])
+            u = self._u[e - back : e + on + 1]
+            zero = np.zeros((len(responses), 1, responses.shape[2]), dtype=responses.dtype)
+            knots = np.concatenate([responses[:, :back][:, ::-1], zero, ahead[:, :on]], axis=1).swapaxes(0, 1)
+            knots = knots / self._measured.grid.coefficients[e]
+            room = u[-1] - u[-2] if e + on + 1 == len(self._u) else 0.0  # the end of the trajectory
+            self._splines[e] = CubicSpline(u[::-1], knots[::-1]), u[-1] + room / 2, u[0] + SLACK
+        return self._splines[e]

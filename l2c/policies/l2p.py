@@ -1,0 +1,129 @@
+"""L2P (arXiv 2604.26365): forecasts from past outputs whose weights are least squares on the features themselves.
+
+The rows are those of `interval`. Of each reused entry the weights of its last outputs are fitted, such that they add
+up to 1, to the outputs that were computed along a few uncached trajectories.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import HOLD, WEIGHTED, Weights, from_slopes
+from l2c.policies.budget import Budget
+from l2c.policies.context import Problem
+from l2c.policies.interval import interval
+from l2c.policies.settings import ORDER
+from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.guided import GuidedBackbone
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+RIDGE = 1e-6  # of the mean square of the differences between outputs
+
+
+def l2p(
+    problem: Problem,
+    *,
+    n: float = 2,
+    budget: Budget | None = None,
+    order: int = 3,
+    first: int = 1,
+    last: int = 0,
+    phase: int = 0,
+    num_trajectories: int = 16,
+    batch_size: int = 8,
+    seed: int = 7,
+) -> CacheGraph:
+    """Return the graph of `interval` with weights of past outputs fitted to the features.
+
+    Args:
+        problem: with the sampler.
+        n: the interval; see `interval`.
+        budget: finds n instead, see `policies.budget`.
+        order: past outputs that a forecast reads, 2, 3 or 4; fewer where fewer were computed.
+        first: evaluations at the start that compute everything.
+        last: evaluations at the end that compute everything.
+        phase: evaluations by which the computed ones come earlier.
+        num_trajectories: uncached trajectories that weights are fitted on.
+        batch_size: of them at a time.
+        seed: of their noises.
+
+    Raises:
+        ValueError: an option is out of range, or the budget out of reach.
+
+    """
+    ORDER.check("order", order)
+    assert problem.sampler is not None
+    rows = interval(problem, n=n, budget=budget, first=first, last=last, phase=phase).rows
+    settings: dict[str, Any] = {
+        "n": n,
+        "budget": budget,
+        "order": order,
+        "num_trajectories": num_trajectories,
+        "seed": seed,
+    }
+    if problem.stochastic:  # a forecast would go on along the noise
+        return problem.graph(rows, "l2p", reuse=(HOLD,) * len(rows), **settings)
+    products = measure_products(problem.sampler, num_trajectories, batch_size=batch_size, seed=seed)
+    past: list[list[int]] = [[] for _ in rows[0]]  # of each layer, newest first
+    weighted = []
+    for e, row in enumerate(rows):
+        reused = [layer for layer, fresh in enumerate(row) if not fresh]
+        weighted.append(tuple(fitted(products[layer], e, past[layer][:order]) for layer in reused))
+        for layer in (layer for layer, fresh in enumerate(row) if fresh):
+            past[layer].insert(0, e)
+    return problem.graph(rows, "l2p", reuse=(WEIGHTED,) * len(rows), weighted=tuple(weighted), **settings)
+
+
+def fitted(products: np.ndarray, evaluation: int, past: list[int]) -> Weights:
+    """Return the weights of the outputs of evaluations `past`, the last one first, that come nearest to an output.
+
+    With a the last output and b_j those before it, `f - a = sum_j s_j (a - b_j)` is solved by least squares.
+
+    Args:
+        products: (E, E), inner products of a layer's outputs at all evaluations.
+        evaluation: the one that reuses.
+        past: those that computed.
+
+    """
+    a, *older = past
+    if not older:
+        return (1.0,)
+
+    def product(i: int, j: int, k: int, m: int) -> float:
+        """Return the inner product of the differences f_i - f_j and f_k - f_m."""
+        return float(products[i, k] - products[i, m] - products[j, k] + products[j, m])
+
+    gram = np.array([[product(a, b, a, c) for c in older] for b in older])
+    aim = np.array([product(evaluation, a, a, b) for b in older])
+    ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
+    return from_slopes(np.linalg.solve(gram + ridge * np.eye(len(older)), aim).tolist())
+
+
+@torch.no_grad()
+def measure_products(sampler: Sampler, num_trajectories: int, *, batch_size: int, seed: int) -> np.ndarray:
+    """Return inner products (L, E, E) of each layer's outputs at all evaluations, over uncached trajectories."""
+    backbone, device = sampler.backbone, next(sampler.backbone.parameters()).device
+    count = sampler.solver.num_evaluations
+    total = torch.zeros(backbone.num_layers, count, count, dtype=torch.float64)
+    everything = (True,) * backbone.num_layers
+    for start in range(0, num_trajectories, batch_size):
+        size = min(batch_size, num_trajectories - start)
+        labels = labels_in_turn(backbone.num_labels, size, first=start)
+        network = GuidedBackbone(backbone, None if labels is None else labels.to(device), sampler.guidance)
+        outputs: list[list[Tensor]] = []
+
+        def evaluate(x: Tensor, t: float, network: GuidedBackbone = network, outputs: list = outputs) -> Tensor:
+            output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
+            outputs.append([layer.flatten() for layer in layers if layer is not None])
+            return network.merge(output)
+
+        sampler.solver.sample(evaluate, seeded_noise(backbone.input_shape, seed, size, first=start).to(device))
+        for layer in range(backbone.num_layers):
+            of_layer = torch.stack([row[layer] for row in outputs]).double()  # (E, F)
+            total[layer] += (of_layer @ of_layer.T).cpu()
+    return total.numpy()

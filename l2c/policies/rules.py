@@ -1,0 +1,98 @@
+"""What the fixed rules share: which evaluations always compute, which layers take part, what stands in for them.
+
+`hold` is FORA's reuse, `taylor1` and `taylor2` are TaylorSeer's forecasts by evaluations, `linear` is the line in t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from l2c.graph.layer_names import kind_of
+from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, taylor_weights
+from l2c.graph.statistics import KINDS
+from l2c.policies.context import Problem
+from l2c.policies.settings import PART, RULE_REUSE
+
+ORDERS = {"taylor1": 1, "taylor2": 2}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The options that every fixed rule has.
+
+    Attributes:
+        reuse: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        first: evaluations at the start that compute everything, at least 1.
+        last: evaluations at the end that compute everything.
+        part: layers that are reused: `all`, `attn` or `mlp`.
+
+    """
+
+    reuse: str = HOLD
+    first: int = 1
+    last: int = 0
+    part: str = "all"
+
+    def check(self, num_evaluations: int) -> None:
+        """Refuse options that do not exist, or leave no evaluation to reuse in.
+
+        Raises:
+            ValueError: an option does not exist or is out of range.
+
+        """
+        RULE_REUSE.check("reuse", self.reuse)
+        PART.check("part", self.part)
+        if self.first < 1 or self.last < 0 or self.first + self.last > num_evaluations:
+            raise ValueError(
+                f"first must be at least 1, last at least 0, and both together at most the {num_evaluations} "
+                f"evaluations; got first={self.first} and last={self.last}"
+            )
+
+    def said(self) -> dict[str, Any]:
+        """Return the options that are not the defaults, for a graph's provenance."""
+        options = {option.name: (getattr(self, option.name), option.default) for option in fields(self)}
+        return {name: value for name, (value, default) in options.items() if value != default}
+
+    def allows(self, evaluation: int, num_evaluations: int) -> bool:
+        """Whether an evaluation may reuse."""
+        return self.first <= evaluation < num_evaluations - self.last
+
+    def layers(self, names: Sequence[str]) -> set[int]:
+        """Return the layers that are reused.
+
+        Raises:
+            ValueError: the backbone has none of that kind.
+
+        """
+        found = {i for i, name in enumerate(names) if self.part == "all" or _is(self.part, name)}
+        if not found:
+            raise ValueError(f"part={self.part} names no layer of this backbone; take part=all")
+        return found
+
+    def stand_ins(self, problem: Problem, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
+        """Return what stands in for what rows reuse, as `reuse` and `weighted` of a graph.
+
+        Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
+        """
+        count = len(rows)
+        if self.reuse == HOLD or problem.stochastic:
+            return {}
+        if self.reuse == LINEAR:
+            return {"reuse": (LINEAR,) * count}
+        past: list[list[int]] = [[] for _ in rows[0]]  # of each layer, newest first
+        weighted = []
+        for e, row in enumerate(rows):
+            weighted.append(
+                tuple(
+                    taylor_weights(e, past[layer], ORDERS[self.reuse]) for layer, fresh in enumerate(row) if not fresh
+                )
+            )
+            for layer in (layer for layer, fresh in enumerate(row) if fresh):
+                past[layer].insert(0, e)
+        return {"reuse": (WEIGHTED,) * count, "weighted": tuple(weighted)}
+
+
+def _is(part: str, name: str) -> bool:
+    return kind_of(name).startswith(KINDS[part])

@@ -1,0 +1,81 @@
+"""Responses, evaluation by evaluation, against one backward pass through the whole trajectory."""
+
+import pytest
+import torch
+
+from l2c.calibration.responses import measure_both_ways, measure_responses
+from l2c.io.seeds import ImageNoise
+from l2c.sampling.guided import GuidedBackbone
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+E, K, N = 5, 3, 2
+
+
+def in_one_pass(sampler, labels, noise, seed):
+    """Return q . J_e (f_i - f_e), (E, L, E, N * K), the graph of the whole trajectory being kept."""
+    backbone, outputs = sampler.backbone, []
+    network = GuidedBackbone(backbone, labels, sampler.guidance)
+
+    def evaluate(x, t):
+        everything = (True,) * backbone.num_layers
+        output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
+        outputs.append(layers)
+        return network.merge(output)
+
+    image = sampler.solver.sample(evaluate, noise.requires_grad_(True))
+    size = noise[0].numel()
+    probes = torch.linalg.qr(ImageNoise("directions of responses", seed, range(N))((N, size, K))).Q
+    found = torch.zeros(E, backbone.num_layers, E, N, K)
+    for k in range(K):
+        entries = [layer for layers in outputs for layer in layers]
+        gradients = torch.autograd.grad((image.flatten(1) * probes[..., k]).sum(), entries, retain_graph=True)
+        for e in range(E):
+            for layer in range(backbone.num_layers):
+                for other in range(E):
+                    change = outputs[other][layer] - outputs[e][layer]
+                    inner = (gradients[e * backbone.num_layers + layer] * change).flatten(1).sum(1)
+                    found[e, layer, other, :, k] = inner.view(-1, N).sum(0).detach()
+    return found.flatten(3) / (N * K) ** 0.5
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver_2s", "dpm_solver_2m"])
+def test_responses_equal_those_of_one_pass_through_the_trajectory(make_dit, solver):
+    sampler = Sampler(make_dit(), solver=solver, num_evaluations=E, cfg_scale=1.5)
+    labels, noise = torch.tensor([1, 2]), seeded_noise(sampler.backbone.input_shape, 3, N)
+    options = {"num_probes": K, "batch_size": N, "seed": 4}
+    back, ahead = measure_both_ways(sampler, labels, noise.clone(), max_age=3, max_ahead=2, **options)
+    wanted = in_one_pass(sampler, labels, noise.clone(), 4)
+    scale = float(wanted.abs().max())
+    for e in range(E):
+        for a in range(1, min(e, 3) + 1):
+            assert torch.allclose(back[e, :, a - 1], wanted[e, :, e - a], rtol=1e-4, atol=1e-5 * scale)
+        for b in range(1, min(E - 1 - e, 2) + 1):
+            assert torch.allclose(ahead[e, :, b - 1], wanted[e, :, e + b], rtol=1e-4, atol=1e-5 * scale)
+    assert not ahead[E - 1].any()
+    assert torch.equal(back, measure_responses(sampler, labels, noise.clone(), max_age=3, **options))
+
+
+def test_activations_of_one_evaluation_at_a_time_are_kept(make_dit):
+    """The number of tensors saved for backward passes does not grow with the number of evaluations."""
+    net = make_dit()
+
+    def most_saved(num_evaluations):
+        sampler = Sampler(net, solver="ddim", num_evaluations=num_evaluations, cfg_scale=1.5)
+        alive, most = set(), [0]
+
+        class Saved:
+            def __init__(self, tensor):
+                self.tensor = tensor
+                alive.add(id(self))
+                most[0] = max(most[0], len(alive))
+
+            def __del__(self):
+                alive.discard(id(self))
+
+        noise = seeded_noise(net.input_shape, 3, 1)
+        with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+            measure_responses(sampler, torch.tensor([1]), noise, num_probes=1, max_age=2, batch_size=1)
+        return most[0]
+
+    few, many = most_saved(3), most_saved(9)
+    assert many < 1.5 * few  # what the solver's own products of states keep

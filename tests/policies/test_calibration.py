@@ -1,0 +1,186 @@
+"""One calibration: its file, and graphs of other budgets and times without the model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import l2c
+from l2c.calibration.grid import Grid
+from l2c.calibration.responses import measure_both_ways
+from l2c.policies.context import Problem
+from l2c.policies.registry import make_graph
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+E = 10
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(0)
+    net = l2c.DiT(
+        input_size=8,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=32,
+        depth=2,
+        num_heads=2,
+        num_classes=5,
+        learn_sigma=True,
+    ).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return net.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sampler(backbone):
+    return Sampler(backbone, solver="ddim", num_evaluations=E, cfg_scale=1.5)
+
+
+@pytest.fixture(scope="module")
+def calibration(sampler):
+    noise = seeded_noise(sampler.backbone.input_shape, 3, 4)
+    back, ahead = measure_both_ways(sampler, torch.arange(4), noise, num_probes=2, max_age=6, batch_size=4)
+    problem, solver = Problem.of(sampler), sampler.solver
+    return l2c.Calibration(
+        {"responses": back, "responses_ahead": ahead},
+        problem.blank.binding,
+        {"seed": 3, "num_trajectories": 4, "responses": {"num_probes": 2}},
+        grid=Grid.of(solver),
+        schedule=solver.schedule,
+        cost=problem.cost,
+    )
+
+
+@pytest.fixture
+def path(calibration, tmp_path):
+    calibration.save(tmp_path / "mine.safetensors")
+    return tmp_path / "mine.safetensors"
+
+
+def test_a_file_brings_everything_back(calibration, path):
+    again = l2c.Calibration.load(path)
+    assert (again.binding, again.grid, again.schedule, again.cost) == (
+        calibration.binding,
+        calibration.grid,
+        calibration.schedule,
+        calibration.cost,
+    )
+    assert again.settings == calibration.settings
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in calibration.tensors.items())
+    assert again.graph(0.5) == calibration.graph(0.5)
+
+
+def test_at_the_times_measured_a_graph_is_that_of_the_policy(calibration, sampler):
+    graph = calibration.graph(0.6, max_span=4)
+    assert graph == make_graph("gram", Problem.of(sampler, calibration), budget=0.6)
+    assert "carried_from" not in graph.provenance
+
+
+@pytest.mark.parametrize("num_steps", [6, 14, 25])
+def test_graphs_of_other_numbers_of_steps_run(calibration, backbone, num_steps):
+    graph = calibration.graph("1.6x", num_steps=num_steps)
+    assert graph.num_evaluations == num_steps
+    assert graph.provenance["carried_from"] == E
+    assert graph.measured["evaluations_worth_of_macs"] == pytest.approx(num_steps / 1.6, abs=0.2)
+    assert graph.measured["expected_mse"] > 0
+    x = Sampler(backbone, graph=graph).sample([1, 2], seed=0)
+    assert x.shape == (2, 4, 8, 8)
+    problem = Problem.of(Sampler(backbone, solver="ddim", num_evaluations=num_steps, cfg_scale=1.5), calibration)
+    assert make_graph("gram", problem, budget="1.6x", max_span=max(4, round(0.3 * num_steps))) == graph
+
+
+def test_other_solvers_of_the_schedule_run(calibration, backbone):
+    graph = calibration.graph(0.6, num_steps=12, solver="dpm_solver_2m")
+    assert graph.solver == "dpm_solver_2m"
+    assert Sampler(backbone, graph=graph).sample([1], seed=0).isfinite().all()
+
+
+def test_a_ladder_is_graphs_made_alone_and_errs_more_for_less(calibration):
+    ladder = calibration.ladder([0.8, 0.6, 0.45], num_steps=12)
+    assert ladder == [calibration.graph(share, num_steps=12) for share in (0.8, 0.6, 0.45)]
+    errors = [graph.measured["expected_mse"] for graph in ladder]
+    assert errors == sorted(errors)
+    assert all(graph.measured["expected_mse_standard_error"] > 0 for graph in ladder)
+
+
+def test_true_errors_correct_the_expected_ones(calibration, sampler):
+    corrected = calibration.corrected(sampler, num_trajectories=4, batch_size=4)
+    assert corrected.corrections[0]["share"] == 0.75
+    graph, rosy = corrected.graph(0.5), calibration.graph(0.5)
+    one = next(one for one in corrected.corrections if one["share"] == 0.5)
+    assert graph.rows == rosy.rows
+    assert graph.measured["expected_mse"] == pytest.approx(one["true"], rel=0.5)
+
+
+def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
+    with pytest.raises(ValueError, match="not two of these"):
+        calibration.graph(0.5, num_steps=4, timesteps=[3, 2, 1])
+    with pytest.raises(ValueError, match="timesteps alone do not say what the steps of ddim are"):
+        calibration.graph(0.5, timesteps=[900, 500, 100])
+    short = replace(calibration, tensors={name: tensor[:, :, :1] for name, tensor in calibration.tensors.items()})
+    with pytest.raises(ValueError, match=r"out of reach .* \(calibrate with a larger responses.max_age\)"):
+        short.graph(0.3, num_steps=12)
+    with pytest.raises(ValueError, match="adds noise at its steps"):
+        calibration.graph(0.5, num_steps=12, solver="ddim", solver_options={"eta": 1.0})
+    with pytest.raises(ValueError, match="cannot follow the noise schedule"):
+        calibration.graph(0.5, solver="flow_euler")
+    other = Sampler(make_dit(), solver="ddim", num_evaluations=12, cfg_scale=1.5)
+    with pytest.raises(ValueError, match="the statistics were made for weights"):
+        Problem.of(other, calibration)
+
+
+def rewritten(path, change, tensors=None):
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["l2c"])
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    change(header)
+    save_file(kept | (tensors or {}), path, metadata={"l2c": json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda h: h.update(version=3), "of version 3, this package reads version 2; run l2c calibrate again"),
+        (lambda h: h.pop("version"), "of version 1, this package reads version 2"),
+        (lambda h: h.update(extra=1), "the field extra is unknown"),
+        (lambda h: h["binding"].pop("model"), "the field binding.model is missing"),
+        (lambda h: h["grid"]["coefficients"].pop(), "must have as many coefficients, got 9"),
+        (lambda h: h["grid"].update(timesteps=[1.0] * E), "must rise or fall"),
+        (lambda h: h["cost"]["layers"].pop(), "cost has 3 layers, but the file is of 4"),
+        (lambda h: h["cost"].update(fixed=-1), "cost.fixed must be a whole number"),
+        (lambda h: h["schedule"].update(name="cosine"), "unknown noise schedule 'cosine'"),
+        (lambda h: h.update(corrections=[{"share": 0.5}]), r"corrections\[0\].predicted must be a finite number"),
+    ],
+)
+def test_damaged_heads_are_refused(path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        l2c.Calibration.load(rewritten(path, change))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "sentence"),
+    [
+        ("other", torch.ones(1), "the tensor 'other' is unknown"),
+        ("responses", torch.ones(E, 4, 3), "must have 4 dimensions"),
+        ("responses", torch.ones(E, 3, 3, 8), r"responses has \(10, 3\) evaluations and layers"),
+        ("responses", torch.full((E, 4, 3, 8), torch.nan), "not finite"),
+        ("responses", torch.ones(E, 4, 3, 6), "are of 6 and 8 directions"),
+    ],
+)
+def test_wrong_tensors_are_refused(path, name, tensor, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        l2c.Calibration.load(rewritten(path, lambda header: None, {name: tensor}))
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no statistics at"):
+        l2c.Calibration.load(tmp_path / "none")
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(ValueError, match="holds no statistics of l2c"):
+        l2c.Calibration.load(tmp_path / "text")

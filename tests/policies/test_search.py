@@ -1,0 +1,87 @@
+"""BudCache finds the best choice of whole evaluations; L2P's weights are least squares on the features."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from l2c.policies.budcache import _moves
+from l2c.policies.context import Problem
+from l2c.policies.l2p import fitted, measure_products
+from l2c.policies.registry import make_graph
+from l2c.policies.true_error import Judge
+from l2c.sampling.sampler import Sampler
+
+E = 6
+
+
+@pytest.fixture
+def problem(make_dit):
+    return Problem.of(Sampler(make_dit(), solver="ddim", num_evaluations=E))
+
+
+def test_budcache_finds_the_least_error_of_all_choices(problem):
+    worth = problem.cost.evaluations_worth(make_graph("interval", problem, n=2))  # three whole evaluations
+    graph = make_graph("budcache", problem, budget=worth, num_trajectories=4, steps=20)
+    assert sorted(map(sum, graph.rows)) == [0] * 3 + [graph.num_layers] * 3
+    judge = Judge.of(problem.sampler, 4, 7, pool=0, batch_size=64)
+    errors = {}
+    for others in combinations(range(1, E), 2):
+        rows = [[e in (0, *others)] * graph.num_layers for e in range(E)]
+        errors[others] = judge.error(problem.graph(rows, "test"))
+    assert judge.error(graph) == pytest.approx(min(errors.values()))
+    assert max(errors.values()) > 1.2 * min(errors.values())
+
+
+def test_moves_keep_the_first_evaluation_and_the_number():
+    near = set(_moves((0, 2, 3), 6, farthest=1))
+    assert near == {(0, 1, 3), (0, 2, 4)}
+    assert all(len(chosen) == 3 and chosen[0] == 0 for chosen in _moves((0, 2, 3), 6, farthest=6))
+
+
+def test_weights_on_features_are_least_squares():
+    features = np.random.default_rng(0).normal(size=(5, 40))
+    weights = fitted(features @ features.T, 4, [3, 1, 0])
+    assert sum(weights) == pytest.approx(1)
+
+    def distance(weights):
+        return np.square(features[4] - weights @ features[[3, 1, 0]]).sum()
+
+    least = distance(np.array(weights))
+    for change in ((0.01, -0.01, 0), (0, 0.01, -0.01), (-0.01, 0, 0.01)):
+        assert distance(np.array(weights) + change) > least
+    assert fitted(features @ features.T, 4, [3]) == (1.0,)
+
+
+def test_l2p_forecasts_features_better_than_taylor(problem):
+    graph = make_graph("l2p", problem, n=2, phase=1)
+    taylor = make_graph("interval", problem, n=2, phase=1, reuse="taylor2")
+    assert graph.rows == taylor.rows
+    products = measure_products(problem.sampler, 16, batch_size=8, seed=7)
+    errors = []
+    for made in (graph, taylor):
+        total = 0.0
+        for e, row in enumerate(made.rows):
+            for layer, fresh in enumerate(row):
+                computed = [s for s in range(e) if made.rows[s][layer]][::-1]
+                if not fresh:
+                    mix = np.zeros(E)
+                    mix[e] = -1
+                    mix[computed[: len(made.weights[e][layer])]] = made.weights[e][layer]
+                    total += mix @ products[layer] @ mix
+        errors.append(total)
+    assert errors[0] < errors[1]
+    assert Sampler(problem.sampler.backbone, graph=graph).sample(torch.tensor([1]), seed=0).isfinite().all()
+
+
+def test_where_the_solver_adds_noise_l2p_holds_and_budcache_refuses(make_dit):
+    noisy = Problem.of(Sampler(make_dit(), solver="ddim", num_evaluations=E, eta=0.5))
+    assert set(make_graph("l2p", noisy).reuse) == {"hold"}
+    with pytest.raises(ValueError, match="budcache compares images from the same noise, but ddim adds noise"):
+        make_graph("budcache", noisy, budget=0.6)
+
+
+def test_more_outputs_than_a_graph_may_read_are_refused(problem):
+    with pytest.raises(ValueError, match="order must be a whole number >= 2 and <= 4, got 5"):
+        make_graph("l2p", problem, order=5)
