@@ -12,7 +12,7 @@ import torch
 
 from l2c.backbones.presets import load_backbone, model_preset
 from l2c.policies.context import Problem
-from l2c.policies.random_layers import random_layers
+from l2c.policies.methods.random_layers import random_layers
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
 from l2c.sampling.sampler import Sampler

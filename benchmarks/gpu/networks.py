@@ -15,7 +15,7 @@ from l2c.backbones.presets import load_backbone, model_preset
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.smoothcache import import_smoothcache
 from l2c.policies.context import Problem
-from l2c.policies.random_layers import counted_layers
+from l2c.policies.methods.random_layers import counted_layers
 from l2c.sampling.sampler import Sampler
 
 PRESETS = {"dit": "dit_xl2", "uvit": "uvit_h2"}

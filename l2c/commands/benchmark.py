@@ -21,7 +21,7 @@ from l2c.commands.frame.table import this_command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.context import Problem
-from l2c.policies.random_layers import counted_layers
+from l2c.policies.methods.random_layers import counted_layers
 from l2c.sampling.execution.precision import DTYPES, MATMULS, dtype_of
 from l2c.sampling.sampler import Sampler
 from l2c.speed.bench import MODES, REFERENCE, Bench, Setting, Speed

@@ -29,7 +29,7 @@ from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable, replacing
 from l2c.policies.best import reference_evaluations
-from l2c.policies.random_layers import random_layers
+from l2c.policies.methods.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_of
 from l2c.testbeds.digits import digits

@@ -8,16 +8,16 @@ from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.best import best
-from l2c.policies.block_caching import block_caching
-from l2c.policies.budcache import budcache
 from l2c.policies.budget import FORMS
 from l2c.policies.context import Problem
 from l2c.policies.gram import gram
-from l2c.policies.interval import deepcache, faster_diffusion, interval
-from l2c.policies.l2p import l2p
-from l2c.policies.ranking import late_first, random, top_k
+from l2c.policies.methods.block_caching import block_caching
+from l2c.policies.methods.budcache import budcache
+from l2c.policies.methods.interval import deepcache, faster_diffusion, interval
+from l2c.policies.methods.l2p import l2p
+from l2c.policies.methods.ranking import late_first, random, top_k
+from l2c.policies.methods.smoothcache import smoothcache
 from l2c.policies.settings import check_options, check_values
-from l2c.policies.smoothcache import smoothcache
 
 POLICIES: dict[str, Callable[..., CacheGraph]] = {
     policy.__name__: policy

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD, LINEAR
 from l2c.policies.context import Problem
-from l2c.policies.interval import interval
-from l2c.policies.ranking import late_first
+from l2c.policies.methods.interval import interval
+from l2c.policies.methods.ranking import late_first
 
 FORECASTS = (HOLD, LINEAR, "taylor2")
 NEAR = 0.02  # evaluations' worth that a rule may take beyond the budget

@@ -11,11 +11,11 @@ from l2c.backbones.backbone import fingerprint
 from l2c.backbones.presets import load_backbone
 from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration
-from l2c.policies.block_caching import accumulate_rows
 from l2c.policies.context import Problem
+from l2c.policies.methods.block_caching import accumulate_rows
+from l2c.policies.methods.smoothcache import longest_spans
 from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
 from l2c.policies.settings import OPTIONS
-from l2c.policies.smoothcache import longest_spans
 from l2c.sampling.sampler import Sampler
 
 E = 8

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from l2c.calibration.cost import count_macs
-from l2c.policies.random_layers import random_layers
+from l2c.policies.methods.random_layers import random_layers
 from l2c.sampling.correction import reused_entries, save_correction
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.unrolled import with_slopes

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from l2c.policies.budcache import _moves
 from l2c.policies.context import Problem
-from l2c.policies.l2p import fitted, measure_products
+from l2c.policies.methods.budcache import _moves
+from l2c.policies.methods.l2p import fitted, measure_products
 from l2c.policies.registry import make_graph
 from l2c.policies.true_error import Judge
 from l2c.sampling.sampler import Sampler

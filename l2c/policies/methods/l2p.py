@@ -16,7 +16,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD, WEIGHTED, Weights, from_slopes
 from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
-from l2c.policies.interval import interval
+from l2c.policies.methods.interval import interval
 from l2c.policies.settings import ORDER
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.guided import GuidedBackbone

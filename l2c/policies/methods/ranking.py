@@ -11,7 +11,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
 from l2c.policies.context import Problem
-from l2c.policies.random_layers import random_layers
+from l2c.policies.methods.random_layers import random_layers
 from l2c.policies.rules import Rule
 
 SCORES = ("layer_change", "response")

@@ -1,0 +1,1 @@
+"""Methods of the literature and plain rules, each one a policy."""
