@@ -11,7 +11,7 @@ import time
 import torch
 
 from l2c.backbones.presets import load_backbone, model_preset
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
@@ -32,13 +32,13 @@ def main() -> None:
     scale, count = preset.cfg_scale, preset.num_evaluations
     backbone = load_backbone(given.model)
     plain = Sampler(backbone, solver=preset.solver, num_evaluations=count, cfg_scale=scale)
-    problem = Problem.of(plain)
-    like = problem.blank.replace(routed=problem.all_but_first)
+    context = PolicyContext.of(plain)
+    like = context.blank.replace(routed=context.all_but_first)
     samplers, shares = {"uncached": plain}, {"uncached": 1.0}
     for budget in given.budgets:
-        graph = random_layers(like, problem.cost, seed=0, evaluations_worth=budget * count)
+        graph = random_layers(like, context.cost, seed=0, evaluations_worth=budget * count)
         name = f"{budget:g}"
-        samplers[name], shares[name] = Sampler(backbone, graph=graph), problem.cost.evaluations_worth(graph) / count
+        samplers[name], shares[name] = Sampler(backbone, graph=graph), context.cost.evaluations_worth(graph) / count
     labels = torch.arange(given.images) % backbone.num_labels if backbone.num_labels else None
     noise = torch.randn(given.images, *backbone.input_shape, generator=torch.Generator().manual_seed(0))
     calls = {name: (lambda s=sampler: s.sample(labels, noise=noise)) for name, sampler in samplers.items()}

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import l2c
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 
 
@@ -33,7 +33,7 @@ class Denoiser(nn.Module):
 torch.manual_seed(0)
 backbone = l2c.wrap(Denoiser(), layers=["mixers.*", "mlps.*"], timestep="t", input_shape=(3, 8, 8))
 uncached = l2c.Sampler(backbone, solver="ddim", num_evaluations=20)
-graph = make_graph("interval", Problem.of(uncached), budget=0.6)
+graph = make_graph("interval", PolicyContext.of(uncached), budget=0.6)
 print(graph.summary())
 
 noise = torch.randn(4, 3, 8, 8)

@@ -14,7 +14,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_preset
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.smoothcache import import_smoothcache
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import counted_layers
 from l2c.sampling.sampler import Sampler
 
@@ -65,9 +65,9 @@ class Network:
         """
         if router is not None and self.kind == "dit" and num_evaluations == 50:
             return import_smoothcache(router, self.backbone, solver=self.solver, routed="l2c")
-        problem = Problem.of(self.sampler(num_evaluations), weights_bound=False)
-        routed, layers = problem.alternate, self.backbone.num_layers
-        return counted_layers(problem.blank, routed, self._counts(num_evaluations, len(routed), layers), seed=0)
+        context = PolicyContext.of(self.sampler(num_evaluations), weights_bound=False)
+        routed, layers = context.alternate, self.backbone.num_layers
+        return counted_layers(context.blank, routed, self._counts(num_evaluations, len(routed), layers), seed=0)
 
     def _counts(self, num_evaluations: int, routed: int, layers: int) -> list[int]:
         published = num_evaluations if num_evaluations in DIT_COUNTS else 20

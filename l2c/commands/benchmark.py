@@ -20,7 +20,7 @@ from l2c.commands.frame import entry as cli
 from l2c.commands.frame.table import this_command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import counted_layers
 from l2c.sampling.execution.precision import DTYPES, MATMULS, dtype_of
 from l2c.sampling.sampler import Sampler
@@ -98,13 +98,13 @@ def _random_graph(cfg: DictConfig, backbone: Backbone, preset: Any, scale: float
     """Return a graph with as many layers computed as the config says."""
     sampling = preset.sampling
     sampler = Sampler(backbone, solver=sampling.solver, num_evaluations=sampling.num_evaluations, cfg_scale=scale)
-    problem = Problem.of(sampler)
+    context = PolicyContext.of(sampler)
     if not 0 <= cfg.keep <= 1:
         raise ValueError(
             f"keep must lie in 0..1, the share of layers computed in a routed evaluation, got {cfg.keep}"
         )
-    counts = cfg.computed or [round(cfg.keep * backbone.num_layers)] * len(problem.alternate)
-    return counted_layers(problem.blank, problem.alternate, list(counts), seed=0)
+    counts = cfg.computed or [round(cfg.keep * backbone.num_layers)] * len(context.alternate)
+    return counted_layers(context.blank, context.alternate, list(counts), seed=0)
 
 
 def _preparation(backbone: Backbone, graph: CacheGraph, scale: float | None) -> str:

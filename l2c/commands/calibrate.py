@@ -18,7 +18,7 @@ from l2c.commands.frame.table import command_line
 from l2c.diffusion import SOLVERS, Solver
 from l2c.io.atomic import check_writable
 from l2c.policies.calibration import Calibration
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.batches import labels_in_turn
@@ -67,7 +67,7 @@ def main(cfg: DictConfig) -> None:
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     print(f"wrote {path}: {shapes}")
     if "policy" in cfg:
-        _write_graph(cfg, Problem.of(sampler, Calibration.load(path)))
+        _write_graph(cfg, PolicyContext.of(sampler, Calibration.load(path)))
     else:
         same = pipeline_options(cfg.model) or (f"model={cfg.model.name}",)
         given = [name for name in ("num_evaluations", "cfg_scale") if cfg.solver[name] is not None]
@@ -80,14 +80,14 @@ def _calibration(
     sampler: Sampler, tensors: dict[str, torch.Tensor], settings: dict[str, Any], true_errors: int
 ) -> Calibration:
     """Return the calibration of what was measured, with true errors of a few trajectories beside predicted ones."""
-    problem, solver = Problem.of(sampler), sampler.solver
+    context, solver = PolicyContext.of(sampler), sampler.solver
     calibration = Calibration(
         tensors,
-        problem.blank.binding,
+        context.blank.binding,
         settings,
         grid=_grid(solver) if "responses" in tensors else None,
         schedule=solver.schedule if solver.name in SOLVERS else None,
-        cost=problem.cost,
+        cost=context.cost,
     )
     if "responses" in tensors and true_errors:
         calibration = calibration.corrected(sampler, num_trajectories=true_errors)
@@ -103,10 +103,10 @@ def _grid(solver: Solver) -> Grid | None:
         return None
 
 
-def _write_graph(cfg: DictConfig, problem: Problem) -> None:
+def _write_graph(cfg: DictConfig, context: PolicyContext) -> None:
     """Make the graph of the policy that was asked for beside the statistics."""
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
+    graph = make_graph(cfg.policy.name, context, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")

@@ -10,7 +10,7 @@ from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline, pipeline_options
 from l2c.commands.frame.table import command_line
 from l2c.policies.calibration import Calibration
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import UNMEASURED, make_graph
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.uncached import uncached_by
@@ -24,15 +24,15 @@ def main(cfg: DictConfig) -> None:
     backbone = backbone_shapes(cfg.model) if shapes_will_do else configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)
     options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
-    problem = Problem.of(sampler, calibration)
-    graph = make_graph(cfg.policy.name, problem, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
+    context = PolicyContext.of(sampler, calibration)
+    graph = make_graph(cfg.policy.name, context, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
     folder = cli.run_folder()
     graph.save(folder / "cache_graph.json")
     save_figure(graph_heatmap(graph), folder / "graph.png")
     print(graph.summary())
     print(
-        f"{problem.cost.evaluations_worth(graph):.2f} evaluations' worth of MACs instead of "
-        f"{graph.num_evaluations}: {problem.cost.speed_up(graph):.2f} x by MACs"
+        f"{context.cost.evaluations_worth(graph):.2f} evaluations' worth of MACs instead of "
+        f"{graph.num_evaluations}: {context.cost.speed_up(graph):.2f} x by MACs"
     )
     path = folder / "cache_graph.json"
     print(f"wrote {path}\nnext: {command_line('evaluate', *pipeline_options(cfg.model), graph=path)}")

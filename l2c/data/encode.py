@@ -12,11 +12,11 @@ from tqdm.auto import tqdm
 
 from l2c.data.image_folder import ImageFolder
 from l2c.data.latent_shards import Manifest, look_into, write_shard
-from l2c.data.share import Part
+from l2c.data.share import Share
 from l2c.data.vae import Vae
 
 log = logging.getLogger(__name__)
-WHOLE = Part()
+WHOLE = Share()
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def encode_folder(
     batch_size: int = 32,
     shard_size: int = 4096,
     mirrored: bool = True,
-    part: Part = WHOLE,
+    part: Share = WHOLE,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Encoded:

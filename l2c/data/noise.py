@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from l2c.data.share import Part, parts
+from l2c.data.share import Share, parts
 from l2c.io.seeds import Stream, draw_normal
 
 
@@ -24,8 +24,8 @@ class NoiseBatches(Dataset[tuple[Tensor, Tensor]]):
         self.batch_size = batch_size
         self.seed = seed
 
-    def __getitem__(self, item: int | tuple[int, Part]) -> tuple[Tensor, Tensor]:
-        index, part = item if isinstance(item, tuple) else (item, Part())
+    def __getitem__(self, item: int | tuple[int, Share]) -> tuple[Tensor, Tensor]:
+        index, part = item if isinstance(item, tuple) else (item, Share())
         noise = draw_normal((self.batch_size, *self.shape), "start of a training trajectory", self.seed, index)
         stream = Stream("labels of a training trajectory", self.seed, index)
         labels = stream.integers(max(self.num_labels, 1), self.batch_size)
@@ -73,14 +73,18 @@ class _TrajectoryOfStep:
     """Yield the number of the trajectory that each training step belongs to, and each part, without end."""
 
     def __init__(
-        self, start_step: int, steps_per_trajectory: int, of_step: Sequence[Part], num_trajectories: int | None = None
+        self,
+        start_step: int,
+        steps_per_trajectory: int,
+        of_step: Sequence[Share],
+        num_trajectories: int | None = None,
     ) -> None:
         self.num_trajectories = num_trajectories
         self.start_step = start_step
         self.steps_per_trajectory = steps_per_trajectory
         self.of_step = of_step
 
-    def __iter__(self) -> Iterator[tuple[int, Part]]:
+    def __iter__(self) -> Iterator[tuple[int, Share]]:
         step = self.start_step
         while True:
             trajectory = step // self.steps_per_trajectory

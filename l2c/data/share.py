@@ -11,8 +11,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 
 
 @dataclass(frozen=True)
-class Part:
-    """Part `index` of `count` equal parts of a step's global batch.
+class Share:
+    """Share `index` of `count` equal shares of a step's global batch.
 
     A step's batch is that of all processes and of all its accumulated parts together, and every random number
     belongs to a place in it, so that a run does not depend on how many share the work.
@@ -45,25 +45,25 @@ class Part:
         return [k for k in numbers if k % self.count == self.index]
 
 
-def this_process() -> tuple[Part, int]:
+def this_process() -> tuple[Share, int]:
     """Return this process as its part of all that torchrun or SLURM started, and its number on its machine.
 
     For work that needs no communication; a process that was started by itself is the only part, number 0.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # also torchrun's within SLURM
         rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Part(rank, world), local
+        return Share(rank, world), local
     if SLURMEnvironment.detect() and "SLURM_PROCID" in os.environ:
         rank, world, local = (
             int(os.environ.get(name, "0")) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
         )
-        return Part(rank, world), local
-    return Part(), 0
+        return Share(rank, world), local
+    return Share(), 0
 
 
-def parts(trainer: pl.Trainer | None) -> tuple[Part, ...]:
+def parts(trainer: pl.Trainer | None) -> tuple[Share, ...]:
     """Return this process's parts of a step, in the order in which they are accumulated."""
     if trainer is None:
-        return (Part(),)
+        return (Share(),)
     repeats, world, rank = trainer.accumulate_grad_batches, trainer.world_size, trainer.global_rank
-    return tuple(Part(i * world + rank, repeats * world) for i in range(repeats))
+    return tuple(Share(i * world + rank, repeats * world) for i in range(repeats))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from l2c.data.share import Part
+from l2c.data.share import Share
 from l2c.io.seeds import Stream
 
 
@@ -30,7 +30,7 @@ class StepBatchSampler:
         *,
         seed: int,
         start_step: int = 0,
-        parts: Sequence[Part] = (Part(),),
+        parts: Sequence[Share] = (Share(),),
     ) -> None:
         if num_items < 1 or batch_size < 1:
             raise ValueError(f"need at least one item and a batch of one, got {num_items} and {batch_size}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from l2c.data.share import Part
+from l2c.data.share import Share
 from l2c.data.vae import Vae
 from l2c.drawing.image_shards import Samples, to_pixels
 from l2c.io.finite import check_finite
@@ -58,7 +58,7 @@ class ShardsToDraw(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[tuple[int, int, int]]:
         """Return the loader of this process."""
         trainer = self.trainer
-        part = Part() if trainer is None else Part(trainer.global_rank, trainer.world_size)
+        part = Share() if trainer is None else Share(trainer.global_rank, trainer.world_size)
         batches = [
             (k, start, min(start + self.batch_size, images.stop))
             for k in part.of(self.samples.missing(self.folder))

@@ -25,7 +25,7 @@ from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettin
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.policies.best import reference_evaluations, with_responses
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.method_table import Cell
@@ -79,8 +79,8 @@ class Tournament:
         self.backbone = backbone
         self.statistics = statistics_files(settings.statistics)
         self.uncached = self.plain(solver.num_evaluations)
-        self.problems = [Problem.of(self.uncached, Calibration.load(path)) for path in self.statistics]
-        self.problem = self.problems[0] if self.problems else Problem.of(self.uncached)
+        self.contexts = [PolicyContext.of(self.uncached, Calibration.load(path)) for path in self.statistics]
+        self.context = self.contexts[0] if self.contexts else PolicyContext.of(self.uncached)
         self.noise = seeded_noise(backbone.input_shape, settings.seed, settings.num_images)
         self.labels = labels_in_turn(backbone.num_labels, settings.num_images)
         self._reference: torch.Tensor | None = None
@@ -94,13 +94,13 @@ class Tournament:
         """
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
         calibrated = [name for name, given in chosen.items() if given.get("policy", name) in CALIBRATED]
-        if calibrated and not self.problems:
+        if calibrated and not self.contexts:
             raise ValueError(
                 f"{calibrated[0]} needs statistics; run l2c calibrate measure=[changes,responses] and pass "
                 f"statistics=PATH, or leave it out with methods.{calibrated[0]}=false"
             )
-        for path, problem in zip(self.statistics, self.problems, strict=True):
-            if problem.statistics().settings.get("seed") == self.asked.seed:
+        for path, context in zip(self.statistics, self.contexts, strict=True):
+            if context.statistics().settings.get("seed") == self.asked.seed:
                 raise ValueError(
                     f"{path} was calibrated on the noises of seed {self.asked.seed}, where graphs would be compared; "
                     "choose another seed"
@@ -162,33 +162,33 @@ class Tournament:
             return [Draw(partial(at_budget, policy, self.uncached, worth, **options), json.dumps(options))]
         if "solver" in options:
             name, count = options.pop("solver"), options.pop("num_evaluations", self.solver.num_evaluations)
-            problem = partial(calibrated, self.other(name, count), self.problem)
-            make = partial(self.made_by, method, policy, problem, worth, options)
+            context = partial(calibrated, self.other(name, count), self.context)
+            make = partial(self.made_by, method, policy, context, worth, options)
             return [Draw(make, json.dumps([name, count, options], default=list))]
         if policy == "random":
-            chosen = [(self.problem, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
-        elif policy in BY_RESPONSES and self.problems:
+            chosen = [(self.context, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
+        elif policy in BY_RESPONSES and self.contexts:
             files = map(digest, self.statistics)
-            chosen = [(problem, options, file) for problem, file in zip(self.problems, files, strict=True)]
+            chosen = [(context, options, file) for context, file in zip(self.contexts, files, strict=True)]
         else:
-            chosen = [(self.problem, options, "".join(map(digest, self.statistics[:1])))]
+            chosen = [(self.context, options, "".join(map(digest, self.statistics[:1])))]
         return [
-            Draw(partial(self.made, method, policy, problem, worth, given), json.dumps([given, file], default=list))
-            for problem, given, file in chosen
+            Draw(partial(self.made, method, policy, context, worth, given), json.dumps([given, file], default=list))
+            for context, given, file in chosen
         ]
 
     def made_by(
-        self, method: str, policy: str, problem: Callable[[], Problem], worth: float, options: dict[str, Any]
+        self, method: str, policy: str, context: Callable[[], PolicyContext], worth: float, options: dict[str, Any]
     ) -> Sampler | None:
-        """Return the sampler of a policy's graph for a problem that is made first; None out of reach."""
-        return self.made(method, policy, problem(), worth, options)
+        """Return the sampler of a policy's graph for a context that is made first; None out of reach."""
+        return self.made(method, policy, context(), worth, options)
 
     def made(
-        self, method: str, policy: str, problem: Problem, worth: float, options: dict[str, Any]
+        self, method: str, policy: str, context: PolicyContext, worth: float, options: dict[str, Any]
     ) -> Sampler | None:
         """Return the sampler of a policy's graph; None where it cannot reach the budget."""
         try:
-            return self.cached(make_graph(policy, problem, budget=worth, **options))
+            return self.cached(make_graph(policy, context, budget=worth, **options))
         except ValueError as error:
             if "out of reach" not in str(error):
                 raise
@@ -202,7 +202,7 @@ class Tournament:
             ValueError: a graph stays near to the images of another sampler.
 
         """
-        blank = self.problem.blank
+        blank = self.context.blank
         found = []
         paths = matching(self.graphs[method])
         for path in paths:
@@ -213,7 +213,7 @@ class Tournament:
                     f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but graphs "
                     f"are compared under {own}; leave it out, or choose its solver"
                 )
-            if abs(self.problem.cost.evaluations_worth(graph) - worth) <= NEAR:
+            if abs(self.context.cost.evaluations_worth(graph) - worth) <= NEAR:
                 found.append(Draw(partial(self.cached, graph), digest(path)))
         if not found:
             what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
@@ -253,7 +253,7 @@ class Tournament:
         elif graph is None:
             spent = sampler.solver.num_evaluations
         else:
-            spent = self.problem.cost.evaluations_worth(graph)
+            spent = self.context.cost.evaluations_worth(graph)
         count = 1 if isinstance(sampler, DynamicSampler) else self.asked.timing_batch
         labels = None if self.labels is None else self.labels[:count]
         timed = {
@@ -278,10 +278,10 @@ class Tournament:
         )
 
 
-def calibrated(sampler: Sampler, like: Problem) -> Problem:
-    """Return the problem of another uncached sampler, its responses measured as those of `like` were."""
+def calibrated(sampler: Sampler, like: PolicyContext) -> PolicyContext:
+    """Return the context of another uncached sampler, its responses measured as those of `like` were."""
     if like.calibration is None:
-        return Problem.of(sampler)
+        return PolicyContext.of(sampler)
     return with_responses(sampler, like.calibration.settings)
 
 

@@ -21,7 +21,7 @@ from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.policies.budget import Budget, evaluations_worth
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -154,14 +154,14 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     refusals: list[str] = []
     for name in AUTO if asked.policy is None else (asked.policy,):
         try:
-            problem = Problem.of(sampler, _calibration(sampler, asked, path.parent, name))
-            graph = make_graph(name, problem, budget=budget)
+            context = PolicyContext.of(sampler, _calibration(sampler, asked, path.parent, name))
+            graph = make_graph(name, context, budget=budget)
             break
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
             if asked.policy is not None or name == AUTO[-1]:
                 raise
             refusals.append(f"policy {name} is not possible here: {error}")
-    lines = [*refusals, *_summary(sampler, asked, graph, problem)]
+    lines = [*refusals, *_summary(sampler, asked, graph, context)]
     graphs_of(graph, pipe).save(path)
     with replacing(note) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -185,13 +185,13 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
         if "responses" in needs:
             tensors["responses"] = measure_responses(sampler, labels, noise, batch_size=1, seed=asked.seed)
         how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories}
-        problem = Problem.of(sampler)
-        Calibration(tensors, problem.blank.binding, how, cost=problem.cost).save(path)
+        context = PolicyContext.of(sampler)
+        Calibration(tensors, context.blank.binding, how, cost=context.cost).save(path)
     return Calibration.load(path)
 
 
 @torch.no_grad()
-def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, problem: Problem) -> list[str]:
+def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: PolicyContext) -> list[str]:
     """Return two lines: what is saved, and the error on noises that the graph was not made on."""
     backbone: Any = sampler.backbone
     count = _batch_size(backbone, NUM_JUDGED)
@@ -200,7 +200,7 @@ def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, problem: Proble
     plain = sampler.sample(labels, noise=noise)
     cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale).sample(labels, noise=noise)
     error = float((cached - plain).norm() / plain.norm())
-    share = problem.cost.evaluations_worth(graph) / graph.num_evaluations
+    share = context.cost.evaluations_worth(graph) / graph.num_evaluations
     return [
         f"{graph.provenance.get('method', 'graph')}: {graph.num_reused} of "
         f"{graph.num_evaluations * graph.num_layers} layers are reused; {100 * share:.0f} % of the denoiser's MACs "

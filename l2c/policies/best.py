@@ -18,10 +18,10 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.allocation import predicted_error
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram, refitted
 from l2c.policies.starts import rule_graphs
-from l2c.policies.true_error import Judge
+from l2c.policies.true_error import TrueError
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import reused_entries
 from l2c.sampling.gradients import check_differentiable
@@ -63,7 +63,7 @@ class Training:
 
 
 def best(
-    problem: Problem,
+    context: PolicyContext,
     *,
     budget: Budget,
     num_evaluations: Sequence[int] = (),
@@ -81,13 +81,13 @@ def best(
     Those of `gram` differ in spans and predictors, those of the rules in interval, phase and forecast.
 
     Args:
-        problem: with `responses` among its statistics and the sampler itself.
+        context: with `responses` among its statistics and the sampler itself.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
             first, as the statistics were. What counts stays the error against the images of the sampler itself.
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
-        pool: noises of which those are chosen; see `Judge`.
+        pool: noises of which those are chosen; see `TrueError`.
         judge_batch: of both, how many at a time.
         steps: of training, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
@@ -98,22 +98,22 @@ def best(
         ValueError: the budget is out of reach, or the solver adds noise of its own.
 
     """
-    sampler = problem.deterministic_sampler("best")
-    worth = problem.evaluations(budget)
-    own = problem.blank.num_evaluations
+    sampler = context.deterministic_sampler("best")
+    worth = context.evaluations(budget)
+    own = context.blank.num_evaluations
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:
         raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
-    judge = Judge.of(sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
+    true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[CacheGraph] = []
-    for each in (problem, *(_with_evaluations(problem, count) for count in others)):
-        start = _best_start(each, judge, worth, max_span)
+    for each in (context, *(_with_evaluations(context, count) for count in others)):
+        start = _best_start(each, true_error, worth, max_span)
         candidates.append(start)
         if steps and reused_entries(start):
             candidates.append(_trained(each, sampler, start, training))
-    chosen = min(candidates, key=judge.error)
+    chosen = min(candidates, key=true_error.error)
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = own
@@ -128,9 +128,9 @@ def reference_evaluations(graph: CacheGraph) -> int:
     return count if isinstance(count, int) else graph.num_evaluations
 
 
-def _with_evaluations(problem: Problem, count: int) -> Problem:
-    """Return the same problem at another number of evaluations, its responses measured as the given ones were."""
-    sampler, settings = problem.sampler, problem.statistics().settings
+def _with_evaluations(context: PolicyContext, count: int) -> PolicyContext:
+    """Return the context at another number of evaluations, its responses measured as the given ones were."""
+    sampler, settings = context.sampler, context.statistics().settings
     assert sampler is not None
     seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
     known = _CALIBRATED.setdefault(sampler, {})
@@ -140,62 +140,62 @@ def _with_evaluations(problem: Problem, count: int) -> Problem:
     return known[key]
 
 
-def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> Problem:
-    """Return the problem of an uncached sampler, its responses measured now as the settings of a calibration say."""
+def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyContext:
+    """Return the context of an uncached sampler, its responses measured now as the settings of a calibration say."""
     seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
     noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
     labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
     how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
     responses = measure_responses(sampler, labels, noise, seed=seed, **how)
-    binding = Problem.of(sampler).blank.binding
-    return Problem.of(sampler, Calibration({"responses": responses}, binding, dict(settings)))
+    binding = PolicyContext.of(sampler).blank.binding
+    return PolicyContext.of(sampler, Calibration({"responses": responses}, binding, dict(settings)))
 
 
-_CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], Problem]] = WeakKeyDictionary()
+_CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext]] = WeakKeyDictionary()
 
 
-def _best_start(problem: Problem, judge: Judge, worth: float, max_span: int) -> CacheGraph:
+def _best_start(context: PolicyContext, true_error: TrueError, worth: float, max_span: int) -> CacheGraph:
     """Return the graph of gram, or of a fixed rule, with the least true error."""
     refusal: ValueError | None = None
     found: list[tuple[float, int, CacheGraph]] = []
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
     kinds += [{"max_span": span} for span in range(1, max_span)]
     kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
-    rules = likely_rules(problem, worth)
-    fitted = (refitted(problem, rule, worth) for rule in rules[:NUM_REFITTED])
+    rules = likely_rules(context, worth)
+    fitted = (refitted(context, rule, worth) for rule in rules[:NUM_REFITTED])
     rules += [graph for graph in fitted if graph is not None]
-    what = f"starts of {problem.blank.num_evaluations} evaluations"
+    what = f"starts of {context.blank.num_evaluations} evaluations"
     with tqdm(total=len(kinds) + len(rules), desc=what, unit="graph") as bar:
         for kind in kinds:
             bar.update()
             try:
-                graph = gram(problem, budget=worth, **kind)
+                graph = gram(context, budget=worth, **kind)
             except ValueError as error:  # so short spans cannot save that much
                 refusal = error
                 continue
-            found.append((judge.error(graph), len(found), graph))
+            found.append((true_error.error(graph), len(found), graph))
         for graph in rules:
             bar.update()
-            found.append((judge.error(graph), len(found), graph))
+            found.append((true_error.error(graph), len(found), graph))
     if not found:
         assert refusal is not None
         raise refusal
     return min(found)[2]
 
 
-def likely_rules(problem: Problem, worth: float) -> list[CacheGraph]:
+def likely_rules(context: PolicyContext, worth: float) -> list[CacheGraph]:
     """Return the graphs of fixed rules that the responses predict the least error of, that one first."""
-    responses = problem.statistics().tensor("responses").numpy()
-    return sorted(rule_graphs(problem, worth), key=lambda graph: predicted_error(graph, responses))[:NUM_RULES]
+    responses = context.statistics().tensor("responses").numpy()
+    return sorted(rule_graphs(context, worth), key=lambda graph: predicted_error(graph, responses))[:NUM_RULES]
 
 
-def _trained(problem: Problem, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:
+def _trained(context: PolicyContext, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:
     """Return a graph whose slopes were trained on the error of the final image against a teacher's."""
-    assert problem.sampler is not None
+    assert context.sampler is not None
     backbone = teacher.backbone
-    check_differentiable(problem.sampler.solver, backbone.input_shape)
+    check_differentiable(context.sampler.solver, backbone.input_shape)
     distillation = Distillation(
-        problem.sampler, graph, teacher=teacher, scale_shift=False, slope_rate=training.learning_rate
+        context.sampler, graph, teacher=teacher, scale_shift=False, slope_rate=training.learning_rate
     )
     steps = tqdm(range(training.steps), desc="training slopes", unit="step")
     distil(distillation, (training.batch(backbone, step) for step in steps), training.steps)

@@ -13,7 +13,7 @@ from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -58,9 +58,9 @@ class Calibration(measured.Calibration):
             ValueError: the budget is out of reach, nothing was measured there, or another argument is out of range.
 
         """
-        problem = self._problem(num_steps, timesteps, solver, solver_options)
-        span = max_span or max(LEAST_SPAN, round(SPAN * problem.blank.num_evaluations))
-        return gram(problem, budget=budget, max_span=span)
+        context = self._problem(num_steps, timesteps, solver, solver_options)
+        span = max_span or max(LEAST_SPAN, round(SPAN * context.blank.num_evaluations))
+        return gram(context, budget=budget, max_span=span)
 
     def ladder(
         self,
@@ -73,9 +73,9 @@ class Calibration(measured.Calibration):
         max_span: int | None = None,
     ) -> list[CacheGraph]:
         """Return the graphs of several budgets, as `graph` makes them; `measured` holds their expected errors."""
-        problem = self._problem(num_steps, timesteps, solver, solver_options)
-        span = max_span or max(LEAST_SPAN, round(SPAN * problem.blank.num_evaluations))
-        return [gram(problem, budget=budget, max_span=span) for budget in budgets]
+        context = self._problem(num_steps, timesteps, solver, solver_options)
+        span = max_span or max(LEAST_SPAN, round(SPAN * context.blank.num_evaluations))
+        return [gram(context, budget=budget, max_span=span) for budget in budgets]
 
     def _problem(
         self,
@@ -83,7 +83,7 @@ class Calibration(measured.Calibration):
         timesteps: Sequence[float] | None,
         solver: Solver | str | None,
         options: Mapping[str, float] | None,
-    ) -> Problem:
+    ) -> PolicyContext:
         if self.cost is None:
             raise ValueError("the calibration does not hold the MACs of its layers; run l2c calibrate again")
         given = [value for value in (num_steps, timesteps) if value is not None]
@@ -104,7 +104,7 @@ class Calibration(measured.Calibration):
             )
         blank = CacheGraph.blank(binding)
         calibration = self if grid is None else self.at(blank, grid)
-        return Problem(blank, self.cost, routed_evaluations(steps), calibration)
+        return PolicyContext(blank, self.cost, routed_evaluations(steps), calibration)
 
     def _solver(self, num_steps: int | None, name: str | None, options: Mapping[str, float] | None) -> Solver:
         binding = self.binding

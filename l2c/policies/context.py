@@ -22,7 +22,7 @@ FAR = 0.5  # evaluations' worth of MACs that a budget may be missed by without a
 
 
 @dataclass(frozen=True)
-class Problem:
+class PolicyContext:
     """Make a graph for this backbone and sampler.
 
     Attributes:
@@ -41,8 +41,10 @@ class Problem:
     sampler: Sampler | None = None
 
     @classmethod
-    def of(cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True) -> Problem:
-        """Return the problem of thinning out an uncached sampler.
+    def of(
+        cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True
+    ) -> PolicyContext:
+        """Return what is needed to thin out an uncached sampler.
 
         A sampler of a backbone on the meta device (`backbone_shapes`) will do for policies that measure nothing.
 
@@ -62,8 +64,8 @@ class Problem:
             calibration = calibration.at(blank, solver)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
 
-    def for_any_weights(self) -> Problem:
-        """Return the same problem for graphs that do not depend on the weights."""
+    def for_any_weights(self) -> PolicyContext:
+        """Return the same context for graphs that do not depend on the weights."""
         return replace(self, blank=self.blank.replace(fingerprint=None))
 
     @property

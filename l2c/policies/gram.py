@@ -12,14 +12,14 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import Budget, check_reach
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.settings import ORDER
 
 REUSES = (HOLD, LINEAR, FITTED)
 
 
 def gram(
-    problem: Problem,
+    context: PolicyContext,
     *,
     budget: Budget,
     reuses: Sequence[str] = (FITTED,),
@@ -31,7 +31,7 @@ def gram(
     """Return the greedy graph of a budget from responses; any budget from one calibration.
 
     Args:
-        problem: with `responses` among its statistics.
+        context: with `responses` among its statistics.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
         order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
@@ -40,27 +40,27 @@ def gram(
         exchanges: rounds of overshooting the budget and coming back.
 
     """
-    worth = problem.evaluations(budget)
+    worth = context.evaluations(budget)
     unknown = [reuse for reuse in reuses if reuse not in REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
     ORDER.check("order", order)
-    calibration, total = problem.statistics(), problem.blank.num_evaluations
+    calibration, total = context.statistics(), context.blank.num_evaluations
     max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(
         calibration.tensor("responses").numpy(),
-        problem.blank.timesteps,
-        problem.cost.layers,
-        routed=problem.routed(routed, worth),
+        context.blank.timesteps,
+        context.cost.layers,
+        routed=context.routed(routed, worth),
         max_span=max_span,
         reuses=reuses,
         order=order,
     )
-    to_save = (total - worth) * problem.cost.evaluation
+    to_save = (total - worth) * context.cost.evaluation
     allocation.grow(to_save)
     allocation.exchange(to_save, rounds=exchanges)
     graph = _graph_of(
-        problem,
+        context,
         allocation,
         budget=worth,
         reuses=list(reuses),
@@ -69,7 +69,7 @@ def gram(
         routed=routed,
         exchanges=exchanges,
     )
-    got = problem.cost.evaluations_worth(graph)
+    got = context.cost.evaluations_worth(graph)
     if got > worth + 0.1:
         reason = f"with max_span {max_span} and routed {routed} (raise max_span, or take routed=all)"
         if calibration.carried_from is not None:
@@ -78,11 +78,11 @@ def gram(
     return graph
 
 
-def refitted(problem: Problem, graph: CacheGraph, worth: float, *, order: int = 3) -> CacheGraph | None:
+def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: int = 3) -> CacheGraph | None:
     """Return a graph's rows with fitted weights, more of them computed where the budget leaves room.
 
     Args:
-        problem: with `responses` among its statistics.
+        context: with `responses` among its statistics.
         graph: of the same sampler; a fixed rule's, for one.
         worth: the budget in evaluations' worth of MACs, not below the graph's own.
         order: see `gram`.
@@ -91,28 +91,28 @@ def refitted(problem: Problem, graph: CacheGraph, worth: float, *, order: int = 
         the graph; None where a layer is reused for longer than the responses reach.
 
     """
-    responses = problem.statistics().tensor("responses").numpy()
+    responses = context.statistics().tensor("responses").numpy()
     allocation = Allocation(
         responses,
-        problem.blank.timesteps,
-        problem.cost.layers,
+        context.blank.timesteps,
+        context.cost.layers,
         max_span=responses.shape[2],
         reuses=(FITTED,),
         order=order,
     )
     if not allocation.set(np.array(graph.rows), [FITTED] * graph.num_evaluations):
         return None
-    allocation.shrink((graph.num_evaluations - worth) * problem.cost.evaluation)
-    return _graph_of(problem, allocation, budget=worth, order=order, **{"from": dict(graph.provenance)})
+    allocation.shrink((graph.num_evaluations - worth) * context.cost.evaluation)
+    return _graph_of(context, allocation, budget=worth, order=order, **{"from": dict(graph.provenance)})
 
 
-def _graph_of(problem: Problem, allocation: Allocation, **made: Any) -> CacheGraph:
+def _graph_of(context: PolicyContext, allocation: Allocation, **made: Any) -> CacheGraph:
     """Return the graph of an allocation, with the error that is expected and where responses were carried from."""
-    calibration = problem.statistics()
-    graph = problem.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)
+    calibration = context.statistics()
+    graph = context.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)
     if calibration.carried_from is not None:
         graph = graph.replace(provenance={**graph.provenance, "carried_from": calibration.carried_from})
-    share = problem.cost.evaluations_worth(graph) / graph.num_evaluations
+    share = context.cost.evaluations_worth(graph) / graph.num_evaluations
     expected = expected_error(allocation.columns.sum(axis=0), calibration, share)
     return graph.replace(measured={**graph.measured, **expected})
 

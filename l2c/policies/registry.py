@@ -9,7 +9,7 @@ from typing import Any
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.best import best
 from l2c.policies.budget import FORMS
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
 from l2c.policies.methods.block_caching import block_caching
 from l2c.policies.methods.budcache import budcache
@@ -41,12 +41,12 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
 UNMEASURED = ("interval", "late_first", "random", "deepcache", "faster_diffusion")
 
 
-def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
+def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     """Return the graph of a policy.
 
     Args:
         name: one of `POLICIES`.
-        problem: backbone, sampler, costs and statistics.
+        context: backbone, sampler, costs and statistics.
         options: of that policy; for `budget` see `policies.budget`.
 
     Raises:
@@ -58,8 +58,8 @@ def make_graph(name: str, problem: Problem, **options: Any) -> CacheGraph:
     required = [
         key
         for key, parameter in inspect.signature(POLICIES[name]).parameters.items()
-        if key != "problem" and parameter.default is inspect.Parameter.empty and options.get(key) is None
+        if key != "context" and parameter.default is inspect.Parameter.empty and options.get(key) is None
     ]
     if required:
         raise ValueError(f"policy {name} needs a {required[0]}: give {FORMS}")
-    return POLICIES[name](problem.for_any_weights() if name in UNMEASURED else problem, **options)
+    return POLICIES[name](context.for_any_weights() if name in UNMEASURED else context, **options)

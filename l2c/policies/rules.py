@@ -12,7 +12,7 @@ from typing import Any
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, taylor_weights
 from l2c.graph.statistics import KINDS
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.settings import PART, RULE_REUSE
 
 ORDERS = {"taylor1": 1, "taylor2": 2}
@@ -71,13 +71,13 @@ class Rule:
             raise ValueError(f"part={self.part} names no layer of this backbone; take part=all")
         return found
 
-    def stand_ins(self, problem: Problem, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    def stand_ins(self, context: PolicyContext, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
         """Return what stands in for what rows reuse, as `reuse` and `weighted` of a graph.
 
         Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
         """
         count = len(rows)
-        if self.reuse == HOLD or problem.stochastic:
+        if self.reuse == HOLD or context.stochastic:
             return {}
         if self.reuse == LINEAR:
             return {"reuse": (LINEAR,) * count}

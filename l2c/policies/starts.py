@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD, LINEAR
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.interval import interval
 from l2c.policies.methods.ranking import late_first
 
@@ -16,44 +16,44 @@ LONGEST = 8  # the largest interval that is tried
 INTERVALS = 2  # how many intervals are tried, from the shortest that reaches the budget on
 
 
-def rule_graphs(problem: Problem, worth: float) -> list[CacheGraph]:
+def rule_graphs(context: PolicyContext, worth: float) -> list[CacheGraph]:
     """Return the graphs of `interval` and `late_first` within a budget, each once.
 
     Intervals are tried with every phase, of all layers and of attention alone, with each forecast; the evaluations at
     the end that the budget has room for compute everything.
 
     Args:
-        problem: backbone and sampler.
+        context: backbone and sampler.
         worth: the budget in evaluations' worth of MACs.
 
     """
     found: dict[object, CacheGraph] = {}
-    for graph in (*_intervals(problem, worth), *_late_first(problem, worth)):
-        if graph.num_reused and problem.cost.evaluations_worth(graph) <= worth + NEAR:
+    for graph in (*_intervals(context, worth), *_late_first(context, worth)):
+        if graph.num_reused and context.cost.evaluations_worth(graph) <= worth + NEAR:
             found.setdefault((graph.rows, graph.weights), graph)
     return list(found.values())
 
 
-def _intervals(problem: Problem, worth: float) -> Iterator[CacheGraph]:
+def _intervals(context: PolicyContext, worth: float) -> Iterator[CacheGraph]:
     for part in ("all", "attn"):
-        if part == "attn" and not any("attn" in name for name in problem.blank.layers):
+        if part == "attn" and not any("attn" in name for name in context.blank.layers):
             continue
         reached = 0
         for n in range(2, LONGEST + 1):
-            lasts = [_most_at_the_end(problem, worth, n, phase, part) for phase in range(n)]
+            lasts = [_most_at_the_end(context, worth, n, phase, part) for phase in range(n)]
             for phase, last in enumerate(lasts):
                 if last is not None:
                     for reuse in FORECASTS:
-                        yield interval(problem, n=n, phase=phase, last=last, part=part, reuse=reuse)
+                        yield interval(context, n=n, phase=phase, last=last, part=part, reuse=reuse)
             reached += any(last is not None for last in lasts)
             if reached == INTERVALS:
                 break
 
 
-def _most_at_the_end(problem: Problem, worth: float, n: int, phase: int, part: str) -> int | None:
+def _most_at_the_end(context: PolicyContext, worth: float, n: int, phase: int, part: str) -> int | None:
     """Return how many evaluations at the end may compute everything; None where the budget is not reached at all."""
-    count, macs = problem.blank.num_evaluations, problem.cost
-    names = problem.blank.layers
+    count, macs = context.blank.num_evaluations, context.cost
+    names = context.blank.layers
     of_part = sum(layer for layer, name in zip(macs.layers, names, strict=True) if part == "all" or "attn" in name)
     to_save = (count - worth - NEAR) * macs.evaluation
     for e in range(count):
@@ -64,8 +64,8 @@ def _most_at_the_end(problem: Problem, worth: float, n: int, phase: int, part: s
     return 0 if to_save <= 0 else None
 
 
-def _late_first(problem: Problem, worth: float) -> Iterator[CacheGraph]:
+def _late_first(context: PolicyContext, worth: float) -> Iterator[CacheGraph]:
     for reuse in FORECASTS:
         for routed in ("alternate", "all"):
-            if worth >= problem.least(problem.routed(routed, worth)):
-                yield late_first(problem, budget=worth, routed=routed, reuse=reuse)
+            if worth >= context.least(context.routed(routed, worth)):
+                yield late_first(context, budget=worth, routed=routed, reuse=reuse)

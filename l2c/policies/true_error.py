@@ -14,7 +14,7 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 
 
 @dataclass(frozen=True)
-class Judge:
+class TrueError:
     """True mean squared error of graphs against the uncached images, estimated from two strata of noises.
 
     A few noises in a thousand lead to images far outside the data, on which caching errs a thousand times more than
@@ -41,8 +41,8 @@ class Judge:
     @classmethod
     def of(
         cls, sampler: Sampler, num_trajectories: int, seed: int, *, pool: int = 512, batch_size: int = 64
-    ) -> Judge:
-        """Return the judge on seeded noises; the same one for the same sampler and numbers.
+    ) -> TrueError:
+        """Return the estimate on seeded noises; the same one for the same sampler and numbers.
 
         Args:
             sampler: the uncached sampler.
@@ -52,14 +52,14 @@ class Judge:
             batch_size: trajectories at a time.
 
         """
-        known = _JUDGES.setdefault(sampler, {})
+        known = _KNOWN.setdefault(sampler, {})
         key = (num_trajectories, seed, pool, batch_size)
         if key not in known:
             known[key] = cls._draw(sampler, num_trajectories, seed, max(pool, num_trajectories), batch_size)
         return known[key]
 
     @classmethod
-    def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int) -> Judge:
+    def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int) -> TrueError:
         backbone = sampler.backbone
         noise = seeded_noise(backbone.input_shape, seed, pool)
         labels = labels_in_turn(backbone.num_labels, pool)
@@ -81,4 +81,4 @@ class Judge:
         return float(errors @ self.weights)
 
 
-_JUDGES: WeakKeyDictionary[Sampler, dict[tuple[int, int, int, int], Judge]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Sampler, dict[tuple[int, int, int, int], TrueError]] = WeakKeyDictionary()

@@ -16,7 +16,7 @@ from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph as apply_policy
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import TrajectoryPairs
@@ -152,12 +152,12 @@ def test_statistics_and_policies_are_those_of_the_dit(twin):
         sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=5, cfg_scale=2.0)
         tensors = measure_changes(sampler, labels, noise, batch_size=2)
         tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=2, max_age=3, seed=0)
-        calibration = Calibration(tensors, Problem.of(sampler).blank.binding)
-        problem = Problem.of(sampler, calibration)
+        calibration = Calibration(tensors, PolicyContext.of(sampler).blank.binding)
+        context = PolicyContext.of(sampler, calibration)
         names = ("block_caching", "smoothcache", "gram", "interval", "faster_diffusion", "top_k", "late_first")
-        graphs.append([apply_policy(name, problem, budget=0.8).rows for name in names])
-        graphs[-1].append(apply_policy("block_caching", problem, budget=0.8, granularity="block").rows)
-        graphs[-1].append(apply_policy("deepcache", problem, budget=0.9).rows)
+        graphs.append([apply_policy(name, context, budget=0.8).rows for name in names])
+        graphs[-1].append(apply_policy("block_caching", context, budget=0.8, granularity="block").rows)
+        graphs[-1].append(apply_policy("deepcache", context, budget=0.9).rows)
     assert graphs[0] == graphs[1]
 
 
@@ -224,8 +224,8 @@ def test_keys_of_the_weights_stay(mixer, wrapped):
 def test_a_seven_layer_graph_runs(mixer):
     wrapped = l2c.wrap(mixer, ["blocks.*.?", "joint"], "when", input_shape=(6, 2, 4))
     sampler = l2c.Sampler(wrapped, solver="ddim", num_evaluations=4)
-    problem = Problem.of(sampler)
-    graph = apply_policy("interval", problem, n=2)
+    context = PolicyContext.of(sampler)
+    graph = apply_policy("interval", context, n=2)
     assert graph.num_layers == 7
     cached = l2c.Sampler(wrapped, graph=graph)
     noise = torch.randn(2, 6, 2, 4)

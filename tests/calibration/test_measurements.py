@@ -10,9 +10,9 @@ from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
 from l2c.graph.predictor import LINEAR
 from l2c.policies.allocation import Allocation
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
-from l2c.policies.true_error import Judge
+from l2c.policies.true_error import TrueError
 from l2c.sampling.denoiser import Denoiser
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -57,12 +57,12 @@ def test_responses_predict_the_error_of_a_small_change(make_dit):
     labels, noise = torch.tensor([1, 2]), seeded_noise(small.input_shape, 3, 2)
     size = noise[0].numel()
     responses = measure_responses(sampler, labels, noise, num_probes=size, max_age=2, batch_size=1)
-    problem = Problem.of(sampler)
+    context = PolicyContext.of(sampler)
     epsilon = 0.5
     reference = sampler.sample(labels, noise=noise)
     held = {}
     y = torch.cat([labels, torch.full_like(labels, sampler.backbone.conventions.null_label)])
-    everything = (True,) * problem.blank.num_layers
+    everything = (True,) * context.blank.num_layers
 
     def evaluate(x, t):
         e = len(held)
@@ -116,11 +116,11 @@ def test_allocation_forecasts_linear_reuse_from_two_ages():
 def test_gram_and_best_run_from_measured_responses(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
-    blank = Problem.of(sampler).blank
-    problem = Problem.of(sampler, Calibration({"responses": responses}, blank.binding))
-    worst = make_graph("gram", problem, budget=0.7, reuses=["hold"], max_span=6)
-    best = make_graph("best", problem, budget=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
-    assert problem.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
+    blank = PolicyContext.of(sampler).blank
+    context = PolicyContext.of(sampler, Calibration({"responses": responses}, blank.binding))
+    worst = make_graph("gram", context, budget=0.7, reuses=["hold"], max_span=6)
+    best = make_graph("best", context, budget=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
+    assert context.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
     labels = torch.arange(2)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=seeded_noise(noise.shape[1:], 7, 2))
 
@@ -136,13 +136,15 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     settings = {"seed": 3, "num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
-    problem = Problem.of(sampler, Calibration({"responses": responses}, Problem.of(sampler).blank.binding, settings))
+    context = PolicyContext.of(
+        sampler, Calibration({"responses": responses}, PolicyContext.of(sampler).blank.binding, settings)
+    )
     options = {"budget": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
-    longest = make_graph("best", problem, **options)
-    chosen = make_graph("best", problem, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
+    longest = make_graph("best", context, **options)
+    chosen = make_graph("best", context, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
     assert longest.num_evaluations == 6
     assert chosen.provenance["hyperparameters"]["reference_evaluations"] == 6
-    assert problem.cost.evaluations_worth(chosen) == pytest.approx(3.5, abs=0.1)
+    assert context.cost.evaluations_worth(chosen) == pytest.approx(3.5, abs=0.1)
     labels, noise = torch.arange(4), seeded_noise(noise.shape[1:], 7, 4)  # those that best judges graphs on
     reference = sampler.sample(labels, noise=noise)
     errors = [
@@ -151,7 +153,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     ]
     assert errors[0] <= errors[1] * 1.001
     with pytest.raises(ValueError, match=r"num_evaluations must be numbers in 2..6, those of the sampler, got 8"):
-        make_graph("best", problem, num_evaluations=[8], **options)
+        make_graph("best", context, num_evaluations=[8], **options)
 
 
 def test_solvers_that_add_noise_are_refused(make_dit):
@@ -177,8 +179,10 @@ def test_fitted_slopes_make_the_change_of_an_entry_smallest():
 def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, Problem.of(sampler).blank.binding))
-    graph = make_graph("gram", problem, budget=0.6)
+    context = PolicyContext.of(
+        sampler, Calibration({"responses": responses}, PolicyContext.of(sampler).blank.binding)
+    )
+    graph = make_graph("gram", context, budget=0.6)
     entries = [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
     assert set(graph.reuse) == {"fitted"}
     two = [(e, i) for e, i in entries if sum(graph.rows[before][i] for before in range(e)) > 1]
@@ -189,14 +193,14 @@ def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
 
 def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
     graph = make_graph(sampler.backbone, cfg_scale=1.5)
-    whole, part = Judge.of(sampler, 24, 3, pool=0), Judge.of(sampler, 8, 3, pool=24)
+    whole, part = TrueError.of(sampler, 24, 3, pool=0), TrueError.of(sampler, 8, 3, pool=24)
     assert float(part.weights.sum()) == pytest.approx(1.0)
     assert len(part.noise) == 8
     largest = whole.reference.abs().flatten(1).amax(1).topk(2).values
     assert torch.allclose(part.reference[:2].abs().flatten(1).amax(1), largest, rtol=1e-4)
     images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
     assert whole.error(graph) == pytest.approx(float((images - whole.reference).square().mean()), rel=1e-4)
-    assert Judge.of(sampler, 8, 3, pool=24) is part
+    assert TrueError.of(sampler, 8, 3, pool=24) is part
 
 
 def test_an_age_that_is_not_known_is_never_used():

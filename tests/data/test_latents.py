@@ -11,7 +11,7 @@ from l2c.data.image_folder import ImageFolder, centre_crop
 from l2c.data.imagenet import ImageNetDataModule
 from l2c.data.latent_shards import LatentShards, Manifest
 from l2c.data.latents import LatentsDataModule
-from l2c.data.share import Part, this_process
+from l2c.data.share import Share, this_process
 from l2c.data.vae import load_vae
 
 SIZE = 64
@@ -90,8 +90,8 @@ def test_a_killed_encode_continues(folder, tmp_path):
 
 
 def test_two_processes_share_the_shards(folder, tmp_path):
-    assert encode(folder, tmp_path / "shared", part=Part(1, 2)).missing_shards == 2
-    assert encode(folder, tmp_path / "shared", part=Part(0, 2)).missing_shards == 0
+    assert encode(folder, tmp_path / "shared", part=Share(1, 2)).missing_shards == 2
+    assert encode(folder, tmp_path / "shared", part=Share(0, 2)).missing_shards == 0
     assert len(LatentShards(tmp_path / "shared")) == 24
 
 
@@ -102,11 +102,11 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, (Part(0, 1), 0)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (Part(3, 4), 1)),
-        (SLURM, (Part(5, 8), 1)),
-        ({**SLURM, "RANK": "0", "WORLD_SIZE": "2"}, (Part(0, 2), 0)),  # torchrun within SLURM
-        ({**SLURM, "SLURM_JOB_NAME": "bash"}, (Part(0, 1), 0)),  # a shell on a node, no task of a job
+        ({}, (Share(0, 1), 0)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (Share(3, 4), 1)),
+        (SLURM, (Share(5, 8), 1)),
+        ({**SLURM, "RANK": "0", "WORLD_SIZE": "2"}, (Share(0, 2), 0)),  # torchrun within SLURM
+        ({**SLURM, "SLURM_JOB_NAME": "bash"}, (Share(0, 1), 0)),  # a shell on a node, no task of a job
     ],
 )
 def test_torchruns_and_slurms_ranks_are_read(monkeypatch, environment, expected):
@@ -118,9 +118,9 @@ def test_torchruns_and_slurms_ranks_are_read(monkeypatch, environment, expected)
 
 
 def test_parts_share_numbers_out_without_rest_or_overlap():
-    parts = [Part(i, 3).of(range(8)) for i in range(3)]
+    parts = [Share(i, 3).of(range(8)) for i in range(3)]
     assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
-    assert Part(1, 3).of([2, 4, 6, 7]) == [4, 7]  # what is there already does not move the others
+    assert Share(1, 3).of([2, 4, 6, 7]) == [4, 7]  # what is there already does not move the others
 
 
 def test_unreadable_images_are_skipped_counted_and_named(folder, tmp_path, caplog):

@@ -21,7 +21,7 @@ from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_gra
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.io.bundled import project_folder
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.sampling.correction import Correction, reused_entries, save_correction
 
 CASES = [("dit", None), ("dit", ("block",)), ("pixart", None), ("sd3", None)]
@@ -148,7 +148,7 @@ def diffusion(request, make_pipeline, random_rows):
     backbone = pipeline_backbone(pipe, PROMPTS, num_evaluations=STEPS, of=("block", "resnet"))
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
     rows = random_rows(STEPS, backbone.num_layers, seed=1)
-    return pipe, sampler, Problem.of(sampler).blank.replace(rows=rows, routed=None)
+    return pipe, sampler, PolicyContext.of(sampler).blank.replace(rows=rows, routed=None)
 
 
 @pytest.mark.parametrize(("name", "of"), CASES)
@@ -303,7 +303,7 @@ def test_the_command_trains_on_a_saved_pipeline(make_pipeline, tmp_path):
     backbone = pipeline_backbone(pipe, [3, 7], num_evaluations=3)
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3, cfg_scale=3.0)
     rows = [[True] * 6, [False] * 6, [True, False] * 3]
-    plain = Problem.of(sampler).blank.replace(rows=rows, routed=None)
+    plain = PolicyContext.of(sampler).blank.replace(rows=rows, routed=None)
     path = tmp_path / "g.json"
     plain.save(path)
     cfg = settings(path, tmp_path / "pipe", tmp_path, "loss=output")

@@ -12,7 +12,7 @@ from l2c.backbones.dit import sincos_position_embedding
 from l2c.integrations.diffusers import apply_cache_graph
 from l2c.integrations.diffusers.timesteps import resampled
 from l2c.integrations.dit_weights import from_diffusers, to_diffusers
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph as make_policy_graph
 
 
@@ -49,7 +49,7 @@ def test_one_graph_for_both(dit, make_graph, make_batch, forecast):
     graph = make_graph(dit)
     if forecast:
         uncached = l2c.Sampler(dit, solver="ddim", num_evaluations=9)
-        graph = make_policy_graph("interval", Problem.of(uncached), n=2, reuse="taylor2")
+        graph = make_policy_graph("interval", PolicyContext.of(uncached), n=2, reuse="taylor2")
         assert max(len(weights) for row in graph.weights for weights in row) == 3
     model = to_diffusers(dit)
     x, _, y = make_batch(dit)
@@ -72,7 +72,7 @@ def test_one_graph_for_both(dit, make_graph, make_batch, forecast):
 
 def test_weights_of_several_outputs_are_not_carried_to_other_times(dit):
     uncached = l2c.Sampler(dit, solver="ddim", num_evaluations=9)
-    graph = make_policy_graph("interval", Problem.of(uncached), n=2, reuse="taylor2")
+    graph = make_policy_graph("interval", PolicyContext.of(uncached), n=2, reuse="taylor2")
     with pytest.raises(ValueError, match="reuse weighted cannot be resampled from 9 evaluations to 2"):
         resampled(graph, (900.0, 400.0))
 

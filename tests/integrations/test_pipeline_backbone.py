@@ -17,7 +17,7 @@ from l2c.calibration.cost import count_macs
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers import apply_cache_graph, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import TrajectoryPairs
@@ -72,7 +72,7 @@ def test_sampler_and_pipeline_agree_cached_and_not(name, make_pipeline, random_r
         scheduler = backbone.own_solver.name
         sampler = l2c.Sampler(backbone, solver=scheduler, num_evaluations=STEPS, cfg_scale=3.0)
         if graph_rows is not None:
-            graph = Problem.of(sampler).blank.replace(rows=graph_rows, routed=None)
+            graph = PolicyContext.of(sampler).blank.replace(rows=graph_rows, routed=None)
             sampler = l2c.Sampler(backbone, graph=graph, cfg_scale=3.0)
             apply_cache_graph(pipe, graph)
         ours = sampler.sample([0, 1], noise=noise)
@@ -84,8 +84,8 @@ def test_policies_and_routers_need_nothing_new(make_pipeline):
     backbone = backbone_of(pipe)
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
     noise, labels = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
-    calibration = Calibration(measure_changes(sampler, labels, noise), Problem.of(sampler).blank.binding)
-    graph = make_graph("block_caching", Problem.of(sampler, calibration), budget=0.7)
+    calibration = Calibration(measure_changes(sampler, labels, noise), PolicyContext.of(sampler).blank.binding)
+    graph = make_graph("block_caching", PolicyContext.of(sampler, calibration), budget=0.7)
     cost = count_macs(backbone)
     assert cost.evaluations_worth(graph) == pytest.approx(0.7 * STEPS, abs=0.3)
     assert set(graph.layers) == {

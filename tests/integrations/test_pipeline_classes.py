@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 import l2c
 from l2c.integrations.diffusers import applied
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 
 STEPS = 4
 
@@ -256,7 +256,7 @@ def test_calibrated_applied_sampled_removed(name, tokenizer, random_rows):
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS)
     torch.testing.assert_close(sampler.sample([0], noise=noise).reshape(plain.shape), plain, rtol=1e-3, atol=1e-3)
     rows = random_rows(STEPS, backbone.num_layers, seed=1)
-    graph = Problem.of(sampler).blank.replace(rows=rows, routed=None)
+    graph = PolicyContext.of(sampler).blank.replace(rows=rows, routed=None)
     ours = l2c.Sampler(backbone, graph=graph).sample([0], noise=noise)
     with applied(pipe, graph):
         for _ in range(2):

@@ -27,7 +27,7 @@ from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, pipeline_backbone
 from l2c.integrations.diffusers.recording import FirstStep, RecordedCall
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import POLICIES, make_graph
 from l2c.sampling.sampler import seeded_noise
 
@@ -46,12 +46,12 @@ def calibrated(sampler):
     labels, noise = torch.tensor([0, 1]), seeded_noise(sampler.backbone.input_shape, 5, 2)
     tensors = measure_changes(sampler, labels, noise, max_age=3)
     tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=1, max_age=3)
-    return Problem.of(sampler, Calibration(tensors, Problem.of(sampler).blank.binding))
+    return PolicyContext.of(sampler, Calibration(tensors, PolicyContext.of(sampler).blank.binding))
 
 
 @pytest.fixture(scope="module")
-def problems(make_pipeline):
-    """A pipeline and its problem by name, measured once for all policies."""
+def contexts(make_pipeline):
+    """A pipeline and its context by name, measured once for all policies."""
     known = {}
 
     def of(name):
@@ -68,27 +68,27 @@ def problems(make_pipeline):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", ["dit", "pixart"])
-def test_every_policy_makes_a_graph_that_runs(name, policy, problems):
-    _, problem = problems(name)
-    graph = make_graph(policy, problem, budget=0.8, **OPTIONS.get(policy, {}))
-    worth = problem.cost.evaluations_worth(graph)
+def test_every_policy_makes_a_graph_that_runs(name, policy, contexts):
+    _, context = contexts(name)
+    graph = make_graph(policy, context, budget=0.8, **OPTIONS.get(policy, {}))
+    worth = context.cost.evaluations_worth(graph)
     assert worth == pytest.approx(0.8 * STEPS, abs=0.5)
     assert worth < STEPS
-    backbone, noise = problem.sampler.backbone, seeded_noise((4, 8, 8), 0, 2)
+    backbone, noise = context.sampler.backbone, seeded_noise((4, 8, 8), 0, 2)
     graph = l2c.CacheGraph.from_json(graph.to_json())
     cached = l2c.Sampler(backbone, graph=graph).sample([0, 1], noise=noise)
     assert cached.isfinite().all()
-    assert not torch.equal(cached, problem.sampler.sample([0, 1], noise=noise))
+    assert not torch.equal(cached, context.sampler.sample([0, 1], noise=noise))
 
 
 @pytest.mark.parametrize("reuses", [["hold"], ["hold", "linear"]])
-def test_gram_under_hooks_equals_our_sampler(reuses, problems):
-    pipe, problem = problems("dit")
-    graph = make_graph("gram", problem, budget=0.6, reuses=reuses)
-    sampler = l2c.Sampler(problem.sampler.backbone, graph=graph)
+def test_gram_under_hooks_equals_our_sampler(reuses, contexts):
+    pipe, context = contexts("dit")
+    graph = make_graph("gram", context, budget=0.6, reuses=reuses)
+    sampler = l2c.Sampler(context.sampler.backbone, graph=graph)
     noise = seeded_noise((4, 8, 8), 0, 2)
     ours = sampler.sample([0, 1], noise=noise)
-    plain = problem.sampler
+    plain = context.sampler
     apply_cache_graph(pipe.transformer, graph)
     try:
         hooked = plain.sample([0, 1], noise=noise)
@@ -251,5 +251,5 @@ def test_guidance_that_is_an_input_is_not_applied_again(make_family):
     plain = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3).sample([0], noise=noise)
     scaled = l2c.Sampler(backbone, solver="pipeline", num_evaluations=3, cfg_scale=3.5)
     assert torch.equal(scaled.sample([0], noise=noise), plain)
-    blank = Problem.of(scaled).blank
+    blank = PolicyContext.of(scaled).blank
     assert (blank.guidance, blank.cfg_scale) == ("embedded", 3.5)

@@ -6,7 +6,7 @@ import torch
 
 from l2c.calibration.calibration import Calibration
 from l2c.policies.allocation import Allocation, fitted_weights, predicted_error
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler
 
@@ -14,16 +14,16 @@ E, L = 8, 4
 
 
 @pytest.fixture
-def problem(make_dit):
+def context(make_dit):
     """Responses of outputs that move on parabolas in image space, a little noise added."""
     sampler = Sampler(make_dit(depth=L // 2), solver="ddim", num_evaluations=E)
-    blank = Problem.of(sampler).blank
+    blank = PolicyContext.of(sampler).blank
     draw = np.random.default_rng(0)
     ages = np.arange(1, 7)
     speed, bend = draw.normal(size=(2, E, L, 1, 24))
     responses = ages[:, None] * speed + ages[:, None] ** 2 * bend / 5 + 0.01 * draw.normal(size=(E, L, 6, 24))
     tensors = {"responses": torch.from_numpy(responses).float()}
-    return Problem.of(sampler, Calibration(tensors, blank.binding))
+    return PolicyContext.of(sampler, Calibration(tensors, blank.binding))
 
 
 def test_weights_of_three_outputs_cancel_a_parabola():
@@ -41,26 +41,26 @@ def test_weights_of_three_outputs_cancel_a_parabola():
     assert errors[2] < errors[1] / 2
 
 
-def test_more_outputs_predict_no_larger_error(problem):
+def test_more_outputs_predict_no_larger_error(context):
     """Of the same rows; what is predicted of the graph is what the allocation added up."""
-    responses = problem.statistics().tensor("responses").numpy()
+    responses = context.statistics().tensor("responses").numpy()
     errors = []
     for order in (2, 3, 4):
         allocation = Allocation(
-            responses, problem.blank.timesteps, problem.cost.layers, reuses=("fitted",), order=order
+            responses, context.blank.timesteps, context.cost.layers, reuses=("fitted",), order=order
         )
         rows = np.ones((E, L), dtype=bool)
         rows[[3, 5, 6]] = False
         allocation.set(rows, ["fitted"] * E)
-        graph = problem.graph(rows.tolist(), "test", **allocation.stand_ins())
+        graph = context.graph(rows.tolist(), "test", **allocation.stand_ins())
         assert predicted_error(graph, responses) == pytest.approx(allocation.predicted, rel=1e-3)
         errors.append(allocation.predicted)
     assert errors[1] < errors[0] / 4
 
 
-def test_outputs_from_the_first_unknown_age_on_are_not_read(problem):
+def test_outputs_from_the_first_unknown_age_on_are_not_read(context):
     """A newer output of unknown age hides the older ones: weights belong to outputs in a row."""
-    responses = problem.statistics().tensor("responses").numpy().copy()
+    responses = context.statistics().tensor("responses").numpy().copy()
     responses[6, :, 2] = np.nan
     rows = np.ones((E, L), dtype=bool)
     rows[[4, 6]] = False  # evaluation 6 may read 5, then 3, whose age of 3 is not known, then 2
@@ -69,28 +69,28 @@ def test_outputs_from_the_first_unknown_age_on_are_not_read(problem):
     weighted = allocation.stand_ins()["weighted"]
     assert {len(weights) for weights in weighted[6]} == {1}
     assert {len(weights) for weights in weighted[4]} == {4}
-    graph = problem.graph(rows.tolist(), "test", **allocation.stand_ins())
+    graph = context.graph(rows.tolist(), "test", **allocation.stand_ins())
     assert predicted_error(graph, responses) == pytest.approx(allocation.predicted, rel=1e-3)
     rows[5] = False  # evaluation 6 would hold evaluation 3
     assert not allocation.set(rows, ["fitted"] * E)
-    assert predicted_error(problem.graph(rows.tolist(), "test"), responses) == np.inf
+    assert predicted_error(context.graph(rows.tolist(), "test"), responses) == np.inf
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_gram_writes_as_many_weights_as_outputs_are_at_hand(problem, order):
-    graph = make_graph("gram", problem, budget=0.6, order=order)
+def test_gram_writes_as_many_weights_as_outputs_are_at_hand(context, order):
+    graph = make_graph("gram", context, budget=0.6, order=order)
     lengths = {len(weights) for row in graph.weights for weights in row}
     assert max(lengths) == order
     assert ("weighted" in graph.reuse) == (order > 2)
-    assert Sampler(problem.sampler.backbone, graph=graph).sample([1, 2], seed=0).isfinite().all()
+    assert Sampler(context.sampler.backbone, graph=graph).sample([1, 2], seed=0).isfinite().all()
 
 
 @pytest.mark.parametrize("order", [1, 5])
-def test_more_outputs_than_a_graph_may_read_are_refused(problem, order):
+def test_more_outputs_than_a_graph_may_read_are_refused(context, order):
     with pytest.raises(ValueError, match=f"order must be a whole number >= 2 and <= 4, got {order}"):
-        make_graph("gram", problem, budget=0.6, order=order)
+        make_graph("gram", context, budget=0.6, order=order)
 
 
-def test_an_age_that_was_not_measured_has_no_prediction(problem):
+def test_an_age_that_was_not_measured_has_no_prediction(context):
     rows = [[e < 1] * L for e in range(E)]
-    assert predicted_error(problem.graph(rows, "test"), problem.statistics().tensor("responses").numpy()) == np.inf
+    assert predicted_error(context.graph(rows, "test"), context.statistics().tensor("responses").numpy()) == np.inf

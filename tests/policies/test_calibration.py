@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import l2c
 from l2c.calibration.grid import Grid
 from l2c.calibration.responses import measure_both_ways
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -45,14 +45,14 @@ def sampler(backbone):
 def calibration(sampler):
     noise = seeded_noise(sampler.backbone.input_shape, 3, 4)
     back, ahead = measure_both_ways(sampler, torch.arange(4), noise, num_probes=2, max_age=6, batch_size=4)
-    problem, solver = Problem.of(sampler), sampler.solver
+    context, solver = PolicyContext.of(sampler), sampler.solver
     return l2c.Calibration(
         {"responses": back, "responses_ahead": ahead},
-        problem.blank.binding,
+        context.blank.binding,
         {"seed": 3, "num_trajectories": 4, "responses": {"num_probes": 2}},
         grid=Grid.of(solver),
         schedule=solver.schedule,
-        cost=problem.cost,
+        cost=context.cost,
     )
 
 
@@ -77,7 +77,7 @@ def test_a_file_brings_everything_back(calibration, path):
 
 def test_at_the_times_measured_a_graph_is_that_of_the_policy(calibration, sampler):
     graph = calibration.graph(0.6, max_span=4)
-    assert graph == make_graph("gram", Problem.of(sampler, calibration), budget=0.6)
+    assert graph == make_graph("gram", PolicyContext.of(sampler, calibration), budget=0.6)
     assert "carried_from" not in graph.provenance
 
 
@@ -90,8 +90,10 @@ def test_graphs_of_other_numbers_of_steps_run(calibration, backbone, num_steps):
     assert graph.measured["expected_mse"] > 0
     x = Sampler(backbone, graph=graph).sample([1, 2], seed=0)
     assert x.shape == (2, 4, 8, 8)
-    problem = Problem.of(Sampler(backbone, solver="ddim", num_evaluations=num_steps, cfg_scale=1.5), calibration)
-    assert make_graph("gram", problem, budget="1.6x", max_span=max(4, round(0.3 * num_steps))) == graph
+    context = PolicyContext.of(
+        Sampler(backbone, solver="ddim", num_evaluations=num_steps, cfg_scale=1.5), calibration
+    )
+    assert make_graph("gram", context, budget="1.6x", max_span=max(4, round(0.3 * num_steps))) == graph
 
 
 def test_other_solvers_of_the_schedule_run(calibration, backbone):
@@ -131,7 +133,7 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
         calibration.graph(0.5, solver="flow_euler")
     other = Sampler(make_dit(), solver="ddim", num_evaluations=12, cfg_scale=1.5)
     with pytest.raises(ValueError, match="the statistics were made for weights"):
-        Problem.of(other, calibration)
+        PolicyContext.of(other, calibration)
 
 
 def rewritten(path, change, tensors=None):

@@ -11,7 +11,7 @@ from l2c.backbones.backbone import fingerprint
 from l2c.backbones.presets import load_backbone
 from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.calibration import Calibration
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.block_caching import accumulate_rows
 from l2c.policies.methods.smoothcache import longest_spans
 from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
@@ -22,9 +22,9 @@ E = 8
 
 
 @pytest.fixture
-def problem(make_dit):
+def context(make_dit):
     sampler = Sampler(make_dit(depth=4), solver="ddim", num_evaluations=E)
-    blank = Problem.of(sampler).blank
+    blank = PolicyContext.of(sampler).blank
     generator = torch.Generator().manual_seed(0)
     change = torch.rand(3, E, blank.num_layers, generator=generator)
     tensors = {
@@ -32,7 +32,7 @@ def problem(make_dit):
         "block_change": change[:, :, ::2].contiguous(),
         "responses": torch.randn(E, blank.num_layers, 4, 16, generator=generator),
     }
-    return Problem.of(sampler, Calibration(tensors, blank.binding))
+    return PolicyContext.of(sampler, Calibration(tensors, blank.binding))
 
 
 def bits(graph, layer=0):
@@ -62,13 +62,13 @@ def test_smoothcache_takes_the_longest_span_within_alpha():
     assert longest_spans(errors, 0.21) == [True, False, False, True, False, True, False, True]
 
 
-def test_smoothcache_averages_over_the_blocks_of_a_type(problem):
-    graph = make_graph("smoothcache", problem, alpha=0.5)
-    change = problem.statistics().tensor("layer_change")
+def test_smoothcache_averages_over_the_blocks_of_a_type(context):
+    graph = make_graph("smoothcache", context, alpha=0.5)
+    change = context.statistics().tensor("layer_change")
     for kind in (0, 1):
         expected = longest_spans(change[:, :, kind::2].mean(2), 0.5)
         assert all([row[layer] for row in graph.rows] == expected for layer in range(kind, 8, 2))
-    per_layer = make_graph("smoothcache", problem, alpha=0.5, by="layer")
+    per_layer = make_graph("smoothcache", context, alpha=0.5, by="layer")
     assert [row[3] for row in per_layer.rows] == longest_spans(change[:, :, 3], 0.5)
 
 
@@ -77,72 +77,72 @@ def test_interval_agrees_with_the_published_fora_files(reference, make_dit, name
     path = reference / "smoothcache" / name
     schedule = json.loads(path.read_text())["attn"]
     sampler = Sampler(make_dit(), solver="ddim", num_evaluations=len(schedule))
-    graph = make_graph("interval", Problem.of(sampler), n=2)
+    graph = make_graph("interval", PolicyContext.of(sampler), n=2)
     # The published files compute the last evaluation whatever the interval; up to there they say the same.
     assert bits(graph)[:-1] == "".join(map(str, schedule[:-1]))
 
 
-def test_interval_of_three_and_a_fraction(problem):
-    assert bits(make_graph("interval", problem, n=3)) == "10010010"
-    assert bits(make_graph("interval", problem, n=1.5)) == "10110110"
+def test_interval_of_three_and_a_fraction(context):
+    assert bits(make_graph("interval", context, n=3)) == "10010010"
+    assert bits(make_graph("interval", context, n=1.5)) == "10110110"
     with pytest.raises(ValueError, match=r"policy\.n must be a number >= 1, got 0.5"):
-        make_graph("interval", problem, n=0.5)
+        make_graph("interval", context, n=0.5)
 
 
-def test_deepcache_reuses_inner_blocks_and_faster_diffusion_the_first_half(problem):
-    deep = make_graph("deepcache", problem, n=2).rows[1]
+def test_deepcache_reuses_inner_blocks_and_faster_diffusion_the_first_half(context):
+    deep = make_graph("deepcache", context, n=2).rows[1]
     assert deep == (True, True, False, False, False, False, True, True)
-    assert make_graph("faster_diffusion", problem, n=2).rows[1] == (False,) * 4 + (True,) * 4
+    assert make_graph("faster_diffusion", context, n=2).rows[1] == (False,) * 4 + (True,) * 4
     with pytest.raises(ValueError, match=r"outer must lie in 1..1"):
-        make_graph("deepcache", problem, outer=2)
+        make_graph("deepcache", context, outer=2)
 
 
-def test_late_first_reuses_the_noisiest_routed_evaluations(problem):
-    graph = make_graph("late_first", problem, budget=E - 1.5 * sum(problem.cost.layers) / problem.cost.evaluation)
+def test_late_first_reuses_the_noisiest_routed_evaluations(context):
+    graph = make_graph("late_first", context, budget=E - 1.5 * sum(context.cost.layers) / context.cost.evaluation)
     reused = [sum(not bit for bit in row) for row in graph.rows]
-    assert reused[problem.alternate[0]] == 8
-    assert reused[problem.alternate[1]] == 4
+    assert reused[context.alternate[0]] == 8
+    assert reused[context.alternate[1]] == 4
     assert sum(reused) == 12
 
 
-def test_top_k_reuses_the_smallest_scores(problem):
-    graph = make_graph("top_k", problem, budget=0.8, routed="all")
-    change = problem.statistics().tensor("layer_change")[0]
+def test_top_k_reuses_the_smallest_scores(context):
+    graph = make_graph("top_k", context, budget=0.8, routed="all")
+    change = context.statistics().tensor("layer_change")[0]
     reused = [change[e, i] for e in range(1, E) for i in range(8) if not graph.rows[e][i]]
     kept = [change[e, i] for e in range(1, E) for i in range(8) if graph.rows[e][i]]
     assert max(reused) < min(kept)
 
 
-def test_top_k_takes_any_score(problem, tmp_path):
+def test_top_k_takes_any_score(context, tmp_path):
     order = np.arange(E * 8, dtype=np.float64).reshape(E, 8)[::-1]  # the last evaluation first
     np.save(tmp_path / "scores.npy", order)
-    graph = make_graph("top_k", problem, budget=6, score=str(tmp_path / "scores.npy"), routed="all")
+    graph = make_graph("top_k", context, budget=6, score=str(tmp_path / "scores.npy"), routed="all")
     assert [all(row) for row in graph.rows] == sorted((all(row) for row in graph.rows), reverse=True)
     assert not any(graph.rows[-1])
-    responses = problem.statistics().tensor("responses")[:, :, 0].square().sum(2)
-    responses /= torch.tensor(problem.cost.layers)
-    graph = make_graph("top_k", problem, budget=6, score="response", routed="all")
+    responses = context.statistics().tensor("responses")[:, :, 0].square().sum(2)
+    responses /= torch.tensor(context.cost.layers)
+    graph = make_graph("top_k", context, budget=6, score="response", routed="all")
     entries = [(e, layer) for e in range(1, E) for layer in range(8)]
     reused = [responses[entry] for entry in entries if not graph.rows[entry[0]][entry[1]]]
     assert max(reused) < min(responses[entry] for entry in entries if graph.rows[entry[0]][entry[1]])
 
 
-def test_top_k_refuses_scores_that_do_not_fit(problem, tmp_path):
+def test_top_k_refuses_scores_that_do_not_fit(context, tmp_path):
     path = tmp_path / "scores.npy"
     with pytest.raises(FileNotFoundError, match=r"no scores at .*scores.npy"):
-        make_graph("top_k", problem, budget=6, score=str(path))
+        make_graph("top_k", context, budget=6, score=str(path))
     path.write_bytes(b"scores")
     with pytest.raises(ValueError, match="holds no array of numbers"):
-        make_graph("top_k", problem, budget=6, score=str(path))
+        make_graph("top_k", context, budget=6, score=str(path))
     np.save(path, np.zeros((E, 7)))
     with pytest.raises(ValueError, match=r"holds an array \(8, 7\); a score is one finite number per"):
-        make_graph("top_k", problem, budget=6, score=str(path))
+        make_graph("top_k", context, budget=6, score=str(path))
 
 
 @pytest.mark.parametrize("name", sorted(set(POLICIES) - {"best"}))
 @pytest.mark.parametrize("budget", [0.8, 5.5, "1.3x"])
-def test_budget_is_met(problem, name, budget):
-    graph = make_graph(name, problem, budget=budget)
+def test_budget_is_met(context, name, budget):
+    graph = make_graph(name, context, budget=budget)
     wanted = {0.8: 0.8 * E, 5.5: 5.5, "1.3x": E / 1.3}[budget]
     coarse = {
         "interval": 1.0,
@@ -152,9 +152,9 @@ def test_budget_is_met(problem, name, budget):
         "faster_diffusion": 0.5,
         "smoothcache": 0.8,
     }
-    assert problem.cost.evaluations_worth(graph) == pytest.approx(wanted, abs=coarse.get(name, 0.1))
+    assert context.cost.evaluations_worth(graph) == pytest.approx(wanted, abs=coarse.get(name, 0.1))
     assert graph.provenance["method"] == name
-    Sampler(problem.sampler.backbone, graph=graph)
+    Sampler(context.sampler.backbone, graph=graph)
 
 
 @pytest.mark.parametrize(
@@ -181,25 +181,25 @@ def test_budget_is_met(problem, name, budget):
         ("random", {"budget": 6, "routed": "some"}, "routed must be"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(problem, name, options, sentence):
+def test_bad_input_is_refused_in_one_sentence(context, name, options, sentence):
     with pytest.raises(ValueError, match=sentence) as refusal:
-        make_graph(name, problem, **options)
+        make_graph(name, context, **options)
     assert "\n" not in str(refusal.value)
 
 
-def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, tmp_path):
-    problem.statistics().save(tmp_path / "s.safetensors")
+def test_statistics_of_another_model_or_sampler_are_refused(context, make_dit, tmp_path):
+    context.statistics().save(tmp_path / "s.safetensors")
     loaded = Calibration.load(tmp_path / "s.safetensors")
-    assert torch.equal(loaded.tensor("layer_change"), problem.statistics().tensor("layer_change"))
-    Problem.of(problem.sampler, loaded)
+    assert torch.equal(loaded.tensor("layer_change"), context.statistics().tensor("layer_change"))
+    PolicyContext.of(context.sampler, loaded)
     with pytest.raises(ValueError, match="made for weights"):
-        Problem.of(Sampler(make_dit(depth=4, seed=3), solver="ddim", num_evaluations=E), loaded)
+        PolicyContext.of(Sampler(make_dit(depth=4, seed=3), solver="ddim", num_evaluations=E), loaded)
     with pytest.raises(ValueError, match=r"made for timesteps 8 evaluations from t = 999 to 0, but .* 9 evaluations"):
-        Problem.of(Sampler(problem.sampler.backbone, solver="ddim", num_evaluations=E + 1), loaded)
+        PolicyContext.of(Sampler(context.sampler.backbone, solver="ddim", num_evaluations=E + 1), loaded)
     with pytest.raises(ValueError, match="made for guidance scale None"):
-        Problem.of(Sampler(problem.sampler.backbone, solver="ddim", num_evaluations=E, cfg_scale=2.0), loaded)
+        PolicyContext.of(Sampler(context.sampler.backbone, solver="ddim", num_evaluations=E, cfg_scale=2.0), loaded)
     with pytest.raises(ValueError, match="needs statistics"):
-        make_graph("smoothcache", Problem.of(problem.sampler))
+        make_graph("smoothcache", PolicyContext.of(context.sampler))
     (tmp_path / "x").write_text("no")
     with pytest.raises(ValueError, match="holds no statistics"):
         Calibration.load(tmp_path / "x")
@@ -209,7 +209,9 @@ def test_statistics_of_another_model_or_sampler_are_refused(problem, make_dit, t
 def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, make_dit):
     shapes = backbone_shapes("dit_digits")
     sampler = Sampler(shapes, solver="ddim", num_evaluations=6)
-    graph = make_graph(name, Problem.of(sampler), **({"budget": 0.7} if name in ("late_first", "random") else {}))
+    graph = make_graph(
+        name, PolicyContext.of(sampler), **({"budget": 0.7} if name in ("late_first", "random") else {})
+    )
     assert graph.fingerprint is None
     assert graph.num_reused > 0
     for checkpoint in (None, "random"):
@@ -219,13 +221,13 @@ def test_policies_that_measure_nothing_need_no_weights_and_bind_to_none(name, ma
         Sampler(make_dit(), graph=graph)
 
 
-def test_policies_that_measure_bind_to_the_weights(problem):
-    assert make_graph("gram", problem, budget=0.7).fingerprint == fingerprint(problem.sampler.backbone)
-    assert make_graph("interval", problem).fingerprint is None
+def test_policies_that_measure_bind_to_the_weights(context):
+    assert make_graph("gram", context, budget=0.7).fingerprint == fingerprint(context.sampler.backbone)
+    assert make_graph("interval", context).fingerprint is None
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_option_of_a_policy_has_a_rule(name):
-    options = [key for key in inspect.signature(POLICIES[name]).parameters if key != "problem"]
+    options = [key for key in inspect.signature(POLICIES[name]).parameters if key != "context"]
     assert sorted(options) == sorted([*OPTIONS[name], "budget"])
     assert set(OPTIONS) == set(POLICIES)

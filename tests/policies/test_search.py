@@ -6,31 +6,31 @@ import numpy as np
 import pytest
 import torch
 
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.budcache import _moves
 from l2c.policies.methods.l2p import fitted, measure_products
 from l2c.policies.registry import make_graph
-from l2c.policies.true_error import Judge
+from l2c.policies.true_error import TrueError
 from l2c.sampling.sampler import Sampler
 
 E = 6
 
 
 @pytest.fixture
-def problem(make_dit):
-    return Problem.of(Sampler(make_dit(), solver="ddim", num_evaluations=E))
+def context(make_dit):
+    return PolicyContext.of(Sampler(make_dit(), solver="ddim", num_evaluations=E))
 
 
-def test_budcache_finds_the_least_error_of_all_choices(problem):
-    worth = problem.cost.evaluations_worth(make_graph("interval", problem, n=2))  # three whole evaluations
-    graph = make_graph("budcache", problem, budget=worth, num_trajectories=4, steps=20)
+def test_budcache_finds_the_least_error_of_all_choices(context):
+    worth = context.cost.evaluations_worth(make_graph("interval", context, n=2))  # three whole evaluations
+    graph = make_graph("budcache", context, budget=worth, num_trajectories=4, steps=20)
     assert sorted(map(sum, graph.rows)) == [0] * 3 + [graph.num_layers] * 3
-    judge = Judge.of(problem.sampler, 4, 7, pool=0, batch_size=64)
+    true_error = TrueError.of(context.sampler, 4, 7, pool=0, batch_size=64)
     errors = {}
     for others in combinations(range(1, E), 2):
         rows = [[e in (0, *others)] * graph.num_layers for e in range(E)]
-        errors[others] = judge.error(problem.graph(rows, "test"))
-    assert judge.error(graph) == pytest.approx(min(errors.values()))
+        errors[others] = true_error.error(context.graph(rows, "test"))
+    assert true_error.error(graph) == pytest.approx(min(errors.values()))
     assert max(errors.values()) > 1.2 * min(errors.values())
 
 
@@ -54,11 +54,11 @@ def test_weights_on_features_are_least_squares():
     assert fitted(features @ features.T, 4, [3]) == (1.0,)
 
 
-def test_l2p_forecasts_features_better_than_taylor(problem):
-    graph = make_graph("l2p", problem, n=2, phase=1)
-    taylor = make_graph("interval", problem, n=2, phase=1, reuse="taylor2")
+def test_l2p_forecasts_features_better_than_taylor(context):
+    graph = make_graph("l2p", context, n=2, phase=1)
+    taylor = make_graph("interval", context, n=2, phase=1, reuse="taylor2")
     assert graph.rows == taylor.rows
-    products = measure_products(problem.sampler, 16, batch_size=8, seed=7)
+    products = measure_products(context.sampler, 16, batch_size=8, seed=7)
     errors = []
     for made in (graph, taylor):
         total = 0.0
@@ -72,16 +72,16 @@ def test_l2p_forecasts_features_better_than_taylor(problem):
                     total += mix @ products[layer] @ mix
         errors.append(total)
     assert errors[0] < errors[1]
-    assert Sampler(problem.sampler.backbone, graph=graph).sample(torch.tensor([1]), seed=0).isfinite().all()
+    assert Sampler(context.sampler.backbone, graph=graph).sample(torch.tensor([1]), seed=0).isfinite().all()
 
 
 def test_where_the_solver_adds_noise_l2p_holds_and_budcache_refuses(make_dit):
-    noisy = Problem.of(Sampler(make_dit(), solver="ddim", num_evaluations=E, eta=0.5))
+    noisy = PolicyContext.of(Sampler(make_dit(), solver="ddim", num_evaluations=E, eta=0.5))
     assert set(make_graph("l2p", noisy).reuse) == {"hold"}
     with pytest.raises(ValueError, match="budcache compares images from the same noise, but ddim adds noise"):
         make_graph("budcache", noisy, budget=0.6)
 
 
-def test_more_outputs_than_a_graph_may_read_are_refused(problem):
+def test_more_outputs_than_a_graph_may_read_are_refused(context):
     with pytest.raises(ValueError, match="order must be a whole number >= 2 and <= 4, got 5"):
-        make_graph("l2p", problem, order=5)
+        make_graph("l2p", context, order=5)

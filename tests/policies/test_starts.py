@@ -6,25 +6,25 @@ import torch
 from l2c.calibration.calibration import Calibration
 from l2c.calibration.responses import measure_responses
 from l2c.policies.best import likely_rules
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.gram import refitted
 from l2c.policies.registry import make_graph
 from l2c.policies.starts import rule_graphs
-from l2c.policies.true_error import Judge
+from l2c.policies.true_error import TrueError
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 E = 10
 
 
 @pytest.fixture
-def problem(make_dit):
-    return Problem.of(Sampler(make_dit(), solver="ddim", num_evaluations=E))
+def context(make_dit):
+    return PolicyContext.of(Sampler(make_dit(), solver="ddim", num_evaluations=E))
 
 
 @pytest.mark.parametrize("worth", [8.0, 6.4, 4.0])
-def test_rules_keep_to_the_budget(problem, worth):
-    graphs = rule_graphs(problem, worth)
-    costs = [problem.cost.evaluations_worth(graph) for graph in graphs]
+def test_rules_keep_to_the_budget(context, worth):
+    graphs = rule_graphs(context, worth)
+    costs = [context.cost.evaluations_worth(graph) for graph in graphs]
     assert max(costs) <= worth + 0.02
     intervals = [cost for graph, cost in zip(graphs, costs, strict=True) if graph.provenance["method"] == "interval"]
     assert min(intervals) > worth - 2  # what is left over goes into evaluations at the end
@@ -32,31 +32,31 @@ def test_rules_keep_to_the_budget(problem, worth):
     assert {"interval", "late_first"} >= {graph.provenance["method"] for graph in graphs}
 
 
-def test_best_is_no_worse_than_the_rules_it_judges(problem):
-    sampler = problem.sampler
+def test_best_is_no_worse_than_the_rules_it_judges(context):
+    sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, problem.blank.binding))
-    found = make_graph("best", problem, budget=0.6, steps=0, num_trajectories=4, pool=4)
-    judge = Judge.of(sampler, 4, 7, pool=4, batch_size=64)
-    rules = likely_rules(problem, 6.0)
+    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    found = make_graph("best", context, budget=0.6, steps=0, num_trajectories=4, pool=4)
+    true_error = TrueError.of(sampler, 4, 7, pool=4, batch_size=64)
+    rules = likely_rules(context, 6.0)
     assert rules
-    assert judge.error(found) <= min(map(judge.error, rules)) * (1 + 1e-6)
+    assert true_error.error(found) <= min(map(true_error.error, rules)) * (1 + 1e-6)
 
 
-def test_rows_of_a_rule_are_fitted_and_fill_the_budget(problem):
-    sampler = problem.sampler
+def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):
+    sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=4)
-    problem = Problem.of(sampler, Calibration({"responses": responses}, problem.blank.binding))
-    rule = make_graph("interval", problem, n=2)
-    worth = problem.cost.evaluations_worth(rule) + 0.7
-    graph = refitted(problem, rule, worth)
+    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    rule = make_graph("interval", context, n=2)
+    worth = context.cost.evaluations_worth(rule) + 0.7
+    graph = refitted(context, rule, worth)
     assert all(
         not bit or now
         for row, of in zip(rule.rows, graph.rows, strict=True)
         for bit, now in zip(row, of, strict=True)
     )
-    assert worth - 0.5 < problem.cost.evaluations_worth(graph) <= worth + 0.05
+    assert worth - 0.5 < context.cost.evaluations_worth(graph) <= worth + 0.05
     assert "weighted" in graph.reuse
-    assert refitted(problem, make_graph("interval", problem, n=7), 9) is None  # ages beyond 4 were not measured
+    assert refitted(context, make_graph("interval", context, n=7), 9) is None  # ages beyond 4 were not measured

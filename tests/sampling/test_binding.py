@@ -11,7 +11,7 @@ from l2c.backbones.backbone import fingerprint
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.smoothcache import import_smoothcache
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
 
@@ -24,7 +24,7 @@ def test_policies_and_imports_make_the_same_binding(make_dit, tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"attn": [1, 0, 1, 1], "mlp": [1, 1, 1, 0]}))
     routers = l2c.import_l2c_router(tmp_path / "r.pt", net, solver="ddim", num_evaluations=4, threshold=0.5)
     schedule = import_smoothcache(tmp_path / "s.json", net)
-    assert routers.binding == schedule.binding == Problem.of(sampler).blank.binding == expected
+    assert routers.binding == schedule.binding == PolicyContext.of(sampler).blank.binding == expected
     assert expected.fingerprint == fingerprint(net)
     assert expected.solver_options == {"eta": 0.0}
 

@@ -13,7 +13,7 @@ from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import FLOW_SOLVERS
 from l2c.graph.cache_graph import CacheGraph
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.registry import POLICIES, make_graph
 from l2c.sampling.sampler import Sampler
 
@@ -38,12 +38,12 @@ def plain(backbone, solver="flow_euler", **options):
 
 
 @pytest.fixture(scope="module")
-def problem(flow, noise):
+def context(flow, noise):
     sampler = plain(flow)
     tensors = measure_changes(sampler, LABELS, noise, max_age=3)
     tensors["responses"] = measure_responses(sampler, LABELS, noise, num_probes=1, max_age=4)
     settings = {"seed": 7, "num_trajectories": 3, "batch_size": 3, "responses": {"num_probes": 1, "max_age": 4}}
-    return Problem.of(sampler, Calibration(tensors, Problem.of(sampler).blank.binding, settings))
+    return PolicyContext.of(sampler, Calibration(tensors, PolicyContext.of(sampler).blank.binding, settings))
 
 
 @pytest.mark.parametrize("kind", ["dit", "uvit"])
@@ -67,7 +67,7 @@ def test_euler_takes_guided_velocities_as_steps(flow, make_uvit, noise, kind):
 @pytest.mark.parametrize("solver", FLOW_SOLVERS)
 def test_a_graph_brings_solver_shift_and_times(flow, noise, solver, random_rows, tmp_path):
     sampler = plain(flow, solver, solver_options={"shift": 3.0})
-    full = Problem.of(sampler).blank
+    full = PolicyContext.of(sampler).blank
     assert full.solver_options == {"shift": 3.0}
     full.save(tmp_path / "graph.json")
     loaded = CacheGraph.load(tmp_path / "graph.json")
@@ -88,11 +88,11 @@ def test_solvers_of_the_other_kind_are_refused(flow, make_dit):
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_makes_a_graph(problem, noise, flow, name):
+def test_every_policy_makes_a_graph(context, noise, flow, name):
     options = {} if name == "interval" else {"budget": 0.8}
     if name == "best":
         options |= {"num_trajectories": 3, "pool": 4, "steps": 2, "batch_size": 3}
-    graph = make_graph(name, problem, **options)
+    graph = make_graph(name, context, **options)
     assert graph.num_reused > 0
     assert graph.solver == "flow_euler"
     images = Sampler(flow, graph=graph).sample(LABELS, noise=noise)

@@ -92,7 +92,7 @@ def test_networks_compute_what_was_published():
 
 def run_fake(monkeypatch, tmp_path, *measures, minutes=1.0):
     """Run parts whose work is given here; return their status and what was written."""
-    fakes = [parts.Part(f"part{i}", f"fake{i}", 1, "nothing") for i in range(len(measures))]
+    fakes = [parts.Share(f"part{i}", f"fake{i}", 1, "nothing") for i in range(len(measures))]
     for i, measure in enumerate(measures):
         module = type("Module", (), {"measure": staticmethod(measure)})
         monkeypatch.setitem(__import__("sys").modules, f"benchmarks.gpu.fake{i}", module)

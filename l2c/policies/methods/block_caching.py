@@ -7,7 +7,7 @@ from torch import Tensor
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 
 GRANULARITIES = ("layer", "block")
 
@@ -34,7 +34,7 @@ def accumulate_rows(change: Tensor, delta: float, max_span: int | None = None) -
 
 
 def block_caching(
-    problem: Problem,
+    context: PolicyContext,
     *,
     delta: float = 0.5,
     budget: Budget | None = None,
@@ -44,18 +44,18 @@ def block_caching(
     """Reuse a block (or layer) while its summed relative L1 change stays within delta (published: 0.5)."""
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be layer or block, got {granularity!r}")
-    layers = problem.blank.layers
+    layers = context.blank.layers
     units = blocks(layers) if granularity == "block" else [(layer,) for layer in range(len(layers))]
     unit_of = [next(u for u, unit in enumerate(units) if layer in unit) for layer in range(len(layers))]
-    change = problem.statistics().tensor(f"{granularity}_change")[0]  # (E, units)
+    change = context.statistics().tensor(f"{granularity}_change")[0]  # (E, units)
 
     def make(threshold: float) -> CacheGraph:
         bits = accumulate_rows(change, threshold, max_span)
         rows = [[row[unit] for unit in unit_of] for row in bits]
-        return problem.graph(
+        return context.graph(
             rows, "block_caching", delta=round(threshold, 9), granularity=granularity, max_span=max_span
         )
 
     if budget is None:
         return make(delta)
-    return problem.meet(problem.evaluations(budget), make, float(change.sum()) + 1)
+    return context.meet(context.evaluations(budget), make, float(change.sum()) + 1)

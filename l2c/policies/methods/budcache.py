@@ -16,9 +16,9 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.seeds import Stream
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.rules import Rule
-from l2c.policies.true_error import Judge
+from l2c.policies.true_error import TrueError
 
 HOT, COLD = 0.5, 0.02  # temperatures at the start and the end, in units of the logarithm of the error
 SLACK = 0.02  # evaluations' worth that the graph may take beyond the budget
@@ -27,7 +27,7 @@ Errors: TypeAlias = Callable[[Chosen], float]
 
 
 def budcache(
-    problem: Problem,
+    context: PolicyContext,
     *,
     budget: Budget,
     reuse: str = HOLD,
@@ -40,7 +40,7 @@ def budcache(
     """Return the graph of the whole evaluations whose computing has the least true error found.
 
     Args:
-        problem: with the sampler.
+        context: with the sampler.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuse: what stands in: `hold` (published), `linear`, `taylor1` or `taylor2`.
         steps: graphs that simulated annealing tries.
@@ -54,22 +54,22 @@ def budcache(
 
     """
     rule = Rule(reuse)
-    rule.check(problem.blank.num_evaluations)
-    worth, count = problem.evaluations(budget), problem.blank.num_evaluations
-    sampler = problem.deterministic_sampler("budcache")
-    of_layers = sum(problem.cost.layers) / problem.cost.evaluation
+    rule.check(context.blank.num_evaluations)
+    worth, count = context.evaluations(budget), context.blank.num_evaluations
+    sampler = context.deterministic_sampler("budcache")
+    of_layers = sum(context.cost.layers) / context.cost.evaluation
     num_computed = min(count, count - math.ceil((count - worth - SLACK) / of_layers))
-    judge = Judge.of(sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)
+    true_error = TrueError.of(sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)
     settings: dict[str, Any] = {"budget": worth, "steps": steps, "climbs": climbs, "seed": seed, "rule": rule.said()}
     known: dict[Chosen, float] = {}
 
     def graph_of(chosen: Chosen) -> CacheGraph:
-        rows = [[e in chosen] * problem.blank.num_layers for e in range(count)]
-        return problem.graph(rows, "budcache", **rule.stand_ins(problem, rows), **settings)
+        rows = [[e in chosen] * context.blank.num_layers for e in range(count)]
+        return context.graph(rows, "budcache", **rule.stand_ins(context, rows), **settings)
 
     def error(chosen: Chosen) -> float:
         if chosen not in known:
-            known[chosen] = judge.error(graph_of(chosen))
+            known[chosen] = true_error.error(graph_of(chosen))
         return known[chosen]
 
     best = tuple(sorted({round(i * count / num_computed) for i in range(num_computed)}))

@@ -10,14 +10,14 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
 from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.rules import Rule
 
 WHOLE = Rule()
 
 
 def _thinned(
-    problem: Problem,
+    context: PolicyContext,
     reused: set[int],
     method: str,
     n: float,
@@ -30,29 +30,29 @@ def _thinned(
     """Reuse some layers at the evaluations between every n-th one; n may be fractional, then gaps alternate."""
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n:g}; 1 recomputes at every evaluation")
-    count = problem.blank.num_evaluations
+    count = context.blank.num_evaluations
     rows = []
     for e in range(count):
         begun = math.floor((e + shift) / n + 1e-9) != math.floor((e - 1 + shift) / n + 1e-9)
         key = begun or not rule.allows(e, count)
-        rows.append([key or layer not in reused for layer in range(problem.blank.num_layers)])
+        rows.append([key or layer not in reused for layer in range(context.blank.num_layers)])
     if said:
         hyperparameters["rule"] = said
-    return problem.graph(rows, method, **rule.stand_ins(problem, rows), n=round(n, 6), **hyperparameters)
+    return context.graph(rows, method, **rule.stand_ins(context, rows), n=round(n, 6), **hyperparameters)
 
 
 def _at(
-    problem: Problem, reused: set[int], method: str, n: float, budget: Budget | None, **options: Any
+    context: PolicyContext, reused: set[int], method: str, n: float, budget: Budget | None, **options: Any
 ) -> CacheGraph:
     if budget is None:
-        return _thinned(problem, reused, method, n, **options)
-    worth = problem.evaluations(budget)
-    highest = float(problem.blank.num_evaluations)
-    return problem.meet(worth, lambda x: _thinned(problem, reused, method, 1 + x, **options), highest - 1)
+        return _thinned(context, reused, method, n, **options)
+    worth = context.evaluations(budget)
+    highest = float(context.blank.num_evaluations)
+    return context.meet(worth, lambda x: _thinned(context, reused, method, 1 + x, **options), highest - 1)
 
 
 def interval(
-    problem: Problem,
+    context: PolicyContext,
     *,
     n: float = 2,
     budget: Budget | None = None,
@@ -67,7 +67,7 @@ def interval(
     With `reuse=taylor1` or `taylor2` it is TaylorSeer (arXiv 2503.06923).
 
     Args:
-        problem: backbone and sampler.
+        context: backbone and sampler.
         n: the interval; fractional, gaps alternate.
         budget: finds n instead, see `policies.budget`.
         reuse: what stands in: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
@@ -81,24 +81,24 @@ def interval(
 
     """
     rule = Rule(reuse, first, last, part)
-    rule.check(problem.blank.num_evaluations)
+    rule.check(context.blank.num_evaluations)
     said = {**rule.said(), **({"phase": phase} if phase else {})}
-    reused = rule.layers(problem.blank.layers)
-    return _at(problem, reused, "interval", n, budget, rule=rule, shift=phase, said=said)
+    reused = rule.layers(context.blank.layers)
+    return _at(context, reused, "interval", n, budget, rule=rule, shift=phase, said=said)
 
 
-def deepcache(problem: Problem, *, outer: int = 1, n: float = 2, budget: Budget | None = None) -> CacheGraph:
+def deepcache(context: PolicyContext, *, outer: int = 1, n: float = 2, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse all but the `outer` first and last blocks (DeepCache, arXiv 2312.00858)."""
-    of_block = blocks(problem.blank.layers)
+    of_block = blocks(context.blank.layers)
     count = len(of_block)
     if not 0 < 2 * outer < count:
         raise ValueError(f"outer must lie in 1..{(count - 1) // 2} for {count} blocks, got {outer}")
     inner = {layer for block in of_block[outer : count - outer] for layer in block}
-    return _at(problem, inner, "deepcache", n, budget, outer=outer)
+    return _at(context, inner, "deepcache", n, budget, outer=outer)
 
 
-def faster_diffusion(problem: Problem, *, n: float = 2, budget: Budget | None = None) -> CacheGraph:
+def faster_diffusion(context: PolicyContext, *, n: float = 2, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse the first half of the blocks (Faster Diffusion, arXiv 2312.09608)."""
-    of_block = blocks(problem.blank.layers)
+    of_block = blocks(context.blank.layers)
     half = {layer for block in of_block[: len(of_block) // 2] for layer in block}
-    return _at(problem, half, "faster_diffusion", n, budget)
+    return _at(context, half, "faster_diffusion", n, budget)

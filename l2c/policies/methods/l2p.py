@@ -15,7 +15,7 @@ from torch import Tensor
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD, WEIGHTED, Weights, from_slopes
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.interval import interval
 from l2c.policies.settings import ORDER
 from l2c.sampling.batches import labels_in_turn
@@ -26,7 +26,7 @@ RIDGE = 1e-6  # of the mean square of the differences between outputs
 
 
 def l2p(
-    problem: Problem,
+    context: PolicyContext,
     *,
     n: float = 2,
     budget: Budget | None = None,
@@ -41,7 +41,7 @@ def l2p(
     """Return the graph of `interval` with weights of past outputs fitted to the features.
 
     Args:
-        problem: with the sampler.
+        context: with the sampler.
         n: the interval; see `interval`.
         budget: finds n instead, see `policies.budget`.
         order: past outputs that a forecast reads, 2, 3 or 4; fewer where fewer were computed.
@@ -57,8 +57,8 @@ def l2p(
 
     """
     ORDER.check("order", order)
-    assert problem.sampler is not None
-    rows = interval(problem, n=n, budget=budget, first=first, last=last, phase=phase).rows
+    assert context.sampler is not None
+    rows = interval(context, n=n, budget=budget, first=first, last=last, phase=phase).rows
     settings: dict[str, Any] = {
         "n": n,
         "budget": budget,
@@ -66,9 +66,9 @@ def l2p(
         "num_trajectories": num_trajectories,
         "seed": seed,
     }
-    if problem.stochastic:  # a forecast would go on along the noise
-        return problem.graph(rows, "l2p", reuse=(HOLD,) * len(rows), **settings)
-    products = measure_products(problem.sampler, num_trajectories, batch_size=batch_size, seed=seed)
+    if context.stochastic:  # a forecast would go on along the noise
+        return context.graph(rows, "l2p", reuse=(HOLD,) * len(rows), **settings)
+    products = measure_products(context.sampler, num_trajectories, batch_size=batch_size, seed=seed)
     past: list[list[int]] = [[] for _ in rows[0]]  # of each layer, newest first
     weighted = []
     for e, row in enumerate(rows):
@@ -76,7 +76,7 @@ def l2p(
         weighted.append(tuple(fitted(products[layer], e, past[layer][:order]) for layer in reused))
         for layer in (layer for layer, fresh in enumerate(row) if fresh):
             past[layer].insert(0, e)
-    return problem.graph(rows, "l2p", reuse=(WEIGHTED,) * len(rows), weighted=tuple(weighted), **settings)
+    return context.graph(rows, "l2p", reuse=(WEIGHTED,) * len(rows), weighted=tuple(weighted), **settings)
 
 
 def fitted(products: np.ndarray, evaluation: int, past: list[int]) -> Weights:

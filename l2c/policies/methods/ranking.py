@@ -10,7 +10,7 @@ import numpy as np
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
 from l2c.policies.rules import Rule
 
@@ -18,7 +18,7 @@ SCORES = ("layer_change", "response")
 
 
 def late_first(
-    problem: Problem,
+    context: PolicyContext,
     *,
     budget: Budget,
     routed: str = "auto",
@@ -30,9 +30,9 @@ def late_first(
     """Reuse the noisiest routed evaluations whole, the last one in part.
 
     Args:
-        problem: backbone and sampler.
+        context: backbone and sampler.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
-        routed: evaluations that may reuse; see `Problem.routed`.
+        routed: evaluations that may reuse; see `PolicyContext.routed`.
         reuse: what stands in: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
         first: evaluations at the start that compute everything.
         last: evaluations at the end that compute everything.
@@ -42,54 +42,54 @@ def late_first(
         ValueError: an option is out of range, or the budget out of reach.
 
     """
-    worth = problem.evaluations(budget)
-    rule, count = Rule(reuse, first, last, part), problem.blank.num_evaluations
+    worth = context.evaluations(budget)
+    rule, count = Rule(reuse, first, last, part), context.blank.num_evaluations
     rule.check(count)
-    layers = sorted(rule.layers(problem.blank.layers))
-    evaluations = [e for e in problem.routed(routed, worth) if rule.allows(e, count)]
-    rows = problem.in_order([(e, layer) for e in evaluations for layer in layers], worth)
+    layers = sorted(rule.layers(context.blank.layers))
+    evaluations = [e for e in context.routed(routed, worth) if rule.allows(e, count)]
+    rows = context.in_order([(e, layer) for e in evaluations for layer in layers], worth)
     said: dict[str, Any] = {"rule": rule.said()} if rule.said() else {}
-    return problem.graph(rows, "late_first", **rule.stand_ins(problem, rows), budget=worth, routed=routed, **said)
+    return context.graph(rows, "late_first", **rule.stand_ins(context, rows), budget=worth, routed=routed, **said)
 
 
-def random(problem: Problem, *, budget: Budget, seed: int = 0, routed: str = "auto") -> CacheGraph:
+def random(context: PolicyContext, *, budget: Budget, seed: int = 0, routed: str = "auto") -> CacheGraph:
     """Reuse random layers of the routed evaluations."""
-    worth = problem.evaluations(budget)
-    like = problem.blank.replace(routed=problem.routed(routed, worth))
-    drawn = random_layers(like, problem.cost, seed=seed, evaluations_worth=worth)
-    return problem.graph(drawn.rows, "random", budget=worth, seed=seed, routed=routed)
+    worth = context.evaluations(budget)
+    like = context.blank.replace(routed=context.routed(routed, worth))
+    drawn = random_layers(like, context.cost, seed=seed, evaluations_worth=worth)
+    return context.graph(drawn.rows, "random", budget=worth, seed=seed, routed=routed)
 
 
-def top_k(problem: Problem, *, budget: Budget, score: str = "layer_change", routed: str = "auto") -> CacheGraph:
+def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change", routed: str = "auto") -> CacheGraph:
     """Reuse the entries with the smallest score.
 
     Args:
-        problem: with statistics, for the scores of ours.
+        context: with statistics, for the scores of ours.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         score: `layer_change`: relative L1 change since the evaluation before; `response`: mean squared change of
             the final image when the output of the evaluation before is held, per MAC; or a path to an array (E, L)
             of any other score, as `numpy.save` writes it.
-        routed: evaluations that may reuse; see `Problem.routed`.
+        routed: evaluations that may reuse; see `PolicyContext.routed`.
 
     Raises:
         ValueError: an unknown score, or an array of another shape.
         FileNotFoundError: there is no such array.
 
     """
-    worth = problem.evaluations(budget)
-    scores = _scores(problem, score)  # (E, L)
-    entries = [(e, layer) for e in problem.routed(routed, worth) for layer in range(problem.blank.num_layers)]
+    worth = context.evaluations(budget)
+    scores = _scores(context, score)  # (E, L)
+    entries = [(e, layer) for e in context.routed(routed, worth) for layer in range(context.blank.num_layers)]
     entries.sort(key=lambda entry: float(scores[entry]))
-    return problem.graph(problem.in_order(entries, worth), "top_k", budget=worth, score=score, routed=routed)
+    return context.graph(context.in_order(entries, worth), "top_k", budget=worth, score=score, routed=routed)
 
 
-def _scores(problem: Problem, name: str) -> np.ndarray:
+def _scores(context: PolicyContext, name: str) -> np.ndarray:
     """Return the scores (E, L) of a name or a file."""
     if name == "layer_change":
-        return problem.statistics().tensor(name)[0].numpy()
+        return context.statistics().tensor(name)[0].numpy()
     if name == "response":
-        responses = problem.statistics().tensor("responses")[:, :, 0]  # (E, L, M) of age 1
-        return responses.square().sum(dim=2).numpy() / np.asarray(problem.cost.layers)
+        responses = context.statistics().tensor("responses")[:, :, 0]  # (E, L, M) of age 1
+        return responses.square().sum(dim=2).numpy() / np.asarray(context.cost.layers)
     if not name.endswith(".npy"):
         raise ValueError(f"unknown score {name!r}; known are {', '.join(SCORES)}, or a path to a .npy array")
     if not Path(name).is_file():
@@ -98,7 +98,7 @@ def _scores(problem: Problem, name: str) -> np.ndarray:
         scores = np.load(name, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{name} holds no array of numbers; write one with numpy.save") from error
-    wanted = (problem.blank.num_evaluations, problem.blank.num_layers)
+    wanted = (context.blank.num_evaluations, context.blank.num_layers)
     if scores.shape != wanted or not np.isfinite(scores).all():
         raise ValueError(
             f"{name} holds an array {scores.shape}; a score is one finite number per (evaluation, layer), {wanted}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kinds
 from l2c.policies.budget import Budget
-from l2c.policies.context import Problem
+from l2c.policies.context import PolicyContext
 
 
 def longest_spans(errors: Tensor, alpha: float) -> list[bool]:
@@ -35,7 +35,7 @@ def longest_spans(errors: Tensor, alpha: float) -> list[bool]:
 
 
 def smoothcache(
-    problem: Problem,
+    context: PolicyContext,
     *,
     alpha: float = 0.18,
     budget: Budget | None = None,
@@ -45,23 +45,23 @@ def smoothcache(
     """Schedule each layer type (attention, MLP), or each layer, by its error threshold."""
     if by not in ("type", "layer"):
         raise ValueError(f"by must be type or layer, got {by!r}")
-    change = problem.statistics().tensor("layer_change")  # (K, E, L)
+    change = context.statistics().tensor("layer_change")  # (K, E, L)
     if not 1 <= max_span <= len(change):
         raise ValueError(f"max_span must lie in 1..{len(change)}, which the statistics hold, got {max_span}")
-    groups = _groups(problem.blank.layers, by)
+    groups = _groups(context.blank.layers, by)
 
     def make(threshold: float) -> CacheGraph:
         columns: dict[int, list[bool]] = {}
         for group in groups:
             bits = longest_spans(change[:max_span, :, list(group)].mean(dim=2), threshold)
             columns.update(dict.fromkeys(group, bits))
-        rows = zip(*(columns[layer] for layer in range(problem.blank.num_layers)), strict=True)
-        return problem.graph(rows, "smoothcache", alpha=round(threshold, 9), max_span=max_span, by=by)
+        rows = zip(*(columns[layer] for layer in range(context.blank.num_layers)), strict=True)
+        return context.graph(rows, "smoothcache", alpha=round(threshold, 9), max_span=max_span, by=by)
 
     if budget is None:
         return make(alpha)
     finite = torch.nan_to_num(change, nan=0.0)
-    return problem.meet(problem.evaluations(budget), make, float(finite.max()) + 1)
+    return context.meet(context.evaluations(budget), make, float(finite.max()) + 1)
 
 
 def _groups(layers: Sequence[str], by: str) -> Sequence[Sequence[int]]:

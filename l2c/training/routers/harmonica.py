@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
-from l2c.data.share import Part
+from l2c.data.share import Share
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
 from l2c.io.seeds import Stream
 from l2c.sampling.guided import GuidedBackbone
@@ -96,7 +96,7 @@ class StepwiseDenoising(LearningToCache):
         return self.routers.evaluations[step % len(self.routers.evaluations)]
 
     @torch.no_grad()
-    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Share = WHOLE) -> Pair:
         """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
         run = self._open.get(part.index)
         evaluation = self.evaluation(step)
@@ -140,7 +140,7 @@ class StepwiseDenoising(LearningToCache):
         if state:
             self.error_weights = list(state["error_weights"])
 
-    def _start(self, batch: tuple[Tensor, Tensor], step: int, part: Part) -> _OpenTrajectory:
+    def _start(self, batch: tuple[Tensor, Tensor], step: int, part: Share) -> _OpenTrajectory:
         """Begin a trajectory: the first evaluation computes everything and fills the cache."""
         noise, labels = batch
         network = GuidedBackbone(self.backbone, labels if self.backbone.num_embedded_labels else None, self.guidance)

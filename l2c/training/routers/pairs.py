@@ -15,13 +15,13 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import LayerCache
-from l2c.data.share import Part
+from l2c.data.share import Share
 from l2c.diffusion import Evaluation, Guidance, Solver, Trajectory
 from l2c.diffusion.solver import NoiseSource
 from l2c.io.seeds import Stream
 from l2c.sampling.guided import GuidedBackbone
 from l2c.training.label_dropout import drop_labels
-from l2c.training.routers.predicted import StandIn
+from l2c.training.routers.predicted import Predictor
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pair:
         x: (N, C, H, W), the state at the routed evaluation.
         t: (N,), its timestep.
         y: (N,) labels, some of them null; None for a backbone without labels.
-        cache: what stands in for the 2L layers, (N, T, D): outputs of the evaluation before, or see `StandIn`.
+        cache: what stands in for the 2L layers, (N, T, D): outputs of the evaluation before, or see `Predictor`.
         teacher: output of the full pass at x, (N, C or 2 C, H, W).
 
     """
@@ -44,7 +44,7 @@ class Pair:
     teacher: Tensor
 
 
-WHOLE = Part()
+WHOLE = Share()
 
 
 class PairSource(Protocol):
@@ -53,7 +53,7 @@ class PairSource(Protocol):
     def evaluation(self, step: int) -> int:
         """Return the routed evaluation that a training step visits."""
 
-    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Share = WHOLE) -> Pair:
         """Make the pair of a training step from a batch of the data module, or a part of it; no gradients."""
 
 
@@ -76,7 +76,7 @@ class DataPairs:
         visits: `balanced` visits every router once per cycle in random order, `random` draws one each step.
         round_times: noise to, and give the teacher and the student, whole timesteps, halves up (what the
             published U-ViT routers were trained with); the passes inside the solver keep theirs.
-        stand_in: makes the cache of more than the evaluation before; None = its outputs as they are.
+        predictor: makes the cache of more than the evaluation before; None = its outputs as they are.
 
     """
 
@@ -90,7 +90,7 @@ class DataPairs:
         label_dropout: float = 0.1,
         visits: str = "balanced",
         round_times: bool = False,
-        stand_in: StandIn | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
         if visits not in ("balanced", "random"):
             raise ValueError(f"router.visits must be balanced or random, got {visits!r}")
@@ -101,11 +101,11 @@ class DataPairs:
         self.label_dropout = label_dropout
         self.visits = visits
         self.round_times = round_times
-        self.stand_in = stand_in
+        self.predictor = predictor
 
     def first_step(self, evaluation: int) -> int:
         """Return the solver step that the passes before a routed evaluation begin with."""
-        depth = 1 if self.stand_in is None else self.stand_in.depth
+        depth = 1 if self.predictor is None else self.predictor.depth
         return self.solver.step_of(max(evaluation - depth, 0))
 
     def evaluation(self, step: int) -> int:
@@ -117,7 +117,7 @@ class DataPairs:
         order = Stream("order of a cycle's visits", self.seed, cycle).permutation(count)
         return self.routed[int(order[position])]
 
-    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Share = WHOLE) -> Pair:
         """Make the pair of a training step from images (N, C, H, W) and labels (N,)."""
         x_0, y = batch
         total = len(x_0) * part.count  # drawn for the whole step, so that parts get what the whole would
@@ -168,14 +168,16 @@ class DataPairs:
         trajectory = self.solver.trajectory(x, first_step=self.first_step(evaluation), generator=generator)
         request = next(trajectory)
         everything = (True,) * self.backbone.num_layers
-        read = {evaluation - 1} if self.stand_in is None else set(range(evaluation - self.stand_in.depth, evaluation))
+        read = (
+            {evaluation - 1} if self.predictor is None else set(range(evaluation - self.predictor.depth, evaluation))
+        )
         passes: dict[int, LayerCache] = {}
         while request.index < evaluation:
             keep = (request.index in read,) * self.backbone.num_layers
             times = _times(x, request.t)
             output, passes[request.index] = self.backbone.forward_cached(request.x, times, y, everything, None, keep)
             request = trajectory.send(output)
-        cache = passes[evaluation - 1] if self.stand_in is None else self.stand_in(evaluation, passes)
+        cache = passes[evaluation - 1] if self.predictor is None else self.predictor(evaluation, passes)
         t = float(math.floor(request.t + 0.5)) if self.round_times else request.t
         return request.x, _times(x, t), cache
 
@@ -199,7 +201,7 @@ class TrajectoryPairs:
         seed: seed of what a stochastic solver adds.
         num_trajectories: batches of noise that are visited in turn, see `NoiseDataModule`; None = always new ones.
         store_outputs: keep the cached layer outputs of each pair as well, 2L x T x D numbers per sample.
-        stand_in: see `DataPairs`.
+        predictor: see `DataPairs`.
 
     """
 
@@ -213,14 +215,14 @@ class TrajectoryPairs:
         seed: int = 0,
         num_trajectories: int | None = None,
         store_outputs: bool = False,
-        stand_in: StandIn | None = None,
+        predictor: Predictor | None = None,
     ) -> None:
         self.backbone = backbone
         self.solver = solver
         self.routed = tuple(routed)
         self.guidance = guidance
         self.seed = seed
-        self.stand_in = stand_in
+        self.predictor = predictor
         self.num_trajectories = num_trajectories
         self.store_outputs = store_outputs
         self._stored: dict[tuple[int, int, int], _StoredPair] = {}  # by trajectory, part, evaluation
@@ -231,7 +233,7 @@ class TrajectoryPairs:
         return self.routed[step % len(self.routed)]
 
     @torch.no_grad()
-    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Part = WHOLE) -> Pair:
+    def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Share = WHOLE) -> Pair:
         """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
         noise, labels = batch
         network = GuidedBackbone(self.backbone, labels if self.backbone.num_embedded_labels else None, self.guidance)
@@ -251,7 +253,7 @@ class TrajectoryPairs:
         while True:
             request = run.request
             x, times = network.inputs(request.x, request.t)
-            keep = (self.stand_in is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
+            keep = (self.predictor is not None or request.index + 1 in self.routed,) * self.backbone.num_layers
             output, run.passes[request.index] = self.backbone.forward_cached(
                 x, times, network.y, self._everything, None, keep
             )
@@ -262,7 +264,7 @@ class TrajectoryPairs:
                 assert before is not None, "two routed evaluations never follow each other"
                 run.next_step = step + 1
                 last = run.passes[evaluation - 1]
-                cache = last if self.stand_in is None else self.stand_in(evaluation, run.passes)
+                cache = last if self.predictor is None else self.predictor(evaluation, run.passes)
                 if self.num_trajectories is not None:
                     held = _moved(cache, "cpu") if self.store_outputs else None
                     self._stored[key] = _StoredPair(before, request, output, held)

@@ -14,7 +14,7 @@ from l2c.training.routers.routers import Routers
 REUSES = (HOLD, LINEAR)
 
 
-class StandIn:
+class Predictor:
     """Make the cache of a routed evaluation m from full passes at the evaluations before.
 
     The evaluation m - 1 always computes everything, m - 2 may be routed. The line in t therefore goes through the

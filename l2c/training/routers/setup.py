@@ -20,7 +20,7 @@ from l2c.training.routers.budget import BudgetedLearningToCache, share_to_remove
 from l2c.training.routers.harmonica import StepwiseDenoising
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import DataPairs, PairSource, TrajectoryPairs
-from l2c.training.routers.predicted import StandIn
+from l2c.training.routers.predicted import Predictor
 from l2c.training.routers.routers import Routers, routed_evaluations
 from l2c.training.routers.settings import (
     DATA,
@@ -75,8 +75,8 @@ def set_up_routers(
     stepwise = isinstance(router, HarmonicaSettings)
     routed = tuple(range(1, solver.num_evaluations)) if stepwise else routed_evaluations(solver.steps)
     routers = Routers(routed, backbone.num_layers, init=router.init, seed=settings.seed)
-    stand_in = StandIn(solver, routers, reuse=router.reuse, threshold=router.threshold)
-    data, pairs = make_data(settings, backbone, solver, routed, None if router.reuse == HOLD else stand_in, images)
+    predictor = Predictor(solver, routers, reuse=router.reuse, threshold=router.threshold)
+    data, pairs = make_data(settings, backbone, solver, routed, None if router.reuse == HOLD else predictor, images)
     if isinstance(router, HarmonicaSettings):
         walk = _stepwise(settings, router, backbone, solver, routers, cost)
         return RouterSetup(routers, data, walk, walk)
@@ -141,7 +141,7 @@ def make_data(
     backbone: Backbone,
     solver: Solver,
     routed: tuple[int, ...],
-    stand_in: StandIn | None = None,
+    predictor: Predictor | None = None,
     images: pl.LightningDataModule | None = None,
 ) -> tuple[pl.LightningDataModule, PairSource]:
     """Return the data module and the way its batches become pairs; arguments as in `set_up_routers`."""
@@ -163,7 +163,7 @@ def make_data(
             seed=settings.seed,
             num_trajectories=data.num_trajectories,
             store_outputs=data.store_outputs,
-            stand_in=stand_in,
+            predictor=predictor,
         )
     pairs = DataPairs(
         backbone,
@@ -173,7 +173,7 @@ def make_data(
         label_dropout=router.label_dropout,
         visits=router.visits,
         round_times=router.round_times,
-        stand_in=stand_in,
+        predictor=predictor,
     )
     return images or _images(settings, backbone), pairs
 

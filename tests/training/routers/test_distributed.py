@@ -9,7 +9,7 @@ import socket
 import pytest
 import torch
 
-from l2c.data.share import Part
+from l2c.data.share import Share
 from l2c.data.step_sampler import NumberedBatchSampler, StepBatchSampler
 
 TINY = [
@@ -61,8 +61,8 @@ def test_routers_do_not_depend_on_the_number_of_processes(train, tmp_path, data)
 def test_parts_make_up_the_batch():
     for kind in (StepBatchSampler, NumberedBatchSampler):
         whole = iter(kind(10, 6, seed=1, start_step=2))
-        halves = [iter(kind(10, 6, seed=1, start_step=2, parts=[Part(i, 2)])) for i in range(2)]
-        turns = iter(kind(10, 6, seed=1, start_step=2, parts=[Part(0, 2), Part(1, 2)]))
+        halves = [iter(kind(10, 6, seed=1, start_step=2, parts=[Share(i, 2)])) for i in range(2)]
+        turns = iter(kind(10, 6, seed=1, start_step=2, parts=[Share(0, 2), Share(1, 2)]))
         for _ in range(3):
             batch = next(whole)
             assert next(halves[0]) + next(halves[1]) == batch
@@ -71,4 +71,4 @@ def test_parts_make_up_the_batch():
 
 def test_a_batch_that_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match="cannot be split into 4 equal ones; take a multiple of 4"):
-        StepBatchSampler(10, 6, seed=0, parts=[Part(1, 4)])
+        StepBatchSampler(10, 6, seed=0, parts=[Share(1, 4)])

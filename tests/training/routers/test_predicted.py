@@ -5,7 +5,7 @@ import torch
 
 from l2c.diffusion import Guidance, make_solver, schedule_of
 from l2c.training.routers.pairs import DataPairs, TrajectoryPairs
-from l2c.training.routers.predicted import StandIn
+from l2c.training.routers.predicted import Predictor
 from l2c.training.routers.routers import Routers, routed_evaluations
 
 
@@ -36,32 +36,32 @@ def test_lines_are_those_of_the_exported_graph(backbone, solver, routers, make_g
     graph = make_graph(backbone, solver.name, 8, rows=rows, routed=routers.evaluations, reuse=("linear",) * 8)
     generator = torch.Generator().manual_seed(0)
     passes = {e: tuple(torch.randn(2, 3, 4, generator=generator) for _ in rows[0]) for e in range(8)}
-    stand_in = StandIn(solver, routers, reuse="linear")
+    predictor = Predictor(solver, routers, reuse="linear")
     for evaluation in routers.evaluations:
-        cache = stand_in(evaluation, passes)
+        cache = predictor(evaluation, passes)
         for layer in (layer for layer, fresh in enumerate(rows[evaluation]) if not fresh):
             torch.testing.assert_close(cache[layer], expected(graph, evaluation, layer, passes))
 
 
 def test_hold_is_the_evaluation_before(backbone, solver, routers):
     passes = {e: (torch.full((1,), float(e)),) for e in range(8)}
-    assert StandIn(solver, routers)(4, passes) == passes[3]
+    assert Predictor(solver, routers)(4, passes) == passes[3]
     with pytest.raises(ValueError, match="must be hold or linear, got 'cubic'"):
-        StandIn(solver, routers, reuse="cubic")
+        Predictor(solver, routers, reuse="cubic")
 
 
 def test_pairs_from_images_and_from_noise_read_the_passes_they_need(backbone, solver, routers, make_batch):
     x, _, y = make_batch(backbone)
-    stand_in = StandIn(solver, routers, reuse="linear")
+    predictor = Predictor(solver, routers, reuse="linear")
     for evaluation in routers.evaluations:
-        pairs = DataPairs(backbone, solver, routers.evaluations, stand_in=stand_in)
+        pairs = DataPairs(backbone, solver, routers.evaluations, predictor=predictor)
         held = DataPairs(backbone, solver, routers.evaluations).pair(x, x.flip(0), y, evaluation)
         lined = pairs.pair(x, x.flip(0), y, evaluation)
         assert torch.allclose(lined.t, held.t)
         assert all(output is not None and output.shape == held.cache[0].shape for output in lined.cache)
     walks = [
-        TrajectoryPairs(backbone, solver, routers.evaluations, guidance=Guidance("dit"), stand_in=choice)
-        for choice in (None, stand_in)
+        TrajectoryPairs(backbone, solver, routers.evaluations, guidance=Guidance("dit"), predictor=choice)
+        for choice in (None, predictor)
     ]
     labels = y % 5
     for step in range(len(routers.evaluations)):
