@@ -71,6 +71,12 @@ class Calibration:
             ValueError: it was not measured; the message says how to.
 
         """
+        if name not in self.tensors and self.carried_from is not None:
+            raise ValueError(
+                f"the statistics were made for {self.carried_from} other evaluations, and {name} is known at those "
+                "alone (responses are carried to other times); run l2c calibrate with the same solver and number of "
+                "evaluations as the graph"
+            )
         if name not in self.tensors:
             raise ValueError(f"the statistics hold {', '.join(self.tensors) or 'nothing'} but no {name}; {HOW[name]}")
         return self.tensors[name]

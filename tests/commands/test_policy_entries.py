@@ -96,7 +96,7 @@ def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     same = call("scripts/compare.py", *SMALL, f"statistics={statistics}", "seed=7", run)
     assert "was calibrated on the noises of seed 7, where graphs would be compared" in refused(same)
     other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"statistics={statistics}", run)
-    assert "the statistics were made for timesteps 4 evaluations" in refused(other)
+    assert "the statistics were made for 4 other evaluations, and layer_change is known at those" in refused(other)
     reach = call("scripts/make_graph.py", *SMALL, "budget=0.1", run)
     assert "the reachable range is" in refused(reach)
 

@@ -20,6 +20,7 @@ from l2c.backbones.digest import weights_digest
 from l2c.backbones.layer_cache import Pass
 from l2c.backbones.wrap import WrappedModule
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.conditions import differ_in_length, digest_of, rows_of, tabled
 from l2c.integrations.diffusers.denoisers import denoiser_of, denoisers_of
 from l2c.integrations.diffusers.graphs import CacheGraphs
@@ -217,19 +218,11 @@ def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
     start = sum(t >= boundary[1] for t in graph.timesteps)
     parts: dict[str, CacheGraph] = {}
     for name, part in ((first, slice(0, start)), (second, slice(start, None))):
-        rows, reuse, fitted = list(graph.rows[part]), graph.reuse[part], list(graph.fitted[part])
-        if not rows:
+        chosen = range(graph.num_evaluations)[part]
+        if not chosen:
             raise ValueError(f"{type(pipe).__name__} calls its {name} at none of {len(graph.rows)} steps; take more")
-        rows[0], fitted[0] = (True,) * graph.num_layers, ()
         digest = graph.fingerprint if name == first else weights_digest(models[name].state_dict())
-        parts[name] = graph.replace(
-            rows=tuple(rows),
-            timesteps=graph.timesteps[part],
-            reuse=reuse,
-            fitted=tuple(fitted),
-            routed=None,
-            fingerprint=digest,
-        )
+        parts[name] = with_evaluations(graph, chosen, fingerprint=digest)
     return CacheGraphs(parts)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import WEIGHTED
+from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
 
@@ -226,14 +227,10 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
             f"{len(timesteps)}: its weights belong to its own times; make one for these"
         )
     nearest = nearest_rows(graph, timesteps)
-    rows = [graph.rows[i] for i in nearest]
-    rows[0] = (True,) * graph.num_layers
-    result = graph.replace(
-        rows=tuple(rows),
+    result = with_evaluations(
+        graph,
+        nearest,
         timesteps=tuple(timesteps),
-        reuse=tuple(graph.reuse[i] for i in nearest),
-        fitted=((), *(graph.fitted[i] for i in nearest[1:])),
-        routed=None,
         provenance={**graph.provenance, "resampled_from": len(graph.timesteps)},
     )
     log.warning(

@@ -1,0 +1,46 @@
+"""The graph of some of a graph's evaluations: for other times, or for one of two networks that share a trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import Weights
+
+
+def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -> CacheGraph:
+    """Return the graph of chosen evaluations in a row, the first of which computes everything.
+
+    An entry of `weighted` whose outputs are not all there any more holds the last one.
+
+    Args:
+        graph: to choose from.
+        chosen: at least one index of an evaluation; one may be chosen several times.
+        changes: further attributes, such as the timesteps.
+
+    """
+    others = chosen[1:]
+    rows = ((True,) * graph.num_layers, *(graph.rows[e] for e in others))
+    computed = [0] * graph.num_layers
+    weighted: list[tuple[Weights, ...]] = []
+    for e, row in zip(chosen, rows, strict=True):
+        given = iter(graph.weighted[e])
+        sets: list[Weights] = []
+        for layer, fresh in enumerate(row):
+            computed[layer] += fresh
+            weights = None if fresh else next(given, None)
+            if weights is not None:
+                sets.append(weights if len(weights) <= computed[layer] else (1.0,))
+        weighted.append(tuple(sets))
+    return graph.replace(
+        **{
+            "rows": rows,
+            "timesteps": tuple(graph.timesteps[e] for e in chosen),
+            "reuse": tuple(graph.reuse[e] for e in chosen),
+            "fitted": ((), *(graph.fitted[e] for e in others)),
+            "weighted": tuple(weighted),
+            "routed": None,
+            **changes,
+        }
+    )
