@@ -36,7 +36,9 @@ TOLERANCE = 1e-5  # relative: adding and subtracting a block's input rounds
 def graph_of(tiny: TinyModel, layers: tuple[str, ...], rows: list[tuple[bool, ...]]) -> l2c.CacheGraph:
     """Return a graph of layers and rows for a tiny model."""
     name = type(tiny.model).__name__
-    return l2c.CacheGraph(rows=tuple(rows), layers=layers, timesteps=tiny.timesteps, model=name, solver="any")
+    return l2c.CacheGraph(
+        rows=tuple(rows), layers=layers, timesteps=tiny.timesteps, model=name, solver="DDIMScheduler"
+    )
 
 
 def mixed_rows(num_layers: int) -> list[tuple[bool, ...]]:

@@ -135,6 +135,7 @@ def test_compare_measures_against_latents_and_continues(call, refused, run, save
         "gram_hold",
         "block_caching",
         "late_first",
+        "interval_taylor2",
     ]
     options = [
         f"prompts={prompts}",

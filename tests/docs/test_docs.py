@@ -102,7 +102,14 @@ def test_links_lead_somewhere():
 
 def test_next_lines_work_when_pasted(command, tmp_path):
     folder = tmp_path / "a run, with = and spaces"
-    first = command("train", "trainer.max_steps=40", "router.penalty=0.1", f"hydra.run.dir='{folder}'", cwd=tmp_path)
+    first = command(
+        "train",
+        "trainer.max_steps=60",
+        "router.init=0.0",
+        "router.penalty=0.02",
+        f"hydra.run.dir='{folder}'",
+        cwd=tmp_path,
+    )
     assert first.returncode == 0, first.stderr
     lines = [line.removeprefix("next: ") for line in first.stdout.splitlines() if line.startswith("next: ")]
     assert lines

@@ -27,6 +27,7 @@ from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, pipeline_backbone
 from l2c.integrations.diffusers.recording import FirstStep, RecordedCall
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
+from l2c.io.seeds import ImageNoise
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import POLICIES, make_graph
 from l2c.sampling.sampler import seeded_noise
@@ -166,8 +167,7 @@ def test_responses_are_the_derivatives_of_the_image(name, of, make_family):
     noise = seeded_noise(sampler.backbone.input_shape, 3, 1).double()
     size = noise[0].numel()
     responses = measure_responses(sampler, torch.tensor([0]), noise, num_probes=PROBES, max_age=2)
-    generator = torch.Generator().manual_seed(0)
-    probes = torch.linalg.qr(torch.randn(1, size, PROBES, generator=generator)).Q[0]
+    probes = torch.linalg.qr(ImageNoise("directions of responses", 0, [0])((1, size, PROBES))).Q[0]
     step = 1e-2  # schedulers of flow matching step in 32 bits
     for e, layer in ((1, 0), (2, len(sampler.backbone.layer_names) - 1)):
         with torch.no_grad():

@@ -35,9 +35,11 @@ def make_task(device="cpu", **changes):
     return task.Task(**given), lines
 
 
-def test_every_part_runs(call, tmp_path):
+def test_every_part_runs(call_process, tmp_path):
     """All code of all parts but what a CUDA device alone has: captured graphs, its memory, its tests."""
-    result = call("-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--minutes", "15", "--output", str(tmp_path))
+    result = call_process(
+        "-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--minutes", "15", "--output", str(tmp_path)
+    )
     content = json.loads((tmp_path / "results.json").read_text())
     done = {name: (part["status"], part["reason"]) for name, part in content["parts"].items()}
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
@@ -92,7 +94,7 @@ def test_networks_compute_what_was_published():
 
 def run_fake(monkeypatch, tmp_path, *measures, minutes=1.0):
     """Run parts whose work is given here; return their status and what was written."""
-    fakes = [parts.Share(f"part{i}", f"fake{i}", 1, "nothing") for i in range(len(measures))]
+    fakes = [parts.Part(f"part{i}", f"fake{i}", 1, "nothing") for i in range(len(measures))]
     for i, measure in enumerate(measures):
         module = type("Module", (), {"measure": staticmethod(measure)})
         monkeypatch.setitem(__import__("sys").modules, f"benchmarks.gpu.fake{i}", module)
@@ -150,13 +152,13 @@ def test_out_of_memory_is_a_figure(monkeypatch):
     assert [values["seconds a trajectory"] for _, values in lines][2:] == ["out of memory"] * 2
 
 
-def test_the_command_refuses_in_one_sentence(call):
+def test_the_command_refuses_in_one_sentence(call_process):
     for arguments, says in (
         (("--parts", "dit,fast"), "there is no part 'fast'; --parts takes some of tests, dit, uvit"),
         (("--minutes", "0"), "--minutes must be a number above 0, got 0"),
         (("--router", "nowhere.json"), "no router at nowhere.json; give a SmoothCache schedule"),
     ):
-        result = call("-m", "benchmarks.gpu", *arguments)
+        result = call_process("-m", "benchmarks.gpu", *arguments)
         assert result.returncode == 1
         assert says in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
