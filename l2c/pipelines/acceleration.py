@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.digest import weights_digest
 from l2c.calibration.calibration import Calibration
+from l2c.calibration.calibration_file import VERSION
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
+from l2c.io.version import __version__
 from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
@@ -53,6 +55,7 @@ class _Asked:
         from l2c.integrations.diffusers import denoisers_of
 
         content = {
+            "made by": [__version__, VERSION],  # what another version kept is not read
             "weights": [weights_digest(model.state_dict()) for model in denoisers_of(pipe).values()],
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
             "prompts": list(map(str, self.prompts)),
@@ -102,6 +105,7 @@ def accelerate(
     """
     from l2c.integrations.diffusers import CacheGraphs, apply_cache_graph, denoisers_of, remove_cache_graph
 
+    denoisers_of(pipe)  # refuses what is no pipeline
     defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
     asked = _Asked(
         _read(prompts, pipe),
@@ -126,13 +130,11 @@ def accelerate(
 
 
 def _read(prompts: Any, pipe: Any) -> list[Any]:
-    from l2c.integrations.diffusers.prompts import read_prompts
+    from l2c.integrations.diffusers.prompts import check_prompts, read_prompts
 
     if prompts is None or isinstance(prompts, (str, Path)):
         return read_prompts(None if prompts is None else str(prompts), pipe)
-    if not prompts:
-        raise ValueError("prompts is an empty list; give at least one prompt, or None for a few of ours")
-    return list(prompts)
+    return check_prompts(list(prompts), pipe)
 
 
 def _kept_in(folder: str | Path | None) -> Path:

@@ -92,7 +92,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "num_evaluations": Items(item=COUNT, nonempty=False, example=(16, 12)),
         "max_span": COUNT,
         "num_trajectories": COUNT,
-        "pool": COUNT,
+        "pool": Number(whole=True, at_least=0),  # 0 = the first noises alone
         "judge_batch": COUNT,
         "steps": FROM_0,
         "batch_size": COUNT,

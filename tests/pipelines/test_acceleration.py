@@ -96,3 +96,32 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     with pytest.raises(ValueError, match="unknown policy 'magic'"):
         accelerated(pipe, tmp_path, policy="magic")
     assert isinstance(accelerated(pipe, tmp_path, policy="late_first"), l2c.CacheGraph)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        (["a cat"], "'a cat' is no class label; this pipeline takes 0..999"),
+        ([5000], "5000 is no class label"),
+        ([], "prompts is empty"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(pipe, prompts, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        acceleration.accelerate(pipe, prompts, folder=tmp_path)
+
+
+def test_what_is_no_pipeline_and_no_graph_is_refused(pipe, tmp_path):
+    with pytest.raises(ValueError, match="str has neither a transformer nor a unet"):
+        acceleration.accelerate("a name", [1], folder=tmp_path)
+    with pytest.raises(ValueError, match="graph must be a cache graph, a path or a bundled name, got int"):
+        l2c.apply(pipe, 3)
+
+
+def test_a_graph_is_applied_by_its_path(pipe, tmp_path):
+    graph = accelerated(pipe, tmp_path)
+    cached = image(pipe)
+    graph.save(tmp_path / "mine.json")
+    remove_cache_graph(pipe)
+    l2c.apply(pipe, tmp_path / "mine.json")
+    assert (image(pipe) == cached).all()

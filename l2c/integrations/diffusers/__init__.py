@@ -5,7 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -34,6 +35,7 @@ make_importable()  # transformers, and with it each pipeline, imports torchvisio
 
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
+Graphs: TypeAlias = "CacheGraph | Mapping[str, CacheGraph]"
 ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"
 # Memory and precision; everything else that hooks into a forward may change what it computes.
 HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution")
@@ -41,7 +43,7 @@ HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "l
 
 def apply_cache_graph(
     pipe_or_model: Any,
-    graph: CacheGraph | Mapping[str, CacheGraph],
+    graph: Graphs | str | Path,
     *,
     resample: bool = False,
     any_weights: bool = False,
@@ -69,6 +71,7 @@ def apply_cache_graph(
 
     """
     models = denoisers_of(pipe_or_model)
+    graph = _loaded(graph, two=len(models) > 1)
     pipe = None if isinstance(pipe_or_model, nn.Module) else pipe_or_model
     graphs = graph if isinstance(graph, Mapping) else {next(iter(models)): graph}
     if set(graphs) != set(models):
@@ -100,6 +103,17 @@ def apply_cache_graph(
         raise
 
 
+def _loaded(
+    graph: CacheGraph | Mapping[str, CacheGraph] | str | Path, *, two: bool
+) -> CacheGraph | Mapping[str, CacheGraph]:
+    """Return graphs, read where a path or the name of a bundled one is given."""
+    if isinstance(graph, (str, Path)):
+        return (CacheGraphs if two else CacheGraph).load(graph)
+    if not isinstance(graph, (CacheGraph, Mapping)):
+        raise ValueError(f"graph must be a cache graph, a path or a bundled name, got {type(graph).__name__}")
+    return graph
+
+
 def remove_cache_graph(pipe_or_model: Any) -> None:
     """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
     for model in denoisers_of(pipe_or_model).values():
@@ -107,7 +121,9 @@ def remove_cache_graph(pipe_or_model: Any) -> None:
 
 
 @contextmanager
-def applied(pipe_or_model: Any, graph: CacheGraph | Mapping[str, CacheGraph], **options: Any) -> Iterator[Any]:
+def applied(
+    pipe_or_model: Any, graph: CacheGraph | Mapping[str, CacheGraph] | str | Path, **options: Any
+) -> Iterator[Any]:
     """Apply a graph for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
     apply_cache_graph(pipe_or_model, graph, **options)
     try:

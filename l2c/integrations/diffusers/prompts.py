@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,32 @@ def by_class(pipe: Any) -> bool:
     return "class_labels" in inspect.signature(pipe.__call__).parameters
 
 
+def check_prompts(prompts: Sequence[Any], pipe: Any) -> list[Any]:
+    """Return prompts as the pipeline takes them: texts, or class labels as integers.
+
+    Raises:
+        ValueError: if there are none, a text is empty, or one is no label of the model.
+
+    """
+    if not prompts:
+        raise ValueError("prompts is empty; give at least one prompt, or None for a few of ours")
+    if not by_class(pipe):
+        wrong = [prompt for prompt in prompts if not isinstance(prompt, str) or not prompt.strip()]
+        if wrong:
+            raise ValueError(f"prompts must be texts that are not empty, got {wrong[0]!r}")
+        return list(prompts)
+    return labels_of(prompts, pipe, "prompts")
+
+
+def labels_of(prompts: Sequence[Any], pipe: Any, where: str) -> list[int]:
+    """Return class labels as integers; `where` they stand begins the sentence that refuses one."""
+    num_classes = denoiser_of(pipe).config.num_embeds_ada_norm
+    wrong = [label for label in prompts if not str(label).isdigit() or int(label) >= num_classes]
+    if wrong:
+        raise ValueError(f"{where}: {wrong[0]!r} is no class label; this pipeline takes 0..{num_classes - 1}")
+    return [int(label) for label in prompts]
+
+
 def read_prompts(path: str | None, pipe: Any) -> list[Any]:
     """Return the lines of a file as prompts, or as class labels where the pipeline takes those; None = a few of ours.
 
@@ -40,14 +67,7 @@ def read_prompts(path: str | None, pipe: Any) -> list[Any]:
         step = max(1, num_classes // NUM_DEFAULT_LABELS)
         return list(range(0, num_classes, step))[:NUM_DEFAULT_LABELS] if labels else list(PROMPTS)
     lines = prompt_lines(path)
-    if not labels:
-        return lines
-    wrong = [line for line in lines if not line.isdigit() or int(line) >= num_classes]
-    if wrong:
-        raise ValueError(
-            f"{path}: {wrong[0]!r} is no class label; this pipeline takes 0..{num_classes - 1}, one a line"
-        )
-    return [int(line) for line in lines]
+    return labels_of(lines, pipe, path) if labels else lines
 
 
 def prompt_lines(path: str) -> list[str]:
