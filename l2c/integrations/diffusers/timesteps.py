@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.resampling import nearest_rows, resampled
 from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Schedule:
         self._scheduled = timesteps
         values = as_model_sees(timesteps, t, scheduler)
         if self.resample:
-            self.graph = resampled(self._given, values)
+            self.graph = _resampled(self._given, values)
             self.given_rows = nearest_rows(self._given, values)
         else:
             check_scheduler(self._given, scheduler)
@@ -138,30 +139,13 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]
     return values if distance[0] <= distance[1] else tuple(value / training for value in values)
 
 
-def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:
-    """Return the row of a graph that lies nearest to each timestep."""
-    return [min(range(len(graph.timesteps)), key=lambda i: abs(graph.timesteps[i] - t)) for t in timesteps]
-
-
-def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
-    """Return a graph for other timesteps: every evaluation gets the row of the nearest one; the first computes all.
-
-    Logs a warning with a summary, because nobody measured the result.
-    """
-    nearest = nearest_rows(graph, timesteps)
-    rows = [graph.rows[i] for i in nearest]
-    rows[0] = (True,) * graph.num_layers
-    result = graph.replace(
-        rows=tuple(rows),
-        timesteps=tuple(timesteps),
-        reuse=tuple(graph.reuse[i] for i in nearest),
-        fitted=((), *(graph.fitted[i] for i in nearest[1:])),
-        routed=None,
-        provenance={**graph.provenance, "resampled_from": len(graph.timesteps)},
-    )
+def _resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
+    """Return a graph for other timesteps, see `l2c.graph.resampling`; a warning says what it loses."""
+    result = resampled(graph, timesteps)
     log.warning(
-        "the graph was made for %d evaluations and is resampled to %d by nearest timestep; its quality was not "
-        "measured\n%s",
+        "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled to "
+        "the new distances; its error was not measured and may be many times that of a graph made for these timesteps, "
+        "which l2c.Calibration.graph makes without the model\n%s",
         graph.num_evaluations,
         result.num_evaluations,
         result.summary(),
