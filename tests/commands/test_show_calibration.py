@@ -19,17 +19,17 @@ def path(tmp_path):
     solver = make_solver("ddim", schedule, 10)
     binding = Binding(
         model="toy",
-        layers=("b0.attn", "b0.mlp"),
+        layers=tuple(f"b{i}.{kind}" for i in range(4) for kind in ("attn", "mlp")),
         solver="ddim",
         timesteps=solver.timesteps,
         solver_options={"eta": 0.0},
     )
     tensors = {
-        "responses": torch.randn(10, 2, 6, 8, generator=generator),
-        "responses_ahead": torch.randn(10, 2, 3, 8, generator=generator),
+        "responses": torch.randn(10, 8, 6, 8, generator=generator),
+        "responses_ahead": torch.randn(10, 8, 3, 8, generator=generator),
     }
     settings = {"responses": {"num_probes": 2}}
-    Calibration(tensors, binding, settings, Grid.of(solver), schedule, Cost((2, 3), 1)).save(
+    Calibration(tensors, binding, settings, Grid.of(solver), schedule, Cost((20,) * 8, 1)).save(
         tmp_path / "c.safetensors"
     )
     return tmp_path / "c.safetensors"

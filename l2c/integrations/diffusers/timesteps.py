@@ -144,8 +144,8 @@ def _resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     result = resampled(graph, timesteps)
     log.warning(
         "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled to "
-        "the new distances; its error was not measured and may be many times that of a graph made for these timesteps, "
-        "which l2c.Calibration.graph makes without the model\n%s",
+        "the new distances; its error was not measured and may be many times that of a graph made for these "
+        "timesteps, which l2c.Calibration.graph makes without the model\n%s",
         graph.num_evaluations,
         result.num_evaluations,
         result.summary(),
