@@ -7,8 +7,7 @@ long as steps are small. So `J_e` over the first factor is interpolated linearly
 f by a cubic spline through the outputs before and after each of them.
 
 A network's outputs are no smooth functions of time: the embedding of t has fast parts. What is interpolated is
-therefore given some noise of the size by which an output differs from what its neighbours say, so that no slope relies
-on it.
+therefore given some noise of the size by which an output differs from what its neighbours say: no slope relies on it.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def _carry_one(measured: Measured, wanted: Grid, max_age: int) -> Array:
         near = _neighbours(keys[0], list(same), keys[1][e])
         older = u[max(e - max_age, 0) : e][::-1]  # of 1, 2, ... evaluations
         values = [source.at(i, u[e], older) for i, _ in near]  # each (ages, L, M)
-        doubt = sum(weight * source.roughness(i) for i, weight in near)[None, :, None]  # (1, L, 1)
+        doubt = np.sum([weight * source.roughness(i) for i, weight in near], axis=0)[None, :, None]  # (1, L, 1)
         among = range(e - 1, e - 1 - len(older), -1)
         values = [value + (doubt * (rough[list(among)] - rough[e])).astype(np.float32) for value in values]
         mixed = sum(np.float32(weight) * value for (_, weight), value in zip(near, values, strict=True))
