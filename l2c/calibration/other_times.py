@@ -5,6 +5,9 @@ t and t_2 the time of an older output. Two factors make `J_e`: how far the netwo
 solver's step, which is known in closed form, and how the state moves the image, which changes slowly with time as
 long as steps are small. So `J_e` over the first factor is interpolated linearly between the evaluations measured, and
 f by a cubic spline through the outputs before and after each of them.
+
+A network's outputs are no smooth functions of time: the embedding of t has fast parts. What is interpolated is
+therefore given some noise of the size by which an output differs from what its neighbours say: no slope relies on it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from l2c.calibration.grid import Grid, places
 
 Array = npt.NDArray[np.floating]
 SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
+ROUGH = 0.3  # of what a left-out output differs by: how far an interpolated one is taken to be off halfway
 BEYOND = 0.5  # of the distance of two grids: how far steps may be outside both before they count as at the edge
 SLACK = 1e-6  # of the trajectory: times that differ by less are the same
 
@@ -98,12 +102,18 @@ def _carry_one(measured: Measured, wanted: Grid, max_age: int) -> Array:
     keys = _keys(grid, grid), _keys(wanted, grid)
     kinds = _kinds(grid), _kinds(wanted)
     _, num_layers, _, size = measured.responses.shape
+    rough = _between(source.times, u)[:, None, None] * np.random.default_rng(0).standard_normal(
+        (len(u), num_layers, size), dtype=np.float32
+    )
     carried = np.full((len(u), num_layers, max_age, size), np.nan, dtype=np.float32)
     for e in range(1, len(u)):
         same = [i for i, kind in enumerate(kinds[0]) if kind == kinds[1][e]] or range(len(grid.timesteps))
         near = _neighbours(keys[0], list(same), keys[1][e])
         older = u[max(e - max_age, 0) : e][::-1]  # of 1, 2, ... evaluations
         values = [source.at(i, u[e], older) for i, _ in near]  # each (ages, L, M)
+        doubt = np.sum([weight * source.roughness(i) for i, weight in near], axis=0)[None, :, None]  # (1, L, 1)
+        among = range(e - 1, e - 1 - len(older), -1)
+        values = [value + (doubt * (rough[list(among)] - rough[e])).astype(np.float32) for value in values]
         mixed = sum(np.float32(weight) * value for (_, weight), value in zip(near, values, strict=True))
         for value in values:  # where only one of both reaches
             mixed = np.where(np.isnan(mixed), value, mixed)
@@ -141,12 +151,21 @@ def _neighbours(keys: Array, among: Sequence[int], key: float) -> list[tuple[int
     return [(low, 1 - share), (high, share)]
 
 
+def _between(known: Array, times: Array) -> Array:
+    """Return how far times lie between known ones, both ascending or descending: 0 at one, 1 halfway."""
+    ordered = np.sort(known)
+    place = np.clip(np.searchsorted(ordered, times), 1, len(ordered) - 1)
+    share = (times - ordered[place - 1]) / (ordered[place] - ordered[place - 1])
+    return np.sin(np.pi * np.clip(share, 0, 1)) ** 2
+
+
 class _Source:
     """Responses per unit of the solver's step, of each evaluation a function of the older output's time."""
 
     def __init__(self, measured: Measured) -> None:
         self._measured = measured
-        self._u = _bent(places(measured.grid.timesteps, measured.grid))
+        self.times = _bent(places(measured.grid.timesteps, measured.grid))
+        self._roughness: dict[int, Array] = {}
         self._splines: dict[int, tuple[CubicSpline, float, float]] = {}
 
     def at(self, e: int, now: float, older: Array) -> Array:
@@ -157,16 +176,33 @@ class _Source:
         values[(all_times < low - SLACK) | (all_times > high + SLACK)] = np.nan
         return values[1:] - values[0]
 
+    def roughness(self, e: int) -> Array:
+        """Return how much outputs differ from a smooth function of time, in the units of `at`, (L,).
+
+        It is what the neighbours in time say of an output that was left out.
+        """
+        if e not in self._roughness:
+            spline, low, high = self._spline(e)
+            others = [i for i, u in enumerate(self.times) if i != e and low - SLACK <= u <= high + SLACK]
+            near = sorted(others, key=lambda i: abs(i - e))[:4]
+            x, values = self.times[near], spline(self.times[near])  # (4, L, M)
+            at = self.times[e]
+            weights = [np.prod([(at - b) / (a - b) for b in x if b != a]) for a in x]
+            found = sum(weight * value for weight, value in zip(weights, values, strict=True))
+            inside = x.min() < at < x.max()
+            self._roughness[e] = ROUGH * inside * np.sqrt(np.square(found).mean(axis=1))
+        return self._roughness[e]
+
     def _spline(self, e: int) -> tuple[CubicSpline, float, float]:
         """Return `J_e (f(u) - f(u_e))` as a function of u, and the range in which it holds."""
         if e not in self._splines:
             responses, ahead = self._measured.responses[e], self._measured.ahead[e]
             back = min(e, responses.shape[1])
-            on = min(len(self._u) - 1 - e, ahead.shape[1])
-            u = self._u[e - back : e + on + 1]
+            on = min(len(self.times) - 1 - e, ahead.shape[1])
+            u = self.times[e - back : e + on + 1]
             zero = np.zeros((len(responses), 1, responses.shape[2]), dtype=responses.dtype)
             knots = np.concatenate([responses[:, :back][:, ::-1], zero, ahead[:, :on]], axis=1).swapaxes(0, 1)
             knots = knots / self._measured.grid.coefficients[e]
-            room = u[-1] - u[-2] if e + on + 1 == len(self._u) else 0.0  # the end of the trajectory
+            room = u[-1] - u[-2] if e + on + 1 == len(self.times) else 0.0  # the end of the trajectory
             self._splines[e] = CubicSpline(u[::-1], knots[::-1]), u[-1] + room / 2, u[0] + SLACK
         return self._splines[e]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from l2c.calibration import calibration as measured
 from l2c.calibration.grid import Grid
@@ -58,9 +57,8 @@ class Calibration(measured.Calibration):
             ValueError: the budget is out of reach, nothing was measured there, or another argument is out of range.
 
         """
-        context = self._problem(num_steps, timesteps, solver, solver_options)
-        span = max_span or max(LEAST_SPAN, round(SPAN * context.blank.num_evaluations))
-        return gram(context, budget=budget, max_span=span)
+        context = self._context(num_steps, timesteps, solver, solver_options)
+        return gram(context, budget=budget, max_span=max_span or _span(context))
 
     def ladder(
         self,
@@ -73,11 +71,30 @@ class Calibration(measured.Calibration):
         max_span: int | None = None,
     ) -> list[CacheGraph]:
         """Return the graphs of several budgets, as `graph` makes them; `measured` holds their expected errors."""
-        context = self._problem(num_steps, timesteps, solver, solver_options)
-        span = max_span or max(LEAST_SPAN, round(SPAN * context.blank.num_evaluations))
-        return [gram(context, budget=budget, max_span=span) for budget in budgets]
+        context = self._context(num_steps, timesteps, solver, solver_options)
+        return [gram(context, budget=budget, max_span=max_span or _span(context)) for budget in budgets]
 
-    def _problem(
+    def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> list[CacheGraph]:
+        """Return the graphs of those of some budgets that can be reached, from the largest.
+
+        Raises:
+            ValueError: none can be reached.
+
+        """
+        context = self._context(num_steps, None, None, None)
+        found: list[CacheGraph] = []
+        refusal: ValueError | None = None
+        for budget in budgets:
+            try:
+                found.append(gram(context, budget=budget, max_span=_span(context)))
+            except ValueError as error:  # the message says what can be reached
+                refusal = error
+                break
+        if not found and refusal is not None:
+            raise refusal
+        return found
+
+    def _context(
         self,
         num_steps: int | None,
         timesteps: Sequence[float] | None,
@@ -136,18 +153,18 @@ class Calibration(measured.Calibration):
         plain = replace(self, corrections=())
         reference = sample_in_batches(uncached_like(sampler), labels, noise, batch_size=batch_size)
         found: list[dict[str, float]] = []
-        for share in CORRECTED_AT:
-            try:
-                graph = plain.graph(share)
-            except ValueError:  # out of reach
-                break
+        for share, graph in zip(CORRECTED_AT, plain.reachable(CORRECTED_AT), strict=False):
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
             images = sample_in_batches(cached, labels, noise, batch_size=batch_size)
             true = float((images - reference).double().square().mean())
             predicted = float(graph.measured["expected_mse"])
-            if true > 0 and predicted > 0 and torch.isfinite(torch.tensor(true)):
+            if 0 < true < math.inf and predicted > 0:
                 found.append({"share": share, "predicted": predicted, "true": true})
         return replace(self, corrections=tuple(found))
+
+
+def _span(context: PolicyContext) -> int:
+    return max(LEAST_SPAN, round(SPAN * context.blank.num_evaluations))
 
 
 def _euler_grid(name: str, measured_name: str, timesteps: Sequence[float]) -> Grid:

@@ -9,8 +9,8 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 import l2c
 from l2c.backbones.dit import sincos_position_embedding
+from l2c.graph.resampling import resampled
 from l2c.integrations.diffusers import apply_cache_graph
-from l2c.integrations.diffusers.timesteps import resampled
 from l2c.integrations.dit_weights import from_diffusers, to_diffusers
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph as make_policy_graph

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import WEIGHTED
-from l2c.graph.selection import with_evaluations
+from l2c.graph.resampling import nearest_rows, resampled
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
 
@@ -153,7 +152,7 @@ class Schedule:
         self._scheduled, self._call = timesteps, call
         values = as_model_sees(timesteps, t, scheduler)
         if self.resample:
-            self.graph = resampled(self._given, values)
+            self.graph = _resampled(self._given, values)
             self.given_rows = nearest_rows(self._given, values)
         else:
             check_scheduler(self._given, scheduler)
@@ -207,35 +206,13 @@ def _within(graph: CacheGraph, values: Sequence[float]) -> list[float]:
     return [t for t in values if low - _tolerance(graph.timesteps, t) <= t <= high + _tolerance(graph.timesteps, t)]
 
 
-def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:
-    """Return the row of a graph that lies nearest to each timestep."""
-    return [min(range(len(graph.timesteps)), key=lambda i: abs(graph.timesteps[i] - t)) for t in timesteps]
-
-
-def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
-    """Return a graph for other timesteps: every evaluation gets the row of the nearest one; the first computes all.
-
-    Logs a warning with a summary, because nobody measured the result.
-
-    Raises:
-        ValueError: the graph has weights of several outputs, which belong to the evaluations they were made for.
-
-    """
-    if WEIGHTED in graph.reuse:
-        raise ValueError(
-            f"a graph of reuse {WEIGHTED} cannot be resampled from {graph.num_evaluations} evaluations to "
-            f"{len(timesteps)}: its weights belong to its own times; make one for these"
-        )
-    nearest = nearest_rows(graph, timesteps)
-    result = with_evaluations(
-        graph,
-        nearest,
-        timesteps=tuple(timesteps),
-        provenance={**graph.provenance, "resampled_from": len(graph.timesteps)},
-    )
+def _resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
+    """Return a graph for other timesteps, see `l2c.graph.resampling`; a warning says what it loses."""
+    result = resampled(graph, timesteps)
     log.warning(
-        "the graph was made for %d evaluations and is resampled to %d by nearest timestep; its quality was not "
-        "measured\n%s",
+        "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled to "
+        "the new distances; its error was not measured and may be many times that of a graph made for these "
+        "timesteps, which l2c.Calibration.graph makes without the model\n%s",
         graph.num_evaluations,
         result.num_evaluations,
         result.summary(),

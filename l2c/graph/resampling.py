@@ -1,0 +1,64 @@
+"""A finished graph at other times: the rows of the nearest evaluations, slopes rescaled to the new distances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import FITTED, WEIGHTED, line_slope
+from l2c.graph.selection import with_evaluations
+
+
+def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:
+    """Return the row of a graph that lies nearest to each timestep."""
+    return [min(range(len(graph.timesteps)), key=lambda i: abs(graph.timesteps[i] - t)) for t in timesteps]
+
+
+def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
+    """Return a graph for other timesteps: every evaluation gets the row of the nearest one; the first computes all.
+
+    A fitted slope stays the same multiple of the slope of the line in t. Nobody measured the result: where there is a
+    calibration, a graph made from it for these times is better.
+
+    Args:
+        graph: of any times.
+        timesteps: t of each evaluation of the result, in the same direction.
+
+    Raises:
+        ValueError: if the graph has weights of several outputs, which belong to the evaluations they were made for.
+
+    """
+    if WEIGHTED in graph.reuse:
+        raise ValueError(
+            f"a graph of reuse {WEIGHTED} cannot be resampled from {graph.num_evaluations} evaluations to "
+            f"{len(timesteps)}: its weights belong to its own times; make one for these"
+        )
+    nearest = nearest_rows(graph, timesteps)
+    rows = [graph.rows[i] for i in nearest]
+    rows[0] = (True,) * graph.num_layers
+    reuse = [graph.reuse[i] for i in nearest]
+    old, new = _lines(graph.rows, graph.timesteps), _lines(rows, timesteps)
+    fitted: list[tuple[float, ...]] = []
+    for e, (i, row) in enumerate(zip(nearest, rows, strict=True)):
+        reused = [layer for layer, fresh in enumerate(row) if not fresh] if reuse[e] == FITTED else []
+        slopes = (graph.slopes[i][layer] * new[e][layer] / (old[i][layer] or 1.0) for layer in reused)
+        fitted.append(tuple(round(slope, 6) for slope in slopes))
+    return with_evaluations(
+        graph,
+        nearest,
+        timesteps=tuple(timesteps),
+        fitted=tuple(fitted),
+        provenance={**graph.provenance, "resampled_from": graph.num_evaluations},
+    )
+
+
+def _lines(rows: Sequence[Sequence[bool]], timesteps: Sequence[float]) -> list[list[float]]:
+    """Return the slope of the line in t of each entry; 0 where the layer computed fewer than two outputs before."""
+    computed: list[list[float]] = [[] for _ in rows[0]]
+    found = []
+    for row, t in zip(rows, timesteps, strict=True):
+        found.append([line_slope(t, past[-1], past[-2]) if len(past) > 1 else 0.0 for past in computed])
+        for past, fresh in zip(computed, row, strict=True):
+            if fresh:
+                past.append(t)
+    return found

@@ -1,0 +1,65 @@
+"""`l2c show` of a calibration: error against budget."""
+
+import pytest
+import torch
+
+from l2c.calibration.calibration_file import VERSION
+from l2c.calibration.cost import Cost
+from l2c.calibration.grid import Grid
+from l2c.commands import show
+from l2c.diffusion import NoiseSchedule, make_solver
+from l2c.graph.binding import Binding
+from l2c.policies.calibration import Calibration
+
+
+@pytest.fixture
+def path(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    schedule = NoiseSchedule()
+    solver = make_solver("ddim", schedule, 10)
+    binding = Binding(
+        model="toy",
+        layers=tuple(f"b{i}.{kind}" for i in range(4) for kind in ("attn", "mlp")),
+        solver="ddim",
+        timesteps=solver.timesteps,
+        solver_options={"eta": 0.0},
+    )
+    tensors = {
+        "responses": torch.randn(10, 8, 6, 8, generator=generator),
+        "responses_ahead": torch.randn(10, 8, 3, 8, generator=generator),
+    }
+    settings = {"responses": {"num_probes": 2}}
+    Calibration(tensors, binding, settings, Grid.of(solver), schedule, Cost((20,) * 8, 1)).save(
+        tmp_path / "c.safetensors"
+    )
+    return tmp_path / "c.safetensors"
+
+
+def test_error_against_budget_is_drawn_and_told(path, tmp_path, capsys):
+    show.main([str(path), f"output={tmp_path / 'curve.png'}", "num_steps=14"])
+    told = capsys.readouterr().out
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert told.startswith("toy, ddim, 14 evaluations; first-order squared error")
+    assert told.count("evaluations' worth") >= 5
+    assert VERSION == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["num_steps=x"], "num_steps must be a whole number of at least 2, got 'x'"),
+        (["num_steps=1"], "num_steps must be a whole number of at least 2, got 1"),
+        (["steps=4"], "unknown argument 'steps=4'"),
+        (["output=a.txt"], "must end in .png"),
+    ],
+)
+def test_bad_options_are_refused(path, options, sentence):
+    with pytest.raises(SystemExit) as stop:
+        show.main([str(path), *options])
+    assert sentence in str(stop.value)
+
+
+def test_a_graph_has_its_number_of_evaluations():
+    with pytest.raises(SystemExit) as stop:
+        show.main(["dit_digits_ddim20", "num_steps=30"])
+    assert "num_steps is for a calibration" in str(stop.value)

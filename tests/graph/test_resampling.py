@@ -1,0 +1,40 @@
+"""A graph at other times than its own."""
+
+import pytest
+
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.resampling import resampled
+
+T, F = True, False
+
+
+@pytest.fixture
+def graph():
+    return CacheGraph(
+        rows=((T, T), (T, T), (F, T), (T, F)),
+        layers=("b0.attn", "b0.mlp"),
+        timesteps=(900.0, 600.0, 300.0, 0.0),
+        model="m",
+        solver="ddim",
+        reuse=("hold", "hold", "fitted", "fitted"),
+        fitted=((), (), (0.8,), (0.5,)),
+    )
+
+
+def test_a_slope_stays_the_same_multiple_of_the_line(graph):
+    other = resampled(graph, (900.0, 600.0, 250.0, 0.0))
+    assert other.rows == graph.rows
+    assert other.slopes[2][0] == pytest.approx(0.8 * (350 / 300))  # the line's own slope was 1
+    assert other.slopes[3][1] == pytest.approx(0.5 * 250 / 350)  # computed at 250 and 600
+
+
+def test_at_its_own_times_a_graph_stays_as_it_is(graph):
+    assert resampled(graph, graph.timesteps).replace(provenance={}) == graph
+
+
+def test_twice_the_evaluations_repeat_rows_and_start_with_everything(graph):
+    other = resampled(graph, tuple(900.0 - 120 * i for i in range(8)))
+    assert other.num_evaluations == 8
+    assert all(other.rows[0])
+    assert other.provenance["resampled_from"] == 4
+    assert set(other.rows) <= set(graph.rows)
