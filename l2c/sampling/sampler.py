@@ -65,7 +65,7 @@ class Sampler:
         any_guidance: accept a graph that was made under another guidance scale than `cfg_scale`.
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
-        matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.precision`.
+        matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.execution.precision`.
         cache_dtype: what cached outputs are kept in, e.g. `bf16` for half the memory; None = as computed.
         cache_device: where they are kept, e.g. `cpu` beside a GPU; None = where computed.
 

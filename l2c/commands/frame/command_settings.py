@@ -1,4 +1,4 @@
-"""What each command alone may be told; see `commands.settings` for how it is checked."""
+"""What each command alone may be told; see `commands.frame.settings` for how it is checked."""
 
 from __future__ import annotations
 
