@@ -83,7 +83,7 @@ class LayerPlan(Pass):
         call: runs a block; see `Pass`.
 
     Raises:
-        ValueError: a length differs from 2L, or a layer is to be reused with nothing cached for it.
+        ValueError: if a length differs from 2L, or a layer is to be reused with nothing cached for it.
 
     """
 

@@ -88,7 +88,7 @@ class WrappedModule(Backbone):
         """Shape of one input.
 
         Raises:
-            ValueError: it was not given.
+            ValueError: if no shape was given.
 
         """
         if self._input_shape is None:
@@ -189,7 +189,7 @@ def _in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., An
     """Return a forward that is each of `calls` once.
 
     Raises:
-        ValueError: from the forward, where it is called more often.
+        ValueError: if the returned forward is called more often.
 
     """
     left = iter(calls)
@@ -278,7 +278,7 @@ def wrap(
         prediction: what the module returns: `noise`, `v`, or `flow` for the velocity of a flow.
 
     Raises:
-        ValueError: a pattern matches nothing, or the forward has no such parameter.
+        ValueError: if a pattern matches nothing, or the forward has no such parameter.
 
     """
     module = bare(module)

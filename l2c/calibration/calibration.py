@@ -68,7 +68,7 @@ class Calibration:
         """Return a tensor by its name.
 
         Raises:
-            ValueError: it was not measured; the message says how to.
+            ValueError: if the tensor was not measured; the message says how to measure it.
 
         """
         if name not in self.tensors and self.carried_from is not None:
@@ -89,7 +89,7 @@ class Calibration:
             any_times: accept another solver and other times.
 
         Raises:
-            ValueError: they differ; the message says in what.
+            ValueError: if model or sampler differ; the message says in what.
 
         """
         for what, wanted in graph.binding.head.items():
@@ -109,7 +109,7 @@ class Calibration:
             solver: of the graph, or its evaluations.
 
         Raises:
-            ValueError: model, weights or guidance differ, or the responses cannot be carried; the message says why.
+            ValueError: if model, weights or guidance differ, or the responses cannot be carried; the message says.
 
         """
         same_times = all(self.head[what] == graph.binding.head[what] for what in OF_TIMES)
@@ -133,8 +133,8 @@ class Calibration:
         """Write a safetensors file with a JSON header; it appears whole or not at all.
 
         Raises:
-            OSError: the file cannot be written.
-            ValueError: the settings cannot be said in JSON.
+            OSError: if the file cannot be written.
+            ValueError: if JSON cannot hold the settings.
 
         """
         header = file.header_of(self)
@@ -146,8 +146,8 @@ class Calibration:
         """Read and validate a file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it holds no statistics, those of another version, or contradicts itself.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file holds no statistics, is of another version, or contradicts itself.
 
         """
         name = shown(path, 300)

@@ -79,7 +79,7 @@ def count_macs(backbone: Backbone) -> Cost:
     """Count the MACs of one evaluation for one sample; of a wrapped module, by running it once.
 
     Raises:
-        TypeError: the backbone is of a kind whose shapes are not known here.
+        TypeError: if the shapes of this kind of backbone are unknown.
 
     """
     if isinstance(backbone, DiT):

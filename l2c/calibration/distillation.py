@@ -46,7 +46,7 @@ class Distillation(nn.Module):
         maps: (embedding size, scale and shift, channels of all layers side by side); None without scale_shift.
 
     Raises:
-        ValueError: an unknown loss, nothing to train, or a solver that the loss cannot be differentiated through.
+        ValueError: if the loss is unknown, nothing is to be trained, or the solver passes no gradient on.
 
     """
 

@@ -25,7 +25,7 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     Counted are matrix products and convolutions, attention's two included; the counter's FLOPs are twice that.
 
     Raises:
-        ValueError: the shape of an input is not known.
+        ValueError: if the shape of an input is unknown.
 
     """
     weight = next(backbone.parameters())

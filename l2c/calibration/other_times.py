@@ -52,7 +52,7 @@ def carry(measured: Sequence[Measured], wanted: Grid, *, max_age: int) -> Array:
         max_age: the oldest output wanted, in evaluations of the wanted grid.
 
     Raises:
-        ValueError: times lie outside those measured, or no evaluation of a kind was measured.
+        ValueError: if times lie outside those measured, or no evaluation of a kind was measured.
 
     """
     for one in measured:
@@ -71,7 +71,7 @@ def check_times(measured: Grid, wanted: Grid) -> None:
     """Refuse times before or after those measured.
 
     Raises:
-        ValueError: a time lies outside.
+        ValueError: if a wanted time lies outside the measured ones.
 
     """
     step = 1 / (len(measured.timesteps) - 1)

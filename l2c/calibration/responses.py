@@ -48,7 +48,7 @@ def measure_responses(
         seed: of the directions, which belong to images: the batch size does not change them.
 
     Raises:
-        ValueError: the solver adds noise of its own, or passes no gradient on.
+        ValueError: if the solver adds noise of its own, or passes no gradient on.
 
     """
     options = {"num_probes": num_probes, "max_age": max_age, "batch_size": batch_size, "seed": seed}

@@ -63,8 +63,8 @@ def encode_folder(
         progress: show a bar.
 
     Raises:
-        ValueError: the folder holds latents made with other settings, or a damaged shard.
-        OSError: the folder cannot be written, or the disk is full; whole shards stay.
+        ValueError: if the folder holds latents made with other settings, or a damaged shard.
+        OSError: if the folder cannot be written, or the disk is full; whole shards stay.
 
     """
     folder = Path(output).expanduser()

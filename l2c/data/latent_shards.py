@@ -59,7 +59,7 @@ def look_into(path: Path) -> tuple[int, list[str]]:
     """Return the number of latents in a shard and the names of the images that were left out of it.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: if the shard cannot be read.
 
     """
     try:

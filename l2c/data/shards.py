@@ -22,7 +22,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write a shard, which appears whole or not at all.
 
     Raises:
-        OSError: it cannot be written, or the disk is full.
+        OSError: if the file cannot be written, or the disk is full.
 
     """
     with replacing(path) as temporary:
@@ -72,8 +72,8 @@ class Shards:
         """Make a folder that of these shards; one that holds others already is refused.
 
         Raises:
-            ValueError: the folder holds shards of other settings, or is damaged.
-            OSError: it cannot be written.
+            ValueError: if the folder holds shards of other settings, or is damaged.
+            OSError: if the folder cannot be written.
 
         """
         if not (folder / self.FILE).is_file():
@@ -99,8 +99,8 @@ class Shards:
         """Read a folder's manifest.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged or of another kind.
+            FileNotFoundError: if there is no manifest.
+            ValueError: if the manifest is damaged or of another kind.
 
         """
         path = folder / cls.FILE

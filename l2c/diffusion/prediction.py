@@ -19,7 +19,7 @@ def check_prediction(prediction: str) -> None:
     """Refuse an unknown kind of prediction.
 
     Raises:
-        ValueError: it is not one of `PREDICTIONS`.
+        ValueError: if the prediction is not one of `PREDICTIONS`.
 
     """
     if prediction not in PREDICTIONS:

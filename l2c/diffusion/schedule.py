@@ -182,7 +182,7 @@ def schedule_of(conventions: CountsTime) -> NoiseSchedule | FlowSchedule:
     """Return the schedule that a backbone's conventions name.
 
     Raises:
-        ValueError: an unknown schedule or prediction.
+        ValueError: if the schedule or prediction is unknown.
 
     """
     kind = FlowSchedule if conventions.schedule == FLOW else NoiseSchedule

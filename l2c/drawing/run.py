@@ -27,7 +27,7 @@ from l2c.training.trainer import make_bare_trainer
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
         folder: of the shards.
@@ -71,7 +71,7 @@ def sample_images(
     """Draw images 0..num_images-1 of a seed into shards.
 
     Args:
-        sampler: what draws them.
+        sampler: draws the images.
         folder: where shards and manifest go; with shards of the same settings it is completed.
         num_images: how many.
         seed: of noise and labels; image i is the same however many processes share the work.
@@ -87,7 +87,7 @@ def sample_images(
     Raises:
         ValueError: if the folder holds other samples, a setting is out of range, or images are not finite.
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
-        MemoryError: out of memory; the message says what lowers it.
+        MemoryError: if memory runs out; the message says what lowers its use.
 
     """
     asked = DrawingSettings(
@@ -136,7 +136,7 @@ def _memory_sentence(batch_size: int) -> str:
 def _samples(
     sampler: Sampler, asked: DrawingSettings, device: torch.device, vae: Vae | None, vae_name: str | None
 ) -> Samples:
-    """Return what the folder is to hold."""
+    """Return the manifest that the folder gets."""
     shape = sampler.backbone.input_shape
     return Samples(
         shape=shape if vae is None else _decoded(vae, shape),
@@ -148,7 +148,7 @@ def _samples(
 
 
 def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the Trainer's settings, `devices: auto` being those that torchrun has started, where it has."""
+    """Return the Trainer's settings; `devices: auto` means the processes that torchrun has started, if any."""
     launched = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
     if settings.get("devices") != "auto" or None in launched:
         return dict(settings)
@@ -157,14 +157,14 @@ def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(vae: Vae, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the (C, H, W) of the images of latents (C, H, W), seen on small ones."""
+    """Return the shape (C, H, W) of the images of latents (C, H, W), measured on small latents."""
     side = 8
     channels, enlarged, _ = vae.decode(torch.zeros(1, shape[0], side, side)).shape[1:]
     return channels, shape[1] * enlarged // side, shape[2] * enlarged // side
 
 
 def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict[str, Setting]:
-    """Return what decides the images that are drawn on a device."""
+    """Return the settings that determine the images drawn on a device."""
     cache_dtype = sampler.cache_dtype
     return {
         "model": sampler.backbone.conventions.name,

@@ -116,7 +116,7 @@ def dynamic_method(
         options: of the method, see `OPTIONS`.
 
     Raises:
-        ValueError: an unknown method or option.
+        ValueError: if the method or an option is unknown.
 
     """
     if name not in OPTIONS:

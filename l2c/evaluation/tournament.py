@@ -199,7 +199,7 @@ class Tournament:
         """Return the trained graphs whose MACs are near a budget.
 
         Raises:
-            ValueError: a graph stays near to the images of another sampler.
+            ValueError: if a graph was made for another solver or number of evaluations.
 
         """
         blank = self.context.blank

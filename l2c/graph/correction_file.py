@@ -113,7 +113,7 @@ class CorrectionFile:
 
 
 def is_correction(path: Path) -> bool:
-    """Whether a file is a correction that l2c wrote, by the header of its safetensors form."""
+    """Return whether a file is a correction that l2c wrote, by the header of its safetensors form."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

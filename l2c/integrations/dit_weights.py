@@ -50,7 +50,7 @@ def to_diffusers(backbone: DiT) -> Any:
     """Return a DiTTransformer2DModel with the weights of a DiT: frozen, in eval mode, equal outputs.
 
     Raises:
-        ValueError: the label table is not one that diffusers can hold.
+        ValueError: if the label table is not one that diffusers can hold.
 
     """
     from diffusers import DiTTransformer2DModel
@@ -82,7 +82,7 @@ def from_diffusers(model: Any) -> DiT:
     """Return our DiT with the weights of a DiTTransformer2DModel: frozen, in eval mode, equal outputs.
 
     Raises:
-        ValueError: it is another model, or another network under that name.
+        ValueError: if the model is of another class, or another network under that name.
 
     """
     if type(model).__name__ != "DiTTransformer2DModel":

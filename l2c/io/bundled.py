@@ -34,7 +34,7 @@ def bundled_graph(name: str) -> Path:
     """Return the file of a bundled graph, `dit_digits_ddim20` for example.
 
     Raises:
-        FileNotFoundError: there is no such graph; the message names the near ones.
+        FileNotFoundError: if there is no such graph; the message names the near ones.
 
     """
     if name not in graph_names():

@@ -27,8 +27,8 @@ class Stream:
             as many of them for one purpose.
 
     Raises:
-        ValueError: a number is out of range; the message names it.
-        TypeError: a number is not whole.
+        ValueError: if a number is out of range; the message names it.
+        TypeError: if a number is not whole.
 
     """
 

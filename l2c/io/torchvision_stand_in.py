@@ -28,7 +28,7 @@ class _Mending(Loader):
         return getattr(self.own, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Return what torchvision's own loader makes."""
+        """Return the module that torchvision's own loader makes."""
         return self.own.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -48,7 +48,7 @@ class _Mending(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Hand the import of torchvision to `_Mending`."""
+    """Import finder that loads torchvision through `_Mending`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -95,7 +95,7 @@ def best(
         seed: of the noises; evaluation uses others.
 
     Raises:
-        ValueError: the budget is out of reach, or the solver adds noise of its own.
+        ValueError: if the budget is out of reach, or the solver adds noise of its own.
 
     """
     sampler = context.deterministic_sampler("best")
@@ -122,7 +122,7 @@ def best(
 
 
 def reference_evaluations(graph: CacheGraph) -> int:
-    """Return how many evaluations the images have that a graph stays near to; `best` may give it fewer itself."""
+    """Return the number of evaluations of the uncached images that a graph approximates."""
     made = graph.provenance.get("hyperparameters")
     count = made.get("reference_evaluations") if isinstance(made, dict) else None
     return count if isinstance(count, int) else graph.num_evaluations

@@ -32,7 +32,7 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> float:
         num_evaluations: evaluations of the uncached trajectory.
 
     Raises:
-        ValueError: it is none of the three forms; the message names them.
+        ValueError: if the budget has none of the three forms; the message names them.
 
     """
     text = str(budget).strip()
@@ -59,7 +59,7 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
         reason: what sets the limit, in words that follow on "out of reach".
 
     Raises:
-        ValueError: the budget lies outside; the message gives the range in all three forms.
+        ValueError: if the budget is out of reach; the message gives the range in all three forms.
 
     """
     if least - SLACK <= worth <= num_evaluations + SLACK:

@@ -55,7 +55,7 @@ class Calibration(measured.Calibration):
             max_span: evaluations in a row that a layer may be reused; None = 0.3 of the trajectory.
 
         Raises:
-            ValueError: the budget is out of reach, nothing was measured there, or another argument is out of range.
+            ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
 
         """
         context = self._problem(num_steps, timesteps, solver, solver_options)

@@ -77,7 +77,7 @@ class PolicyContext:
         """Return the sampler, for a policy that compares images from the same noise.
 
         Raises:
-            ValueError: the solver adds noise of its own.
+            ValueError: if the solver adds noise of its own.
 
         """
         assert self.sampler is not None
@@ -97,7 +97,7 @@ class PolicyContext:
         """Return the statistics.
 
         Raises:
-            ValueError: there are none.
+            ValueError: if there are no statistics.
 
         """
         if self.calibration is None:
@@ -112,7 +112,7 @@ class PolicyContext:
         """Return a budget in evaluations' worth of MACs, see `policies.budget`.
 
         Raises:
-            ValueError: it has none of the known forms, or no graph can reach it.
+            ValueError: if the budget has none of the known forms, or no graph can reach it.
 
         """
         worth = evaluations_worth(budget, self.blank.num_evaluations)
@@ -172,7 +172,7 @@ class PolicyContext:
         """Return the graph whose MACs are nearest to `worth`, over thresholds in [0, high]; more of it reuses more.
 
         Raises:
-            ValueError: even `high` does not reach the budget.
+            ValueError: if even `high` does not reach the budget.
 
         """
         low, most, least = 0.0, make(0.0), make(high)

@@ -1,4 +1,4 @@
-"""Names to policies."""
+"""Policies by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
         options: of that policy; for `budget` see `policies.budget`.
 
     Raises:
-        ValueError: an unknown policy or option, a budget out of reach, missing statistics.
+        ValueError: if the policy or an option is unknown, the budget is out of reach, or statistics are missing.
 
     """
     check_options(name, options)

@@ -39,7 +39,7 @@ class Rule:
         """Refuse options that do not exist, or leave no evaluation to reuse in.
 
         Raises:
-            ValueError: an option does not exist or is out of range.
+            ValueError: if an option does not exist or is out of range.
 
         """
         RULE_REUSE.check("reuse", self.reuse)
@@ -56,14 +56,14 @@ class Rule:
         return {name: value for name, (value, default) in options.items() if value != default}
 
     def allows(self, evaluation: int, num_evaluations: int) -> bool:
-        """Whether an evaluation may reuse."""
+        """Return whether an evaluation may reuse."""
         return self.first <= evaluation < num_evaluations - self.last
 
     def layers(self, names: Sequence[str]) -> set[int]:
         """Return the layers that are reused.
 
         Raises:
-            ValueError: the backbone has none of that kind.
+            ValueError: if the backbone has no layer of that kind.
 
         """
         found = {i for i, name in enumerate(names) if self.part == "all" or _is(self.part, name)}

@@ -255,7 +255,7 @@ def budget_curve(
         ylabel: what the errors are; ` x 1e-5` is added.
 
     Raises:
-        ValueError: the lists differ in length, or no error can be drawn on a logarithmic axis.
+        ValueError: if the lists differ in length, or no error can be drawn on a logarithmic axis.
 
     """
     bars = list(spread) if spread is not None else [0.0] * len(worth)

@@ -61,7 +61,7 @@ class SampleRow:
             worst: how many of the worst noises.
 
         Raises:
-            ValueError: the shapes differ, or there is no image.
+            ValueError: if the shapes differ, or there is no image.
 
         """
         if images.shape != reference.shape or not len(images):

@@ -84,7 +84,7 @@ class Correction:
         """Return the corrected stand-in (N, T, D) or (N, D, H, W).
 
         Raises:
-            ValueError: it has another number of channels.
+            ValueError: if the stand-in has another number of channels.
 
         """
         key, row = (value.device, value.dtype), self.rows[evaluation, layer]
@@ -104,8 +104,8 @@ class Correction:
         """Return the correction that a graph names; None where it names none.
 
         Raises:
-            FileNotFoundError: the file is missing.
-            ValueError: it is another file, or was made for another graph.
+            FileNotFoundError: if the file is missing.
+            ValueError: if the file is another one, or was made for another graph.
 
         """
         if graph.correction is None:

@@ -23,7 +23,7 @@ def check_differentiable(solver: Solver, shape: tuple[int, ...]) -> None:
     """Refuse a solver whose steps pass no gradient on, for the policies that need one.
 
     Raises:
-        ValueError: so it is.
+        ValueError: if no gradient passes through the solver.
 
     """
     if not differentiable(solver, shape):

@@ -1,4 +1,4 @@
-"""What a graph saves on the clock beside what it saves in MACs, side by side with other ways to run it."""
+"""Measured time beside the time that the MACs predict, for a graph and for other ways to run it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one setting; seconds are medians of one trajectory.
+    """Measurements of one setting; seconds are medians of one trajectory.
 
     Attributes:
         setting: the way to run.
@@ -232,24 +232,24 @@ class _Variant:
 
     @property
     def mode(self) -> str:
-        """How it ran, which is not what was asked for where that failed."""
+        """The mode actually used (differs from the requested one after a fallback)."""
         if self.reference:
             return REFERENCE
         ways = {"compiled": self.sampler.compiled, "captured": self.sampler.captured}
         return "+".join(way for way, ran in ways.items() if ran) or "eager"
 
     def cache_peak(self) -> int:
-        """Return the most that the cache held."""
+        """Return the peak cache size in bytes, as measured."""
         return self._peak if self.reference else self.sampler.cache_peak_bytes
 
     @property
     def predicted_bytes(self) -> int:
-        """What the lifetimes say that the cache holds at its peak."""
+        """Peak cache size in bytes, predicted from the lifetimes."""
         return self.every_output_bytes if self.reference else self.sampler.cache_bytes(len(self.noise))
 
     @property
     def every_output_bytes(self) -> int:
-        """What every layer's output takes, as computed."""
+        """Size in bytes of the outputs of all layers, as computed."""
         backbone = self.sampler.backbone
         assert backbone.layer_shape is not None
         tokens, width = backbone.layer_shape

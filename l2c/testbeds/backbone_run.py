@@ -56,8 +56,8 @@ def train_backbone(
     Raises:
         ValueError, FileNotFoundError: if a setting does not fit, or the loss is not finite.
         OSError: if a folder cannot be written.
-        MemoryError: out of memory; the message says what lowers it.
-        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143.
+        MemoryError: if memory runs out; the message says what lowers the use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
     torch.set_num_threads(settings.num_threads)

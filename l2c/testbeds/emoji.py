@@ -133,7 +133,7 @@ def pack_emoji(pictures: Path, names: Path, output: Path) -> Path:
         output: the file to write, about 5 MB.
 
     Raises:
-        ValueError: a package cannot be read or holds no pictures.
+        ValueError: if a package cannot be read or holds no pictures.
 
     """
     try:
@@ -173,8 +173,8 @@ def fetch_emoji(pictures: str | Path | None = None, names: str | Path | None = N
         names: that of the classes.
 
     Raises:
-        OSError: no connection, or no such file.
-        ValueError: a package is not the expected one.
+        OSError: if there is no connection, or no such file.
+        ValueError: if a package is not the expected one.
 
     """
     path = emoji_path()
@@ -191,8 +191,8 @@ def emoji(path: str | Path | None = None) -> Emoji:
     """Return the pictures from their file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is damaged.
 
     """
     file = Path(path) if path is not None else emoji_path()

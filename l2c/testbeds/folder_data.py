@@ -44,8 +44,8 @@ class FolderDataModule(PixelDataModule):
         num_labels: how many classes there must be.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has another number of classes, or no images; or the shape is not that of colour squares.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the folder has another number of classes or no images, or the shape is no colour square.
 
     """
 

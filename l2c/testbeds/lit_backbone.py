@@ -110,7 +110,7 @@ class LitBackbone(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _muon(self, weights: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-        """Return Muon for the matrices of blocks, which are what lies in lists of modules, and AdamW for the rest."""
+        """Return an optimiser: Muon for matrices inside module lists, AdamW otherwise."""
         matrices = {name for name, p in weights.items() if "blocks." in name and p.ndim == 2}
         return MuonAdamW(
             [p for name, p in weights.items() if name in matrices],

@@ -1,4 +1,4 @@
-"""What watches over a training: losses stay finite, a signal ends it with a checkpoint, a bar shows its steps."""
+"""Callbacks that watch a training: losses stay finite, signals end it with a checkpoint, a bar shows its steps."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class StopBySignal(pl.Callback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to the signals; only the main thread can."""
+        """Install the signal handlers; only possible in the main thread."""
         try:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         except ValueError:
@@ -82,7 +82,7 @@ class StopBySignal(pl.Callback):
         """Write the checkpoint and leave, if a signal came and the step is whole.
 
         Raises:
-            SystemExit: with the signal's code.
+            SystemExit: if a signal came; the code is the signal's.
 
         """
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -103,7 +103,7 @@ class StopBySignal(pl.Callback):
         raise SystemExit(128 + number)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

@@ -13,7 +13,7 @@ from l2c.commands.frame.table import override
 
 
 def is_pipeline(model: Mapping[str, Any] | None) -> bool:
-    """Whether a config's `model` group is that of `backend=diffusers`."""
+    """Return whether a config's `model` group is that of `backend=diffusers`."""
     return model is not None and "pipeline" in model
 
 

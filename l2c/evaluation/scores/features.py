@@ -99,8 +99,8 @@ class InceptionFeatures:
         weights: a local file of the published weights; None = that name in `checkpoints/`.
 
     Raises:
-        FileNotFoundError: the weights are not there; the message says where they are published.
-        ValueError: torch-fidelity is not installed, or the file is damaged or holds other weights.
+        FileNotFoundError: if the weights are missing; the message says where they are published.
+        ValueError: if torch-fidelity is not installed, or the file is damaged or holds other weights.
 
     """
 

@@ -103,7 +103,7 @@ def features_of(
     """Yield the features of a set of images, a batch at a time.
 
     Raises:
-        ValueError: the images have other channels than the extractor reads.
+        ValueError: if the images have other channels than the extractor reads.
 
     """
     if images.shape[0] != extractor.channels:

@@ -59,7 +59,7 @@ def score(
     """Score a set of images; features of them are held, the images are not.
 
     Raises:
-        ValueError: too few images, other channels than the features read, or a reference of other features.
+        ValueError: if there are too few images, or channels or reference do not fit the features.
 
     """
     if len(images) < 2:

@@ -197,6 +197,6 @@ def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) ->
 
 
 def _follows(name: str, after: str) -> bool:
-    """Whether two names are those of neighbours in one list of blocks."""
+    """Return whether two names are those of neighbours in one list of blocks."""
     (head, _, index), (head_after, _, index_after) = name.rpartition("."), after.rpartition(".")
     return head == head_after and index.isdigit() and index_after == str(int(index) + 1)

@@ -27,6 +27,6 @@ def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
 
 
 def called_elsewhere(pipe: Any) -> bool:
-    """Whether another thread is in a call of the pipeline."""
+    """Return whether another thread is in a call of the pipeline."""
     own = threading.get_ident()
     return any(call_of(pipe, thread.ident) is not None for thread in threading.enumerate() if thread.ident != own)

@@ -143,7 +143,7 @@ def pipeline_backbone(
             name.
 
     Raises:
-        ValueError: no prompts, prompts of different lengths, or a scheduler that a graph cannot follow.
+        ValueError: if there are no prompts, their lengths differ, or a graph cannot follow the scheduler.
 
     """
     if not prompts:
@@ -284,8 +284,8 @@ def load_pipeline(
         fewer_steps: likewise.
 
     Raises:
-        ValueError: an empty prompt file, a label out of range.
-        OSError: there is no such pipeline or file.
+        ValueError: if the prompt file is empty, or a label is out of range.
+        OSError: if there is no such pipeline or file.
 
     """
     pipe = read_pipeline(settings)

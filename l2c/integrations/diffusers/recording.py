@@ -76,7 +76,7 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
     """Call a pipeline up to the first call of its model.
 
     Raises:
-        ValueError: the model is not called, or without a timestep.
+        ValueError: if the model is not called, or called without a timestep.
 
     """
     calls: list[RecordedCall] = []
@@ -139,7 +139,7 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> FirstStep:
     """Call a pipeline up to the first step of its scheduler; the model runs once.
 
     Raises:
-        ValueError: the scheduler does not get the model's prediction, or does not step the model's input.
+        ValueError: if the scheduler does not get the model's prediction, or does not step the model's input.
 
     """
     seen: dict[str, Any] = {}

@@ -24,7 +24,7 @@ class SchedulerSolver(Solver):
         timesteps: t that the model is given at each evaluation, which some pipelines scale.
 
     Raises:
-        ValueError: it evaluates twice at one timestep.
+        ValueError: if the scheduler evaluates twice at one timestep.
 
     """
 

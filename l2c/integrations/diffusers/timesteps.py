@@ -36,7 +36,7 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def is_time(name: str) -> bool:
-    """Whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
+    """Return whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
     return name in TIMES or (name.endswith(("_timestep", "_timesteps")) and not name.startswith("r_"))
 
 
@@ -64,7 +64,7 @@ def timestep_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Return the timestep that a model is called with, the noisiest of several; the one host read of a forward.
 
     Raises:
-        ValueError: the model takes none.
+        ValueError: if the model takes no timestep.
 
     """
     t = kwargs.get("timestep")
@@ -130,10 +130,10 @@ class Schedule:
         self._call: FrameType | None = None  # in which the trajectory that runs began
 
     def begins_anew(self, t: float) -> bool:
-        """Whether the pipeline has set its timesteps since the last forward; looks at them then.
+        """Return whether the pipeline has set its timesteps since the last forward; looks at them then.
 
         Raises:
-            ValueError: they are not the graph's, or another thread is in a call of the pipeline.
+            ValueError: if the timesteps are not the graph's, or another thread is in a call of the pipeline.
 
         """
         pipe = self.pipe() if self.pipe is not None else None
@@ -169,7 +169,7 @@ class Schedule:
         """Return the evaluation that takes place at t.
 
         Raises:
-            ValueError: none does.
+            ValueError: if no evaluation takes place at t.
 
         """
         timesteps = self.graph.timesteps
@@ -218,7 +218,7 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     Logs a warning with a summary, because nobody measured the result.
 
     Raises:
-        ValueError: the graph has weights of several outputs, which belong to the evaluations they were made for.
+        ValueError: if the graph has weights of several outputs: those belong to the evaluations they were made for.
 
     """
     if WEIGHTED in graph.reuse:

@@ -50,7 +50,7 @@ def budcache(
         seed: of the noises and of the search.
 
     Raises:
-        ValueError: the budget is out of reach, or the solver adds noise of its own.
+        ValueError: if the budget is out of reach, or the solver adds noise of its own.
 
     """
     rule = Rule(reuse)

@@ -77,7 +77,7 @@ def interval(
         part: layers that are reused: `all`, `attn` or `mlp`.
 
     Raises:
-        ValueError: an option is out of range, or the budget out of reach.
+        ValueError: if an option is out of range, or the budget out of reach.
 
     """
     rule = Rule(reuse, first, last, part)

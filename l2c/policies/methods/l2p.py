@@ -53,7 +53,7 @@ def l2p(
         seed: of their noises.
 
     Raises:
-        ValueError: an option is out of range, or the budget out of reach.
+        ValueError: if an option is out of range, or the budget out of reach.
 
     """
     ORDER.check("order", order)

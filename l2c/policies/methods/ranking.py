@@ -39,7 +39,7 @@ def late_first(
         part: layers that are reused: `all`, `attn` or `mlp`.
 
     Raises:
-        ValueError: an option is out of range, or the budget out of reach.
+        ValueError: if an option is out of range, or the budget out of reach.
 
     """
     worth = context.evaluations(budget)
@@ -72,8 +72,8 @@ def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change"
         routed: evaluations that may reuse; see `PolicyContext.routed`.
 
     Raises:
-        ValueError: an unknown score, or an array of another shape.
-        FileNotFoundError: there is no such array.
+        ValueError: if the score is unknown, or the array has another shape.
+        FileNotFoundError: if there is no such array.
 
     """
     worth = context.evaluations(budget)

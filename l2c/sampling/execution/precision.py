@@ -24,7 +24,7 @@ def dtype_of(name: str | torch.dtype | None, what: str = "precision") -> torch.d
     """Return the type that a precision's name stands for; a type and None are returned as they are.
 
     Raises:
-        ValueError: an unknown name; `what` is named with it.
+        ValueError: if the name is unknown; the message calls the setting `what`.
 
     """
     if name is None or isinstance(name, torch.dtype):
@@ -43,7 +43,7 @@ def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
             solver's arithmetic stays in 32 bits.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: if the precision is unknown.
 
     """
     dtype = dtype_of(precision)
@@ -64,7 +64,7 @@ def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> 
         device: of the backbone; on another than a CPU there is no such choice.
 
     Raises:
-        ValueError: an unknown way to multiply.
+        ValueError: if the way to multiply is unknown.
 
     """
     if matmul not in MATMULS:

@@ -38,8 +38,8 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
         ValueError, FileNotFoundError: if the graph or a setting does not fit; nothing is written then. Also if the
             loss is not finite.
         OSError: if the folder cannot be written.
-        MemoryError: out of memory; the message says what lowers it.
-        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143.
+        MemoryError: if memory runs out; the message says what lowers the use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
     place = Path(folder)

@@ -25,7 +25,7 @@ def share_to_remove(cost: Cost, budget: Budget, *, num_evaluations: int, num_rou
         num_routed: how many of them are routed.
 
     Raises:
-        ValueError: the budget has none of the known forms, or is out of reach; the message names the range.
+        ValueError: if the budget has none of the known forms, or is out of reach; the message names the range.
 
     """
     if budget is None:

@@ -86,5 +86,5 @@ class LitRouter(pl.LightningModule):
         checkpoint["objective"] = dict(self.objective.state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the objective back what it had learned."""
+        """Restore the objective's state."""
         self.objective.load_state(checkpoint.get("objective", {}))

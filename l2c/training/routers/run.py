@@ -74,8 +74,8 @@ def train_routers(
         ValueError, FileNotFoundError: if a setting, the weights or the data do not fit; nothing is written then.
             Also if the loss is not finite; the last good checkpoint stays.
         OSError: if the folder cannot be written.
-        MemoryError: out of memory; the message says what lowers it.
-        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143; `last.ckpt` is that of the last whole step.
+        MemoryError: if memory runs out; the message says what lowers the use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143, `last.ckpt` is of the last whole step.
 
     """
     place = Path(folder)
