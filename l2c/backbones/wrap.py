@@ -52,7 +52,7 @@ class WrappedModule(Backbone):
         layers: its layers, in the order in which they run.
         timestep: the name of the parameter of its forward that takes t (N,).
         labels: the name of the one that takes y (N,); None = it takes none.
-        conventions: of the weights.
+        conventions: conventions of the weights.
         input_shape: (C, H, W) of one input; None = unknown, then noise must be given and costs cannot be measured.
         num_embedded_labels: rows of the label table, the null label included.
 

@@ -61,7 +61,7 @@ class Calibration:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What it is valid for, by name."""
+        """The binding of the calibration, by field name."""
         return self.binding.head
 
     def tensor(self, name: str) -> Tensor:
@@ -106,7 +106,7 @@ class Calibration:
 
         Args:
             graph: to be made; says model, weights, guidance and times.
-            solver: of the graph, or its evaluations.
+            solver: solver of the graph, or its evaluations.
 
         Raises:
             ValueError: if model, weights or guidance differ, or the responses cannot be carried; the message says.

@@ -25,8 +25,8 @@ class Cost:
     """MACs of one evaluation for one sample (one guidance branch).
 
     Attributes:
-        layers: of each layer, (2L,).
-        fixed: of everything that is always computed: embeddings, modulation, skip linears, output.
+        layers: MACs of each layer, (2L,).
+        fixed: MACs of everything that is always computed: embeddings, modulation, skip linears, output.
 
     """
 

@@ -48,7 +48,7 @@ def covered_share(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> flo
     """Return the share of a forward's MACs that layers hold.
 
     Args:
-        layers: of a model.
+        layers: layers of a model.
         run: calls the model once.
 
     """

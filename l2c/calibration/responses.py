@@ -1,4 +1,4 @@
-"""How the final image answers when a layer's output is replaced by an older one: projections, by backward passes.
+"""Response of the final image to replacing a layer's output by an older one, measured by backward passes.
 
 To first order, replacing the output f_e of a layer at evaluation e by f_e + d changes the image by J_e d. One
 backward pass from a random direction q of image space gives q . J_e for all entries (evaluation, layer) at once,
@@ -45,7 +45,7 @@ def measure_responses(
         num_probes: backward passes per batch.
         max_age: the oldest output considered, in evaluations.
         batch_size: trajectories differentiated at a time; memory grows with it.
-        seed: of the directions, which belong to images: the batch size does not change them.
+        seed: seed of the directions, which belong to images: the batch size does not change them.
 
     Raises:
         ValueError: if the solver adds noise of its own, or passes no gradient on.

@@ -21,7 +21,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encode did.
+    """The result of an encode.
 
     Attributes:
         num_images: images that this process wrote in this run.

@@ -19,7 +19,7 @@ from l2c.data.shards import Shards, write_tensors
 
 @dataclass(frozen=True)
 class Manifest(Shards):
-    """What a folder of latents is.
+    """The manifest of a folder of latents.
 
     Attributes:
         vae: name of the autoencoder.

@@ -30,7 +30,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 class Shards:
-    """What a folder of shards is; shard k holds the images k S .. (k + 1) S - 1.
+    """The manifest of a folder of shards; shard k holds the images k S .. (k + 1) S - 1.
 
     A kind of shards is a dataclass on this: its fields, `shape`, `num_images` and `shard_size` among them, are what
     the manifest holds.
@@ -65,7 +65,7 @@ class Shards:
         return [k for k in range(self.num_shards) if not self.path(folder, k).is_file()]
 
     def settings_to_agree(self) -> dict[str, Any]:
-        """Return what must be the same where a folder is continued, by name."""
+        """Return the settings that must be equal when a folder is continued, by name."""
         return dict(vars(self))
 
     def claim(self, folder: Path) -> None:

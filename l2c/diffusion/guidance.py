@@ -13,7 +13,7 @@ NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a conditional and an unconditional output become one, and how both are computed as one batch.
+    """Combines a conditional and an unconditional output, and computes both as one batch.
 
     The batch of both branches has 2 N rows, the N conditional ones first; without active guidance it is the batch of
     N itself.

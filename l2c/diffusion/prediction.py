@@ -1,4 +1,4 @@
-"""What a network predicts, and the linear maps between the predictions.
+"""Kinds of prediction of a network, and the linear maps between them.
 
 A noisy state is x = alpha x_0 + sigma eps. Networks predict
     noise: eps,

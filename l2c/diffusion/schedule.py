@@ -163,7 +163,7 @@ class FlowSchedule(Schedule):
 
 
 class CountsTime(Protocol):
-    """What a schedule is made from: the conventions of a backbone."""
+    """The conventions of a backbone from which a schedule is made."""
 
     @property
     def schedule(self) -> str:

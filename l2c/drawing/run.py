@@ -30,7 +30,7 @@ class Drawn:
     """The result of a run.
 
     Attributes:
-        folder: of the shards.
+        folder: folder of the shards.
         num_images: images drawn by all processes of this run; fewer than the folder's where it went on.
         seconds: wall-clock that drawing them took, model loading not included.
         first_process: whether this is the process that goes on with the images.
@@ -74,7 +74,7 @@ def sample_images(
         sampler: draws the images.
         folder: where shards and manifest go; with shards of the same settings it is completed.
         num_images: how many.
-        seed: of noise and labels; image i is the same however many processes share the work.
+        seed: seed of noise and labels; image i is the same however many processes share the work.
         labels: `balanced` goes round all labels, `random` draws each.
         batch_size: images at a time, of one process.
         shard_size: images per file; what a kill costs at most.

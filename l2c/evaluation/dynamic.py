@@ -24,13 +24,13 @@ from l2c.sampling.sampler import Sampler
 
 
 class Criterion(ABC):
-    """Which images compute their middle blocks at an evaluation; a new one for each trajectory."""
+    """Decides which images compute their middle blocks at an evaluation; make a new one for each trajectory."""
 
     signal: Tensor
 
     @abstractmethod
     def computes(self, evaluation: int, signal: Tensor) -> Tensor:
-        """Return for each image whether it computes, (N,) bools; the first evaluation's answer is not asked for.
+        """Return for each image whether it computes, (N,) bools; not called for the first evaluation.
 
         Args:
             evaluation: its index.
@@ -39,7 +39,7 @@ class Criterion(ABC):
         """
 
     def computed(self, signal: Tensor, which: Tensor) -> None:
-        """Take note of the signals (N, F) of an evaluation and of the images (N,) that computed there."""
+        """Record the signals (N, F) of an evaluation and the images (N,) that computed there."""
         self.signal = signal if not hasattr(self, "signal") else torch.where(which[:, None], signal, self.signal)
 
 
@@ -68,9 +68,9 @@ class Accumulated(Criterion):
     last evaluation compute.
 
     Args:
-        threshold: of the sum.
-        coefficients: of the polynomial, the highest power first, as `numpy.polyfit` gives them.
-        num_evaluations: of the trajectory.
+        threshold: threshold of the sum.
+        coefficients: coefficients of the polynomial, the highest power first, as `numpy.polyfit` gives them.
+        num_evaluations: number of evaluations of the trajectory.
 
     """
 
@@ -90,15 +90,15 @@ class Accumulated(Criterion):
         return which
 
     def computed(self, signal: Tensor, which: Tensor) -> None:
-        """Take note of the signal of every evaluation."""
+        """Record the signal of every evaluation."""
         self.signal = signal
 
 
 class Magnitude(Criterion):
-    """MagCache: reuse while the error that calibrated ratios of residuals' sizes tell of stays within a threshold.
+    """MagCache: reuse while the error estimated from calibrated ratios of residual sizes is within a threshold.
 
     Args:
-        threshold: of the summed |1 - product of ratios since the last computing|.
+        threshold: threshold of the summed |1 - product of ratios since the last computing|.
         ratios: (E,), mean size of the residual over that of the evaluation before; the first is not read.
         max_skips: evaluations in a row that may reuse.
         retention: share of the evaluations at the start that compute.
@@ -147,8 +147,8 @@ class DynamicPass(Pass):
 
     Args:
         method: what decides.
-        threshold: of its criterion.
-        num_blocks: of the backbone.
+        threshold: threshold of its criterion.
+        num_blocks: number of blocks of the backbone.
         branches: rows of the batch that belong to one image, 2 with guidance; they decide together.
 
     Attributes:
@@ -232,7 +232,7 @@ class DynamicSampler:
     Args:
         uncached: brings backbone, solver and guidance.
         method: what decides.
-        threshold: of its criterion.
+        threshold: threshold of its criterion.
 
     Attributes:
         graph: None; there is none.

@@ -60,7 +60,7 @@ class Tournament:
 
     Args:
         backbone: the network.
-        solver: of the uncached trajectory.
+        solver: solver of the uncached trajectory.
         settings: methods, budgets and noises.
         folder: where cells, pictures and graphs go.
 

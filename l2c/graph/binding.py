@@ -1,4 +1,4 @@
-"""What a cache graph is valid for, and the one check of it that both executors call.
+"""The binding of a cache graph (what it is valid for), and the checks that both executors call.
 
 The sampler and the hooks on a pipeline know these things at different times: layers and weights when a graph is
 applied, times and guidance at the latest when a trajectory begins. Each check is therefore a function of its own.
@@ -31,7 +31,7 @@ DRAWING = ("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral",
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """What a graph, a calibration or a correction is valid for.
+    """Model, weights, solver, times and guidance that a graph, calibration or correction is valid for.
 
     Attributes:
         model: name of the backbone.
@@ -66,7 +66,7 @@ class Binding:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What a file of measurements keeps of it, as JSON."""
+        """The part that a calibration's file keeps, as JSON."""
         return {
             "model": self.model,
             "weights": self.fingerprint,
@@ -203,7 +203,7 @@ def check_times(
 
     Args:
         binding: the graph's.
-        timesteps: of the solver, as many as the graph's.
+        timesteps: timesteps of the solver, as many as the graph's.
         tolerance: returns the difference that is allowed at a time, in units of t.
         mend: how to mend it; None = the sampler's way.
 

@@ -24,7 +24,7 @@ MAX_HEADER = 2**24  # bytes
 
 @dataclass(frozen=True)
 class CorrectionFile:
-    """Where a graph's correction lies and which file it is.
+    """Path and digest of a graph's correction.
 
     Attributes:
         path: the file, in the graph's own folder.

@@ -70,7 +70,7 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
     """Return what a file's text says, as arguments of `CacheGraph`.
 
     Args:
-        text: of the file.
+        text: text of the file.
         folder: where a correction that the graph names lies.
 
     Raises:

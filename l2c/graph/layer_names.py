@@ -1,4 +1,4 @@
-"""What the names of layers say about blocks and kinds: `blocks.3.attn` is the kind `attn` of the block `blocks.3`."""
+"""Blocks and kinds of layers, read from their names: `blocks.3.attn` is the kind `attn` of the block `blocks.3`."""
 
 from __future__ import annotations
 

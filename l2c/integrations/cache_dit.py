@@ -13,7 +13,7 @@ from l2c.io.atomic import replacing
 
 @dataclass(frozen=True)
 class StepMask:
-    """What a step mask keeps of a graph.
+    """A step mask, and its loss against the graph.
 
     Attributes:
         mask: one bit per step, 1 = compute.
@@ -31,7 +31,7 @@ class StepMask:
     linear: int
 
     def summary(self) -> str:
-        """Return, for people, what is lost."""
+        """Return one line for people on what the mask loses."""
         bits = "".join(map(str, self.mask))
         return (
             f"step mask {bits}: {self.now_reused} of {self.num_entries} entries that the graph computes are skipped "

@@ -26,7 +26,7 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting may be; subclasses name one kind of value.
+    """The allowed values of a setting; subclasses name one kind of value.
 
     Attributes:
         optional: null (None) is allowed.

@@ -82,7 +82,7 @@ def rows_in_order(
 
     Args:
         entries: (evaluation, layer), the first to be reused first.
-        macs: of each layer, (L,).
+        macs: MACs of each layer, (L,).
         num_evaluations: number of rows.
         to_save: MACs.
 

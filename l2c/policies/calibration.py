@@ -126,7 +126,7 @@ class Calibration(measured.Calibration):
         Args:
             sampler: the uncached one that was measured.
             num_trajectories: noises per budget.
-            batch_size: of them at a time.
+            batch_size: trajectories at a time.
 
         """
         backbone = sampler.backbone

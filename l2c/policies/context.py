@@ -1,4 +1,4 @@
-"""What every policy is given: an all-compute graph to thin out, costs, statistics."""
+"""The input of every policy: an all-compute graph to thin out, costs, statistics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PolicyContext:
     def of(
         cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True
     ) -> PolicyContext:
-        """Return what is needed to thin out an uncached sampler.
+        """Return the context of an uncached sampler.
 
         A sampler of a backbone on the meta device (`backbone_shapes`) will do for policies that measure nothing.
 
@@ -70,7 +70,7 @@ class PolicyContext:
 
     @property
     def stochastic(self) -> bool:
-        """Whether the solver adds noise of its own, along which no forecast goes on."""
+        """Whether the solver adds noise of its own, so that no forecast may extrapolate."""
         return self.sampler is not None and self.sampler.solver.stochastic
 
     def deterministic_sampler(self, policy: str) -> Sampler:

@@ -83,7 +83,7 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
 
     Args:
         context: with `responses` among its statistics.
-        graph: of the same sampler; a fixed rule's, for one.
+        graph: a graph of the same sampler, such as a fixed rule's.
         worth: the budget in evaluations' worth of MACs, not below the graph's own.
         order: see `gram`.
 
@@ -126,7 +126,7 @@ def expected_error(change: Array, calibration: Calibration, share: float) -> dic
     Args:
         change: (M,), the sum of all responses.
         calibration: says how many directions a trajectory has, and the ratios.
-        share: of the uncached MACs.
+        share: share of the uncached MACs.
 
     """
     of_probes = calibration.settings.get("responses")

@@ -1,4 +1,4 @@
-"""What the fixed rules share: which evaluations always compute, which layers take part, what stands in for them.
+"""Options of the fixed rules: the evaluations that always compute, the layers that are reused, the predictor.
 
 `hold` is FORA's reuse, `taylor1` and `taylor2` are TaylorSeer's forecasts by evaluations, `linear` is the line in t.
 """
@@ -72,7 +72,7 @@ class Rule:
         return found
 
     def stand_ins(self, context: PolicyContext, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-        """Return what stands in for what rows reuse, as `reuse` and `weighted` of a graph.
+        """Return the predictors of the entries that rows reuse, as `reuse` and `weighted` of a graph.
 
         Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
         """

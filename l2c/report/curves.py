@@ -247,7 +247,7 @@ def budget_curve(
     Args:
         worth: MACs of each graph, in evaluations.
         errors: mean squared error of each graph to the uncached images; not drawn where it is 0 or not finite.
-        num_evaluations: of the uncached trajectory; the upper axis shows the speed-up by MACs that it allows.
+        num_evaluations: length of the uncached trajectory; the upper axis shows the speed-up by MACs.
         title: over the picture; wrapped.
         spread: standard error of each error; None = no bars.
         budgets: evaluations' worth to mark with vertical lines.

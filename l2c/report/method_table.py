@@ -22,7 +22,7 @@ class Cell:
     Attributes:
         method: name of the method.
         target: the budget asked for, in evaluations' worth of MACs.
-        seed: of the draw or of the training.
+        seed: seed of the draw or of the training.
         evaluations_worth: MACs that it took, in full evaluations.
         mse: mean squared error per pixel against the uncached images.
         mse_standard_error: its standard error over noises.

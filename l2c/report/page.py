@@ -38,7 +38,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a table shows at a place, and the number that it is sorted by; None = by its text."""
+    """The text of a table's cell, and the number that it is sorted by; None = sorted by the text."""
 
     text: str
     order: float | None = None

@@ -29,7 +29,7 @@ def sample_figure(rows: Sequence[SampleRow], labels: Sequence[int] | None = None
 
     Args:
         rows: one per method, of the same first noises.
-        labels: of the first noises, written over the columns.
+        labels: labels of the first noises, written over the columns.
 
     Raises:
         ValueError: if there are no rows, or their first noises differ.

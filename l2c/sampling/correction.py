@@ -128,7 +128,7 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
     with the width of each in the header.
 
     Args:
-        path: of the file.
+        path: path of the file.
         graph: whose reused entries these are.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
         shift: likewise.

@@ -108,7 +108,7 @@ class _ScheduledPass(Pass):
         self._steps: tuple[BlockStep, ...] = ()
 
     def begin(self, evaluation: int) -> None:
-        """Turn to an evaluation."""
+        """Start an evaluation."""
         if self._lifetimes is not None:
             self._steps = self._lifetimes.steps[evaluation]
 

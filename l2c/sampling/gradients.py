@@ -1,4 +1,4 @@
-"""Whether the image can be differentiated through every step of a solver."""
+"""Probes whether gradients pass through every step of a solver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a sampler runs, as commands name it: precision, products, where the cache lies, how blocks are launched."""
+"""Settings of how a sampler runs, as commands name them: precision, products, cache, compiling, capturing."""
 
 from __future__ import annotations
 

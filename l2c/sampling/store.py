@@ -1,4 +1,4 @@
-"""Where a trajectory's layer outputs are kept."""
+"""Storage of a trajectory's layer outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Peak:
         self._lock = OwnLock()
 
     def take(self, count: int) -> None:
-        """Take note of what a store keeps now."""
+        """Record the bytes that a store keeps now."""
         if count > self.bytes:
             with self._lock:
                 self.bytes = max(self.bytes, count)
@@ -84,11 +84,11 @@ class LayerStore:
         return self._held[slot].to(like.device, like.dtype, non_blocking=True)
 
     def drop(self, slot: int) -> None:
-        """Let go of what a slot keeps."""
+        """Free a slot."""
         self._bytes -= self._held.pop(slot).untyped_storage().nbytes()
 
     def clear(self) -> None:
-        """Let go of everything that is kept; buffers stay for the next trajectory."""
+        """Free all slots; buffers stay for the next trajectory."""
         self._held.clear()
         self._bytes = 0
 

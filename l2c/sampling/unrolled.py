@@ -86,7 +86,7 @@ class _Student:
 
 
 class _Reuse:
-    """What stands in for reused outputs along a trajectory, differentiable in slopes and corrections.
+    """Predictions of reused outputs along a trajectory, differentiable in slopes and corrections.
 
     Args:
         graph: what is reused when.
@@ -134,7 +134,7 @@ class _Reuse:
 def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over images (N, C, H, W) of the root of their squared error, and the mean squared error.
 
-    Of plain squares a few images of large error would be all that counts.
+    With plain squares, a few images of large error would dominate.
     """
     error = (images - reference).square().flatten(1).mean(dim=1)  # (N,)
     return error.clamp_min(1e-12).sqrt().mean(), error.mean().detach()

@@ -1,4 +1,4 @@
-"""How time and memory of a trajectory grow, as a linear model that sizes a run on paper."""
+"""A linear model of time and memory of a trajectory, to estimate runs without measuring them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one size took.
+    """Time and memory of one size.
 
     Attributes:
         size: the network and the run.
@@ -91,7 +91,7 @@ class Run:
     Args:
         size: the network and the run.
         device: where it runs.
-        precision: of the network, see `Sampler`; None = 32 bits, products as torch is set.
+        precision: precision of the network, see `Sampler`; None = 32 bits, products as torch is set.
 
     """
 

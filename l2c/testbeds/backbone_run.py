@@ -50,7 +50,7 @@ def train_backbone(
     Args:
         backbone: the network with fresh weights, in train mode.
         data: images (N, C, H, W) and labels (N,).
-        settings: of the run.
+        settings: settings of the run.
         run_folder: for metrics and checkpoints.
 
     Raises:

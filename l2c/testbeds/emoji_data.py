@@ -78,7 +78,7 @@ class EmojiDataModule(PixelDataModule):
 
     Args:
         batch_size: images per step, over all processes.
-        seed: of what is drawn.
+        seed: seed of what is drawn.
         skin_tones: `all` variants in skin tones, or `none` of them.
         pictures: others than those of the file, in the same form.
 

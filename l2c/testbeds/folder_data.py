@@ -38,7 +38,7 @@ class FolderDataModule(PixelDataModule):
 
     Args:
         batch_size: images per step, over all processes.
-        seed: of order and mirroring.
+        seed: seed of order and mirroring.
         folder: with a sub-folder of images per class.
         image_shape: (3, H, H), to which images are cropped.
         num_labels: how many classes there must be.

@@ -34,7 +34,7 @@ class LitBackbone(pl.LightningModule):
         optimizer: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
         learning_rate: peak learning rate of AdamW.
         muon_learning_rate: peak learning rate of Muon.
-        weight_decay: of both.
+        weight_decay: weight decay of both.
         max_steps: where the cosine ends.
         warmup_steps: steps of linear warm-up.
         decay_share: the part of the steps that the cosine takes, in (0, 1]; 1 = no constant phase.

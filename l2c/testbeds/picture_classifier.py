@@ -1,4 +1,4 @@
-"""What the classifiers of the testbeds share: they read samples, and know their features on the real pictures."""
+"""Base of the testbeds' classifiers: reads samples, and knows the features of the real pictures."""
 
 from __future__ import annotations
 

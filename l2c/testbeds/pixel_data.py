@@ -31,7 +31,7 @@ def pixel_data(
         image_shape: (C, H, W) of the backbone's input.
         num_labels: labels are 0..num_labels-1.
         batch_size: images per step, over all processes.
-        seed: of order and augmentation.
+        seed: seed of order and augmentation.
         options: the data set's own settings.
 
     Raises:

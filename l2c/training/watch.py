@@ -55,7 +55,7 @@ class StopBySignal(pl.Callback):
     once.
 
     Args:
-        folder: of the run; gets `last.ckpt`.
+        folder: folder of the run; gets `last.ckpt`.
 
     """
 
@@ -79,7 +79,7 @@ class StopBySignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint and leave, if a signal came and the step is whole.
+        """Write the checkpoint and exit, if a signal came and the step is complete.
 
         Raises:
             SystemExit: if a signal came; the code is the signal's.

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a preset of ours, or a diffusers pipeline (`backend=diffusers`)."""
+"""Source of a backbone: a preset of ours, or a diffusers pipeline (`backend=diffusers`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scores of image sets are computed on: features of 8-bit images by a network that reads them."""
+"""Features of 8-bit images by a network, on which scores of image sets are computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FeatureExtractor(Protocol):
 
     Attributes:
         name: which one; scores by different extractors do not compare.
-        channels: of the images that it reads.
+        channels: channels of the images that it reads.
 
     """
 

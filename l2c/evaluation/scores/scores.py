@@ -19,7 +19,7 @@ SPLITS = 10
 
 @dataclass(frozen=True)
 class Scores:
-    """What a set of images scores against a reference.
+    """Scores of a set of images against a reference.
 
     Attributes:
         fid: Frechet distance of pooled features (arXiv 1706.08500).

@@ -1,4 +1,4 @@
-"""Whether a pipeline is being called, and in which thread: two calls at once would share its scheduler."""
+"""Detects running calls of a pipeline, and their thread: two calls at once would share its scheduler."""
 
 from __future__ import annotations
 

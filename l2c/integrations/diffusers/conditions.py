@@ -1,4 +1,4 @@
-"""What a pipeline gives its model beside the noisy input and the timestep, for each prompt."""
+"""Arguments of a pipeline's model other than noisy input and timestep, for each prompt."""
 
 from __future__ import annotations
 

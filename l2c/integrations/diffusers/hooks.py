@@ -61,7 +61,7 @@ class LayerHook(_UncopiedHook):
         form: how the module's output holds the layer.
 
     Attributes:
-        slots: of the calls of one forward that are layers, by their number; other calls compute.
+        slots: slots of the calls of one forward that are layers, by their number; other calls compute.
         turn: number of the next call.
 
     """
@@ -91,7 +91,7 @@ class RunHook(LayerHook):
     """One of several blocks in a row that are always reused together: their sum is kept, the first one adds it.
 
     Args:
-        form: of the blocks.
+        form: form of the blocks.
         leader: the hook of the first block of the run; None = this one is it.
 
     Attributes:

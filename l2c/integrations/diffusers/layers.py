@@ -1,4 +1,4 @@
-"""Which modules of a diffusers model are layers, told by what they are, and in what form."""
+"""Finds the layers of a diffusers model by the classes and shapes of its modules, with their forms."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class PipelineBackbone(WrappedModule):
 
     Args:
         model: the transformer or U-Net.
-        calls: of the model, for each prompt and for the empty one.
+        calls: calls of the model, for each prompt and for the empty one.
         step: the first step of the trajectory of the first prompt.
         solver: the pipeline's scheduler.
         of: kinds of layers, see `find_layers`.

@@ -65,7 +65,7 @@ def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
     """Say whether a scheduler adds noise at its steps.
 
     Args:
-        scheduler: of a diffusers pipeline.
+        scheduler: scheduler of a diffusers pipeline.
         eta: as the pipeline is called with; counts for schedulers whose steps take it.
 
     """

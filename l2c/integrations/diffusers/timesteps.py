@@ -1,4 +1,4 @@
-"""From the timestep of a forward to the row of a graph, and what is refused on the way."""
+"""Maps the timestep of a forward to the row of a graph, and refuses timesteps that do not fit."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class RoundedTimestep(float):
 
 
 class Schedule:
-    """A graph's timesteps, checked against what the model is really given.
+    """A graph's timesteps, checked against those that the model is given.
 
     Args:
         graph: the graph.
@@ -162,7 +162,7 @@ class Schedule:
         return True
 
     def end(self) -> None:
-        """Let go of the call of the pipeline whose trajectory is over."""
+        """Forget the pipeline's call after the end of its trajectory."""
         self._call = None
 
     def evaluation(self, t: float) -> int:

@@ -46,8 +46,8 @@ def budcache(
         steps: graphs that simulated annealing tries.
         climbs: graphs that hill climbing tries at most.
         num_trajectories: noises that graphs are judged on.
-        judge_batch: of them, how many at a time.
-        seed: of the noises and of the search.
+        judge_batch: noises sampled at a time.
+        seed: seed of the noises and of the search.
 
     Raises:
         ValueError: if the budget is out of reach, or the solver adds noise of its own.

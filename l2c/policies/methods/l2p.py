@@ -49,8 +49,8 @@ def l2p(
         last: evaluations at the end that compute everything.
         phase: evaluations by which the computed ones come earlier.
         num_trajectories: uncached trajectories that weights are fitted on.
-        batch_size: of them at a time.
-        seed: of their noises.
+        batch_size: trajectories at a time.
+        seed: seed of the noises.
 
     Raises:
         ValueError: if an option is out of range, or the budget out of reach.

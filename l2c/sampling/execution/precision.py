@@ -1,4 +1,4 @@
-"""In how many bits a network runs, and who multiplies its matrices."""
+"""Precision of a network, and the library that multiplies its matrices."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> 
             processors. Torch lets it take fewer bits where the processor has instructions for them, so its accuracy
             is checked on this machine first; where it is not that of 32 bits, or torch does not use oneDNN for such
             products at all (processors without AVX-512), one warning and the default.
-        device: of the backbone; on another than a CPU there is no such choice.
+        device: device of the backbone; on another than a CPU there is no such choice.
 
     Raises:
         ValueError: if the way to multiply is unknown.

@@ -31,8 +31,8 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
     Args:
         graph: what is reused when; see `check_correctable`.
         sampler: uncached, of the graph's solver; see `uncached_sampler`.
-        settings: of the run.
-        folder: of the run.
+        settings: settings of the run.
+        folder: folder of the run.
 
     Raises:
         ValueError, FileNotFoundError: if the graph or a setting does not fit; nothing is written then. Also if the

@@ -20,7 +20,7 @@ def share_to_remove(cost: Cost, budget: Budget, *, num_evaluations: int, num_rou
 
     Args:
         cost: MACs of the backbone.
-        budget: of the whole trajectory, see `policies.budget`.
+        budget: budget of the whole trajectory, see `policies.budget`.
         num_evaluations: evaluations of the trajectory.
         num_routed: how many of them are routed.
 
@@ -54,7 +54,7 @@ def rank_rows(
         weights: (routed evaluations, 2L), soft rows.
         evaluations: the routed evaluations, in that order.
         num_evaluations: evaluations of the trajectory.
-        macs: of each layer, (2L,).
+        macs: MACs of each layer, (2L,).
         remove: the share, in 0..1.
 
     """

@@ -1,4 +1,4 @@
-"""What router training shows while it runs."""
+"""Heat maps of the routers, drawn while they train."""
 
 from __future__ import annotations
 

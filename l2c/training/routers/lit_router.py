@@ -21,7 +21,7 @@ class LitRouter(pl.LightningModule):
         routers: the routers; all that a checkpoint holds.
         pairs: source of the training pairs; holds the frozen backbone.
         objective: what to minimise.
-        learning_rate: of AdamW, without weight decay.
+        learning_rate: learning rate of AdamW, without weight decay.
         clamp: logits are kept in [-clamp, clamp] after each step.
         threshold: for the share of removed layers that is logged.
 

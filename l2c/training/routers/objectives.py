@@ -1,4 +1,4 @@
-"""What routers minimise."""
+"""Objectives of router training."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class LearningToCache:
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the state that `state` returned."""
 
     def rows(self, routers: Routers, num_evaluations: int) -> tuple[tuple[bool, ...], ...]:
         """Return the final rows of a whole trajectory."""

@@ -1,4 +1,4 @@
-"""Where routers meet data: neighbouring evaluations (s, m), m the routed one.
+"""Training pairs for routers: neighbouring evaluations (s, m), m the routed one.
 
 The pass at s fills the cache, the solver moves x_s to x_m, a full pass at x_m is the teacher.
 """
@@ -292,7 +292,7 @@ def _moved(cache: LayerCache, device: torch.device | str) -> LayerCache:
 
 @dataclass(frozen=True)
 class _StoredPair:
-    """What a revisit needs: evaluations s and m with their states, the teacher's output, and the cache if kept."""
+    """Data for a revisit: evaluations s and m with their states, the teacher's output, and the cache if kept."""
 
     before: Evaluation
     request: Evaluation
@@ -301,7 +301,7 @@ class _StoredPair:
 
 
 class _OpenTrajectory:
-    """Where a trajectory stands between two training steps."""
+    """State of a trajectory between two training steps."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory

@@ -1,4 +1,4 @@
-"""What stands in for reused layers while routers train: the last output, or the line in t through the last two."""
+"""Predictions of reused layers in router training: the last output, or the line in t through the last two."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ RESULTS = ("cache_graph.json", "graph.png", "routers.png")
 
 @dataclass(frozen=True)
 class TrainedRouters:
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
         graph: the exported cache graph.
@@ -64,8 +64,8 @@ def train_routers(
 
     Args:
         backbone: the frozen network.
-        settings: of the run.
-        folder: of the run.
+        settings: settings of the run.
+        folder: folder of the run.
         images: the data module, where the data set is none of `routers.settings.DATA`.
         any_weights: the graph is not tied to the backbone's weights, because they are random.
         config: the command's whole configuration, kept as `config.yaml`.

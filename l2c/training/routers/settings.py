@@ -27,7 +27,7 @@ class RouterSettings(Settings, group="router"):
         penalty_weights: what a layer costs: its share of the layers' `macs`, or `ones`.
         error: squared error of a sample: `mean` (DiT) or `sum` (U-ViT) over its outputs.
         init: start of all logits, or `normal` for N(0, 1).
-        learning_rate: of AdamW, without weight decay.
+        learning_rate: learning rate of AdamW, without weight decay.
         clamp: logits stay in [-clamp, clamp].
         threshold: a layer is computed where sigmoid(logit) > threshold.
         straight_through: the student sees the thresholded row, with the soft one's gradient.
@@ -58,7 +58,7 @@ class BudgetSettings(RouterSettings):
     """Learning-to-Cache at a given cost.
 
     Attributes:
-        budget: of the whole trajectory, see `policies.budget`.
+        budget: budget of the whole trajectory, see `policies.budget`.
         ascent: how fast the penalty follows, per visit of all routers.
         damping: keeps it from overshooting.
 
@@ -88,7 +88,7 @@ class HarmonicaSettings(RouterSettings):
     weight_images: int = whole(8, at_least=1)
 
     def check_together(self) -> None:
-        """Refuse extrapolation, which this training has not."""
+        """Refuse extrapolation, which this training does not support."""
         if self.reuse != HOLD:
             raise ValueError(
                 f"router=harmonica holds what it reuses, got router.reuse={self.reuse}; say router.reuse=hold"
@@ -100,8 +100,8 @@ class DataSettings(Settings, group="data"):
     """A data set by its name.
 
     Attributes:
-        name: of the data set.
-        batch_size: of a step, over all processes and accumulated parts together.
+        name: name of the data set.
+        batch_size: images of a step, over all processes and accumulated parts together.
 
     """
 
@@ -128,7 +128,7 @@ class LatentsSettings(DataSettings):
     """Latents that `encode_latents` wrote.
 
     Attributes:
-        folder: of the latents.
+        folder: folder of the latents.
         vae_scale: the scale that the backbone was trained with.
         num_workers: processes that read.
 
@@ -202,7 +202,7 @@ def data_settings(given: Mapping[str, Any], more: Mapping[str, type[DataSettings
 
 @dataclass(frozen=True)
 class RouterTraining(Settings):
-    """Everything that a run of router training is told.
+    """All settings of a run of router training.
 
     Attributes:
         solver: the trajectory.
@@ -210,7 +210,7 @@ class RouterTraining(Settings):
         data: what they are trained on.
         trainer: who trains for how long.
         logger: where metrics go.
-        seed: of everything that is drawn.
+        seed: seed of everything that is drawn.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
         recompute_activations: less memory for about a third more time.
         checkpoint_every_n_steps: steps between two checkpoints.

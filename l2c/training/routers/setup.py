@@ -1,4 +1,4 @@
-"""What the settings of router training stand for: routers, pairs, objective and data module."""
+"""Builds the objects of router training from settings: routers, pairs, objective and data module."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def set_up_routers(
     """Return the objects that the settings name.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         backbone: the frozen network.
-        solver: of the trajectory.
+        solver: solver of the trajectory.
         cost: MACs of the backbone.
         images: the data module, where the data set is none of ours (see `routers.settings.DATA`).
 
