@@ -31,7 +31,7 @@ class ModelPreset:
         backbone: `dit` or `uvit`.
         args: arguments of the network's class.
         checkpoint: file of the weights, or `random`; None where none is known.
-        url: where the weights are published.
+        url: address of the published weights.
         sampling: the published settings.
         data: the data that its routers are trained on, a name of `configs/data`.
         conventions: what the weights need beside the defaults of the class: `schedule`, `first_timestep`,

@@ -31,7 +31,7 @@ def find_checkpoint(
         checkpoint: a path, or the name of a file in the folder that the environment variable `L2C_CHECKPOINTS`
             names, in `checkpoints/` below the current folder, or among the weights that come with this package.
         name: the model's name, for the message.
-        url: where the official file is published.
+        url: address of the published file.
         remedy: how the caller's user names another file, for the message.
 
     Raises:

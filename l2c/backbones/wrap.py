@@ -28,7 +28,7 @@ class WrappedLayer:
     Attributes:
         name: the module's name.
         module: its output holds the layer's.
-        form: how it holds it.
+        form: how the module's output holds the layer.
         silent: modules that feed nothing but this layer.
         call: which of the module's calls in one evaluation is this layer, from 0; other calls are other layers.
 

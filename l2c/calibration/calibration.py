@@ -41,7 +41,7 @@ class Calibration:
             1..K evaluations before; `responses` (E, L, A, M) and `responses_ahead` (E, L, B, M): see
             `measure_both_ways`.
         binding: model, weights, solver, times and guidance.
-        settings: how it was measured: seed, number of trajectories.
+        settings: settings of the measurement: seed, number of trajectories.
         grid: the evaluations as responses see them; None = the responses belong to these times alone.
         schedule: the noise schedule of the weights; None where a pipeline's scheduler has one of its own.
         cost: MACs of the backbone; None = not known without the model.
@@ -85,7 +85,7 @@ class Calibration:
         """Refuse statistics of another model or sampler than a graph is to be made for.
 
         Args:
-            graph: to be made.
+            graph: the graph to be made.
             any_times: accept another solver and other times.
 
         Raises:
@@ -105,7 +105,7 @@ class Calibration:
         """Return the calibration for the times of a graph: itself, or with responses carried there.
 
         Args:
-            graph: to be made; says model, weights, guidance and times.
+            graph: the graph to be made; gives model, weights, guidance and times.
             solver: solver of the graph, or its evaluations.
 
         Raises:

@@ -30,7 +30,7 @@ class Distillation(nn.Module):
 
     Args:
         sampler: uncached; brings backbone, solver and guidance of the graph.
-        graph: what is reused when; its rows stay as they are.
+        graph: the graph; its rows stay as they are.
         teacher: uncached, gives the images of the loss `image`; None = `sampler`.
         loss: `image`: error of the final image against the teacher's from the same noise, through the whole
             trajectory. `output`: error of each evaluation's output against a full pass at the same state, the
@@ -138,9 +138,9 @@ def distil(distillation: Distillation, batches: Iterable[tuple[Tensor, Tensor | 
     """Train on batches of noise (N, C, H, W) and labels (N,), one step each, in this process and without a record.
 
     Args:
-        distillation: what is trained, in place.
+        distillation: the parameters, trained in place.
         batches: on the backbone's device.
-        num_steps: how many batches there are; the learning rate falls to 0 over them.
+        num_steps: number of batches; the learning rate falls to 0 over them.
 
     """
     optimizer, schedule = distillation.optimizer(num_steps)

@@ -2,8 +2,8 @@
 
 To first order, replacing the output f_e of a layer at evaluation e by f_e + d changes the image by J_e d. One
 backward pass from a random direction q of image space gives q . J_e for all entries (evaluation, layer) at once,
-so that q . J_e (f_{e-a} - f_e) costs an inner product for every age a. What `linear` reuse changes is a combination
-of two ages, because J_e is linear: no second measurement is needed for it, nor for spans.
+so that q . J_e (f_{e-a} - f_e) costs an inner product for every age a. Because J_e is linear, the effect of `linear`
+reuse is a combination of two ages: neither it nor spans need a second measurement.
 
 The backward pass goes evaluation by evaluation, from the last to the first, each of which is computed again: memory
 holds the activations of one evaluation, the states of the trajectory and the outputs of all layers.

@@ -54,12 +54,12 @@ def encode_folder(
         images: the images; unreadable ones are left out, counted and named.
         vae: the autoencoder.
         output: folder of the shards.
-        vae_name: goes into the manifest.
+        vae_name: name of the VAE for the manifest.
         batch_size: images at a time.
         shard_size: images per file.
         mirrored: encode each image a second time, mirrored.
         part: this process's; it writes its part of the missing shards.
-        device: where to encode.
+        device: device to encode on.
         progress: show a bar.
 
     Raises:

@@ -33,7 +33,7 @@ class Samples(Shards):
         num_images: images of the whole folder.
         shard_size: images per shard.
         labelled: whether images have labels.
-        settings: what they were drawn with, plain values by name.
+        settings: settings of the drawing, plain values by name.
 
     """
 

@@ -43,7 +43,7 @@ class ShardsToDraw(pl.LightningDataModule):
     of processes nor a kill changes what is drawn together.
 
     Args:
-        samples: what the folder is to hold.
+        samples: the manifest of the folder.
         folder: the folder.
         batch_size: images at a time.
 
@@ -77,7 +77,7 @@ class LitSampler(pl.LightningModule):
 
     Args:
         sampler: draws images or latents.
-        samples: what the folder is to hold.
+        samples: the manifest of the folder.
         folder: the folder.
         seed: seed of noise and labels.
         labels: `balanced` or `random`, see `image_labels`.

@@ -72,14 +72,14 @@ def sample_images(
 
     Args:
         sampler: draws the images.
-        folder: where shards and manifest go; with shards of the same settings it is completed.
-        num_images: how many.
+        folder: folder of shards and manifest; with shards of the same settings it is completed.
+        num_images: number of images.
         seed: seed of noise and labels; image i is the same however many processes share the work.
         labels: `balanced` goes round all labels, `random` draws each.
         batch_size: images at a time, of one process.
         shard_size: images per file; what a kill costs at most.
         vae: decodes latents.
-        vae_name: goes into the manifest.
+        vae_name: name of the VAE for the manifest.
         trainer: settings of Lightning's Trainer: accelerator, devices, num_nodes.
         settings: `compile` and `capture`, true or false: whether blocks are compiled, and trajectories replayed as
             CUDA graphs, for batches of `batch_size`. A last batch of a shard is filled up to it.

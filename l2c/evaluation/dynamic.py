@@ -47,7 +47,7 @@ class Change(Criterion):
     """Compute where the mean absolute change of the signal since the last computing exceeds a share of its size.
 
     Args:
-        threshold: that share.
+        threshold: the share.
         warmup: evaluations at the start that compute.
 
     """
@@ -146,15 +146,15 @@ class DynamicPass(Pass):
     """The passes of one trajectory under a dynamic method, one evaluation after the other.
 
     Args:
-        method: what decides.
+        method: the deciding method.
         threshold: threshold of its criterion.
         num_blocks: number of blocks of the backbone.
         branches: rows of the batch that belong to one image, 2 with guidance; they decide together.
 
     Attributes:
-        decisions: for each evaluation which images computed, (N,) bools.
+        decisions: for each evaluation, whether each image computed, (N,) bools.
         entry: tokens (R, T, D) before the middle blocks of the last evaluation.
-        residual: what these added to them, of images that computed.
+        residual: sum that the middle blocks added to the tokens, of images that computed.
 
     """
 
@@ -231,7 +231,7 @@ class DynamicSampler:
 
     Args:
         uncached: brings backbone, solver and guidance.
-        method: what decides.
+        method: the deciding method.
         threshold: threshold of its criterion.
 
     Attributes:

@@ -47,7 +47,7 @@ class Draw:
 
     Attributes:
         sampler: makes its sampler; None where the budget is out of reach.
-        origin: what its cell follows from beside the common settings.
+        origin: inputs of its cell other than the common settings.
 
     """
 
@@ -62,7 +62,7 @@ class Tournament:
         backbone: the network.
         solver: solver of the uncached trajectory.
         settings: methods, budgets and noises.
-        folder: where cells, pictures and graphs go.
+        folder: folder of cells, pictures and graphs.
 
     Raises:
         FileNotFoundError: if statistics are asked for that are not there.
@@ -131,7 +131,7 @@ class Tournament:
     def reference(self) -> torch.Tensor:
         """The images that errors are measured to, drawn once and kept in the folder.
 
-        Those of the uncached sampler, or with `reference=ode` of the same solver with 200 evaluations.
+        The uncached sampler draws them; with `reference=ode` the same solver with 200 evaluations.
         """
         path = self.folder / "reference.safetensors"
         if self._reference is None and path.is_file():

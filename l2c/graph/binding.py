@@ -232,7 +232,7 @@ def check_guidance(
 
     Args:
         binding: the graph's.
-        mode: what the scale at hand means; None = as the graph has it.
+        mode: meaning of the given scale; None = the graph's.
         scale: None or the neutral value = off.
         model: name of the model at hand.
         any_guidance: accept another scale.

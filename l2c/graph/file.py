@@ -71,7 +71,7 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
 
     Args:
         text: text of the file.
-        folder: where a correction that the graph names lies.
+        folder: folder of a correction that the graph names.
 
     Raises:
         ValueError: if the text is damaged, of another format or version, or has missing, unknown or wrong fields.

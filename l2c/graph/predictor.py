@@ -70,7 +70,7 @@ def combined(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def from_slopes(slopes: Sequence[float]) -> Weights:
     """Return the weights of `a + sum_j slopes[j] (a - b_j)`, with a the last output and b_j those before it.
 
-    The last weight takes up what rounding leaves, so that they add up to 1.
+    The last weight includes the rounding error, so that the weights add up to 1.
     """
     older = [-round(slope, DIGITS) for slope in slopes]
     return (round(1 - sum(older), DIGITS), *older)

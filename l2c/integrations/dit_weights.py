@@ -2,7 +2,7 @@
 
 diffusers keeps query, key and value apart and repeats the embedders of time and label in every block. Its frequencies
 of time also end elsewhere than the published ones (`downscale_freq_shift` 1 for 0); each conversion carries the value
-over, so that outputs are equal. It is not part of diffusers' configuration: a saved model comes back with 1.
+over, so that outputs are equal. It is not part of diffusers' configuration: a saved model is loaded with 1.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def download(
 
     Args:
         url: the address.
-        path: where the file is to appear; an existing file that passes the checks is left alone.
+        path: path of the file; an existing file that passes the checks is left alone.
         size: bytes it must have, where known.
         sha256: hexadecimal digest it must have, where known.
         progress: show a bar.
@@ -90,7 +90,7 @@ def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = Non
 
     Args:
         source: the file.
-        path: where it is to appear.
+        path: path of the copy.
         sha256: hexadecimal digest it must have, where known.
 
     Raises:

@@ -71,7 +71,7 @@ _FINDER = _Finder()
 def make_importable() -> None:
     """Declare torchvision's missing operators if they keep it from importing, once something imports it.
 
-    Called by what imports timm, torchmetrics or Lightning, before: each of them imports torchvision. The call itself
+    Modules call it before they import timm, torchmetrics or Lightning, which import torchvision. The call itself
     imports nothing.
     """
     if _FINDER not in sys.meta_path:

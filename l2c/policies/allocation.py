@@ -72,7 +72,7 @@ class Allocation:
         macs: MACs of each layer, (L,).
         routed: evaluations that may reuse; None = all but the first.
         max_span: evaluations in a row that a layer may be reused.
-        reuses: what may stand in, of `hold`, `linear` and `fitted`.
+        reuses: predictors to choose from, of `hold`, `linear` and `fitted`.
         order: past outputs that `fitted` may read, 2..4.
 
     """

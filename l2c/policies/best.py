@@ -81,7 +81,7 @@ def best(
     Graphs of `gram` differ in spans and predictors, graphs of the rules in interval, phase and forecast.
 
     Args:
-        context: with `responses` among its statistics and the sampler itself.
+        context: a context with `responses` among its statistics and the sampler itself.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
             first, as the statistics were. The error is always against the images of the given sampler.

@@ -56,7 +56,7 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
         worth: the budget in evaluations' worth of MACs.
         least: the smallest budget within reach, likewise.
         num_evaluations: the largest one, that of the uncached trajectory.
-        reason: what sets the limit, in words that follow on "out of reach".
+        reason: cause of the limit, in words that follow "out of reach".
 
     Raises:
         ValueError: if the budget is out of reach; the message gives the range in all three forms.

@@ -121,10 +121,10 @@ class Calibration(measured.Calibration):
     def corrected(self, sampler: Sampler, *, num_trajectories: int = 64, batch_size: int = 64) -> Calibration:
         """Return the calibration with true errors beside those that its responses predict, at several budgets.
 
-        First order is too rosy, the more so the less is computed. The trajectories are others than those measured.
+        First order underestimates errors, the more so the less is computed. Trajectories differ from those measured.
 
         Args:
-            sampler: the uncached one that was measured.
+            sampler: the measured uncached sampler.
             num_trajectories: noises per budget.
             batch_size: trajectories at a time.
 

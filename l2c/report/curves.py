@@ -48,7 +48,7 @@ def families(
     Args:
         found: the lines of all methods.
         family_of: method to family; a method without one is a family of its own.
-        most: how many at most.
+        most: largest number of families.
         always: families that are labelled before others, however large their errors are.
 
     """
@@ -252,7 +252,7 @@ def budget_curve(
         spread: standard error of each error; None = no bars.
         budgets: evaluations' worth to mark with vertical lines.
         marked: words to write at the graph whose MACs are nearest to a number, for one {"half": 10.0}.
-        ylabel: what the errors are; ` x 1e-5` is added.
+        ylabel: name of the errors; ` x 1e-5` is added.
 
     Raises:
         ValueError: if the lists differ in length, or no error can be drawn on a logarithmic axis.

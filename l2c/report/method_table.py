@@ -52,7 +52,7 @@ class Line:
         mse: mean over seeds.
         standard_error: over seeds from two on, else over noises.
         speed_up: mean ratio of the uncached time to this one's.
-        num_seeds: how many seeds.
+        num_seeds: number of seeds.
         ratio: error over the least of this budget; under 1.5 it is a tie.
 
     """

@@ -57,7 +57,7 @@ def page_html(title: str, lead: str, facts: Mapping[str, str], sections: Sequenc
 
     Args:
         title: the first heading, text.
-        lead: what the page is about, text.
+        lead: subject of the page, text.
         facts: what was measured and how, by name; a `command` is shown as code.
         sections: the parts, in order.
 

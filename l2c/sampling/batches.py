@@ -42,7 +42,7 @@ def sample_in_batches(
     """Return images (N, C, H, W) on the CPU, drawn `batch_size` at a time.
 
     Args:
-        sampler: what draws them.
+        sampler: draws the images.
         labels: (N,); None for a backbone without labels.
         noise: (N, C, H, W), standard normal.
         batch_size: images at a time.

@@ -68,7 +68,7 @@ class Correction:
     """The scales and shifts of all reused entries of a graph.
 
     Args:
-        graph: whose entries they are.
+        graph: graph that the entries belong to.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
         shift: likewise.
 
@@ -129,10 +129,10 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
 
     Args:
         path: path of the file.
-        graph: whose reused entries these are.
+        graph: graph that the reused entries belong to.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
         shift: likewise.
-        settings: how it was made, kept in the file.
+        settings: settings of the training, kept in the file.
 
     Raises:
         OSError: if the folder cannot be written.

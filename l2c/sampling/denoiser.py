@@ -28,12 +28,12 @@ class Denoiser:
         backbone: the frozen network.
         y: (N,) conditional labels on the backbone's device; None for a backbone without labels.
         guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N.
-        graph: what to reuse at which evaluation; None computes everything and keeps nothing.
+        graph: the cache graph; None computes everything and keeps nothing.
         timesteps: t of all evaluations, noisiest first, so that what depends on t alone is worked out for many at
             once; None = for each as it comes.
         lifetimes: those of the graph, where they are at hand already.
         correction: likewise.
-        store: where outputs are kept; None = as they are.
+        store: store of the outputs; None = as they are.
         call: runs a block, see `Pass`.
 
     """

@@ -38,8 +38,8 @@ class BlockStep:
 
     Attributes:
         fresh: (attention, MLP), True = compute.
-        sources: what stands in for a reused layer; None for a computed one, and where `total` serves for both.
-        total: what stands in for the sum of both layers, where a sum was stored.
+        sources: source of each reused layer; None for a computed one, and where `total` serves for both.
+        total: source of the sum of both layers, where a sum was stored.
         frees: slots that nobody reads after this block.
         stores: (part, slot) of what is stored; the part is 0 attention, 1 MLP, or 2 their sum.
 
@@ -57,7 +57,7 @@ class Lifetimes:
     """The steps of a whole trajectory.
 
     Attributes:
-        steps: for each evaluation and block.
+        steps: the steps of each evaluation and block.
         num_slots: outputs (N, T, D) that the cache holds at its peak.
 
     """
@@ -164,7 +164,7 @@ class _Block:
 
     Attributes:
         fresh: for each evaluation, (attention, MLP), True = compute.
-        reads: for each evaluation.
+        reads: the reads of each evaluation.
         lives: evaluations at which stored outputs are created and freed.
 
     """

@@ -65,13 +65,13 @@ class Sampler:
         any_guidance: accept a graph that was made under another guidance scale than `cfg_scale`.
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
-        matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.execution.precision`.
-        cache_dtype: what cached outputs are kept in, e.g. `bf16` for half the memory; None = as computed.
-        cache_device: where they are kept, e.g. `cpu` beside a GPU; None = where computed.
+        matmul: library for 32-bit products on a CPU, `default` or `onednn`; see `sampling.execution.precision`.
+        cache_dtype: type of cached outputs, e.g. `bf16` for half the memory; None = as computed.
+        cache_device: device of cached outputs, e.g. `cpu` beside a GPU; None = where computed.
 
     Attributes:
-        lifetimes: what the cache holds when; None without a graph.
-        cache_dtype: what cached outputs are kept in; None = as computed.
+        lifetimes: lifetimes of the cached outputs; None without a graph.
+        cache_dtype: type of cached outputs; None = as computed.
 
     Raises:
         ValueError: if the graph does not fit, or an argument is out of range; the message says how to mend it.
@@ -195,7 +195,7 @@ class Sampler:
 
         Args:
             y: (N,) labels; None for a backbone without.
-            store: where outputs are kept, of no other trajectory at the same time; None = a new one.
+            store: store of the outputs, used by no other trajectory at the same time; None = a new one.
 
         """
         return Denoiser(

@@ -33,8 +33,8 @@ class LayerStore:
     torch when it is dropped. Copies go into buffers that are allocated once and serve every later trajectory.
 
     Args:
-        dtype: what copies are stored in; None = as computed.
-        device: where copies are stored, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
+        dtype: type of stored copies; None = as computed.
+        device: device of stored copies, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
         peak: shared with other stores; None = its own.
 
     Raises:

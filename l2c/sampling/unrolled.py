@@ -32,7 +32,7 @@ def unroll(
 
     Args:
         sampler: uncached; brings backbone, solver and guidance.
-        graph: what is reused when.
+        graph: the cache graph.
         noise: (N, C, H, W), the start.
         y: (N,) labels; None for a backbone without.
         slopes: (R,), of the reused entries in the order of `reused_entries`, read where two outputs are at hand; or
@@ -52,8 +52,8 @@ class _Student:
 
     Args:
         network: the backbone under guidance.
-        graph: what is reused when.
-        reuse: what stands in for reused outputs.
+        graph: the cache graph.
+        reuse: predictions of reused outputs.
         teach: compare each output with that of a full pass, and pass no gradient on; see `unroll`.
 
     Attributes:
@@ -89,7 +89,7 @@ class _Reuse:
     """Predictions of reused outputs along a trajectory, differentiable in slopes and corrections.
 
     Args:
-        graph: what is reused when.
+        graph: the cache graph.
         slopes: (R,), see `unroll`.
         corrections: scale and shift, R rows (D,) each; None = none.
         detach: pass no gradient on to the evaluations whose outputs are kept.

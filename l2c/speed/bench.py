@@ -44,11 +44,11 @@ class Speed:
         speed_up: uncached over cached.
         spread: half the range between the quartiles of the speed-ups of single repetitions.
         efficiency: measured speed-up over the one that the MACs allow.
-        images_per_second: with the graph.
+        images_per_second: images per second with the graph.
         by_evaluation: (uncached, cached) seconds of each evaluation; empty where whole runs were timed.
         cache_bytes: the most that the cache held.
         predicted_bytes: the same from the graph's lifetimes.
-        every_output_bytes: what keeping every layer's output takes.
+        every_output_bytes: memory to keep the outputs of all layers.
         device_bytes: the most memory allocated on a CUDA device with the graph; None elsewhere.
         error: root mean square difference of the cached images to those of the first setting, over their own.
         cached_times: seconds with the graph, of each repetition.
@@ -89,11 +89,11 @@ class Bench:
 
     Args:
         backbone: in 32 bits, on its device.
-        graph: what to reuse.
+        graph: the cache graph.
         cost: MACs of the backbone.
         cfg_scale: guidance.
         options: further arguments of the samplers (`cache_dtype`, ...).
-        backend: what compiles the blocks, see `Sampler.compile`.
+        backend: compiler of the blocks, see `Sampler.compile`.
 
     """
 

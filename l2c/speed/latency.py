@@ -54,7 +54,7 @@ def seconds_of(call: Callable[[], object], clock: Callable[[], float] = time.per
     """Return the time of a call, with what it has left to do on CUDA devices.
 
     Args:
-        call: what is timed.
+        call: the call to time.
         clock: in seconds; wall-clock, or CPU time on a machine that is shared.
 
     """

@@ -36,7 +36,7 @@ class Measured:
     Attributes:
         size: the network and the run.
         seconds: median of one trajectory.
-        terms: what the linear model multiplies: (GMACs, million numbers that pass through layers, evaluations).
+        terms: inputs of the linear model: (GMACs, million numbers that pass through layers, evaluations).
         cache_bytes: the most that the cache held.
         predicted_bytes: the same from the lifetimes.
 
@@ -90,7 +90,7 @@ class Run:
 
     Args:
         size: the network and the run.
-        device: where it runs.
+        device: device to run on.
         precision: precision of the network, see `Sampler`; None = 32 bits, products as torch is set.
 
     """

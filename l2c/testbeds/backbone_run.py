@@ -51,7 +51,7 @@ def train_backbone(
         backbone: the network with fresh weights, in train mode.
         data: images (N, C, H, W) and labels (N,).
         settings: settings of the run.
-        run_folder: for metrics and checkpoints.
+        run_folder: folder of metrics and checkpoints.
 
     Raises:
         ValueError, FileNotFoundError: if a setting does not fit, or the loss is not finite.

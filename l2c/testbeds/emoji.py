@@ -170,7 +170,7 @@ def fetch_emoji(pictures: str | Path | None = None, names: str | Path | None = N
 
     Args:
         pictures: the packed package of the pictures, where it is at hand.
-        names: that of the classes.
+        names: package of the classes.
 
     Raises:
         OSError: if there is no connection, or no such file.

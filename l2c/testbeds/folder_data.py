@@ -39,9 +39,9 @@ class FolderDataModule(PixelDataModule):
     Args:
         batch_size: images per step, over all processes.
         seed: seed of order and mirroring.
-        folder: with a sub-folder of images per class.
+        folder: a folder with a sub-folder of images per class.
         image_shape: (3, H, H), to which images are cropped.
-        num_labels: how many classes there must be.
+        num_labels: required number of classes.
 
     Raises:
         FileNotFoundError: if there is no such folder.

@@ -35,7 +35,7 @@ class LitBackbone(pl.LightningModule):
         learning_rate: peak learning rate of AdamW.
         muon_learning_rate: peak learning rate of Muon.
         weight_decay: weight decay of both.
-        max_steps: where the cosine ends.
+        max_steps: step at which the cosine ends.
         warmup_steps: steps of linear warm-up.
         decay_share: the part of the steps that the cosine takes, in (0, 1]; 1 = no constant phase.
         label_dropout: share of labels replaced by the null label.

@@ -50,7 +50,7 @@ class BackboneTraining(Settings):
         gradient_clip: largest norm of the gradient.
         seed: seed of weights, times, noise and label dropout.
         num_threads: one makes the weights reproducible on a machine type.
-        accelerator: where to train, in Lightning's words.
+        accelerator: Lightning's name of the hardware to train on.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
 
     """

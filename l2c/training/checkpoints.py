@@ -125,7 +125,7 @@ def check_checkpoint(
 
     Args:
         path: the checkpoint.
-        prefix: what the names of the trained weights begin with in it.
+        prefix: prefix of the names of the trained weights in it.
         expected: names after the prefix and tensors of this run's trained weights.
         settings: settings of this run, see `RunIdentity`.
         max_steps: steps that this run is to make in all.

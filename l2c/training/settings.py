@@ -25,7 +25,7 @@ class TrainerSettings(Settings, group="trainer"):
     Attributes:
         max_steps: number of optimiser steps.
         accelerator: `auto`, `cpu`, `gpu`, ...
-        devices: how many devices of a machine, `auto`, or a list of their numbers.
+        devices: number of devices of a machine, `auto`, or a list of their numbers.
         num_nodes: machines.
         strategy: how processes share the work.
         precision: precision of the arithmetic, such as `bf16-mixed`.

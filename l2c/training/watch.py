@@ -23,8 +23,8 @@ class FiniteLoss(pl.Callback):
     """Stop before a loss that is not finite reaches the weights.
 
     Args:
-        mend: what to change, an imperative clause.
-        folder: where the last good checkpoint is; None where none are written.
+        mend: advice on what to change, an imperative clause.
+        folder: folder of the last good checkpoint; None where none are written.
 
     """
 

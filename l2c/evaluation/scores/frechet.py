@@ -24,7 +24,7 @@ class Frechet:
 
     Args:
         num_features: F.
-        device: where the sums are.
+        device: device of the sums.
 
     """
 

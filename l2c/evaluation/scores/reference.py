@@ -133,7 +133,7 @@ def load_reference(
             for precision and recall.
         extractor: the features.
         batch_size: images at a time.
-        device: where to compute.
+        device: device to compute on.
         progress: show a bar.
 
     Raises:

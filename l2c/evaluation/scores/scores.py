@@ -23,7 +23,7 @@ class Scores:
 
     Attributes:
         fid: Frechet distance of pooled features (arXiv 1706.08500).
-        sfid: that of spatial features (arXiv 2103.03841); None where the reference has none.
+        sfid: FID of spatial features (arXiv 2103.03841); None where the reference has none.
         inception_score: exp of the mean divergence of p(y|x) from p(y) (arXiv 1606.03498), mean over 10 splits.
         precision: share of images within the manifold of the real ones, in 0..1; None without real images.
         recall: share of real images within the manifold of the images; None likewise.

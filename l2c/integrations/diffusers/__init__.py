@@ -175,7 +175,7 @@ def _check_uncached(model: nn.Module) -> None:
 def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:
     """Return a hook per module; where they may share, blocks in a row that are reused alike keep one sum.
 
-    A sum is followed as its blocks are where their weights are the same; corrections differ from block to block.
+    Blocks may share a sum where their weights are equal; corrections differ from block to block.
     """
     columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.weights, strict=True), strict=True))
     hooks: dict[nn.Module, LayerHook] = {}

@@ -18,7 +18,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
     Each has rows for the evaluations that its denoiser makes, and no others.
 
     Args:
-        graphs: by the denoiser's name.
+        graphs: the graphs by the denoiser's name.
 
     """
 

@@ -23,7 +23,7 @@ class Slot:
     Attributes:
         fresh: whether to compute.
         wanted: whether a computed output is read later.
-        cached: what stands in where `fresh` is False.
+        cached: the predicted output where `fresh` is False.
         output: the output just computed, where wanted.
         follows: whether the layer does as the leader of its run does, see `RunHook`.
 

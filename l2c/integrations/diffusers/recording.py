@@ -47,7 +47,7 @@ class RecordedCall:
         t: the timestep.
         conditions: the other arguments.
         noisy: name of the argument that takes x.
-        time: where the timestep lies among the arguments, see `time_argument`.
+        time: place of the timestep among the arguments, see `time_argument`.
         listed: whether x is given as a list of N tensors.
 
     """

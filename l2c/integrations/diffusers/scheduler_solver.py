@@ -66,7 +66,7 @@ def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
 
     Args:
         scheduler: scheduler of a diffusers pipeline.
-        eta: as the pipeline is called with; counts for schedulers whose steps take it.
+        eta: eta of the pipeline's call; only used by schedulers whose steps take it.
 
     """
     if "eta" not in inspect.signature(scheduler.step).parameters:

@@ -107,7 +107,7 @@ class Schedule:
 
     Attributes:
         graph: the graph in use; of `resample`, the resampled one.
-        given_rows: for each evaluation, the row of the given graph that is followed.
+        given_rows: the row of the given graph that each evaluation follows.
 
     """
 

@@ -40,9 +40,9 @@ def budcache(
     """Return the graph of the whole evaluations whose computing has the least true error found.
 
     Args:
-        context: with the sampler.
+        context: a context with the sampler.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
-        reuse: what stands in: `hold` (published), `linear`, `taylor1` or `taylor2`.
+        reuse: predictor: `hold` (published), `linear`, `taylor1` or `taylor2`.
         steps: graphs that simulated annealing tries.
         climbs: graphs that hill climbing tries at most.
         num_trajectories: noises that graphs are judged on.

@@ -41,7 +41,7 @@ def l2p(
     """Return the graph of `interval` with weights of past outputs fitted to the features.
 
     Args:
-        context: with the sampler.
+        context: a context with the sampler.
         n: the interval; see `interval`.
         budget: finds n instead, see `policies.budget`.
         order: past outputs that a forecast reads, 2, 3 or 4; fewer where fewer were computed.

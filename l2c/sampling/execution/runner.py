@@ -102,7 +102,7 @@ class Runner:
 
         Args:
             trajectory: `trajectory(x, y, generator=..., on_evaluation=...)` returns them.
-            solver: that of the trajectory.
+            solver: solver of the trajectory.
             x: noise.
             y: labels; None for a backbone without.
             generator: the source of what a stochastic solver adds.

@@ -29,7 +29,7 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
     """Train what replaces a graph's reused outputs; write graph and scales, return the graph's path.
 
     Args:
-        graph: what is reused when; see `check_correctable`.
+        graph: the graph to correct; see `check_correctable`.
         sampler: uncached, of the graph's solver; see `uncached_sampler`.
         settings: settings of the run.
         folder: folder of the run.
@@ -132,7 +132,7 @@ def uncached_sampler(
 
     Args:
         backbone: the one that the graph is for.
-        graph: to be corrected.
+        graph: the graph to correct.
         solver: must be the graph's; None = not asked.
         num_evaluations: likewise.
         cfg_scale: guidance scale.

@@ -24,7 +24,7 @@ class CorrectionSettings(Settings):
         slope_rate: peak learning rate of the slopes.
         scale_shift_rate: about the largest change of a scale or a shift in a step.
         seed: seed of the noise.
-        accelerator: where to train, in Lightning's words.
+        accelerator: Lightning's name of the hardware to train on.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
 
     """

@@ -22,7 +22,7 @@ def share_to_remove(cost: Cost, budget: Budget, *, num_evaluations: int, num_rou
         cost: MACs of the backbone.
         budget: budget of the whole trajectory, see `policies.budget`.
         num_evaluations: evaluations of the trajectory.
-        num_routed: how many of them are routed.
+        num_routed: number of routed ones.
 
     Raises:
         ValueError: if the budget has none of the known forms, or is out of reach; the message names the range.
@@ -81,10 +81,10 @@ class BudgetedLearningToCache(LearningToCache):
         backbone: the frozen network.
         cost: its MACs.
         remove: share of the routed layers' MACs to remove, in (0, 1).
-        ascent: how fast lambda follows, per visit of all R routers.
+        ascent: step of lambda, per visit of all R routers.
         damping: proportional part.
         error: `mean` or `sum`, see `LearningToCache`.
-        threshold: for straight-through rows only.
+        threshold: threshold of straight-through rows.
         straight_through: see `LearningToCache`.
 
     """

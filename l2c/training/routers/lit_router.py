@@ -20,10 +20,10 @@ class LitRouter(pl.LightningModule):
     Args:
         routers: the routers; all that a checkpoint holds.
         pairs: source of the training pairs; holds the frozen backbone.
-        objective: what to minimise.
+        objective: the objective to minimise.
         learning_rate: learning rate of AdamW, without weight decay.
         clamp: logits are kept in [-clamp, clamp] after each step.
-        threshold: for the share of removed layers that is logged.
+        threshold: threshold of the logged share of removed layers.
 
     """
 

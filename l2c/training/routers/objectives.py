@@ -21,7 +21,7 @@ class RouterLoss:
     Attributes:
         loss: error + penalty weight * penalty; differentiable in the router.
         error: mean over the batch of `per_sample`.
-        penalty: what computing costs, before its weight.
+        penalty: cost of computing, before its weight.
         per_sample: (N,), squared error of the student against the teacher.
 
     """

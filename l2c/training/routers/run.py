@@ -41,7 +41,7 @@ class TrainedRouters:
         graph: the exported cache graph.
         cost: MACs of the backbone, to judge the graph by.
         folder: the run's folder, with `cache_graph.json`, `graph.png`, `routers.png`, `last.ckpt`, `run.json`.
-        advice: what to change where the graph reuses nothing, one sentence; None where it reuses something.
+        advice: one sentence on what to change where the graph reuses nothing; else None.
 
     """
 

@@ -24,7 +24,7 @@ class RouterSettings(Settings, group="router"):
     Attributes:
         name: which objective.
         penalty: lambda; a larger one removes more layers. None where the run finds it (`budget`).
-        penalty_weights: what a layer costs: its share of the layers' `macs`, or `ones`.
+        penalty_weights: cost of a layer: its share of the layers' `macs`, or `ones`.
         error: squared error of a sample: `mean` (DiT) or `sum` (U-ViT) over its outputs.
         init: start of all logits, or `normal` for N(0, 1).
         learning_rate: learning rate of AdamW, without weight decay.
@@ -34,7 +34,7 @@ class RouterSettings(Settings, group="router"):
         label_dropout: share of labels replaced by the null label.
         visits: `balanced`: each router once per cycle; `random`: one drawn each step.
         round_times: train at whole timesteps.
-        reuse: what replaces a reused layer's output: `hold` or `linear`.
+        reuse: predictor of a reused layer's output: `hold` or `linear`.
 
     """
 
@@ -59,7 +59,7 @@ class BudgetSettings(RouterSettings):
 
     Attributes:
         budget: budget of the whole trajectory, see `policies.budget`.
-        ascent: how fast the penalty follows, per visit of all routers.
+        ascent: step of the penalty, per visit of all routers.
         damping: keeps it from overshooting.
 
     """
@@ -76,7 +76,7 @@ class HarmonicaSettings(RouterSettings):
     """Step-wise denoising training of HarmoniCa (arXiv 2410.01723).
 
     Attributes:
-        error_weights: how the final image weighs an evaluation: `disabled_once`, `cumulative` or `none`.
+        error_weights: weights of the evaluations: `disabled_once`, `cumulative` or `none`.
         weights_every: steps between two measurements of those weights.
         weight_images: images that they are measured on.
 
@@ -207,9 +207,9 @@ class RouterTraining(Settings):
     Attributes:
         solver: the trajectory.
         router: the routers and their objective.
-        data: what they are trained on.
-        trainer: who trains for how long.
-        logger: where metrics go.
+        data: the training data.
+        trainer: Lightning's Trainer and number of steps.
+        logger: loggers of metrics.
         seed: seed of everything that is drawn.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
         recompute_activations: less memory for about a third more time.

@@ -41,7 +41,7 @@ class RouterSetup:
         routers: the routers.
         data: the data module.
         pairs: makes pairs of its batches.
-        objective: what to minimise.
+        objective: the objective to minimise.
 
     """
 
