@@ -76,10 +76,10 @@ class LayerForm(Protocol):
     """A way to read a layer out of a module's output and to write it back."""
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
-        """Return the layer's output within what the module returned for these arguments."""
+        """Return the layer's output, taken from the module's output for these arguments."""
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
-        """Return what the module would return if its layer's output were this."""
+        """Return the module's output for a given output of its layer."""
 
 
 class OutputForm:

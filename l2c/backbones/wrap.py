@@ -142,7 +142,7 @@ class WrappedModule(Backbone):
             return first(self.call(x, t, y[0] if y else None))
 
     def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
-        """Return what runs in a layer's place in one evaluation."""
+        """Return the forward that replaces a layer's in one evaluation."""
         layer = self.layers[index]
         original = layer.module.forward
 
@@ -226,7 +226,7 @@ def bare(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules run other forwards for a while."""
+    """Replace the forwards of modules for the time of a `with` block."""
     own = {module: module.__dict__.get("forward") for module in calls}
     for module, call in calls.items():
         module.__dict__["forward"] = call

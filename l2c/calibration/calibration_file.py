@@ -60,7 +60,7 @@ def header_of(calibration: Calibration) -> str:
 
 
 def fields_of(header: str) -> dict[str, Any]:
-    """Return what a head says, as arguments of `Calibration`.
+    """Return the content of a head, as arguments of `Calibration`.
 
     Raises:
         ValueError: if the head is damaged, of another version, or has missing, unknown or wrong fields.

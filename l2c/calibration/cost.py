@@ -47,7 +47,7 @@ class Cost:
         return sum(self.of_row(row) for row in graph.rows)
 
     def evaluations_worth(self, graph: CacheGraph) -> float:
-        """Return how many full evaluations the trajectory's MACs would pay for."""
+        """Return the trajectory's MACs as a number of full evaluations."""
         return self.of_graph(graph) / self.evaluation
 
     def speed_up(self, graph: CacheGraph) -> float:

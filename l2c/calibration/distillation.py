@@ -91,7 +91,7 @@ class Distillation(nn.Module):
         self.register_buffer("embedding", embedding / embedding.abs().sum(dim=1, keepdim=True), persistent=False)
 
     def trained(self) -> dict[str, Tensor]:
-        """Return what is trained and saved, by its name in the state dict."""
+        """Return the trained parameters, by their names in the state dict."""
         return {"slopes": self.slopes.detach(), **({} if self.maps is None else {"maps": self.maps.detach()})}
 
     def corrections(self) -> tuple[list[Tensor], list[Tensor]] | None:

@@ -88,7 +88,7 @@ class Grid:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> Grid:
-        """Return what `to_json` wrote.
+        """Return the grid that `to_json` wrote.
 
         Args:
             content: the object.

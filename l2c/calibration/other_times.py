@@ -126,7 +126,7 @@ def _bent(place: Sequence[float]) -> Array:
 
 
 def _keys(grid: Grid, like: Grid) -> Array:
-    """Return where `J_e` is taken to belong: the middle of the solver step, since the state is moved at its end."""
+    """Return the time that `J_e` is assigned to: the middle of the solver step, which moves the state at its end."""
     return (np.asarray(places(grid.timesteps, like)) + np.asarray(places(grid.ends, like))) / 2
 
 

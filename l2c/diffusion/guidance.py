@@ -51,7 +51,7 @@ class Guidance:
         return guided
 
     def rows(self, count: int) -> int:
-        """Return how many rows the network is given for `count` images: 2 N with active guidance, else N."""
+        """Return the number of rows of the network's batch for `count` images: 2 N with active guidance, else N."""
         return 2 * count if self.active else count
 
     def labels(self, y: Tensor | None, null_label: int | None) -> Tensor | None:

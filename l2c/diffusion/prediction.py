@@ -27,7 +27,7 @@ def check_prediction(prediction: str) -> None:
 
 
 def target(prediction: str, x_0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """Return what a network should predict for data x_0 and noise eps (N, C, H, W) at a level of noise."""
+    """Return the target of a network's prediction for data x_0 and noise eps (N, C, H, W) at a level of noise."""
     if prediction == "v":
         return alpha * eps - sigma * x_0
     return eps - x_0 if prediction == "flow" else eps

@@ -126,7 +126,7 @@ def _drawn(runner: pl.Trainer, module: LitSampler, shards: ShardsToDraw, place: 
 
 
 def _memory_sentence(batch_size: int) -> str:
-    """Say what lowers the memory of drawing."""
+    """Return a sentence on the settings that lower the memory of drawing."""
     return (
         f"out of memory in drawing with batch_size={batch_size}; say batch_size={max(1, batch_size // 2)}, "
         "precision=bf16, cache_dtype=bf16 or cache_device=cpu"

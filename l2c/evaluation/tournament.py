@@ -148,7 +148,7 @@ class Tournament:
         return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.asked.batch_size)
 
     def draws(self, method: str, worth: float) -> list[Draw]:
-        """Return what a method has at a budget, one draw per seed."""
+        """Return the draws of a method at a budget, one per seed."""
         if method == FEWER_STEPS:
             return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
         if method in self.graphs:

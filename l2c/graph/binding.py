@@ -56,7 +56,7 @@ class Binding:
 
     @classmethod
     def of_graph(cls, graph: CacheGraph) -> Binding:
-        """Return what a graph is valid for."""
+        """Return the binding of a graph."""
         return cls(**{name: getattr(graph, name) for name in cls.__dataclass_fields__})
 
     @property
@@ -88,7 +88,7 @@ class Binding:
 
 
 def draws_noise(solver: str, eta: float = 0.0) -> bool:
-    """Say whether a solver (or the class of a diffusers scheduler) adds noise at its steps."""
+    """Return whether a solver (or the class of a diffusers scheduler) adds noise at its steps."""
     return eta > 0 or any(part in solver.lower() for part in DRAWING)
 
 

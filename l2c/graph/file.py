@@ -67,7 +67,7 @@ def to_json(graph: CacheGraph) -> str:
 
 
 def fields_of(text: str, folder: Path) -> dict[str, Any]:
-    """Return what a file's text says, as arguments of `CacheGraph`.
+    """Return the content of a file's text, as arguments of `CacheGraph`.
 
     Args:
         text: text of the file.

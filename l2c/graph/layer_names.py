@@ -12,7 +12,7 @@ def block_of(name: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """Return what a layer is: the last part of its name that is no number."""
+    """Return the kind of a layer: the last part of its name that is no number."""
     return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
 
 

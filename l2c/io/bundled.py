@@ -21,7 +21,7 @@ def own_checkpoint_folder() -> Path:
 
 
 def checkpoint_folders() -> list[Path]:
-    """Return where weights are looked for: the user's own folders, then the bundled ones."""
+    """Return the folders in which weights are looked for: the user's own folders, then the bundled ones."""
     return [own_checkpoint_folder(), Path("checkpoints"), project_folder("checkpoints")]
 
 

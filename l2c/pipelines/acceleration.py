@@ -172,7 +172,7 @@ def _batch_size(backbone: PipelineBackbone, largest: int) -> int:
 
 
 def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> Calibration | None:
-    """Return what a policy needs, measured now or found in the folder."""
+    """Return the calibration of a policy, measured now or found in the folder."""
     needs = NEEDS.get(policy, ())
     if not needs:
         return None

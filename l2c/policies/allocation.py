@@ -150,7 +150,7 @@ class Allocation:
         return self._entries[key]
 
     def _reaches(self, e: int, layer: int, past: int) -> bool:
-        """Say whether the response of an entry to the output of evaluation `past` is known."""
+        """Return whether the response of an entry to the output of evaluation `past` is known."""
         return e - past <= self.max_age and bool(self._known[e, layer, e - past - 1])
 
     def _readable(self, e: int, layer: int, past: Sequence[int]) -> list[int]:

@@ -43,7 +43,7 @@ class Block:
 
 
 def kind_in_words(name: str) -> str:
-    """Return what a layer is, in words: `attention`, `MLP`, `attention 2`; other kinds keep their own name."""
+    """Return the kind of a layer, in words: `attention`, `MLP`, `attention 2`; other kinds keep their own name."""
     kind = kind_of(name)
     stem = kind.rstrip("0123456789")
     if stem not in KINDS:

@@ -112,7 +112,7 @@ def to_csv(cells: Sequence[Cell]) -> str:
 
 
 def row_of(line: Line) -> tuple[str, ...]:
-    """Return what the tables show of a line, in the order of `HEADER`."""
+    """Return the cells of a line of the tables, in the order of `HEADER`."""
     return (
         f"{line.target:g}",
         line.method,

@@ -147,7 +147,7 @@ def differences(row: SampleRow, scale: float = 1.0) -> list[Pixels]:
 
 
 def said_of(images: Tensor) -> str:
-    """Return what a picture of images of this shape has to say about itself; empty for grey and colour images."""
+    """Return a note on how images of this shape are drawn; empty for grey and colour images."""
     if images.ndim == 5:
         return f"Of {images.shape[2]} frames the middle one is shown, of {images.shape[1]} channels the first three."
     if images.ndim == 3:

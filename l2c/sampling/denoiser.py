@@ -131,6 +131,6 @@ class _ScheduledPass(Pass):
         return x
 
     def _value(self, source: Source, like: Tensor) -> Tensor:
-        """Return what stands in for a reused output (N, T, D)."""
+        """Return the prediction of a reused output (N, T, D)."""
         value = combined([self.store.get(slot, like) for slot in source.slots], source.weights)
         return value if self._correction is None else self._correction.apply(*source.entry, value)

@@ -89,7 +89,7 @@ class Lifetimes:
 
 
 def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
-    """Return what each block computes and reads."""
+    """Return the computed and read outputs of each block."""
     columns = list(zip(*graph.rows, strict=True))
     weights = list(zip(*graph.weights, strict=True))
     if layers_per_block == 1:
@@ -146,7 +146,7 @@ class _Slots:
         return given
 
     def end_row(self) -> None:
-        """Let all slots that were given back be taken again."""
+        """Make all returned slots available again."""
         while self._later:
             heapq.heappush(self._free, self._later.pop())
 

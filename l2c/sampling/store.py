@@ -80,7 +80,7 @@ class LayerStore:
         self._peak.take(self._bytes)
 
     def get(self, slot: int, like: Tensor) -> Tensor:
-        """Return what a slot keeps, of the kind of another tensor."""
+        """Return the output in a slot, in dtype and device of another tensor."""
         return self._held[slot].to(like.device, like.dtype, non_blocking=True)
 
     def drop(self, slot: int) -> None:

@@ -107,7 +107,7 @@ class _Reuse:
         self._earlier = 1 if slopes.ndim == 1 else slopes.shape[1]
 
     def cache(self, evaluation: int, row: Sequence[bool]) -> list[Tensor | None]:
-        """Return what stands in for each layer that a row reuses; None for the others."""
+        """Return the prediction for each layer that a row reuses; None for the others."""
         return [None if fresh else self._value(evaluation, layer) for layer, fresh in enumerate(row)]
 
     def _value(self, evaluation: int, layer: int) -> Tensor:

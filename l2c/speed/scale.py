@@ -81,7 +81,7 @@ class LinearModel:
         return cls((float(coefficients[0]), float(coefficients[1]), float(coefficients[2])))
 
     def seconds(self, terms: Sequence[float]) -> float:
-        """Return what a run with these terms takes."""
+        """Return the predicted seconds of a run with these terms."""
         return float(np.dot(self.coefficients, terms))
 
 

@@ -161,7 +161,7 @@ def pack_emoji(pictures: Path, names: Path, output: Path) -> Path:
 
 
 def emoji_path() -> Path:
-    """Return where the pictures lie: in the folder `L2C_CACHE`, without it in `~/.cache/l2c`."""
+    """Return the path of the pictures: in the folder `L2C_CACHE`, without it in `~/.cache/l2c`."""
     return Path(os.environ.get("L2C_CACHE", "~/.cache/l2c")).expanduser() / EMOJI_FILE
 
 

@@ -102,7 +102,7 @@ class EmojiDataModule(PixelDataModule):
         return EmojiPictures(self.pictures, self.seed)
 
     def batches(self, start: int) -> BalancedBatchSampler:
-        """Return what makes the batches from a step on."""
+        """Return the sampler of batches from a step on."""
         return BalancedBatchSampler(
             self.pictures.labels, self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
         )

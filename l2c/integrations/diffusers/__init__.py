@@ -47,10 +47,10 @@ def apply_cache_graph(
     any_weights: bool = False,
     any_guidance: bool = False,
 ) -> None:
-    """Let a pipeline, or its transformer or U-Net, skip the layers that a graph says to skip.
+    """Apply a cache graph to a pipeline, or to its transformer or U-Net.
 
     The pipeline is then called as ever, any number of times. Decisions follow the timestep that the model is given,
-    so a trajectory may begin anywhere (image-to-image); what would be reused but was never computed is computed.
+    so a trajectory may begin anywhere (image-to-image). A reused layer without a computed output is computed.
 
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.

@@ -29,7 +29,7 @@ class BranchHistory:
         self.evaluation, self.t, self.shape = evaluation, t, shape
 
     def stand_in(self, graph: CacheGraph, evaluation: int, layer: int, t: float) -> Branch | None:
-        """Return what a graph says stands in for a layer; None where nothing was computed yet.
+        """Return the prediction for a layer as a graph has it; None where nothing was computed yet.
 
         Args:
             graph: the graph in use.
@@ -44,7 +44,7 @@ class BranchHistory:
         return self.value(layer, t, None if reuse == LINEAR else graph.slopes[evaluation][layer])
 
     def value(self, layer: int, t: float, slope: float | None) -> Branch | None:
-        """Return what stands in for a layer at t; None where nothing was computed yet.
+        """Return the prediction for a layer at t; None where nothing was computed yet.
 
         Args:
             layer: its index.

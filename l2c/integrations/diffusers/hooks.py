@@ -242,7 +242,7 @@ class GraphHook(_UncopiedHook):
                 history.update(index, layer.output, held)
 
     def _corrected(self, evaluation: int, layer: int, value: Branch | None) -> Branch | None:
-        """Return what stands in for a layer, scaled and shifted as the row that is followed says."""
+        """Return the prediction for a layer, scaled and shifted as its row says."""
         correction, row = self.correction, self.schedule.given_rows[evaluation]
         if correction is None or value is None:
             return value

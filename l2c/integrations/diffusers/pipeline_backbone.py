@@ -94,7 +94,7 @@ class PipelineBackbone(WrappedModule):
 
     @contextlib.contextmanager
     def _at(self, t: Tensor) -> Iterator[None]:
-        """Let the second denoiser take the first one's place for a while, where t (N,) lies below its boundary."""
+        """Replace the first denoiser by the second in a `with` block, where t (N,) lies below its boundary."""
         if self.second is None or float(t.reshape(-1)[0]) >= self.boundary:
             yield
             return
@@ -239,7 +239,7 @@ def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> di
 
 @contextlib.contextmanager
 def _encoding_once(pipe: Any) -> Iterator[None]:
-    """Let a pipeline's text encoders run once for arguments that they get again."""
+    """Make a pipeline's text encoders run once for repeated arguments."""
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         yield

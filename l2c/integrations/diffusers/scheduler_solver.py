@@ -62,7 +62,7 @@ class SchedulerSolver(Solver):
 
 
 def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
-    """Say whether a scheduler adds noise at its steps.
+    """Return whether a scheduler adds noise at its steps.
 
     Args:
         scheduler: scheduler of a diffusers pipeline.
@@ -76,7 +76,7 @@ def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
 
 
 def _generators(source: NoiseSource | None, count: int) -> torch.Generator | list[torch.Generator] | None:
-    """Return what schedulers draw from: a source with a stream for each image becomes a generator for each."""
+    """Return the generators that schedulers draw from, one per image for a source with a stream per image."""
     if source is None or isinstance(source, torch.Generator):
         return source
     seeds = source((count, 1)).flatten().view(torch.int32).tolist()

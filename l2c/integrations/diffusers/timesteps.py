@@ -41,7 +41,7 @@ def is_time(name: str) -> bool:
 
 
 def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:
-    """Return where the timestep lies among arguments, a name or two for one inside a dictionary, and its value."""
+    """Return the timestep's name among arguments (two names for one inside a dictionary) and its value."""
     names = [*(name for name in TIMES if name in given), *filter(is_time, given)]
     for name in names:
         if isinstance(given[name], (Tensor, float, int)):

@@ -1,7 +1,7 @@
 """L2P (arXiv 2604.26365): forecasts from past outputs whose weights are least squares on the features themselves.
 
-The rows are those of `interval`. Of each reused entry the weights of its last outputs are fitted, such that they add
-up to 1, to the outputs that were computed along a few uncached trajectories.
+The rows are those of `interval`. For each reused entry, weights of its last outputs
+that add up to 1 are fitted to the outputs along a few uncached trajectories.
 """
 
 from __future__ import annotations

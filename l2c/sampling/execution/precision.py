@@ -79,7 +79,7 @@ def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> 
 
 @contextmanager
 def matmuls(setting: str | None) -> Iterator[None]:
-    """Let matrix products be done as `torch.set_float32_matmul_precision(setting)` says, for a while."""
+    """Apply `torch.set_float32_matmul_precision(setting)` for the time of a `with` block."""
     if setting is None:
         yield
         return

@@ -90,7 +90,7 @@ class LearningToCache:
         """Adapt to the routers after an optimiser step and its mean error; the plain objective has nothing to."""
 
     def state(self) -> Mapping[str, Any]:
-        """Return what a resumed run needs beside the routers."""
+        """Return the state that a resumed run needs beside the routers."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -163,7 +163,7 @@ class DataPairs:
         *,
         generator: NoiseSource | None = None,
     ) -> tuple[Tensor, Tensor, LayerCache]:
-        """Return what both passes of a routed evaluation start from: x_m (N, C, H, W), t (N,) and the cache."""
+        """Return the inputs of both passes of a routed evaluation: x_m (N, C, H, W), t (N,) and the cache."""
         x = self.start(x_0, noise, evaluation)
         trajectory = self.solver.trajectory(x, first_step=self.first_step(evaluation), generator=generator)
         request = next(trajectory)

@@ -39,7 +39,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, evaluation: int, passes: Mapping[int, LayerCache]) -> LayerCache:
-        """Return what stands in for each layer at a routed evaluation, from full passes by their evaluation."""
+        """Return the prediction for each layer at a routed evaluation, from full passes by their evaluation."""
         last = passes[evaluation - 1]
         if self.depth == 1:
             return last

@@ -131,7 +131,7 @@ def _stepwise(
 
 
 def layer_weights(cost: Cost, kind: str) -> torch.Tensor:
-    """Return what each layer's computing costs in the penalty, (2L,): its share of the layers' MACs, or 1."""
+    """Return the cost of each layer in the penalty, (2L,): its share of the layers' MACs, or 1."""
     macs = torch.tensor(cost.layers, dtype=torch.float64)
     return (macs / macs.sum() if kind == "macs" else torch.ones_like(macs)).float()
 
