@@ -28,6 +28,9 @@ from tiny_models import CONFIGURATIONS, TIMES, TinyModel, configurations, moved_
 from torch import Tensor, nn
 
 import l2c
+from l2c.io.torchvision_stand_in import make_importable
+
+make_importable()  # diffusers and transformers import torchvision
 
 KINDS = {"layer graph": None, "block graph": ("block",)}
 TOLERANCE = 1e-5  # relative: adding and subtracting a block's input rounds

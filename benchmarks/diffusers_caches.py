@@ -21,7 +21,10 @@ from l2c.commands.frame import entry as cli
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import LINEAR
 from l2c.io.atomic import replacing
+from l2c.io.torchvision_stand_in import make_importable
 from l2c.speed.latency import Latency, alternate
+
+make_importable()  # diffusers and transformers import torchvision
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 28, "sample_size": 8},

@@ -12,6 +12,9 @@ import yaml
 from torch import Tensor, nn
 
 import l2c  # noqa: F401 - makes what diffusers needs importable
+from l2c.io.torchvision_stand_in import make_importable
+
+make_importable()  # diffusers and transformers import torchvision
 
 CONFIGURATIONS = Path(__file__).with_name("tiny_models.yaml")
 TIMES = (1.0, 0.8, 0.6, 0.45, 0.3, 0.1)  # of the largest

@@ -1,4 +1,4 @@
-"""What every backbone offers, and the conventions its publication fixed."""
+"""The interface of all backbones, and the conventions of their publications."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from l2c.backbones.layer_cache import LayerCache, LayerOutput, LayerPlan, Pass, 
 
 @dataclass(frozen=True)
 class PublishedSampling:
-    """How the publication of some weights samples with them.
+    """Sampling settings of the weights' publication.
 
     Attributes:
         solver: name of the solver.
@@ -33,7 +33,7 @@ class PublishedSampling:
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a user of the weights must know beside them.
+    """Conventions of the weights: schedule, timesteps, guidance, prediction.
 
     Attributes:
         name: the preset's name, or the class name for a backbone that was built by hand.
@@ -134,7 +134,7 @@ class Backbone(nn.Module, ABC):
         cache: Sequence[LayerOutput] | None = None,
         keep: Sequence[bool] | None = None,
     ) -> tuple[Tensor, LayerCache]:
-        """Predict with some layers reused; row and cache are data, nothing is remembered here.
+        """Predict with some layers reused; row and cache are data, the backbone keeps no state.
 
         Args:
             x: (N, C, H, W), noisy images or latents.
@@ -149,7 +149,7 @@ class Backbone(nn.Module, ABC):
             contributed (computed, reused or blended) where `keep` says so, else None.
 
         Raises:
-            ValueError: a length differs from 2L, or a layer is reused with nothing cached for it.
+            ValueError: if a length differs from 2L, or a layer is reused with nothing cached for it.
 
         """
         plan = self._plan(row, cache, keep)

@@ -1,4 +1,4 @@
-"""One forward at a time: what stands in for a module's layers is set before its forward and read during it."""
+"""Serialises forwards: a module's replaced outputs are set per forward."""
 
 from __future__ import annotations
 

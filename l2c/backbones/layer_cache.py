@@ -1,4 +1,4 @@
-"""The one seam: what a cached layer is.
+"""The one seam: the definition of a cached layer.
 
 A layer is one residual branch of a transformer block (index `2 b` attention, `2 b + 1` MLP). Its output
 before the gate is what is kept and reused. `mix` decides between computing and reusing; a `Pass` hands each
@@ -52,12 +52,12 @@ def _decisions(row: Row) -> tuple[Fresh, ...]:
 
 
 def call_block(block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Run a block as it is; its other runners compile it, or compute it again on the way back."""
+    """Run a block eagerly; other runners compile it, or recompute it in the backward pass."""
     return block(*inputs)
 
 
 class Pass(ABC):
-    """One pass through a backbone: which layers compute, what stands in for the others, what is kept.
+    """One pass through a backbone: decides which layers compute, replaces the others, keeps outputs.
 
     Args:
         call: runs a block, `call(block, *inputs, fresh, cached)`.
@@ -83,7 +83,7 @@ class LayerPlan(Pass):
         call: runs a block; see `Pass`.
 
     Raises:
-        ValueError: a length differs from 2L, or a layer is to be reused with nothing cached for it.
+        ValueError: if a length differs from 2L, or a layer is to be reused with nothing cached for it.
 
     """
 

@@ -1,4 +1,4 @@
-"""How the layer inside a module that is not ours is found in its output, and put back where it is reused.
+"""Extracts a layer's output from a module's output, and puts a reused one back.
 
 The modules of other packages return a branch's output before its gate (`OUTPUT`: attention, feed-forward), or a whole
 block with its input already added (`RESIDUAL`). What is kept is the branch alone: a tensor, or a tuple of them for
@@ -68,7 +68,7 @@ def split(whole: Tensor, shapes: Shapes) -> tuple[Tensor | None, ...]:
 
 
 def _alike(shapes: Sequence[Any]) -> bool:
-    """Whether streams are tokens (N, T_i, D) of one batch and one width."""
+    """Return whether streams are tokens (N, T_i, D) of one batch and one width."""
     return all(len(shape) == 3 for shape in shapes) and len({(shape[0], shape[2]) for shape in shapes}) == 1
 
 
@@ -76,10 +76,10 @@ class LayerForm(Protocol):
     """A way to read a layer out of a module's output and to write it back."""
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
-        """Return the layer's output within what the module returned for these arguments."""
+        """Return the layer's output, taken from the module's output for these arguments."""
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
-        """Return what the module would return if its layer's output were this."""
+        """Return the module's output for a given output of its layer."""
 
 
 class OutputForm:
@@ -113,11 +113,10 @@ class OutputForm:
 
 
 class ResidualForm(OutputForm):
-    """The module adds its input itself; the layer is what it adds.
+    """The module's output includes its input; the layer is output minus input.
 
-    Which argument a stream of the output was added to is told by the names in the module's own `return` where they
-    are names of parameters, and else by shape, in the order of the parameters. A stream without such an argument is
-    kept whole.
+    An output stream is matched to its input by the names in the module's `return`, where they are names of
+    parameters, else by shape, in the order of the parameters. A stream without a matching input is kept whole.
     """
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:

@@ -14,7 +14,7 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     A pattern has as many parts as the name, separated by dots; `*` stands for any one part or a piece of it.
 
     Raises:
-        ValueError: a pattern matches nothing, or one layer lies inside another.
+        ValueError: if a pattern matches nothing, or one layer lies inside another.
 
     """
     names = [name for name, _ in module.named_modules() if name]

@@ -31,7 +31,7 @@ class ModelPreset:
         backbone: `dit` or `uvit`.
         args: arguments of the network's class.
         checkpoint: file of the weights, or `random`; None where none is known.
-        url: where the weights are published.
+        url: address of the published weights.
         sampling: the published settings.
         data: the data that its routers are trained on, a name of `configs/data`.
         conventions: what the weights need beside the defaults of the class: `schedule`, `first_timestep`,
@@ -55,7 +55,7 @@ class ModelPreset:
         """Return the preset of a name, or of a mapping with the keys of such a file.
 
         Raises:
-            ValueError: the name is unknown, or a key is unknown or missing.
+            ValueError: if the name is unknown, or a key is unknown or missing.
 
         """
         if isinstance(model, ModelPreset):
@@ -91,7 +91,7 @@ def model_preset(name: str) -> ModelPreset:
     """Return the preset `configs/model/<name>.yaml`.
 
     Raises:
-        ValueError: there is no such preset; the message names the near ones.
+        ValueError: if there is no such preset; the message names the near ones.
 
     """
     if name not in model_names():
@@ -104,7 +104,7 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
     """Build the network of a preset with fresh weights, in train mode.
 
     Raises:
-        ValueError: the preset is unknown, or an argument is not one of the network's.
+        ValueError: if the preset is unknown, or an argument is not one of the network's.
 
     """
     preset = ModelPreset.of(model)
@@ -131,8 +131,8 @@ def load_backbone(
         remedy: how the caller's user names other weights, for the message; see `find_checkpoint`.
 
     Raises:
-        ValueError: the name is unknown, the file is damaged, or its keys do not fit.
-        FileNotFoundError: the weights are not found; the message says where they are published.
+        ValueError: if the name is unknown, the file is damaged, or its keys do not fit.
+        FileNotFoundError: if the weights are not found; the message says where they are published.
 
     """
     preset = ModelPreset.of(model)

@@ -1,4 +1,4 @@
-"""The network of a preset without weights: names and sizes, for what needs no more."""
+"""The network of a preset without weights, for code that needs only names and sizes."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class SinglePlan(LayerPlan):
         """The outputs that later evaluations may reuse, None where nothing was to be kept.
 
         Raises:
-            ValueError: a layer did not run.
+            ValueError: if a layer did not run.
 
         """
         idle = [name for index, name in enumerate(self._names) if index not in self._ran]

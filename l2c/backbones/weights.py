@@ -31,11 +31,11 @@ def find_checkpoint(
         checkpoint: a path, or the name of a file in the folder that the environment variable `L2C_CHECKPOINTS`
             names, in `checkpoints/` below the current folder, or among the weights that come with this package.
         name: the model's name, for the message.
-        url: where the official file is published.
+        url: address of the published file.
         remedy: how the caller's user names another file, for the message.
 
     Raises:
-        FileNotFoundError: the file is in none of those places; the message says what to do.
+        FileNotFoundError: if the file is in none of those places; the message says what to do.
 
     """
     places = [Path(checkpoint).expanduser(), *(folder / checkpoint for folder in checkpoint_folders())]
@@ -57,7 +57,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     moving average.
 
     Raises:
-        ValueError: the file is damaged, or holds no state dict.
+        ValueError: if the file is damaged, or holds no state dict.
 
     """
     try:
@@ -98,7 +98,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: str, *
         name: what to call the module in messages; None = its class.
 
     Raises:
-        ValueError: keys are missing, unexpected or of another shape, or a value is not finite; the message names
+        ValueError: if keys are missing, unexpected or of another shape, or a value is not finite; the message names
             the first few.
 
     """

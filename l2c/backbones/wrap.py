@@ -28,7 +28,7 @@ class WrappedLayer:
     Attributes:
         name: the module's name.
         module: its output holds the layer's.
-        form: how it holds it.
+        form: how the module's output holds the layer.
         silent: modules that feed nothing but this layer.
         call: which of the module's calls in one evaluation is this layer, from 0; other calls are other layers.
 
@@ -52,7 +52,7 @@ class WrappedModule(Backbone):
         layers: its layers, in the order in which they run.
         timestep: the name of the parameter of its forward that takes t (N,).
         labels: the name of the one that takes y (N,); None = it takes none.
-        conventions: of the weights.
+        conventions: conventions of the weights.
         input_shape: (C, H, W) of one input; None = unknown, then noise must be given and costs cannot be measured.
         num_embedded_labels: rows of the label table, the null label included.
 
@@ -88,7 +88,7 @@ class WrappedModule(Backbone):
         """Shape of one input.
 
         Raises:
-            ValueError: it was not given.
+            ValueError: if no shape was given.
 
         """
         if self._input_shape is None:
@@ -142,7 +142,7 @@ class WrappedModule(Backbone):
             return first(self.call(x, t, y[0] if y else None))
 
     def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
-        """Return what runs in a layer's place in one evaluation."""
+        """Return the forward that replaces a layer's in one evaluation."""
         layer = self.layers[index]
         original = layer.module.forward
 
@@ -189,7 +189,7 @@ def _in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., An
     """Return a forward that is each of `calls` once.
 
     Raises:
-        ValueError: from the forward, where it is called more often.
+        ValueError: if the returned forward is called more often.
 
     """
     left = iter(calls)
@@ -226,7 +226,7 @@ def bare(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Let modules run other forwards for a while."""
+    """Replace the forwards of modules for the time of a `with` block."""
     own = {module: module.__dict__.get("forward") for module in calls}
     for module, call in calls.items():
         module.__dict__["forward"] = call
@@ -278,7 +278,7 @@ def wrap(
         prediction: what the module returns: `noise`, `v`, or `flow` for the velocity of a flow.
 
     Raises:
-        ValueError: a pattern matches nothing, or the forward has no such parameter.
+        ValueError: if a pattern matches nothing, or the forward has no such parameter.
 
     """
     module = bare(module)

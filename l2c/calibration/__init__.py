@@ -1,1 +1,1 @@
-"""What is measured on a model, and what its layers cost."""
+"""Measurements on a model, and the cost of its layers."""

@@ -41,7 +41,7 @@ class Calibration:
             1..K evaluations before; `responses` (E, L, A, M) and `responses_ahead` (E, L, B, M): see
             `measure_both_ways`.
         binding: model, weights, solver, times and guidance.
-        settings: how it was measured: seed, number of trajectories.
+        settings: settings of the measurement: seed, number of trajectories.
         grid: the evaluations as responses see them; None = the responses belong to these times alone.
         schedule: the noise schedule of the weights; None where a pipeline's scheduler has one of its own.
         cost: MACs of the backbone; None = not known without the model.
@@ -61,14 +61,14 @@ class Calibration:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What it is valid for, by name."""
+        """The binding of the calibration, by field name."""
         return self.binding.head
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor by its name.
 
         Raises:
-            ValueError: it was not measured; the message says how to.
+            ValueError: if the tensor was not measured; the message says how to measure it.
 
         """
         if name not in self.tensors and self.carried_from is not None:
@@ -85,11 +85,11 @@ class Calibration:
         """Refuse statistics of another model or sampler than a graph is to be made for.
 
         Args:
-            graph: to be made.
+            graph: the graph to be made.
             any_times: accept another solver and other times.
 
         Raises:
-            ValueError: they differ; the message says in what.
+            ValueError: if model or sampler differ; the message says in what.
 
         """
         for what, wanted in graph.binding.head.items():
@@ -105,11 +105,11 @@ class Calibration:
         """Return the calibration for the times of a graph: itself, or with responses carried there.
 
         Args:
-            graph: to be made; says model, weights, guidance and times.
-            solver: of the graph, or its evaluations.
+            graph: the graph to be made; gives model, weights, guidance and times.
+            solver: solver of the graph, or its evaluations.
 
         Raises:
-            ValueError: model, weights or guidance differ, or the responses cannot be carried; the message says why.
+            ValueError: if model, weights or guidance differ, or the responses cannot be carried; the message says.
 
         """
         same_times = all(self.head[what] == graph.binding.head[what] for what in OF_TIMES)
@@ -133,8 +133,8 @@ class Calibration:
         """Write a safetensors file with a JSON header; it appears whole or not at all.
 
         Raises:
-            OSError: the file cannot be written.
-            ValueError: the settings cannot be said in JSON.
+            OSError: if the file cannot be written.
+            ValueError: if JSON cannot hold the settings.
 
         """
         header = file.header_of(self)
@@ -146,8 +146,8 @@ class Calibration:
         """Read and validate a file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it holds no statistics, those of another version, or contradicts itself.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file holds no statistics, is of another version, or contradicts itself.
 
         """
         name = shown(path, 300)

@@ -37,7 +37,7 @@ def header_of(calibration: Calibration) -> str:
     """Return the head as text.
 
     Raises:
-        ValueError: the settings cannot be said in JSON.
+        ValueError: if JSON cannot hold the settings.
 
     """
     grid, schedule, cost = calibration.grid, calibration.schedule, calibration.cost
@@ -60,10 +60,10 @@ def header_of(calibration: Calibration) -> str:
 
 
 def fields_of(header: str) -> dict[str, Any]:
-    """Return what a head says, as arguments of `Calibration`.
+    """Return the content of a head, as arguments of `Calibration`.
 
     Raises:
-        ValueError: it is damaged, of another version, or has missing, unknown or wrong fields.
+        ValueError: if the head is damaged, of another version, or has missing, unknown or wrong fields.
 
     """
     content = parse(header)
@@ -140,7 +140,7 @@ def check_tensors(calibration: Calibration) -> None:
     """Refuse tensors that do not fit the head.
 
     Raises:
-        ValueError: an unknown tensor, a wrong number of dimensions or size, or values that are not finite.
+        ValueError: if a tensor is unknown, has a wrong shape, or holds values that are not finite.
 
     """
     binding, grid, cost = calibration.binding, calibration.grid, calibration.cost

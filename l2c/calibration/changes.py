@@ -1,4 +1,4 @@
-"""How much layers and blocks change from evaluation to evaluation, in one pass over uncached trajectories."""
+"""Changes of layers and blocks between evaluations, measured in one pass over uncached trajectories."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class _Changes:
         self._evaluation, self._share = 0, 1.0
 
     def begin(self, share: float) -> None:
-        """Turn to the next batch, which is a share of all trajectories."""
+        """Start the next batch, which is a share of all trajectories."""
         self._past, self._evaluation, self._share = [], 0, share
 
     def add(self, outputs: list[Tensor]) -> None:
@@ -101,7 +101,7 @@ class _Changes:
 
 
 class _BlockOutputs:
-    """What the blocks of a backbone add to their input in a pass, collected by hooks while this is entered.
+    """Collects by hooks, while entered, what the blocks of a backbone add to their input in a pass.
 
     Attributes:
         added: (N, T, D) of each block that was called, in order; to be cleared before each pass.

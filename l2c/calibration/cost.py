@@ -25,8 +25,8 @@ class Cost:
     """MACs of one evaluation for one sample (one guidance branch).
 
     Attributes:
-        layers: of each layer, (2L,).
-        fixed: of everything that is always computed: embeddings, modulation, skip linears, output.
+        layers: MACs of each layer, (2L,).
+        fixed: MACs of everything that is always computed: embeddings, modulation, skip linears, output.
 
     """
 
@@ -47,7 +47,7 @@ class Cost:
         return sum(self.of_row(row) for row in graph.rows)
 
     def evaluations_worth(self, graph: CacheGraph) -> float:
-        """Return how many full evaluations the trajectory's MACs would pay for."""
+        """Return the trajectory's MACs as a number of full evaluations."""
         return self.of_graph(graph) / self.evaluation
 
     def speed_up(self, graph: CacheGraph) -> float:
@@ -79,7 +79,7 @@ def count_macs(backbone: Backbone) -> Cost:
     """Count the MACs of one evaluation for one sample; of a wrapped module, by running it once.
 
     Raises:
-        TypeError: the backbone is of a kind whose shapes are not known here.
+        TypeError: if the shapes of this kind of backbone are unknown.
 
     """
     if isinstance(backbone, DiT):

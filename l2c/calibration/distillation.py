@@ -30,7 +30,7 @@ class Distillation(nn.Module):
 
     Args:
         sampler: uncached; brings backbone, solver and guidance of the graph.
-        graph: what is reused when; its rows stay as they are.
+        graph: the graph; its rows stay as they are.
         teacher: uncached, gives the images of the loss `image`; None = `sampler`.
         loss: `image`: error of the final image against the teacher's from the same noise, through the whole
             trajectory. `output`: error of each evaluation's output against a full pass at the same state, the
@@ -46,7 +46,7 @@ class Distillation(nn.Module):
         maps: (embedding size, scale and shift, channels of all layers side by side); None without scale_shift.
 
     Raises:
-        ValueError: an unknown loss, nothing to train, or a solver that the loss cannot be differentiated through.
+        ValueError: if the loss is unknown, nothing is to be trained, or the solver passes no gradient on.
 
     """
 
@@ -91,7 +91,7 @@ class Distillation(nn.Module):
         self.register_buffer("embedding", embedding / embedding.abs().sum(dim=1, keepdim=True), persistent=False)
 
     def trained(self) -> dict[str, Tensor]:
-        """Return what is trained and saved, by its name in the state dict."""
+        """Return the trained parameters, by their names in the state dict."""
         return {"slopes": self.slopes.detach(), **({} if self.maps is None else {"maps": self.maps.detach()})}
 
     def corrections(self) -> tuple[list[Tensor], list[Tensor]] | None:
@@ -138,9 +138,9 @@ def distil(distillation: Distillation, batches: Iterable[tuple[Tensor, Tensor | 
     """Train on batches of noise (N, C, H, W) and labels (N,), one step each, in this process and without a record.
 
     Args:
-        distillation: what is trained, in place.
+        distillation: the parameters, trained in place.
         batches: on the backbone's device.
-        num_steps: how many batches there are; the learning rate falls to 0 over them.
+        num_steps: number of batches; the learning rate falls to 0 over them.
 
     """
     optimizer, schedule = distillation.optimizer(num_steps)

@@ -31,7 +31,7 @@ class Grid:
             moves the state at which the second takes place.
 
     Raises:
-        ValueError: the lists differ in length, hold no finite numbers, or times run in no direction.
+        ValueError: if the lists differ in length, hold no finite numbers, or times run in no direction.
 
     """
 
@@ -62,7 +62,7 @@ class Grid:
         """Return the grid of a solver.
 
         Raises:
-            ValueError: the solver adds noise of its own, or an output moves no state.
+            ValueError: if the solver adds noise of its own, or an output moves no state.
 
         """
         if solver.stochastic:
@@ -88,14 +88,14 @@ class Grid:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str) -> Grid:
-        """Return what `to_json` wrote.
+        """Return the grid that `to_json` wrote.
 
         Args:
             content: the object.
             where: its name in messages.
 
         Raises:
-            ValueError: a field is missing, unknown or wrong.
+            ValueError: if a field is missing, unknown or wrong.
 
         """
         known_fields(content, FIELDS, where)
@@ -112,7 +112,7 @@ def step_coefficients(solver: Solver) -> tuple[float, ...]:
     it is divided. For a multistep solver the coefficient holds what the output adds in later steps too.
 
     Raises:
-        ValueError: a coefficient is 0 or not finite.
+        ValueError: if a coefficient is 0 or not finite.
 
     """
     count = solver.num_evaluations

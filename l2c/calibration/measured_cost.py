@@ -25,7 +25,7 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     Counted are matrix products and convolutions, attention's two included; the counter's FLOPs are twice that.
 
     Raises:
-        ValueError: the shape of an input is not known.
+        ValueError: if the shape of an input is unknown.
 
     """
     weight = next(backbone.parameters())
@@ -48,7 +48,7 @@ def covered_share(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> flo
     """Return the share of a forward's MACs that layers hold.
 
     Args:
-        layers: of a model.
+        layers: layers of a model.
         run: calls the model once.
 
     """

@@ -56,7 +56,7 @@ def carry(measured: Sequence[Measured], wanted: Grid, *, max_age: int) -> Array:
         max_age: the oldest output wanted, in evaluations of the wanted grid.
 
     Raises:
-        ValueError: times lie outside those measured, or no evaluation of a kind was measured.
+        ValueError: if times lie outside those measured, or no evaluation of a kind was measured.
 
     """
     for one in measured:
@@ -75,7 +75,7 @@ def check_times(measured: Grid, wanted: Grid) -> None:
     """Refuse times before or after those measured.
 
     Raises:
-        ValueError: a time lies outside.
+        ValueError: if a wanted time lies outside the measured ones.
 
     """
     step = 1 / (len(measured.timesteps) - 1)
@@ -136,7 +136,7 @@ def _bent(place: Sequence[float]) -> Array:
 
 
 def _keys(grid: Grid, like: Grid) -> Array:
-    """Return where `J_e` is taken to belong: the middle of the solver step, since the state is moved at its end."""
+    """Return the time that `J_e` is assigned to: the middle of the solver step, which moves the state at its end."""
     return (np.asarray(places(grid.timesteps, like)) + np.asarray(places(grid.ends, like))) / 2
 
 

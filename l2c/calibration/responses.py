@@ -1,9 +1,9 @@
-"""How the final image answers when a layer's output is replaced by an older one: projections, by backward passes.
+"""Response of the final image to replacing a layer's output by an older one, measured by backward passes.
 
 To first order, replacing the output f_e of a layer at evaluation e by f_e + d changes the image by J_e d. One
 backward pass from a random direction q of image space gives q . J_e for all entries (evaluation, layer) at once,
-so that q . J_e (f_{e-a} - f_e) costs an inner product for every age a. What `linear` reuse changes is a combination
-of two ages, because J_e is linear: no second measurement is needed for it, nor for spans.
+so that q . J_e (f_{e-a} - f_e) costs an inner product for every age a. Because J_e is linear, the effect of `linear`
+reuse is a combination of two ages: neither it nor spans need a second measurement.
 
 The backward pass goes evaluation by evaluation, from the last to the first, each of which is computed again: memory
 holds the activations of one evaluation, the states of the trajectory and the outputs of all layers.
@@ -45,10 +45,10 @@ def measure_responses(
         num_probes: backward passes per batch.
         max_age: the oldest output considered, in evaluations.
         batch_size: trajectories differentiated at a time; memory grows with it.
-        seed: of the directions, which belong to images: the batch size does not change them.
+        seed: seed of the directions, which belong to images: the batch size does not change them.
 
     Raises:
-        ValueError: the solver adds noise of its own, or passes no gradient on.
+        ValueError: if the solver adds noise of its own, or passes no gradient on.
 
     """
     options = {"num_probes": num_probes, "max_age": max_age, "batch_size": batch_size, "seed": seed}

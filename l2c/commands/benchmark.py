@@ -108,7 +108,7 @@ def _random_graph(cfg: DictConfig, backbone: Backbone, preset: Any, scale: float
 
 
 def _preparation(backbone: Backbone, graph: CacheGraph, scale: float | None) -> str:
-    """Say how long it takes to load a graph and make a sampler of it."""
+    """Return a sentence on the time to load a graph and make a sampler of it."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "cache_graph.json"
         graph.save(path)
@@ -119,7 +119,7 @@ def _preparation(backbone: Backbone, graph: CacheGraph, scale: float | None) -> 
 
 
 def _python_overhead(graph: CacheGraph) -> str:
-    """Say what the executor itself takes: an evaluation of as many blocks that do nothing, in a narrow network."""
+    """Return a sentence on the executor's own time: an evaluation of blocks that do nothing, in a narrow network."""
     depth = graph.num_layers // 2
     net = DiT(input_size=4, patch_size=2, hidden_size=16, depth=depth, num_heads=1, num_classes=2).eval()
     sampler = Sampler(net, solver="ddim", num_evaluations=graph.num_evaluations, cfg_scale=4.0)

@@ -21,7 +21,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encode did.
+    """The result of an encode.
 
     Attributes:
         num_images: images that this process wrote in this run.
@@ -54,17 +54,17 @@ def encode_folder(
         images: the images; unreadable ones are left out, counted and named.
         vae: the autoencoder.
         output: folder of the shards.
-        vae_name: goes into the manifest.
+        vae_name: name of the VAE for the manifest.
         batch_size: images at a time.
         shard_size: images per file.
         mirrored: encode each image a second time, mirrored.
         part: this process's; it writes its part of the missing shards.
-        device: where to encode.
+        device: device to encode on.
         progress: show a bar.
 
     Raises:
-        ValueError: the folder holds latents made with other settings, or a damaged shard.
-        OSError: the folder cannot be written, or the disk is full; whole shards stay.
+        ValueError: if the folder holds latents made with other settings, or a damaged shard.
+        OSError: if the folder cannot be written, or the disk is full; whole shards stay.
 
     """
     folder = Path(output).expanduser()

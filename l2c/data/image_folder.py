@@ -41,8 +41,8 @@ class ImageFolder:
         unreadable: names of files that could not be read so far.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it holds no images.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the folder holds no images.
 
     """
 
@@ -91,7 +91,7 @@ class ImageFolder:
         """Return the image and label at an index, or those of the next readable one.
 
         Raises:
-            ValueError: no image of the folder can be read.
+            ValueError: if no image of the folder can be read.
 
         """
         for i in range(len(self)):

@@ -19,7 +19,7 @@ from l2c.data.shards import Shards, write_tensors
 
 @dataclass(frozen=True)
 class Manifest(Shards):
-    """What a folder of latents is.
+    """The manifest of a folder of latents.
 
     Attributes:
         vae: name of the autoencoder.
@@ -59,7 +59,7 @@ def look_into(path: Path) -> tuple[int, list[str]]:
     """Return the number of latents in a shard and the names of the images that were left out of it.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: if the shard cannot be read.
 
     """
     try:

@@ -42,7 +42,7 @@ class NoiseDataModule(pl.LightningDataModule):
         steps_per_trajectory: training steps that share a trajectory.
         batch_size: trajectories per step, over all processes.
         seed: seed of noise and labels.
-        num_trajectories: how many batches are visited in turn; None = always new ones.
+        num_trajectories: number of batches that are visited in turn; None = always new ones.
 
     """
 

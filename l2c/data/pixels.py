@@ -42,7 +42,7 @@ class PixelDataModule(pl.LightningDataModule):
         """Return the images with their labels."""
 
     def batches(self, start: int) -> StepBatchSampler:
-        """Return what makes the batches from a step on."""
+        """Return the sampler of batches from a step on."""
         return self.sampler(
             len(self.images()),  # type: ignore[arg-type]
             self.batch_size,

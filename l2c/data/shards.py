@@ -22,7 +22,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """Write a shard, which appears whole or not at all.
 
     Raises:
-        OSError: it cannot be written, or the disk is full.
+        OSError: if the file cannot be written, or the disk is full.
 
     """
     with replacing(path) as temporary:
@@ -30,7 +30,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 class Shards:
-    """What a folder of shards is; shard k holds the images k S .. (k + 1) S - 1.
+    """The manifest of a folder of shards; shard k holds the images k S .. (k + 1) S - 1.
 
     A kind of shards is a dataclass on this: its fields, `shape`, `num_images` and `shard_size` among them, are what
     the manifest holds.
@@ -65,15 +65,15 @@ class Shards:
         return [k for k in range(self.num_shards) if not self.path(folder, k).is_file()]
 
     def settings_to_agree(self) -> dict[str, Any]:
-        """Return what must be the same where a folder is continued, by name."""
+        """Return the settings that must be equal when a folder is continued, by name."""
         return dict(vars(self))
 
     def claim(self, folder: Path) -> None:
         """Make a folder that of these shards; one that holds others already is refused.
 
         Raises:
-            ValueError: the folder holds shards of other settings, or is damaged.
-            OSError: it cannot be written.
+            ValueError: if the folder holds shards of other settings, or is damaged.
+            OSError: if the folder cannot be written.
 
         """
         if not (folder / self.FILE).is_file():
@@ -99,8 +99,8 @@ class Shards:
         """Read a folder's manifest.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is damaged or of another kind.
+            FileNotFoundError: if there is no manifest.
+            ValueError: if the manifest is damaged or of another kind.
 
         """
         path = folder / cls.FILE

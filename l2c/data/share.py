@@ -25,7 +25,7 @@ class Share:
         """Return the places of this part in a global batch.
 
         Raises:
-            ValueError: the batch cannot be split evenly.
+            ValueError: if the batch cannot be split evenly.
 
         """
         size, rest = divmod(batch_size, self.count)
@@ -37,10 +37,10 @@ class Share:
         return slice(self.index * size, (self.index + 1) * size)
 
     def of(self, numbers: Iterable[int]) -> list[int]:
-        """Return those of some numbered things, such as shards, that are this part's.
+        """Return the numbers (of shards, say) assigned to this part.
 
-        A number is the same part's whatever else is to be done, so that processes which look at a folder at
-        different times never take the same one.
+        A number's part depends on the number alone, so that processes which list a folder at different times never
+        take the same one.
         """
         return [k for k in numbers if k % self.count == self.index]
 

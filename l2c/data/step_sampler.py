@@ -44,7 +44,7 @@ class StepBatchSampler:
         return Stream("order of an epoch's items", self.seed, epoch).permutation(self.num_items).tolist()
 
     def items(self, batch: list[int], step: int, places: slice) -> list[Any]:
-        """Return what the dataset is asked for, for some places of a step's batch of indices."""
+        """Return the dataset's keys for some places of a step's batch of indices."""
         return batch[places]
 
     def __iter__(self) -> Iterator[list[Any]]:

@@ -57,8 +57,8 @@ def load_vae(name: str) -> Vae:
     """Load an AutoencoderKL by its name on the Hub or from a local folder.
 
     Raises:
-        ValueError: diffusers is not installed.
-        OSError: there is no such autoencoder, or it cannot be fetched.
+        ValueError: if diffusers is not installed.
+        OSError: if there is no such autoencoder, or it cannot be fetched.
 
     """
     try:

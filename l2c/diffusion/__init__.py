@@ -20,7 +20,7 @@ def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: 
     """Build a solver by its name.
 
     Raises:
-        ValueError: the name is unknown, the solver cannot follow the schedule, or it has no such option.
+        ValueError: if the name is unknown, the solver cannot follow the schedule, or it has no such option.
 
     """
     if name not in SOLVERS:

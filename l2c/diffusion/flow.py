@@ -19,7 +19,7 @@ FIRST_FINITE = 0.999  # the noisiest s at which log(alpha / sigma) is taken, as 
 
 
 class FlowSolver(Solver):
-    """What solvers of flows share: evaluations at shifted times, noisiest first, and the end at s = 0.
+    """Base of the solvers of flows: evaluations at shifted times, noisiest first, and the end at s = 0.
 
     Args:
         schedule: the flow of the weights.

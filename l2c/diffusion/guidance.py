@@ -13,7 +13,7 @@ NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}
 
 @dataclass(frozen=True)
 class Guidance:
-    """How a conditional and an unconditional output become one, and how both are computed as one batch.
+    """Combines a conditional and an unconditional output, and computes both as one batch.
 
     The batch of both branches has 2 N rows, the N conditional ones first; without active guidance it is the batch of
     N itself.
@@ -51,7 +51,7 @@ class Guidance:
         return guided
 
     def rows(self, count: int) -> int:
-        """Return how many rows the network is given for `count` images: 2 N with active guidance, else N."""
+        """Return the number of rows of the network's batch for `count` images: 2 N with active guidance, else N."""
         return 2 * count if self.active else count
 
     def labels(self, y: Tensor | None, null_label: int | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What a network predicts, and the linear maps between the predictions.
+"""Kinds of prediction of a network, and the linear maps between them.
 
 A noisy state is x = alpha x_0 + sigma eps. Networks predict
     noise: eps,
@@ -19,7 +19,7 @@ def check_prediction(prediction: str) -> None:
     """Refuse an unknown kind of prediction.
 
     Raises:
-        ValueError: it is not one of `PREDICTIONS`.
+        ValueError: if the prediction is not one of `PREDICTIONS`.
 
     """
     if prediction not in PREDICTIONS:
@@ -27,7 +27,7 @@ def check_prediction(prediction: str) -> None:
 
 
 def target(prediction: str, x_0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
-    """Return what a network should predict for data x_0 and noise eps (N, C, H, W) at a level of noise."""
+    """Return the target of a network's prediction for data x_0 and noise eps (N, C, H, W) at a level of noise."""
     if prediction == "v":
         return alpha * eps - sigma * x_0
     return eps - x_0 if prediction == "flow" else eps

@@ -1,4 +1,4 @@
-"""Which evaluations a policy may route."""
+"""The evaluations that a policy may route."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class FlowSchedule(Schedule):
 
 
 class CountsTime(Protocol):
-    """What a schedule is made from: the conventions of a backbone."""
+    """The conventions of a backbone from which a schedule is made."""
 
     @property
     def schedule(self) -> str:
@@ -182,7 +182,7 @@ def schedule_of(conventions: CountsTime) -> NoiseSchedule | FlowSchedule:
     """Return the schedule that a backbone's conventions name.
 
     Raises:
-        ValueError: an unknown schedule or prediction.
+        ValueError: if the schedule or prediction is unknown.
 
     """
     kind = FlowSchedule if conventions.schedule == FLOW else NoiseSchedule

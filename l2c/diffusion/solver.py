@@ -1,4 +1,4 @@
-"""What every solver offers: its evaluations announced in advance, and one loop to drive it."""
+"""The interface of all solvers: evaluations announced in advance, and one loop that drives them."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class ArchiveImages:
         path: the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds no `arr_0` of 8-bit images.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, or holds no `arr_0` of 8-bit images.
 
     """
 
@@ -99,8 +99,8 @@ def open_member(path: Path, name: str) -> IO[bytes]:
     """Open one array of an `.npz` file for reading.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no `.npz` file, or has no such array.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no `.npz` file, or has no such array.
 
     """
     if not path.is_file():
@@ -115,7 +115,7 @@ def array_names(path: Path) -> list[str]:
     """Return the names of the arrays of an `.npz` file.
 
     Raises:
-        ValueError: it is no `.npz` file.
+        ValueError: if the file is no `.npz` file.
 
     """
     try:

@@ -26,14 +26,14 @@ def to_pixels(images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Samples(Shards):
-    """What a folder of samples is.
+    """The manifest of a folder of samples.
 
     Attributes:
         shape: (C, H, W) of an image.
         num_images: images of the whole folder.
         shard_size: images per shard.
         labelled: whether images have labels.
-        settings: what they were drawn with, plain values by name.
+        settings: settings of the drawing, plain values by name.
 
     """
 
@@ -58,7 +58,7 @@ class Samples(Shards):
         write_tensors(self.path(folder, shard), tensors)
 
     def settings_to_agree(self) -> dict[str, Any]:
-        """Return what must be the same where a folder is continued, by name."""
+        """Return the settings that must be equal when a folder is continued, by name."""
         own = {name: value for name, value in vars(self).items() if name != "settings"}
         return {**own, **self.settings}
 

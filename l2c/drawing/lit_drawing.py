@@ -28,7 +28,7 @@ def image_labels(images: range, num_labels: int, kind: str, seed: int) -> Tensor
         images: the numbers.
         num_labels: labels are 0..num_labels-1.
         kind: `balanced` goes round, `random` draws each.
-        seed: of the draws.
+        seed: seed of the draws.
 
     """
     if kind == "balanced" or not num_labels:
@@ -43,7 +43,7 @@ class ShardsToDraw(pl.LightningDataModule):
     of processes nor a kill changes what is drawn together.
 
     Args:
-        samples: what the folder is to hold.
+        samples: the manifest of the folder.
         folder: the folder.
         batch_size: images at a time.
 
@@ -77,9 +77,9 @@ class LitSampler(pl.LightningModule):
 
     Args:
         sampler: draws images or latents.
-        samples: what the folder is to hold.
+        samples: the manifest of the folder.
         folder: the folder.
-        seed: of noise and labels.
+        seed: seed of noise and labels.
         labels: `balanced` or `random`, see `image_labels`.
         vae: turns latents into images; None where the backbone gives images.
         fixed_batch: images of every batch that the sampler is given: a shard's last one is filled up with the

@@ -27,10 +27,10 @@ from l2c.training.trainer import make_bare_trainer
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
-        folder: of the shards.
+        folder: folder of the shards.
         num_images: images drawn by all processes of this run; fewer than the folder's where it went on.
         seconds: wall-clock that drawing them took, model loading not included.
         first_process: whether this is the process that goes on with the images.
@@ -71,15 +71,15 @@ def sample_images(
     """Draw images 0..num_images-1 of a seed into shards.
 
     Args:
-        sampler: what draws them.
-        folder: where shards and manifest go; with shards of the same settings it is completed.
-        num_images: how many.
-        seed: of noise and labels; image i is the same however many processes share the work.
+        sampler: draws the images.
+        folder: folder of shards and manifest; with shards of the same settings it is completed.
+        num_images: number of images.
+        seed: seed of noise and labels; image i is the same however many processes share the work.
         labels: `balanced` goes round all labels, `random` draws each.
         batch_size: images at a time, of one process.
         shard_size: images per file; what a kill costs at most.
         vae: decodes latents.
-        vae_name: goes into the manifest.
+        vae_name: name of the VAE for the manifest.
         trainer: settings of Lightning's Trainer: accelerator, devices, num_nodes.
         settings: `compile` and `capture`, true or false: whether blocks are compiled, and trajectories replayed as
             CUDA graphs, for batches of `batch_size`. A last batch of a shard is filled up to it.
@@ -87,7 +87,7 @@ def sample_images(
     Raises:
         ValueError: if the folder holds other samples, a setting is out of range, or images are not finite.
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
-        MemoryError: out of memory; the message says what lowers it.
+        MemoryError: if memory runs out; the message says what lowers its use.
 
     """
     asked = DrawingSettings(
@@ -126,7 +126,7 @@ def _drawn(runner: pl.Trainer, module: LitSampler, shards: ShardsToDraw, place: 
 
 
 def _memory_sentence(batch_size: int) -> str:
-    """Say what lowers the memory of drawing."""
+    """Return a sentence on the settings that lower the memory of drawing."""
     return (
         f"out of memory in drawing with batch_size={batch_size}; say batch_size={max(1, batch_size // 2)}, "
         "precision=bf16, cache_dtype=bf16 or cache_device=cpu"
@@ -136,7 +136,7 @@ def _memory_sentence(batch_size: int) -> str:
 def _samples(
     sampler: Sampler, asked: DrawingSettings, device: torch.device, vae: Vae | None, vae_name: str | None
 ) -> Samples:
-    """Return what the folder is to hold."""
+    """Return the manifest that the folder gets."""
     shape = sampler.backbone.input_shape
     return Samples(
         shape=shape if vae is None else _decoded(vae, shape),
@@ -148,7 +148,7 @@ def _samples(
 
 
 def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the Trainer's settings, `devices: auto` being those that torchrun has started, where it has."""
+    """Return the Trainer's settings; `devices: auto` means the processes that torchrun has started, if any."""
     launched = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
     if settings.get("devices") != "auto" or None in launched:
         return dict(settings)
@@ -157,14 +157,14 @@ def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoded(vae: Vae, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the (C, H, W) of the images of latents (C, H, W), seen on small ones."""
+    """Return the shape (C, H, W) of the images of latents (C, H, W), measured on small latents."""
     side = 8
     channels, enlarged, _ = vae.decode(torch.zeros(1, shape[0], side, side)).shape[1:]
     return channels, shape[1] * enlarged // side, shape[2] * enlarged // side
 
 
 def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict[str, Setting]:
-    """Return what decides the images that are drawn on a device."""
+    """Return the settings that determine the images drawn on a device."""
     cache_dtype = sampler.cache_dtype
     return {
         "model": sampler.backbone.conventions.name,

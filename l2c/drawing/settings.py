@@ -11,11 +11,11 @@ LABELS = ("balanced", "random")
 
 @dataclass(frozen=True)
 class DrawingSettings(Settings):
-    """How many images, of which noise and labels, in which portions.
+    """Number of images, their noise and labels, and the sizes of batches and shards.
 
     Attributes:
-        num_images: in all.
-        seed: of noise and labels.
+        num_images: number of images in all.
+        seed: seed of noise and labels.
         labels: `balanced` goes round all labels, `random` draws each.
         batch_size: images at a time, of one process.
         shard_size: images per file.

@@ -21,7 +21,7 @@ from l2c.speed.latency import Latency, alternate
 
 @dataclass(frozen=True)
 class Result:
-    """What one method gave; of several draws the mean.
+    """Results of one method; means where there are several draws.
 
     Attributes:
         method: name of the method.

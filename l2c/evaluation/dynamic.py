@@ -24,13 +24,13 @@ from l2c.sampling.sampler import Sampler
 
 
 class Criterion(ABC):
-    """Which images compute their middle blocks at an evaluation; a new one for each trajectory."""
+    """Decides which images compute their middle blocks at an evaluation; make a new one for each trajectory."""
 
     signal: Tensor
 
     @abstractmethod
     def computes(self, evaluation: int, signal: Tensor) -> Tensor:
-        """Return for each image whether it computes, (N,) bools; the first evaluation's answer is not asked for.
+        """Return for each image whether it computes, (N,) bools; not called for the first evaluation.
 
         Args:
             evaluation: its index.
@@ -39,7 +39,7 @@ class Criterion(ABC):
         """
 
     def computed(self, signal: Tensor, which: Tensor) -> None:
-        """Take note of the signals (N, F) of an evaluation and of the images (N,) that computed there."""
+        """Record the signals (N, F) of an evaluation and the images (N,) that computed there."""
         self.signal = signal if not hasattr(self, "signal") else torch.where(which[:, None], signal, self.signal)
 
 
@@ -47,7 +47,7 @@ class Change(Criterion):
     """Compute where the mean absolute change of the signal since the last computing exceeds a share of its size.
 
     Args:
-        threshold: that share.
+        threshold: the share.
         warmup: evaluations at the start that compute.
 
     """
@@ -68,9 +68,9 @@ class Accumulated(Criterion):
     last evaluation compute.
 
     Args:
-        threshold: of the sum.
-        coefficients: of the polynomial, the highest power first, as `numpy.polyfit` gives them.
-        num_evaluations: of the trajectory.
+        threshold: threshold of the sum.
+        coefficients: coefficients of the polynomial, the highest power first, as `numpy.polyfit` gives them.
+        num_evaluations: number of evaluations of the trajectory.
 
     """
 
@@ -90,15 +90,15 @@ class Accumulated(Criterion):
         return which
 
     def computed(self, signal: Tensor, which: Tensor) -> None:
-        """Take note of the signal of every evaluation."""
+        """Record the signal of every evaluation."""
         self.signal = signal
 
 
 class Magnitude(Criterion):
-    """MagCache: reuse while the error that calibrated ratios of residuals' sizes tell of stays within a threshold.
+    """MagCache: reuse while the error estimated from calibrated ratios of residual sizes is within a threshold.
 
     Args:
-        threshold: of the summed |1 - product of ratios since the last computing|.
+        threshold: threshold of the summed |1 - product of ratios since the last computing|.
         ratios: (E,), mean size of the residual over that of the evaluation before; the first is not read.
         max_skips: evaluations in a row that may reuse.
         retention: share of the evaluations at the start that compute.
@@ -146,15 +146,15 @@ class DynamicPass(Pass):
     """The passes of one trajectory under a dynamic method, one evaluation after the other.
 
     Args:
-        method: what decides.
-        threshold: of its criterion.
-        num_blocks: of the backbone.
+        method: the deciding method.
+        threshold: threshold of its criterion.
+        num_blocks: number of blocks of the backbone.
         branches: rows of the batch that belong to one image, 2 with guidance; they decide together.
 
     Attributes:
-        decisions: for each evaluation which images computed, (N,) bools.
+        decisions: for each evaluation, whether each image computed, (N,) bools.
         entry: tokens (R, T, D) before the middle blocks of the last evaluation.
-        residual: what these added to them, of images that computed.
+        residual: sum that the middle blocks added to the tokens, of images that computed.
 
     """
 
@@ -231,8 +231,8 @@ class DynamicSampler:
 
     Args:
         uncached: brings backbone, solver and guidance.
-        method: what decides.
-        threshold: of its criterion.
+        method: the deciding method.
+        threshold: threshold of its criterion.
 
     Attributes:
         graph: None; there is none.

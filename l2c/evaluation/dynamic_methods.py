@@ -45,7 +45,7 @@ THRESHOLDS = (1e-4, 10.0)  # between which a budget's is looked for
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model does along its uncached trajectories.
+    """Signals and residuals of a model along its uncached trajectories.
 
     Attributes:
         input_changes: relative L1 change of the first block's modulated input at each evaluation but the first
@@ -61,7 +61,7 @@ class Measured:
 
 
 class _Everything(Criterion):
-    """Compute everywhere, and keep what was seen."""
+    """Compute everywhere, and record signals and residuals."""
 
     def __init__(self, threshold: float = 0.0) -> None:
         self.seen: list[Tensor] = []
@@ -75,7 +75,7 @@ class _Everything(Criterion):
 
 @torch.no_grad()
 def measure(uncached: Sampler, labels: Tensor | None, noise: Tensor) -> Measured:
-    """Return what a model does along the uncached trajectories of labels (N,) and noise (N, C, H, W)."""
+    """Return signals and residuals along the uncached trajectories of labels (N,) and noise (N, C, H, W)."""
     backbone, network = uncached.backbone, GuidedBackbone(uncached.backbone, labels, uncached.guidance)
     branches = uncached.guidance.rows(len(noise)) // len(noise)
     layers = DynamicPass(DynamicMethod(_Everything, front=0), 0.0, backbone.num_layers // 2, branches)
@@ -113,10 +113,10 @@ def dynamic_method(
         uncached: brings backbone, solver and guidance.
         labels: (N,), of the trajectories that are measured.
         noise: (N, C, H, W), their starts.
-        options: of the method, see `OPTIONS`.
+        options: options of the method, see `OPTIONS`.
 
     Raises:
-        ValueError: an unknown method or option.
+        ValueError: if the method or an option is unknown.
 
     """
     if name not in OPTIONS:
@@ -158,9 +158,9 @@ def at_budget(
         uncached: brings backbone, solver and guidance.
         worth: the budget in evaluations' worth of MACs.
         num_trajectories: noises that the method is measured and its threshold found on.
-        seed: of them; evaluation takes others.
+        seed: seed of the noises; evaluation takes others.
         steps: bisections of the threshold's logarithm.
-        options: of the method.
+        options: options of the method.
 
     """
     noise = seeded_noise(uncached.backbone.input_shape, seed, num_trajectories)

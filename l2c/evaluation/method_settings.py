@@ -1,4 +1,4 @@
-"""What the methods of a comparison may be told: policies, fewer steps, other solvers, dynamic methods.
+"""Settings of the methods of a comparison: policies, fewer steps, other solvers, dynamic methods.
 
 A method is named by `policy` among its options, or by its own name.
 """

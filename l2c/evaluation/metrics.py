@@ -35,8 +35,8 @@ def image_error(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -
     """Compare images (N, C, H, W) with a reference of the same shape, from the same noise.
 
     Args:
-        images: what a method gave.
-        reference: what the uncached sampler gave.
+        images: images of a method.
+        reference: images of the uncached sampler.
         data_range: largest minus smallest value of an image, for the PSNR: 2 for pixels in [-1, 1].
 
     """

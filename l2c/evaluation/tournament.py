@@ -47,7 +47,7 @@ class Draw:
 
     Attributes:
         sampler: makes its sampler; None where the budget is out of reach.
-        origin: what its cell follows from beside the common settings.
+        origin: inputs of its cell other than the common settings.
 
     """
 
@@ -60,9 +60,9 @@ class Tournament:
 
     Args:
         backbone: the network.
-        solver: of the uncached trajectory.
+        solver: solver of the uncached trajectory.
         settings: methods, budgets and noises.
-        folder: where cells, pictures and graphs go.
+        folder: folder of cells, pictures and graphs.
 
     Raises:
         FileNotFoundError: if statistics are asked for that are not there.
@@ -131,7 +131,7 @@ class Tournament:
     def reference(self) -> torch.Tensor:
         """The images that errors are measured to, drawn once and kept in the folder.
 
-        Those of the uncached sampler, or with `reference=ode` of the same solver with 200 evaluations.
+        The uncached sampler draws them; with `reference=ode` the same solver with 200 evaluations.
         """
         path = self.folder / "reference.safetensors"
         if self._reference is None and path.is_file():
@@ -148,7 +148,7 @@ class Tournament:
         return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.asked.batch_size)
 
     def draws(self, method: str, worth: float) -> list[Draw]:
-        """Return what a method has at a budget, one draw per seed."""
+        """Return the draws of a method at a budget, one per seed."""
         if method == FEWER_STEPS:
             return [Draw(partial(self.plain, fewer_evaluations(self.uncached.solver.name, worth)), "")]
         if method in self.graphs:
@@ -199,7 +199,7 @@ class Tournament:
         """Return the trained graphs whose MACs are near a budget.
 
         Raises:
-            ValueError: a graph stays near to the images of another sampler.
+            ValueError: if a graph was made for another solver or number of evaluations.
 
         """
         blank = self.context.blank

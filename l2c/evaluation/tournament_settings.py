@@ -27,7 +27,7 @@ class TournamentSettings(Settings):
         graphs: glob patterns of trained graphs by name; one seed each.
         num_images: noises that methods are compared on.
         batch_size: images at a time.
-        seed: of the noise.
+        seed: seed of the noise.
         num_seeds: draws of random methods.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.

@@ -1,4 +1,4 @@
-"""What a cache graph is valid for, and the one check of it that both executors call.
+"""The binding of a cache graph (what it is valid for), and the checks that both executors call.
 
 The sampler and the hooks on a pipeline know these things at different times: layers and weights when a graph is
 applied, times and guidance at the latest when a trajectory begins. Each check is therefore a function of its own.
@@ -31,7 +31,7 @@ DRAWING = ("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral",
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """What a graph, a calibration or a correction is valid for.
+    """Model, weights, solver, times and guidance that a graph, calibration or correction is valid for.
 
     Attributes:
         model: name of the backbone.
@@ -56,7 +56,7 @@ class Binding:
 
     @classmethod
     def of_graph(cls, graph: CacheGraph) -> Binding:
-        """Return what a graph is valid for."""
+        """Return the binding of a graph."""
         return cls(**{name: getattr(graph, name) for name in cls.__dataclass_fields__})
 
     @property
@@ -66,7 +66,7 @@ class Binding:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What a file of measurements keeps of it, as JSON."""
+        """The part that a calibration's file keeps, as JSON."""
         return {
             "model": self.model,
             "weights": self.fingerprint,
@@ -88,7 +88,7 @@ class Binding:
 
 
 def draws_noise(solver: str, eta: float = 0.0) -> bool:
-    """Say whether a solver (or the class of a diffusers scheduler) adds noise at its steps."""
+    """Return whether a solver (or the class of a diffusers scheduler) adds noise at its steps."""
     return eta > 0 or any(part in solver.lower() for part in DRAWING)
 
 
@@ -203,7 +203,7 @@ def check_times(
 
     Args:
         binding: the graph's.
-        timesteps: of the solver, as many as the graph's.
+        timesteps: timesteps of the solver, as many as the graph's.
         tolerance: returns the difference that is allowed at a time, in units of t.
         mend: how to mend it; None = the sampler's way.
 
@@ -232,7 +232,7 @@ def check_guidance(
 
     Args:
         binding: the graph's.
-        mode: what the scale at hand means; None = as the graph has it.
+        mode: meaning of the given scale; None = the graph's.
         scale: None or the neutral value = off.
         model: name of the model at hand.
         any_guidance: accept another scale.

@@ -102,7 +102,7 @@ class CacheGraph:
 
     @property
     def binding(self) -> Binding:
-        """What the graph is valid for."""
+        """The binding: what the graph is valid for."""
         return Binding.of_graph(self)
 
     @property

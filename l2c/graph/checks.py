@@ -1,4 +1,4 @@
-"""What makes the parts of a cache graph contradict each other: one named check each, in one order."""
+"""Checks that the parts of a cache graph do not contradict each other, each a function, in a fixed order."""
 
 from __future__ import annotations
 

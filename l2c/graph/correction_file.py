@@ -24,7 +24,7 @@ MAX_HEADER = 2**24  # bytes
 
 @dataclass(frozen=True)
 class CorrectionFile:
-    """Where a graph's correction lies and which file it is.
+    """Path and digest of a graph's correction.
 
     Attributes:
         path: the file, in the graph's own folder.
@@ -113,7 +113,7 @@ class CorrectionFile:
 
 
 def is_correction(path: Path) -> bool:
-    """Whether a file is a correction that l2c wrote, by the header of its safetensors form."""
+    """Return whether a file is a correction that l2c wrote, by the header of its safetensors form."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -67,11 +67,11 @@ def to_json(graph: CacheGraph) -> str:
 
 
 def fields_of(text: str, folder: Path) -> dict[str, Any]:
-    """Return what a file's text says, as arguments of `CacheGraph`.
+    """Return the content of a file's text, as arguments of `CacheGraph`.
 
     Args:
-        text: of the file.
-        folder: where a correction that the graph names lies.
+        text: text of the file.
+        folder: folder of a correction that the graph names.
 
     Raises:
         ValueError: if the text is damaged, of another format or version, or has missing, unknown or wrong fields.

@@ -110,7 +110,7 @@ def from_pretrained(
     Args:
         load: reads a graph, `CacheGraph.load`.
         repo: the folder, or the name of the repository.
-        revision: of the repository; None = the newest.
+        revision: revision of the repository; None = the newest.
 
     Raises:
         OSError: if there is none, or the Hub cannot be reached.

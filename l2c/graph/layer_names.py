@@ -1,4 +1,4 @@
-"""What the names of layers say about blocks and kinds: `blocks.3.attn` is the kind `attn` of the block `blocks.3`."""
+"""Blocks and kinds of layers, read from their names: `blocks.3.attn` is the kind `attn` of the block `blocks.3`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def block_of(name: str) -> str:
 
 
 def kind_of(name: str) -> str:
-    """Return what a layer is: the last part of its name that is no number."""
+    """Return the kind of a layer: the last part of its name that is no number."""
     return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
 
 

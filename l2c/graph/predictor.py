@@ -1,4 +1,4 @@
-"""What stands in for a reused layer, and how much must be held for it.
+"""The predictors of reused layers, and the number of outputs to hold for them.
 
 With `a` the layer's last computed output and `b` the one before, `a + slope (a - b)` stands in: slope 0 is `hold`,
 that of the line in t through both is `linear`, a number per entry is `fitted`; with one output only, it is held.
@@ -28,9 +28,9 @@ def line_slope(t: float, t_last: float, t_before: float) -> float:
     """Return the slope of the line in t.
 
     Args:
-        t: of the evaluation that reuses.
-        t_last: of the last computed output.
-        t_before: of the one before; another value than `t_last`.
+        t: timestep of the evaluation that reuses.
+        t_last: timestep of the last computed output.
+        t_before: timestep of the one before; another value than `t_last`.
 
     """
     return (t_last - t) / (t_before - t_last)
@@ -70,7 +70,7 @@ def combined(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 def from_slopes(slopes: Sequence[float]) -> Weights:
     """Return the weights of `a + sum_j slopes[j] (a - b_j)`, with a the last output and b_j those before it.
 
-    The last weight takes up what rounding leaves, so that they add up to 1.
+    The last weight includes the rounding error, so that the weights add up to 1.
     """
     older = [-round(slope, DIGITS) for slope in slopes]
     return (round(1 - sum(older), DIGITS), *older)
@@ -85,7 +85,7 @@ def taylor_weights(evaluation: int, past: Sequence[int], order: int) -> Weights:
     Args:
         evaluation: the one that reuses.
         past: evaluations that computed the outputs at hand, the last one first, `order + 1` of them or fewer.
-        order: of the forecast, 0 (hold), 1 or 2; less where fewer outputs are at hand.
+        order: order of the forecast, 0 (hold), 1 or 2; less where fewer outputs are at hand.
 
     """
     order = min(order, len(past) - 1)

@@ -12,10 +12,10 @@ from l2c.graph.predictor import Weights
 def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -> CacheGraph:
     """Return the graph of chosen evaluations in a row, the first of which computes everything.
 
-    An entry of `weighted` whose outputs are not all there any more holds the last one.
+    A `weighted` entry holds the last output if some of its outputs are not computed any more.
 
     Args:
-        graph: to choose from.
+        graph: the graph to choose from.
         chosen: at least one index of an evaluation; one may be chosen several times.
         changes: further attributes, such as the timesteps.
 

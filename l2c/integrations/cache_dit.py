@@ -13,7 +13,7 @@ from l2c.io.atomic import replacing
 
 @dataclass(frozen=True)
 class StepMask:
-    """What a step mask keeps of a graph.
+    """A step mask, and its loss against the graph.
 
     Attributes:
         mask: one bit per step, 1 = compute.
@@ -31,7 +31,7 @@ class StepMask:
     linear: int
 
     def summary(self) -> str:
-        """Return, for people, what is lost."""
+        """Return one line for people on what the mask loses."""
         bits = "".join(map(str, self.mask))
         return (
             f"step mask {bits}: {self.now_reused} of {self.num_entries} entries that the graph computes are skipped "
@@ -44,7 +44,7 @@ def step_mask(graph: CacheGraph, *, share: float = 0.5) -> StepMask:
     """Return the mask that skips the evaluations which reuse at least a share of their layers.
 
     Raises:
-        ValueError: the share is not in (0, 1].
+        ValueError: if the share is not in (0, 1].
 
     """
     if not 0 < share <= 1:
@@ -65,8 +65,8 @@ def export_cache_dit(graph: CacheGraph, path: str | Path, *, share: float = 0.5)
     Lossy: `StepMask.summary()` says what is lost.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: the share is not in (0, 1].
+        OSError: if the file cannot be written.
+        ValueError: if the share is not in (0, 1].
 
     """
     result = step_mask(graph, share=share)

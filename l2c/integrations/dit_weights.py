@@ -2,7 +2,7 @@
 
 diffusers keeps query, key and value apart and repeats the embedders of time and label in every block. Its frequencies
 of time also end elsewhere than the published ones (`downscale_freq_shift` 1 for 0); each conversion carries the value
-over, so that outputs are equal. It is not part of diffusers' configuration: a saved model comes back with 1.
+over, so that outputs are equal. It is not part of diffusers' configuration: a saved model is loaded with 1.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def to_diffusers(backbone: DiT) -> Any:
     """Return a DiTTransformer2DModel with the weights of a DiT: frozen, in eval mode, equal outputs.
 
     Raises:
-        ValueError: the label table is not one that diffusers can hold.
+        ValueError: if the label table is not one that diffusers can hold.
 
     """
     from diffusers import DiTTransformer2DModel
@@ -82,7 +82,7 @@ def from_diffusers(model: Any) -> DiT:
     """Return our DiT with the weights of a DiTTransformer2DModel: frozen, in eval mode, equal outputs.
 
     Raises:
-        ValueError: it is another model, or another network under that name.
+        ValueError: if the model is of another class, or another network under that name.
 
     """
     if type(model).__name__ != "DiTTransformer2DModel":

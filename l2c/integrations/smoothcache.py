@@ -45,8 +45,8 @@ def import_smoothcache(
             (every second one, the last among them), or None for those that do.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no such schedule, or of another depth; the message says which key.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no such schedule, or of another depth; the message says which key.
 
     """
     columns = _read(Path(path))
@@ -90,8 +90,8 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
     The form has no place for solver, timesteps, guidance and fingerprint: whoever uses the file must know them.
 
     Raises:
-        OSError: the file cannot be written.
-        ValueError: the form cannot say what the graph does.
+        OSError: if the file cannot be written.
+        ValueError: if a schedule cannot express what the graph does.
 
     """
     forecast = next((reuse for reuse in graph.reuse if reuse != HOLD), None)

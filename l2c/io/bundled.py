@@ -21,7 +21,7 @@ def own_checkpoint_folder() -> Path:
 
 
 def checkpoint_folders() -> list[Path]:
-    """Return where weights are looked for: the user's own folders, then the bundled ones."""
+    """Return the folders in which weights are looked for: the user's own folders, then the bundled ones."""
     return [own_checkpoint_folder(), Path("checkpoints"), project_folder("checkpoints")]
 
 
@@ -34,7 +34,7 @@ def bundled_graph(name: str) -> Path:
     """Return the file of a bundled graph, `dit_digits_ddim20` for example.
 
     Raises:
-        FileNotFoundError: there is no such graph; the message names the near ones.
+        FileNotFoundError: if there is no such graph; the message names the near ones.
 
     """
     if name not in graph_names():

@@ -41,14 +41,15 @@ def download(
 
     Args:
         url: the address.
-        path: where the file is to appear; an existing file that passes the checks is left alone.
+        path: path of the file; an existing file that passes the checks is left alone.
         size: bytes it must have, where known.
         sha256: hexadecimal digest it must have, where known.
         progress: show a bar.
 
     Raises:
-        OSError: no connection, no such file, cut short, disk full; what is there already is kept for next time.
-        ValueError: the file is not the expected one; it is removed.
+        OSError: if there is no connection or no such file, the download is cut short, or the disk is full; what is
+            there already is kept for next time.
+        ValueError: if the file is not the expected one; it is removed.
 
     """
     target = Path(path)
@@ -89,12 +90,12 @@ def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = Non
 
     Args:
         source: the file.
-        path: where it is to appear.
+        path: path of the copy.
         sha256: hexadecimal digest it must have, where known.
 
     Raises:
-        OSError: there is no such file, or the copy cannot be written.
-        ValueError: it has another digest.
+        OSError: if there is no such file, or the copy cannot be written.
+        ValueError: if the file has another digest.
 
     """
     source, target = Path(source).expanduser(), Path(path)

@@ -1,4 +1,4 @@
-"""What is written is finite: NaN and infinities are refused where they would be kept."""
+"""Refuses NaN and infinities in tensors that would be written or kept."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
     """Return the text of a plain file of a bounded size.
 
     Args:
-        path: of the file; a link is followed.
+        path: path of the file; a link is followed.
         max_bytes: the largest size.
 
     Raises:

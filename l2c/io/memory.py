@@ -1,4 +1,4 @@
-"""What running out of memory looks like, and how it is said."""
+"""Errors of running out of memory: recognised, and explained in one sentence."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 class ExplainedMemoryError(MemoryError):
-    """Memory ran out; the message says in what and what lowers it."""
+    """Memory ran out; the message names the operation and the settings that lower its memory."""
 
 
 @contextmanager
 def memory_explained(sentence: Callable[[], str]) -> Iterator[None]:
-    """Raise a MemoryError with a sentence of one's own where memory runs out within; other errors pass.
+    """Replace an out-of-memory error by a MemoryError with a given sentence; other errors pass.
 
-    Of nested ones the innermost speaks: it knows best what was done.
+    With nested contexts the innermost message is used.
 
     Args:
-        sentence: returns it; called where memory ran out only.
+        sentence: returns the sentence; called only after memory ran out.
 
     """
     try:

@@ -13,7 +13,7 @@ def finite_number(name: str, value: object, *, low: float = -math.inf, high: flo
     """Return a finite number in [low, high] as a float.
 
     Args:
-        name: what it is, for the message.
+        name: name of the number, for the message.
         value: an integer or a float, of Python or numpy; no text, no bool.
         low: the smallest allowed.
         high: the largest allowed.
@@ -38,7 +38,7 @@ def whole_number(name: str, value: object, *, low: int | None = None, high: int 
     """Return a whole number in [low, high]; 2.0 counts as 2.
 
     Args:
-        name: what it is, for the message.
+        name: name of the number, for the message.
         value: an integer, or a float without a fraction; no text, no bool.
         low: the smallest allowed; None = any.
         high: the largest allowed; None = any.

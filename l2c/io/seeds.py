@@ -22,13 +22,13 @@ class Stream:
     A stream is also a source of noise for solvers, see `diffusion.solver.NoiseSource`.
 
     Args:
-        purpose: what the numbers are for, in words; other words, other numbers.
+        purpose: purpose of the numbers, in words; other words give other numbers.
         numbers: the seed, then what else tells streams apart (step, image, ...), whole numbers in 0..2^32-1; always
             as many of them for one purpose.
 
     Raises:
-        ValueError: a number is out of range; the message names it.
-        TypeError: a number is not whole.
+        ValueError: if a number is out of range; the message names it.
+        TypeError: if a number is not whole.
 
     """
 
@@ -66,7 +66,7 @@ class ImageNoise:
     """Noise with a stream of its own for every image, so that no image depends on the others of its batch.
 
     Args:
-        purpose: what the noise is for.
+        purpose: purpose of the noise, in words.
         seed: a whole number of at least 0.
         images: the numbers of a batch's images.
 

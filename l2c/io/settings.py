@@ -26,7 +26,7 @@ S = TypeVar("S", bound="Settings")
 
 @dataclass(frozen=True)
 class Rule:
-    """What a setting may be; subclasses name one kind of value.
+    """The allowed values of a setting; subclasses name one kind of value.
 
     Attributes:
         optional: null (None) is allowed.
@@ -38,7 +38,7 @@ class Rule:
     example: Any = field(default=None, kw_only=True)
 
     def kind(self) -> str:
-        """Return what is allowed, such as `a number >= 0`."""
+        """Return the allowed values in words, such as `a number >= 0`."""
         raise NotImplementedError
 
     def fits(self, value: Any) -> bool:
@@ -152,7 +152,7 @@ class Items(Rule):
     single: bool = False
 
     def kind(self) -> str:
-        """Return what the items are."""
+        """Return the kind of the items."""
         return f"a list{' of at least one item' if self.nonempty else ''}, each {self.item.kind()}"
 
     def fits(self, value: Any) -> bool:
@@ -172,7 +172,7 @@ class Table(Rule):
     names: tuple[str, ...] | None = None
 
     def kind(self) -> str:
-        """Return what the values are."""
+        """Return the kind of the values."""
         keys = "" if self.names is None else f" of {', '.join(self.names) or 'nothing'}"
         return f"a mapping{keys}, each value {self.item.kind()}"
 

@@ -28,7 +28,7 @@ class _Mending(Loader):
         return getattr(self.own, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Return what torchvision's own loader makes."""
+        """Return the module that torchvision's own loader makes."""
         return self.own.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -48,7 +48,7 @@ class _Mending(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Hand the import of torchvision to `_Mending`."""
+    """Import finder that loads torchvision through `_Mending`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -71,7 +71,7 @@ _FINDER = _Finder()
 def make_importable() -> None:
     """Declare torchvision's missing operators if they keep it from importing, once something imports it.
 
-    Called by what imports timm, torchmetrics or Lightning, before: each of them imports torchvision. The call itself
+    Modules call it before they import timm, torchmetrics or Lightning, which import torchvision. The call itself
     imports nothing.
     """
     if _FINDER not in sys.meta_path:

@@ -40,7 +40,7 @@ FOLDER = "L2C_CACHE"  # environment variable
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a call of `accelerate` asks for."""
+    """The arguments of a call of `accelerate`, completed."""
 
     prompts: list[Any]
     steps: int
@@ -93,8 +93,8 @@ def accelerate(
         policy: a policy's name; None = gram where the scheduler passes gradients on and memory allows, else
             block_caching.
         options: further arguments of the pipeline's call, `height` and `width` for example.
-        num_trajectories: to calibrate on.
-        seed: of their noises.
+        num_trajectories: trajectories to calibrate on.
+        seed: seed of the noises.
         folder: where calibrations and graphs are kept; None = the one that the environment variable `L2C_CACHE`
             names, else `l2c` in the user's cache folder.
 
@@ -174,7 +174,7 @@ def _batch_size(backbone: PipelineBackbone, largest: int) -> int:
 
 
 def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> Calibration | None:
-    """Return what a policy needs, measured now or found in the folder."""
+    """Return the calibration of a policy, measured now or found in the folder."""
     needs = NEEDS.get(policy, ())
     if not needs:
         return None

@@ -1,4 +1,4 @@
-"""Which entries to reuse, from the responses of the image: the sum of all changes is what counts."""
+"""Chooses the entries to reuse such that the sum of the image's responses is small."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
 
     Args:
         held: response of the last computed output.
-        older: of the one to three before it, the newer first.
+        older: responses of the one to three outputs before it, the newer first.
 
     """
     steps = np.stack([held - other for other in older]).astype(np.float64)  # (K - 1, M)
@@ -69,10 +69,10 @@ class Allocation:
     Args:
         responses: (E, L, A, M), see `measure_responses`; NaN where an age is not known: no entry may be that old.
         timesteps: t of each evaluation.
-        macs: of each layer, (L,).
+        macs: MACs of each layer, (L,).
         routed: evaluations that may reuse; None = all but the first.
         max_span: evaluations in a row that a layer may be reused.
-        reuses: what may stand in, of `hold`, `linear` and `fitted`.
+        reuses: predictors to choose from, of `hold`, `linear` and `fitted`.
         order: past outputs that `fitted` may read, 2..4.
 
     """
@@ -150,7 +150,7 @@ class Allocation:
         return self._entries[key]
 
     def _reaches(self, e: int, layer: int, past: int) -> bool:
-        """Say whether the response of an entry to the output of evaluation `past` is known."""
+        """Return whether the response of an entry to the output of evaluation `past` is known."""
         return e - past <= self.max_age and bool(self._known[e, layer, e - past - 1])
 
     def _readable(self, e: int, layer: int, past: Sequence[int]) -> list[int]:
@@ -160,7 +160,7 @@ class Allocation:
     def entry(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Array:
         """Return the response (M,) of an entry that reuses the outputs of evaluations `past`, the last one first.
 
-        Those from the first on whose response is not known are not read.
+        The first output without a known response, and all after it, are not read.
         """
         past = self._readable(e, layer, past)
         ages, weights = self.responses[e, layer], self.weights(e, layer, past, reuse)
@@ -186,7 +186,7 @@ class Allocation:
         return self._weights[key]
 
     def stand_ins(self) -> dict[str, Any]:
-        """Return what stands in, as `reuse`, `fitted` and `weighted` of a graph."""
+        """Return the predictors, as `reuse`, `fitted` and `weighted` of a graph."""
         fitted, weighted = [], []
         for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True)):
             layers = [int(layer) for layer in np.flatnonzero(~row)] if reuse == FITTED else []

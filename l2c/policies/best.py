@@ -36,13 +36,13 @@ NUM_RULES = 12  # fixed rules that are judged, those of least predicted error
 
 @dataclass(frozen=True)
 class Training:
-    """How slopes are trained.
+    """Settings of the training of slopes.
 
     Attributes:
-        steps: each through the whole cached trajectory of a batch; 0 = none.
+        steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
-        learning_rate: of the slopes.
-        seed: of the noises.
+        learning_rate: learning rate of the slopes.
+        seed: seed of the noises.
         first: number of the first noise.
 
     """
@@ -78,24 +78,24 @@ def best(
 ) -> CacheGraph:
     """Return the graph of least true error among those of `gram` and of fixed rules, what stands in then trained.
 
-    Those of `gram` differ in spans and predictors, those of the rules in interval, phase and forecast.
+    Graphs of `gram` differ in spans and predictors, graphs of the rules in interval, phase and forecast.
 
     Args:
-        context: with `responses` among its statistics and the sampler itself.
+        context: a context with `responses` among its statistics and the sampler itself.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
-            first, as the statistics were. What counts stays the error against the images of the sampler itself.
+            first, as the statistics were. The error is always against the images of the given sampler.
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
-        pool: noises of which those are chosen; see `TrueError`.
-        judge_batch: of both, how many at a time.
-        steps: of training, each through the whole cached trajectory of a batch; 0 = none.
+        pool: noises from which the calibration noises are chosen; see `TrueError`.
+        judge_batch: noises of both kinds sampled at a time.
+        steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
-        learning_rate: of the slopes.
-        seed: of the noises; evaluation uses others.
+        learning_rate: learning rate of the slopes.
+        seed: seed of the noises; evaluation uses others.
 
     Raises:
-        ValueError: the budget is out of reach, or the solver adds noise of its own.
+        ValueError: if the budget is out of reach, or the solver adds noise of its own.
 
     """
     sampler = context.deterministic_sampler("best")
@@ -122,7 +122,7 @@ def best(
 
 
 def reference_evaluations(graph: CacheGraph) -> int:
-    """Return how many evaluations the images have that a graph stays near to; `best` may give it fewer itself."""
+    """Return the number of evaluations of the uncached images that a graph approximates."""
     made = graph.provenance.get("hyperparameters")
     count = made.get("reference_evaluations") if isinstance(made, dict) else None
     return count if isinstance(count, int) else graph.num_evaluations

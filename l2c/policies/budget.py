@@ -32,7 +32,7 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> float:
         num_evaluations: evaluations of the uncached trajectory.
 
     Raises:
-        ValueError: it is none of the three forms; the message names them.
+        ValueError: if the budget has none of the three forms; the message names them.
 
     """
     text = str(budget).strip()
@@ -56,10 +56,10 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
         worth: the budget in evaluations' worth of MACs.
         least: the smallest budget within reach, likewise.
         num_evaluations: the largest one, that of the uncached trajectory.
-        reason: what sets the limit, in words that follow on "out of reach".
+        reason: cause of the limit, in words that follow "out of reach".
 
     Raises:
-        ValueError: the budget lies outside; the message gives the range in all three forms.
+        ValueError: if the budget is out of reach; the message gives the range in all three forms.
 
     """
     if least - SLACK <= worth <= num_evaluations + SLACK:
@@ -82,7 +82,7 @@ def rows_in_order(
 
     Args:
         entries: (evaluation, layer), the first to be reused first.
-        macs: of each layer, (L,).
+        macs: MACs of each layer, (L,).
         num_evaluations: number of rows.
         to_save: MACs.
 

@@ -54,7 +54,7 @@ class Calibration(measured.Calibration):
             max_span: evaluations in a row that a layer may be reused; None = 0.3 of the trajectory.
 
         Raises:
-            ValueError: the budget is out of reach, nothing was measured there, or another argument is out of range.
+            ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
 
         """
         context = self._context(num_steps, timesteps, solver, solver_options)
@@ -138,12 +138,12 @@ class Calibration(measured.Calibration):
     def corrected(self, sampler: Sampler, *, num_trajectories: int = 64, batch_size: int = 64) -> Calibration:
         """Return the calibration with true errors beside those that its responses predict, at several budgets.
 
-        First order is too rosy, the more so the less is computed. The trajectories are others than those measured.
+        First order underestimates errors, the more so the less is computed. Trajectories differ from those measured.
 
         Args:
-            sampler: the uncached one that was measured.
+            sampler: the measured uncached sampler.
             num_trajectories: noises per budget.
-            batch_size: of them at a time.
+            batch_size: trajectories at a time.
 
         """
         backbone = sampler.backbone

@@ -1,4 +1,4 @@
-"""What every policy is given: an all-compute graph to thin out, costs, statistics."""
+"""The input of every policy: an all-compute graph to thin out, costs, statistics."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PolicyContext:
     def of(
         cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True
     ) -> PolicyContext:
-        """Return what is needed to thin out an uncached sampler.
+        """Return the context of an uncached sampler.
 
         A sampler of a backbone on the meta device (`backbone_shapes`) will do for policies that measure nothing.
 
@@ -70,14 +70,14 @@ class PolicyContext:
 
     @property
     def stochastic(self) -> bool:
-        """Whether the solver adds noise of its own, along which no forecast goes on."""
+        """Whether the solver adds noise of its own, so that no forecast may extrapolate."""
         return self.sampler is not None and self.sampler.solver.stochastic
 
     def deterministic_sampler(self, policy: str) -> Sampler:
         """Return the sampler, for a policy that compares images from the same noise.
 
         Raises:
-            ValueError: the solver adds noise of its own.
+            ValueError: if the solver adds noise of its own.
 
         """
         assert self.sampler is not None
@@ -97,7 +97,7 @@ class PolicyContext:
         """Return the statistics.
 
         Raises:
-            ValueError: there are none.
+            ValueError: if there are no statistics.
 
         """
         if self.calibration is None:
@@ -112,7 +112,7 @@ class PolicyContext:
         """Return a budget in evaluations' worth of MACs, see `policies.budget`.
 
         Raises:
-            ValueError: it has none of the known forms, or no graph can reach it.
+            ValueError: if the budget has none of the known forms, or no graph can reach it.
 
         """
         worth = evaluations_worth(budget, self.blank.num_evaluations)
@@ -172,7 +172,7 @@ class PolicyContext:
         """Return the graph whose MACs are nearest to `worth`, over thresholds in [0, high]; more of it reuses more.
 
         Raises:
-            ValueError: even `high` does not reach the budget.
+            ValueError: if even `high` does not reach the budget.
 
         """
         low, most, least = 0.0, make(0.0), make(high)

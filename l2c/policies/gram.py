@@ -31,9 +31,9 @@ def gram(
     """Return the greedy graph of a budget from responses; any budget from one calibration.
 
     Args:
-        context: with `responses` among its statistics.
+        context: a context with `responses` among its statistics.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
-        reuses: what may stand in for a layer, of `hold`, `linear` and `fitted`, per evaluation.
+        reuses: predictors to choose from, of `hold`, `linear` and `fitted`, per evaluation.
         order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
         max_span: evaluations in a row that a layer may be reused; None = a fifth of the trajectory, at least 4.
         routed: `all` but the first evaluation, `alternate` or `auto`.
@@ -82,8 +82,8 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
     """Return a graph's rows with fitted weights, more of them computed where the budget leaves room.
 
     Args:
-        context: with `responses` among its statistics.
-        graph: of the same sampler; a fixed rule's, for one.
+        context: a context with `responses` among its statistics.
+        graph: a graph of the same sampler, such as a fixed rule's.
         worth: the budget in evaluations' worth of MACs, not below the graph's own.
         order: see `gram`.
 
@@ -125,8 +125,8 @@ def expected_error(change: Array, calibration: Calibration, share: float) -> dic
 
     Args:
         change: (M,), the sum of all responses.
-        calibration: says how many directions a trajectory has, and the ratios.
-        share: of the uncached MACs.
+        calibration: gives the directions per trajectory, and the ratios.
+        share: share of the uncached MACs.
 
     """
     of_probes = calibration.settings.get("responses")

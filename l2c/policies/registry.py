@@ -1,4 +1,4 @@
-"""Names to policies."""
+"""Policies by name."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     Args:
         name: one of `POLICIES`.
         context: backbone, sampler, costs and statistics.
-        options: of that policy; for `budget` see `policies.budget`.
+        options: options of that policy; for `budget` see `policies.budget`.
 
     Raises:
-        ValueError: an unknown policy or option, a budget out of reach, missing statistics.
+        ValueError: if the policy or an option is unknown, the budget is out of reach, or statistics are missing.
 
     """
     check_options(name, options)

@@ -1,4 +1,4 @@
-"""What the fixed rules share: which evaluations always compute, which layers take part, what stands in for them.
+"""Options of the fixed rules: the evaluations that always compute, the layers that are reused, the predictor.
 
 `hold` is FORA's reuse, `taylor1` and `taylor2` are TaylorSeer's forecasts by evaluations, `linear` is the line in t.
 """
@@ -39,7 +39,7 @@ class Rule:
         """Refuse options that do not exist, or leave no evaluation to reuse in.
 
         Raises:
-            ValueError: an option does not exist or is out of range.
+            ValueError: if an option does not exist or is out of range.
 
         """
         RULE_REUSE.check("reuse", self.reuse)
@@ -56,14 +56,14 @@ class Rule:
         return {name: value for name, (value, default) in options.items() if value != default}
 
     def allows(self, evaluation: int, num_evaluations: int) -> bool:
-        """Whether an evaluation may reuse."""
+        """Return whether an evaluation may reuse."""
         return self.first <= evaluation < num_evaluations - self.last
 
     def layers(self, names: Sequence[str]) -> set[int]:
         """Return the layers that are reused.
 
         Raises:
-            ValueError: the backbone has none of that kind.
+            ValueError: if the backbone has no layer of that kind.
 
         """
         found = {i for i, name in enumerate(names) if self.part == "all" or _is(self.part, name)}
@@ -72,7 +72,7 @@ class Rule:
         return found
 
     def stand_ins(self, context: PolicyContext, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-        """Return what stands in for what rows reuse, as `reuse` and `weighted` of a graph.
+        """Return the predictors of the entries that rows reuse, as `reuse` and `weighted` of a graph.
 
         Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
         """

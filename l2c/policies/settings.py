@@ -123,9 +123,9 @@ def check_values(name: str, options: Mapping[str, Any], *, prefix: str = "policy
     """Refuse values that are not allowed; names are checked by `check_options`.
 
     Args:
-        name: of the policy.
+        name: name of the policy.
         options: values by name.
-        prefix: of the options in messages.
+        prefix: prefix of the options in messages.
 
     Raises:
         ValueError: if a value is not allowed.

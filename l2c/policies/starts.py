@@ -51,7 +51,7 @@ def _intervals(context: PolicyContext, worth: float) -> Iterator[CacheGraph]:
 
 
 def _most_at_the_end(context: PolicyContext, worth: float, n: int, phase: int, part: str) -> int | None:
-    """Return how many evaluations at the end may compute everything; None where the budget is not reached at all."""
+    """Return how many evaluations at the end may compute everything; None if no number reaches the budget."""
     count, macs = context.blank.num_evaluations, context.cost
     names = context.blank.layers
     of_part = sum(layer for layer, name in zip(macs.layers, names, strict=True) if part == "all" or "attn" in name)

@@ -1,4 +1,4 @@
-"""What a graph does: its true error on calibration noises, rare ones of large images included."""
+"""True error of a graph on calibration noises, rare noises of large images included."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrueError:
         Args:
             sampler: the uncached sampler.
             num_trajectories: noises that graphs are judged on.
-            seed: of the noises.
+            seed: seed of the noises.
             pool: noises sampled without a cache to find those of the largest images; at most num_trajectories = none.
             batch_size: trajectories at a time.
 

@@ -60,7 +60,7 @@ class ComparisonPage:
         """Return the page.
 
         Raises:
-            ValueError: there is no measurement.
+            ValueError: if there is no measurement.
 
         """
         if not self.cells:

@@ -48,7 +48,7 @@ def families(
     Args:
         found: the lines of all methods.
         family_of: method to family; a method without one is a family of its own.
-        most: how many at most.
+        most: largest number of families.
         always: families that are labelled before others, however large their errors are.
 
     """
@@ -247,15 +247,15 @@ def budget_curve(
     Args:
         worth: MACs of each graph, in evaluations.
         errors: mean squared error of each graph to the uncached images; not drawn where it is 0 or not finite.
-        num_evaluations: of the uncached trajectory; the upper axis shows the speed-up by MACs that it allows.
+        num_evaluations: length of the uncached trajectory; the upper axis shows the speed-up by MACs.
         title: over the picture; wrapped.
         spread: standard error of each error; None = no bars.
         budgets: evaluations' worth to mark with vertical lines.
         marked: words to write at the graph whose MACs are nearest to a number, for one {"half": 10.0}.
-        ylabel: what the errors are; ` x 1e-5` is added.
+        ylabel: name of the errors; ` x 1e-5` is added.
 
     Raises:
-        ValueError: the lists differ in length, or no error can be drawn on a logarithmic axis.
+        ValueError: if the lists differ in length, or no error can be drawn on a logarithmic axis.
 
     """
     bars = list(spread) if spread is not None else [0.0] * len(worth)

@@ -1,4 +1,4 @@
-"""What a graph decides about each entry, and how layers are called, in words for pictures."""
+"""Decisions of a graph and names of layers, in words for pictures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Block:
 
 
 def kind_in_words(name: str) -> str:
-    """Return what a layer is, in words: `attention`, `MLP`, `attention 2`; other kinds keep their own name."""
+    """Return the kind of a layer, in words: `attention`, `MLP`, `attention 2`; other kinds keep their own name."""
     kind = kind_of(name)
     stem = kind.rstrip("0123456789")
     if stem not in KINDS:
@@ -100,7 +100,7 @@ def evaluation_label(evaluation: int, t: float) -> str:
 
 
 def graph_title(graph: CacheGraph) -> str:
-    """Return what a picture of a graph says above it."""
+    """Return the title of a picture of a graph."""
     guidance = "" if graph.cfg_scale is None else f", guidance {graph.cfg_scale:g}"
     method = graph.provenance.get("method")
     made = f"made by {method}; " if method else ""

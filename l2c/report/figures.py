@@ -82,7 +82,7 @@ class _Columns:
         """Write the name of each run of blocks once, on a second line where it would touch the one before.
 
         Args:
-            axis: of the heat map.
+            axis: axis of the heat map.
             below: inches between the axis and the names.
 
         Returns:

@@ -22,7 +22,7 @@ class Cell:
     Attributes:
         method: name of the method.
         target: the budget asked for, in evaluations' worth of MACs.
-        seed: of the draw or of the training.
+        seed: seed of the draw or of the training.
         evaluations_worth: MACs that it took, in full evaluations.
         mse: mean squared error per pixel against the uncached images.
         mse_standard_error: its standard error over noises.
@@ -52,7 +52,7 @@ class Line:
         mse: mean over seeds.
         standard_error: over seeds from two on, else over noises.
         speed_up: mean ratio of the uncached time to this one's.
-        num_seeds: how many seeds.
+        num_seeds: number of seeds.
         ratio: error over the least of this budget; under 1.5 it is a tie.
 
     """
@@ -112,7 +112,7 @@ def to_csv(cells: Sequence[Cell]) -> str:
 
 
 def row_of(line: Line) -> tuple[str, ...]:
-    """Return what the tables show of a line, in the order of `HEADER`."""
+    """Return the cells of a line of the tables, in the order of `HEADER`."""
     return (
         f"{line.target:g}",
         line.method,

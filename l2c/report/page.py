@@ -38,7 +38,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a table shows at a place, and the number that it is sorted by; None = by its text."""
+    """The text of a table's cell, and the number that it is sorted by; None = sorted by the text."""
 
     text: str
     order: float | None = None
@@ -57,7 +57,7 @@ def page_html(title: str, lead: str, facts: Mapping[str, str], sections: Sequenc
 
     Args:
         title: the first heading, text.
-        lead: what the page is about, text.
+        lead: subject of the page, text.
         facts: what was measured and how, by name; a `command` is shown as code.
         sections: the parts, in order.
 

@@ -29,10 +29,10 @@ def sample_figure(rows: Sequence[SampleRow], labels: Sequence[int] | None = None
 
     Args:
         rows: one per method, of the same first noises.
-        labels: of the first noises, written over the columns.
+        labels: labels of the first noises, written over the columns.
 
     Raises:
-        ValueError: there is no row, or the rows begin with other noises.
+        ValueError: if there are no rows, or their first noises differ.
 
     """
     if not rows or any(row.noises[: row.num_first] != rows[0].noises[: rows[0].num_first] for row in rows):

@@ -29,7 +29,7 @@ class SampleRow:
     Attributes:
         name: the method, and which draw of it where there are several.
         noises: numbers of the S noises shown, the first ones and then the worst.
-        num_first: how many of them are the first ones; the others are the worst, the largest error first.
+        num_first: number of first noises; the others are the worst, the largest error first.
         images: (S, C, H, W) of the method.
         reference: (S, C, H, W) of the uncached sampler.
         errors: mean squared error of each of the S images.
@@ -57,11 +57,11 @@ class SampleRow:
             name: the method.
             images: (N, C, H, W) of the method, all of them.
             reference: (N, C, H, W) of the uncached sampler from the same noise.
-            first: how many of the first noises.
-            worst: how many of the worst noises.
+            first: number of first noises.
+            worst: number of worst noises.
 
         Raises:
-            ValueError: the shapes differ, or there is no image.
+            ValueError: if the shapes differ, or there is no image.
 
         """
         if images.shape != reference.shape or not len(images):
@@ -147,7 +147,7 @@ def differences(row: SampleRow, scale: float = 1.0) -> list[Pixels]:
 
 
 def said_of(images: Tensor) -> str:
-    """Return what a picture of images of this shape has to say about itself; empty for grey and colour images."""
+    """Return a note on how images of this shape are drawn; empty for grey and colour images."""
     if images.ndim == 5:
         return f"Of {images.shape[2]} frames the middle one is shown, of {images.shape[1]} channels the first three."
     if images.ndim == 3:

@@ -12,7 +12,7 @@ from l2c.io.finite import check_finite
 
 
 class Draws(Protocol):
-    """What draws images from noise: a sampler."""
+    """A sampler: draws images from noise."""
 
     def sample(self, labels: Tensor | None, *, noise: Tensor, seed: int | None, first_image: int) -> Tensor:
         """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W)."""
@@ -42,11 +42,11 @@ def sample_in_batches(
     """Return images (N, C, H, W) on the CPU, drawn `batch_size` at a time.
 
     Args:
-        sampler: what draws them.
+        sampler: draws the images.
         labels: (N,); None for a backbone without labels.
         noise: (N, C, H, W), standard normal.
         batch_size: images at a time.
-        seed: of what a stochastic solver adds; its streams belong to images, so batches do not change them.
+        seed: seed of what a stochastic solver adds; its streams belong to images, so batches do not change them.
         advance: a bar over images.
 
     Raises:

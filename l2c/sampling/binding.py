@@ -1,4 +1,4 @@
-"""What a graph made for a backbone, a solver and guidance is valid for: the one place where bindings are made."""
+"""Makes the binding of a graph from a backbone, a solver and guidance; the only place that makes bindings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from l2c.graph.binding import Binding
 def binding_of(
     backbone: Backbone, solver: Solver, *, weights_bound: bool, guidance: Guidance | float | None = None
 ) -> Binding:
-    """Return what a graph is valid for that is made now.
+    """Return the binding of a graph that is made now.
 
     Args:
         backbone: gives the model's name and layers; a network on the meta device where weights are not bound.

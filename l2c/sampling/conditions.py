@@ -1,4 +1,4 @@
-"""What depends on timestep and label alone, for the evaluations ahead."""
+"""Inputs that depend on timestep and label only, computed ahead."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Conditions:
     """The `condition` of each evaluation, worked out for as many at a time as fit into memory.
 
     A modulation is a product of few rows with a large matrix: its time is that of reading the matrix, so one product
-    for twenty evaluations costs little more than one for one. On a CPU equal labels are worked out once, as the null
-    label of guidance, which half of the rows have; elsewhere finding them would wait for the device.
+    for twenty evaluations costs little more than one for one. On a CPU equal labels are computed once, such as the
+    null label of guidance in half of the rows; elsewhere finding equal labels would wait for the device.
 
     Args:
         backbone: the network.

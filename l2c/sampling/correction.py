@@ -68,7 +68,7 @@ class Correction:
     """The scales and shifts of all reused entries of a graph.
 
     Args:
-        graph: whose entries they are.
+        graph: graph that the entries belong to.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
         shift: likewise.
 
@@ -84,7 +84,7 @@ class Correction:
         """Return the corrected stand-in (N, T, D) or (N, D, H, W).
 
         Raises:
-            ValueError: it has another number of channels.
+            ValueError: if the stand-in has another number of channels.
 
         """
         key, row = (value.device, value.dtype), self.rows[evaluation, layer]
@@ -104,8 +104,8 @@ class Correction:
         """Return the correction that a graph names; None where it names none.
 
         Raises:
-            FileNotFoundError: the file is missing.
-            ValueError: it is another file, or was made for another graph.
+            FileNotFoundError: if the file is missing.
+            ValueError: if the file is another one, or was made for another graph.
 
         """
         if graph.correction is None:
@@ -128,11 +128,11 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
     with the width of each in the header.
 
     Args:
-        path: of the file.
-        graph: whose reused entries these are.
+        path: path of the file.
+        graph: graph that the reused entries belong to.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
         shift: likewise.
-        settings: how it was made, kept in the file.
+        settings: settings of the training, kept in the file.
 
     Raises:
         OSError: if the folder cannot be written.

@@ -28,12 +28,12 @@ class Denoiser:
         backbone: the frozen network.
         y: (N,) conditional labels on the backbone's device; None for a backbone without labels.
         guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N.
-        graph: what to reuse at which evaluation; None computes everything and keeps nothing.
+        graph: the cache graph; None computes everything and keeps nothing.
         timesteps: t of all evaluations, noisiest first, so that what depends on t alone is worked out for many at
             once; None = for each as it comes.
         lifetimes: those of the graph, where they are at hand already.
         correction: likewise.
-        store: where outputs are kept; None = as they are.
+        store: store of the outputs; None = as they are.
         call: runs a block, see `Pass`.
 
     """
@@ -108,7 +108,7 @@ class _ScheduledPass(Pass):
         self._steps: tuple[BlockStep, ...] = ()
 
     def begin(self, evaluation: int) -> None:
-        """Turn to an evaluation."""
+        """Start an evaluation."""
         if self._lifetimes is not None:
             self._steps = self._lifetimes.steps[evaluation]
 
@@ -131,6 +131,6 @@ class _ScheduledPass(Pass):
         return x
 
     def _value(self, source: Source, like: Tensor) -> Tensor:
-        """Return what stands in for a reused output (N, T, D)."""
+        """Return the prediction of a reused output (N, T, D)."""
         value = combined([self.store.get(slot, like) for slot in source.slots], source.weights)
         return value if self._correction is None else self._correction.apply(*source.entry, value)

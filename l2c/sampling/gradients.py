@@ -1,4 +1,4 @@
-"""Whether the image can be differentiated through every step of a solver."""
+"""Probes whether gradients pass through every step of a solver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_differentiable(solver: Solver, shape: tuple[int, ...]) -> None:
     """Refuse a solver whose steps pass no gradient on, for the policies that need one.
 
     Raises:
-        ValueError: so it is.
+        ValueError: if no gradient passes through the solver.
 
     """
     if not differentiable(solver, shape):

@@ -1,4 +1,4 @@
-"""What a sampler is given for one batch, and what it returns: checked, each in one sentence."""
+"""Checks of a sampler's inputs and images for one batch, with one sentence for each error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a graph says of memory: which outputs are stored, in which slot, until which read.
+"""Lifetimes of cached outputs, worked out from a graph: which are stored, in which slot, until which read.
 
 Pure data, worked out once per graph. A stored output lives from the block that computes it to the last block that
 reads it; outputs whose lives do not overlap share a slot, so the number of slots is the peak of the cache, reached
@@ -22,7 +22,7 @@ Reads = dict[int, Read]  # by part
 
 @dataclass(frozen=True)
 class Source:
-    """What stands in for a reused output: stored ones, newest first, and their weights (which add up to 1).
+    """The source of a reused output: stored outputs, newest first, and their weights, which add up to 1.
 
     The entry (evaluation, layer) says which correction applies.
     """
@@ -34,12 +34,12 @@ class Source:
 
 @dataclass(frozen=True)
 class BlockStep:
-    """What happens at one block of one evaluation, in this order.
+    """The actions at one block of one evaluation, in this order.
 
     Attributes:
         fresh: (attention, MLP), True = compute.
-        sources: what stands in for a reused layer; None for a computed one, and where `total` serves for both.
-        total: what stands in for the sum of both layers, where a sum was stored.
+        sources: source of each reused layer; None for a computed one, and where `total` serves for both.
+        total: source of the sum of both layers, where a sum was stored.
         frees: slots that nobody reads after this block.
         stores: (part, slot) of what is stored; the part is 0 attention, 1 MLP, or 2 their sum.
 
@@ -57,7 +57,7 @@ class Lifetimes:
     """The steps of a whole trajectory.
 
     Attributes:
-        steps: for each evaluation and block.
+        steps: the steps of each evaluation and block.
         num_slots: outputs (N, T, D) that the cache holds at its peak.
 
     """
@@ -89,7 +89,7 @@ class Lifetimes:
 
 
 def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
-    """Return what each block computes and reads."""
+    """Return the computed and read outputs of each block."""
     columns = list(zip(*graph.rows, strict=True))
     weights = list(zip(*graph.weights, strict=True))
     if layers_per_block == 1:
@@ -101,7 +101,7 @@ def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
 
 
 def _step(block: _Block, e: int, b: int, slots: _Slots, layers_per_block: int) -> BlockStep:
-    """Return what happens at block b of evaluation e, and give and take its slots."""
+    """Return the actions at block b of evaluation e, and assign and free its slots."""
     found: list[Source | None] = [None] * 3
     for part, read in block.reads[e].items():
         of = tuple(slots.of[b, source, part] for source, _ in read)
@@ -112,7 +112,7 @@ def _step(block: _Block, e: int, b: int, slots: _Slots, layers_per_block: int) -
 
 
 class _Slots:
-    """Slots that outputs share whose lives do not overlap; the smallest free number is taken first.
+    """Slots shared by outputs whose lifetimes do not overlap; the smallest free number is taken first.
 
     Args:
         at_once: whether a slot may be taken again within the evaluation that gives it back.
@@ -146,26 +146,26 @@ class _Slots:
         return given
 
     def end_row(self) -> None:
-        """Let all slots that were given back be taken again."""
+        """Make all returned slots available again."""
         while self._later:
             heapq.heappush(self._free, self._later.pop())
 
 
 @dataclass(frozen=True)
 class _Lives:
-    """The keys (evaluation, part) whose last reader an evaluation is, and the parts that are born in it."""
+    """For each evaluation, the keys (evaluation, part) that it reads last, and the parts created in it."""
 
     dying: dict[int, list[tuple[int, int]]]
     born: dict[int, list[int]]
 
 
 class _Block:
-    """Which computed outputs of one block each evaluation reads, and with which weights.
+    """The computed outputs of one block that each evaluation reads, with their weights.
 
     Attributes:
         fresh: for each evaluation, (attention, MLP), True = compute.
-        reads: for each evaluation.
-        lives: when stored outputs are born and die.
+        reads: the reads of each evaluation.
+        lives: evaluations at which stored outputs are created and freed.
 
     """
 
@@ -180,7 +180,7 @@ class _Block:
         ]
 
     def merge(self) -> None:
-        """Let sums serve where both outputs are computed at the same evaluation and only ever read together."""
+        """Replace two outputs by their sum where one evaluation computes both and all reads take both."""
         readers: dict[int, set[int]] = defaultdict(set)
         for e, reads in enumerate(self.reads):
             for read in reads.values():
@@ -205,7 +205,7 @@ class _Block:
 
     @cached_property
     def lives(self) -> _Lives:
-        """When stored outputs are born, and at which evaluation they die; to be asked for after `merge`."""
+        """Evaluations at which stored outputs are created and freed; call after `merge`."""
         last: dict[tuple[int, int], int] = {}
         for e, reads in enumerate(self.reads):
             for part, read in reads.items():

@@ -65,16 +65,16 @@ class Sampler:
         any_guidance: accept a graph that was made under another guidance scale than `cfg_scale`.
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
             solver's arithmetic is in 32 bits always. None = as the backbone is.
-        matmul: who multiplies 32-bit matrices on a CPU, `default` or `onednn`; see `sampling.precision`.
-        cache_dtype: what cached outputs are kept in, e.g. `bf16` for half the memory; None = as computed.
-        cache_device: where they are kept, e.g. `cpu` beside a GPU; None = where computed.
+        matmul: library for 32-bit products on a CPU, `default` or `onednn`; see `sampling.execution.precision`.
+        cache_dtype: type of cached outputs, e.g. `bf16` for half the memory; None = as computed.
+        cache_device: device of cached outputs, e.g. `cpu` beside a GPU; None = where computed.
 
     Attributes:
-        lifetimes: what the cache holds when; None without a graph.
-        cache_dtype: what cached outputs are kept in; None = as computed.
+        lifetimes: lifetimes of the cached outputs; None without a graph.
+        cache_dtype: type of cached outputs; None = as computed.
 
     Raises:
-        ValueError: the graph does not fit, or an argument is out of range; the message says how to mend it.
+        ValueError: if the graph does not fit, or an argument is out of range; the message says how to mend it.
 
     """
 
@@ -128,7 +128,7 @@ class Sampler:
         return self.matmul_on(next(self.backbone.parameters()).device)
 
     def matmul_on(self, device: torch.device) -> str | None:
-        """Return the same on another device, which the backbone may be moved to."""
+        """Return the matmul setting for a device."""
         if device.type not in self._matmuls:
             self._matmuls[device.type] = matmul_setting(*self._products, device)
         return self._matmuls[device.type]
@@ -195,7 +195,7 @@ class Sampler:
 
         Args:
             y: (N,) labels; None for a backbone without.
-            store: where outputs are kept, of no other trajectory at the same time; None = a new one.
+            store: store of the outputs, used by no other trajectory at the same time; None = a new one.
 
         """
         return Denoiser(
@@ -242,7 +242,7 @@ class Sampler:
         A compiler that fails is reported by one warning; the sampler goes on without it.
 
         Raises:
-            MemoryError: the warm-up ran out of memory, as sampling so many images would.
+            MemoryError: if the warm-up runs out of memory; sampling so many images would too.
 
         """
         rows = self.guidance.rows(num_images)
@@ -251,11 +251,11 @@ class Sampler:
         return self
 
     def blocks_by(self, call: BlockCall) -> None:
-        """Let blocks be run by a call of one's own, `call(block, *inputs, fresh, cached)`; see `Pass`."""
+        """Run blocks by a given function, `call(block, *inputs, fresh, cached)`; see `Pass`."""
         self._runner.blocks_by(call)
 
     def capture(self) -> Sampler:
-        """Let whole trajectories be replayed as one CUDA graph from the next batch on; return the sampler.
+        """Replay whole trajectories as one CUDA graph from the next batch on; return the sampler.
 
         Where that cannot be done, one warning says why and sampling goes on as before.
         """
@@ -280,7 +280,7 @@ def _agreed(
     given: Mapping[str, float],
     any_weights: bool,
 ) -> tuple[str, int, dict[str, float]]:
-    """Return solver, number of evaluations and options that count, refusing what contradicts the graph."""
+    """Return the solver, number of evaluations and options in use; refuse those that contradict the graph."""
     num_evaluations = None if num_evaluations is None else whole_number("num_evaluations", num_evaluations, low=1)
     if graph is None:
         if solver is None or num_evaluations is None:
@@ -300,7 +300,7 @@ def _agreed(
 def _guidance(
     backbone: Backbone, graph: CacheGraph | None, cfg_scale: float | None, *, any_guidance: bool
 ) -> Guidance:
-    """Return the guidance that counts, refusing another one than the graph's and one that the backbone cannot do."""
+    """Return the guidance in use; refuse one that is not the graph's or that the backbone cannot do."""
     conventions = backbone.conventions
     if cfg_scale is not None:
         cfg_scale = finite_number("cfg_scale", cfg_scale, low=-MAX_SCALE, high=MAX_SCALE)
@@ -320,7 +320,7 @@ def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: f
     """Return a solver on the backbone's noise schedule, or the one that a pipeline brings along.
 
     Raises:
-        ValueError: an unknown name or option, or not the pipeline's.
+        ValueError: if the name or an option is unknown, or the solver is not the pipeline's.
 
     """
     own: Solver | None = getattr(backbone, "own_solver", None)
@@ -338,5 +338,5 @@ def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: f
 
 
 def _tolerance(timesteps: Sequence[float]) -> float:
-    """Return the difference of times that is put down to rounding, in units of t."""
+    """Return the largest difference of times that counts as rounding, in units of t."""
     return TIMESTEP_TOLERANCE * min(1.0, max(map(abs, timesteps)) / 1000)

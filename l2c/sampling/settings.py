@@ -1,4 +1,4 @@
-"""How a sampler runs, as commands name it: precision, products, where the cache lies, how blocks are launched."""
+"""Settings of how a sampler runs, as commands name them: precision, products, cache, compiling, capturing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def ways(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a command's settings that are arguments of a `Sampler`; what is left out is the sampler's own.
 
     Args:
-        settings: by name; `precision`, `matmul`, `cache_dtype` and `cache_device` are looked at.
+        settings: settings by name; `precision`, `matmul`, `cache_dtype` and `cache_device` are used.
 
     """
     return {name: settings[name] for name in WAYS if settings.get(name) is not None}
@@ -26,7 +26,7 @@ def launch(sampler: Sampler, num_images: int, settings: Mapping[str, Any], *, pr
     Args:
         sampler: on its device already.
         num_images: the batch that is compiled for; another one compiles anew.
-        settings: by name; `compile` and `capture` are looked at.
+        settings: settings by name; `compile` and `capture` are used.
         progress: show a bar while compiling.
 
     """

@@ -1,4 +1,4 @@
-"""Which solver runs for how many evaluations under which guidance scale, as commands and Python name it."""
+"""Settings of solver, number of evaluations and guidance scale, for commands and Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SolverSettings(Settings, group="solver"):
         name: the solver; `pipeline` is the scheduler of a diffusers pipeline.
         num_evaluations: calls of the backbone in a trajectory.
         cfg_scale: guidance scale; None = no guidance.
-        options: of the solver: `eta` of ddim, in [0, 1]; `shift` of flows, above 0.
+        options: options of the solver: `eta` of ddim, in [0, 1]; `shift` of flows, above 0.
 
     """
 

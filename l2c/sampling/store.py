@@ -1,4 +1,4 @@
-"""Where a trajectory's layer outputs are kept."""
+"""Storage of a trajectory's layer outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Peak:
         self._lock = OwnLock()
 
     def take(self, count: int) -> None:
-        """Take note of what a store keeps now."""
+        """Record the bytes that a store keeps now."""
         if count > self.bytes:
             with self._lock:
                 self.bytes = max(self.bytes, count)
@@ -33,8 +33,8 @@ class LayerStore:
     torch when it is dropped. Copies go into buffers that are allocated once and serve every later trajectory.
 
     Args:
-        dtype: what copies are stored in; None = as computed.
-        device: where copies are stored, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
+        dtype: type of stored copies; None = as computed.
+        device: device of stored copies, e.g. `cpu` (pinned memory beside a GPU); None = where computed.
         peak: shared with other stores; None = its own.
 
     Raises:
@@ -80,15 +80,15 @@ class LayerStore:
         self._peak.take(self._bytes)
 
     def get(self, slot: int, like: Tensor) -> Tensor:
-        """Return what a slot keeps, of the kind of another tensor."""
+        """Return the output in a slot, in dtype and device of another tensor."""
         return self._held[slot].to(like.device, like.dtype, non_blocking=True)
 
     def drop(self, slot: int) -> None:
-        """Let go of what a slot keeps."""
+        """Free a slot."""
         self._bytes -= self._held.pop(slot).untyped_storage().nbytes()
 
     def clear(self) -> None:
-        """Let go of everything that is kept; buffers stay for the next trajectory."""
+        """Free all slots; buffers stay for the next trajectory."""
         self._held.clear()
         self._bytes = 0
 

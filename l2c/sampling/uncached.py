@@ -43,7 +43,7 @@ def uncached_by(backbone: Backbone, solver: Mapping[str, Any], *, num_evaluation
 
     Args:
         backbone: the network.
-        solver: with `name`, `num_evaluations`, `cfg_scale` and `options`.
+        solver: settings with `name`, `num_evaluations`, `cfg_scale` and `options`.
         num_evaluations: None = the group's.
 
     """

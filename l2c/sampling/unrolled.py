@@ -32,7 +32,7 @@ def unroll(
 
     Args:
         sampler: uncached; brings backbone, solver and guidance.
-        graph: what is reused when.
+        graph: the cache graph.
         noise: (N, C, H, W), the start.
         y: (N,) labels; None for a backbone without.
         slopes: (R,), of the reused entries in the order of `reused_entries`, read where two outputs are at hand; or
@@ -52,8 +52,8 @@ class _Student:
 
     Args:
         network: the backbone under guidance.
-        graph: what is reused when.
-        reuse: what stands in for reused outputs.
+        graph: the cache graph.
+        reuse: predictions of reused outputs.
         teach: compare each output with that of a full pass, and pass no gradient on; see `unroll`.
 
     Attributes:
@@ -86,10 +86,10 @@ class _Student:
 
 
 class _Reuse:
-    """What stands in for reused outputs along a trajectory, differentiable in slopes and corrections.
+    """Predictions of reused outputs along a trajectory, differentiable in slopes and corrections.
 
     Args:
-        graph: what is reused when.
+        graph: the cache graph.
         slopes: (R,), see `unroll`.
         corrections: scale and shift, R rows (D,) each; None = none.
         detach: pass no gradient on to the evaluations whose outputs are kept.
@@ -107,7 +107,7 @@ class _Reuse:
         self._earlier = 1 if slopes.ndim == 1 else slopes.shape[1]
 
     def cache(self, evaluation: int, row: Sequence[bool]) -> list[Tensor | None]:
-        """Return what stands in for each layer that a row reuses; None for the others."""
+        """Return the prediction for each layer that a row reuses; None for the others."""
         return [None if fresh else self._value(evaluation, layer) for layer, fresh in enumerate(row)]
 
     def _value(self, evaluation: int, layer: int) -> Tensor:
@@ -134,7 +134,7 @@ class _Reuse:
 def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over images (N, C, H, W) of the root of their squared error, and the mean squared error.
 
-    Of plain squares a few images of large error would be all that counts.
+    With plain squares, a few images of large error would dominate.
     """
     error = (images - reference).square().flatten(1).mean(dim=1)  # (N,)
     return error.clamp_min(1e-12).sqrt().mean(), error.mean().detach()

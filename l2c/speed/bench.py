@@ -1,4 +1,4 @@
-"""What a graph saves on the clock beside what it saves in MACs, side by side with other ways to run it."""
+"""Measured time beside the time that the MACs predict, for a graph and for other ways to run it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one setting; seconds are medians of one trajectory.
+    """Measurements of one setting; seconds are medians of one trajectory.
 
     Attributes:
         setting: the way to run.
@@ -44,11 +44,11 @@ class Speed:
         speed_up: uncached over cached.
         spread: half the range between the quartiles of the speed-ups of single repetitions.
         efficiency: measured speed-up over the one that the MACs allow.
-        images_per_second: with the graph.
+        images_per_second: images per second with the graph.
         by_evaluation: (uncached, cached) seconds of each evaluation; empty where whole runs were timed.
         cache_bytes: the most that the cache held.
         predicted_bytes: the same from the graph's lifetimes.
-        every_output_bytes: what keeping every layer's output takes.
+        every_output_bytes: memory to keep the outputs of all layers.
         device_bytes: the most memory allocated on a CUDA device with the graph; None elsewhere.
         error: root mean square difference of the cached images to those of the first setting, over their own.
         cached_times: seconds with the graph, of each repetition.
@@ -89,11 +89,11 @@ class Bench:
 
     Args:
         backbone: in 32 bits, on its device.
-        graph: what to reuse.
+        graph: the cache graph.
         cost: MACs of the backbone.
         cfg_scale: guidance.
         options: further arguments of the samplers (`cache_dtype`, ...).
-        backend: what compiles the blocks, see `Sampler.compile`.
+        backend: compiler of the blocks, see `Sampler.compile`.
 
     """
 
@@ -232,24 +232,24 @@ class _Variant:
 
     @property
     def mode(self) -> str:
-        """How it ran, which is not what was asked for where that failed."""
+        """The mode actually used (differs from the requested one after a fallback)."""
         if self.reference:
             return REFERENCE
         ways = {"compiled": self.sampler.compiled, "captured": self.sampler.captured}
         return "+".join(way for way, ran in ways.items() if ran) or "eager"
 
     def cache_peak(self) -> int:
-        """Return the most that the cache held."""
+        """Return the peak cache size in bytes, as measured."""
         return self._peak if self.reference else self.sampler.cache_peak_bytes
 
     @property
     def predicted_bytes(self) -> int:
-        """What the lifetimes say that the cache holds at its peak."""
+        """Peak cache size in bytes, predicted from the lifetimes."""
         return self.every_output_bytes if self.reference else self.sampler.cache_bytes(len(self.noise))
 
     @property
     def every_output_bytes(self) -> int:
-        """What every layer's output takes, as computed."""
+        """Size in bytes of the outputs of all layers, as computed."""
         backbone = self.sampler.backbone
         assert backbone.layer_shape is not None
         tokens, width = backbone.layer_shape

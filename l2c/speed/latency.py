@@ -54,7 +54,7 @@ def seconds_of(call: Callable[[], object], clock: Callable[[], float] = time.per
     """Return the time of a call, with what it has left to do on CUDA devices.
 
     Args:
-        call: what is timed.
+        call: the call to time.
         clock: in seconds; wall-clock, or CPU time on a machine that is shared.
 
     """
@@ -74,8 +74,7 @@ def alternate(
 ) -> dict[str, Latency]:
     """Time variants in alternation, after one warm-up each; the first one is what speed-ups refer to.
 
-    Every second round goes backward, so that who follows on whom does not favour anyone. The clock is that of
-    `seconds_of`.
+    Every second round runs in reverse, so that order favours no variant. The clock is that of `seconds_of`.
     """
     for call in variants.values():
         call()
@@ -122,7 +121,7 @@ def alternate_pieces(
 ) -> dict[str, Tensor]:
     """Time runs that come in pieces (evaluations, say), in alternation piece by piece.
 
-    What else the machine does then falls on all variants alike. Who goes first changes with every piece.
+    Other load on the machine then affects all variants alike. The order reverses with every piece.
 
     Returns:
         For each variant the seconds (repetitions, pieces).

@@ -26,7 +26,7 @@ class ReferenceScheme:
         graph: None computes everything (and keeps everything).
 
     Raises:
-        TypeError: the backbone is of another kind.
+        TypeError: if the backbone is of another kind.
 
     """
 

@@ -1,4 +1,4 @@
-"""How time and memory of a trajectory grow, as a linear model that sizes a run on paper."""
+"""A linear model of time and memory of a trajectory, to estimate runs without measuring them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one size took.
+    """Time and memory of one size.
 
     Attributes:
         size: the network and the run.
         seconds: median of one trajectory.
-        terms: what the linear model multiplies: (GMACs, million numbers that pass through layers, evaluations).
+        terms: inputs of the linear model: (GMACs, million numbers that pass through layers, evaluations).
         cache_bytes: the most that the cache held.
         predicted_bytes: the same from the lifetimes.
 
@@ -81,7 +81,7 @@ class LinearModel:
         return cls((float(coefficients[0]), float(coefficients[1]), float(coefficients[2])))
 
     def seconds(self, terms: Sequence[float]) -> float:
-        """Return what a run with these terms takes."""
+        """Return the predicted seconds of a run with these terms."""
         return float(np.dot(self.coefficients, terms))
 
 
@@ -90,8 +90,8 @@ class Run:
 
     Args:
         size: the network and the run.
-        device: where it runs.
-        precision: of the network, see `Sampler`; None = 32 bits, products as torch is set.
+        device: device to run on.
+        precision: precision of the network, see `Sampler`; None = 32 bits, products as torch is set.
 
     """
 

@@ -50,14 +50,14 @@ def train_backbone(
     Args:
         backbone: the network with fresh weights, in train mode.
         data: images (N, C, H, W) and labels (N,).
-        settings: of the run.
-        run_folder: for metrics and checkpoints.
+        settings: settings of the run.
+        run_folder: folder of metrics and checkpoints.
 
     Raises:
         ValueError, FileNotFoundError: if a setting does not fit, or the loss is not finite.
         OSError: if a folder cannot be written.
-        MemoryError: out of memory; the message says what lowers it.
-        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143.
+        MemoryError: if memory runs out; the message says what lowers the use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
     torch.set_num_threads(settings.num_threads)

@@ -32,7 +32,7 @@ HELD_OUT = 5  # one of so many
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """What a run leaves behind: the weights' path and the share of held-out pictures read right."""
+    """The result of a run: the weights' path and the share of held-out pictures read right."""
 
     path: Path
     held_out_accuracy: float
@@ -80,9 +80,9 @@ class LitClassifier(pl.LightningModule):
         classifier: in train mode.
         move: moves a batch of pictures by the numbers of a stream.
         label_smoothing: share of a label's weight that goes to all classes alike.
-        learning_rate: of AdamW, with one cosine down to zero.
+        learning_rate: learning rate of AdamW, with one cosine down to zero.
         max_steps: length of the cosine.
-        seed: of shifts and noise.
+        seed: seed of shifts and noise.
 
     """
 

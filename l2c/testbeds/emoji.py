@@ -133,7 +133,7 @@ def pack_emoji(pictures: Path, names: Path, output: Path) -> Path:
         output: the file to write, about 5 MB.
 
     Raises:
-        ValueError: a package cannot be read or holds no pictures.
+        ValueError: if a package cannot be read or holds no pictures.
 
     """
     try:
@@ -161,7 +161,7 @@ def pack_emoji(pictures: Path, names: Path, output: Path) -> Path:
 
 
 def emoji_path() -> Path:
-    """Return where the pictures lie: in the folder `L2C_CACHE`, without it in `~/.cache/l2c`."""
+    """Return the path of the pictures: in the folder `L2C_CACHE`, without it in `~/.cache/l2c`."""
     return Path(os.environ.get("L2C_CACHE", "~/.cache/l2c")).expanduser() / EMOJI_FILE
 
 
@@ -170,11 +170,11 @@ def fetch_emoji(pictures: str | Path | None = None, names: str | Path | None = N
 
     Args:
         pictures: the packed package of the pictures, where it is at hand.
-        names: that of the classes.
+        names: package of the classes.
 
     Raises:
-        OSError: no connection, or no such file.
-        ValueError: a package is not the expected one.
+        OSError: if there is no connection, or no such file.
+        ValueError: if a package is not the expected one.
 
     """
     path = emoji_path()
@@ -191,8 +191,8 @@ def emoji(path: str | Path | None = None) -> Emoji:
     """Return the pictures from their file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged.
+        FileNotFoundError: if the file is missing.
+        ValueError: if the file is damaged.
 
     """
     file = Path(path) if path is not None else emoji_path()

@@ -78,7 +78,7 @@ class EmojiDataModule(PixelDataModule):
 
     Args:
         batch_size: images per step, over all processes.
-        seed: of what is drawn.
+        seed: seed of what is drawn.
         skin_tones: `all` variants in skin tones, or `none` of them.
         pictures: others than those of the file, in the same form.
 
@@ -102,7 +102,7 @@ class EmojiDataModule(PixelDataModule):
         return EmojiPictures(self.pictures, self.seed)
 
     def batches(self, start: int) -> BalancedBatchSampler:
-        """Return what makes the batches from a step on."""
+        """Return the sampler of batches from a step on."""
         return BalancedBatchSampler(
             self.pictures.labels, self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
         )

@@ -38,14 +38,14 @@ class FolderDataModule(PixelDataModule):
 
     Args:
         batch_size: images per step, over all processes.
-        seed: of order and mirroring.
-        folder: with a sub-folder of images per class.
+        seed: seed of order and mirroring.
+        folder: a folder with a sub-folder of images per class.
         image_shape: (3, H, H), to which images are cropped.
-        num_labels: how many classes there must be.
+        num_labels: required number of classes.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: it has another number of classes, or no images; or the shape is not that of colour squares.
+        FileNotFoundError: if there is no such folder.
+        ValueError: if the folder has another number of classes or no images, or the shape is no colour square.
 
     """
 

@@ -34,8 +34,8 @@ class LitBackbone(pl.LightningModule):
         optimizer: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
         learning_rate: peak learning rate of AdamW.
         muon_learning_rate: peak learning rate of Muon.
-        weight_decay: of both.
-        max_steps: where the cosine ends.
+        weight_decay: weight decay of both.
+        max_steps: step at which the cosine ends.
         warmup_steps: steps of linear warm-up.
         decay_share: the part of the steps that the cosine takes, in (0, 1]; 1 = no constant phase.
         label_dropout: share of labels replaced by the null label.
@@ -110,7 +110,7 @@ class LitBackbone(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _muon(self, weights: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-        """Return Muon for the matrices of blocks, which are what lies in lists of modules, and AdamW for the rest."""
+        """Return an optimiser: Muon for matrices inside module lists, AdamW otherwise."""
         matrices = {name for name, p in weights.items() if "blocks." in name and p.ndim == 2}
         return MuonAdamW(
             [p for name, p in weights.items() if name in matrices],

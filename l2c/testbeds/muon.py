@@ -35,10 +35,10 @@ class MuonAdamW(torch.optim.Optimizer):
     Args:
         matrices: weights of two dimensions.
         others: all the other weights.
-        muon_learning_rate: of the matrices.
-        learning_rate: of the others.
-        weight_decay: of both, decoupled.
-        momentum: of Muon, in Nesterov's form.
+        muon_learning_rate: learning rate of the matrices.
+        learning_rate: learning rate of the others.
+        weight_decay: weight decay of both, decoupled.
+        momentum: momentum of Muon, in Nesterov's form.
 
     """
 

@@ -1,4 +1,4 @@
-"""What the classifiers of the testbeds share: they read samples, and know their features on the real pictures."""
+"""Base of the testbeds' classifiers: reads samples, and knows the features of the real pictures."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class PictureClassifier(nn.Module, ABC):
         """Return the bundled classifier, or one from a file, in eval mode.
 
         Raises:
-            FileNotFoundError: its weights are not there.
-            ValueError: the file is damaged or holds other weights.
+            FileNotFoundError: if the weights are missing.
+            ValueError: if the file is damaged or holds other weights.
 
         """
         path = find_checkpoint(str(checkpoint or cls.file), name=cls.what)

@@ -1,4 +1,4 @@
-"""Names to the small data sets of pixels."""
+"""Pixel data sets by name."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def pixel_data(
         image_shape: (C, H, W) of the backbone's input.
         num_labels: labels are 0..num_labels-1.
         batch_size: images per step, over all processes.
-        seed: of order and augmentation.
+        seed: seed of order and augmentation.
         options: the data set's own settings.
 
     Raises:
-        FileNotFoundError: the data set is not there; the message says how to get it.
-        ValueError: an unknown name or option, or images or classes that are not the backbone's.
+        FileNotFoundError: if the data set is missing; the message says how to get it.
+        ValueError: if a name or option is unknown, or the data's images or classes do not fit the backbone.
 
     """
     if name == "folder":

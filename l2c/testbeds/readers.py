@@ -1,4 +1,4 @@
-"""Who reads the samples of a testbed."""
+"""Classifiers for the samples of the testbeds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def reader_of(preset: str | Mapping[str, Any] | ModelPreset) -> PictureClassifie
     """Return the bundled classifier of a preset's testbed; None for models of other pictures.
 
     Raises:
-        FileNotFoundError: its weights are not there.
-        ValueError: its file is damaged.
+        FileNotFoundError: if the classifier's weights are missing.
+        ValueError: if the classifier's file is damaged.
 
     """
     preset = ModelPreset.of(preset)

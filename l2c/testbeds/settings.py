@@ -32,25 +32,25 @@ PIXEL_SETTINGS: dict[str, type[DataSettings]] = {"digits": DataSettings, "emoji"
 
 @dataclass(frozen=True)
 class BackboneTraining(Settings):
-    """What a run of backbone training is told.
+    """Settings of a run of backbone training.
 
     Attributes:
         output: file of the averaged weights, 16-bit safetensors.
         optimizer: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
         learning_rate: peak of AdamW's.
         muon_learning_rate: peak of Muon's.
-        weight_decay: of both.
+        weight_decay: weight decay of both.
         max_steps: number of steps; the learning rate's cosine ends there.
         warmup_steps: steps of linear warm-up.
         decay_share: the part of the steps that the cosine takes; 1 = no constant phase.
         batch_size: images of a step.
         label_dropout: share of labels replaced by the null label.
         min_snr_gamma: weigh the error of the data by min(SNR, gamma); None = the prediction's error as it is.
-        ema_decay: of the averaged weights, a step.
+        ema_decay: decay of the averaged weights, a step.
         gradient_clip: largest norm of the gradient.
-        seed: of weights, times, noise and label dropout.
+        seed: seed of weights, times, noise and label dropout.
         num_threads: one makes the weights reproducible on a machine type.
-        accelerator: where to train, in Lightning's words.
+        accelerator: Lightning's name of the hardware to train on.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
 
     """
@@ -81,7 +81,7 @@ class BackboneTraining(Settings):
 
 @dataclass(frozen=True)
 class ClassifierTraining(Settings):
-    """What a run of classifier training is told; other names as in `BackboneTraining`.
+    """Settings of a run of classifier training; other names as in `BackboneTraining`.
 
     Attributes:
         dataset: `digits` or `emoji`.

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, checked finite, and told apart by the settings of their run."""
+"""Checkpoints: written whole, checked for finite values, and identified by the settings of their run."""
 
 from __future__ import annotations
 
@@ -125,9 +125,9 @@ def check_checkpoint(
 
     Args:
         path: the checkpoint.
-        prefix: what the names of the trained weights begin with in it.
+        prefix: prefix of the names of the trained weights in it.
         expected: names after the prefix and tensors of this run's trained weights.
-        settings: of this run, see `RunIdentity`.
+        settings: settings of this run, see `RunIdentity`.
         max_steps: steps that this run is to make in all.
         word: the name of that setting.
 

@@ -14,7 +14,7 @@ def drop_labels(y: Tensor, null_label: int | None, probability: float, stream: S
     Args:
         y: (N,) labels.
         null_label: None for a backbone without one, which keeps its labels.
-        probability: of each label; 0 draws nothing.
+        probability: probability of each label; 0 draws nothing.
         stream: source of the draws.
 
     """

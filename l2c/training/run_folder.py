@@ -25,7 +25,7 @@ def resume_from(resume: str | None, folder: Path) -> Path | None:
 
     Args:
         resume: a path; `auto` for the folder's last one, if any; None = start anew.
-        folder: of the run.
+        folder: folder of the run.
 
     """
     if resume is None:
@@ -49,8 +49,8 @@ def claimed(
     finished run are replaced, which is said on stderr; those of an unfinished run are not.
 
     Args:
-        folder: of the run.
-        settings: of the run, kept in `run.json`.
+        folder: folder of the run.
+        settings: settings of the run, kept in `run.json`.
         resumed: the checkpoint that the run goes on from.
         results: names of the files that the run writes beside checkpoints and metrics.
 

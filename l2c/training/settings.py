@@ -25,10 +25,10 @@ class TrainerSettings(Settings, group="trainer"):
     Attributes:
         max_steps: number of optimiser steps.
         accelerator: `auto`, `cpu`, `gpu`, ...
-        devices: how many devices of a machine, `auto`, or a list of their numbers.
+        devices: number of devices of a machine, `auto`, or a list of their numbers.
         num_nodes: machines.
         strategy: how processes share the work.
-        precision: of the arithmetic, such as `bf16-mixed`.
+        precision: precision of the arithmetic, such as `bf16-mixed`.
         accumulate_grad_batches: parts of a step's batch, one after the other.
         log_every_n_steps: steps between two lines of metrics.
         gradient_clip_val: largest norm of the gradient; None = no limit.
@@ -56,11 +56,11 @@ class TrainerSettings(Settings, group="trainer"):
 
 @dataclass(frozen=True)
 class LoggerSettings(Settings, group="logger"):
-    """Where metrics go.
+    """Settings of the loggers of metrics.
 
     Attributes:
         name: `csv` files in the run's folder, or `wandb`.
-        project: of Weights & Biases.
+        project: project of Weights & Biases.
         run_name: likewise; None = one that is made up.
         offline: likewise; also where no key is set.
 

@@ -80,12 +80,12 @@ def make_run_trainer(
     """Return the Trainer of a run that leaves its metrics and `last.ckpt` in its folder, to be resumed from.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         max_steps: see `make_trainer`.
         checkpoint_every: steps between two checkpoints.
         identity: the settings that make the run, see `RunIdentity`.
         mend: what to change where the loss is not finite, an imperative clause.
-        checkpoint_name: of the checkpoints beside `last.ckpt`; None = Lightning's own.
+        checkpoint_name: file name of the checkpoints beside `last.ckpt`; None = Lightning's own.
         callbacks: further ones.
         settings: passed on; without `logger` metrics go to CSV files.
 

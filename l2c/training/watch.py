@@ -1,4 +1,4 @@
-"""What watches over a training: losses stay finite, a signal ends it with a checkpoint, a bar shows its steps."""
+"""Callbacks that watch a training: losses stay finite, signals end it with a checkpoint, a bar shows its steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FiniteLoss(pl.Callback):
     """Stop before a loss that is not finite reaches the weights.
 
     Args:
-        mend: what to change, an imperative clause.
-        folder: where the last good checkpoint is; None where none are written.
+        mend: advice on what to change, an imperative clause.
+        folder: folder of the last good checkpoint; None where none are written.
 
     """
 
@@ -55,7 +55,7 @@ class StopBySignal(pl.Callback):
     once.
 
     Args:
-        folder: of the run; gets `last.ckpt`.
+        folder: folder of the run; gets `last.ckpt`.
 
     """
 
@@ -65,7 +65,7 @@ class StopBySignal(pl.Callback):
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to the signals; only the main thread can."""
+        """Install the signal handlers; only possible in the main thread."""
         try:
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         except ValueError:
@@ -79,10 +79,10 @@ class StopBySignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint and leave, if a signal came and the step is whole.
+        """Write the checkpoint and exit, if a signal came and the step is complete.
 
         Raises:
-            SystemExit: with the signal's code.
+            SystemExit: if a signal came; the code is the signal's.
 
         """
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -103,7 +103,7 @@ class StopBySignal(pl.Callback):
         raise SystemExit(128 + number)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

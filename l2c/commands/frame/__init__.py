@@ -1,1 +1,1 @@
-"""What all commands share: the table of them, their config and its checks, how errors end."""
+"""Parts that all commands share: the table of commands, their config and its checks, the end of errors."""

@@ -1,4 +1,4 @@
-"""Where a backbone comes from: a preset of ours, or a diffusers pipeline (`backend=diffusers`)."""
+"""Source of a backbone: a preset of ours, or a diffusers pipeline (`backend=diffusers`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from l2c.commands.frame.table import override
 
 
 def is_pipeline(model: Mapping[str, Any] | None) -> bool:
-    """Whether a config's `model` group is that of `backend=diffusers`."""
+    """Return whether a config's `model` group is that of `backend=diffusers`."""
     return model is not None and "pipeline" in model
 
 

@@ -1,4 +1,4 @@
-"""What each benchmark alone may be told; see `commands.settings` for how it is checked."""
+"""Settings of single benchmarks; see `commands.frame.settings` for how it is checked."""
 
 from __future__ import annotations
 

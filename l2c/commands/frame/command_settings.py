@@ -1,4 +1,4 @@
-"""What each command alone may be told; see `commands.settings` for how it is checked."""
+"""Settings of single commands; see `commands.frame.settings` for how it is checked."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class TrainScaleShift(Command, CorrectionSettings):
 
 @dataclass(frozen=True)
 class Sampling(Command):
-    """How a sampler of ours runs."""
+    """Settings of how our sampler runs."""
 
     graph: str | None = optional_text()
     checkpoint: str | None = optional_text()
@@ -235,14 +235,14 @@ class Calibrate(Command):
 
 @dataclass(frozen=True)
 class Changes(Settings, group="changes"):
-    """What is measured of changes."""
+    """Settings for measuring changes."""
 
     max_age: int = count(3)
 
 
 @dataclass(frozen=True)
 class Responses(Settings, group="responses"):
-    """What is measured of responses."""
+    """Settings for measuring responses."""
 
     num_probes: int = count(8)
     max_age: int = count(8)

@@ -1,4 +1,4 @@
-"""What `sample_many` and `evaluate` draw with: the sampler of a configuration."""
+"""The sampler of a configuration, with which `sample_many` and `evaluate` draw."""
 
 from __future__ import annotations
 

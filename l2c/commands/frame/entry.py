@@ -61,7 +61,7 @@ def device(name: str | None) -> torch.device:
     """Return a device by its name, `cpu`, `cuda`, `cuda:1`; None = CUDA where there is a device of it.
 
     Raises:
-        ValueError: there is no such device here.
+        ValueError: if there is no such device here.
 
     """
     import torch

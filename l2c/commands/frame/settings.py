@@ -178,7 +178,7 @@ def _check_methods(given: Any, reference: str) -> None:
 
 
 def router_training(top: Command, groups: Mapping[str, Any]) -> RouterTraining:
-    """Return what `train_routers` takes."""
+    """Return the settings of `train_routers`."""
     assert isinstance(top, TrainRouter)
     return RouterTraining(
         **groups_of(groups),

@@ -1,4 +1,4 @@
-"""What scores of image sets are computed on: features of 8-bit images by a network that reads them."""
+"""Features of 8-bit images by a network, on which scores of image sets are computed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class FeatureExtractor(Protocol):
 
     Attributes:
         name: which one; scores by different extractors do not compare.
-        channels: of the images that it reads.
+        channels: channels of the images that it reads.
 
     """
 
@@ -99,8 +99,8 @@ class InceptionFeatures:
         weights: a local file of the published weights; None = that name in `checkpoints/`.
 
     Raises:
-        FileNotFoundError: the weights are not there; the message says where they are published.
-        ValueError: torch-fidelity is not installed, or the file is damaged or holds other weights.
+        FileNotFoundError: if the weights are missing; the message says where they are published.
+        ValueError: if torch-fidelity is not installed, or the file is damaged or holds other weights.
 
     """
 

@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 class _AsTheyAre(nn.Module):
-    """Stands where torchmetrics has its network: features are computed once for all scores."""
+    """Identity in place of torchmetrics' network: features are computed once for all scores."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -20,11 +20,11 @@ class _AsTheyAre(nn.Module):
 
 
 class Frechet:
-    """torchmetrics' Frechet distance on features (N, F), of which it holds sums in 64 bits alone.
+    """torchmetrics' Frechet distance on features (N, F); only sums in 64 bits are held.
 
     Args:
         num_features: F.
-        device: where the sums are.
+        device: device of the sums.
 
     """
 
@@ -36,7 +36,7 @@ class Frechet:
         """Add features (N, F) of real images, or of those to be judged.
 
         Raises:
-            ValueError: they are of another size than the reference's.
+            ValueError: if the features have another size than the reference's.
 
         """
         if features.shape[1] != self.num_features:
@@ -47,10 +47,10 @@ class Frechet:
         self._metric.update(features, real=real)
 
     def set_real(self, mean: np.ndarray, covariance: np.ndarray) -> None:
-        """Take the mean (F,) and covariance (F, F) of real features instead of them.
+        """Use stored mean (F,) and covariance (F, F) instead of real features.
 
         Raises:
-            ValueError: they are of another size.
+            ValueError: if the statistics have another size than the features.
 
         """
         if mean.shape != (self.num_features,) or covariance.shape != (self.num_features,) * 2:

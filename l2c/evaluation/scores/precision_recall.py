@@ -17,7 +17,7 @@ def radii(features: Tensor, k: int = K) -> Tensor:
     """Return the distance (N,) of each of N features (N, F) to its k-th nearest other one.
 
     Raises:
-        ValueError: there are not more than k features.
+        ValueError: if there are not more than k features.
 
     """
     if len(features) <= k:

@@ -56,7 +56,7 @@ class TensorImages:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a set of images is scored against.
+    """The reference that a set of images is scored against.
 
     Attributes:
         statistics: `mu` (F,) and `sigma` (F, F) of pooled features; `mu_s`, `sigma_s` of spatial ones, where known.
@@ -71,7 +71,7 @@ class Reference:
 
     @property
     def num_images(self) -> int | None:
-        """Number of real images looked at; None where only their statistics were."""
+        """Number of real images; None where only their statistics are known."""
         return None if self.pooled is None else len(self.pooled)
 
     def save_statistics(self, path: str | Path) -> None:
@@ -103,7 +103,7 @@ def features_of(
     """Yield the features of a set of images, a batch at a time.
 
     Raises:
-        ValueError: the images have other channels than the extractor reads.
+        ValueError: if the images have other channels than the extractor reads.
 
     """
     if images.shape[0] != extractor.channels:
@@ -133,7 +133,7 @@ def load_reference(
             for precision and recall.
         extractor: the features.
         batch_size: images at a time.
-        device: where to compute.
+        device: device to compute on.
         progress: show a bar.
 
     Raises:

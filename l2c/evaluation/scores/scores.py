@@ -19,11 +19,11 @@ SPLITS = 10
 
 @dataclass(frozen=True)
 class Scores:
-    """What a set of images scores against a reference.
+    """Scores of a set of images against a reference.
 
     Attributes:
         fid: Frechet distance of pooled features (arXiv 1706.08500).
-        sfid: that of spatial features (arXiv 2103.03841); None where the reference has none.
+        sfid: FID of spatial features (arXiv 2103.03841); None where the reference has none.
         inception_score: exp of the mean divergence of p(y|x) from p(y) (arXiv 1606.03498), mean over 10 splits.
         precision: share of images within the manifold of the real ones, in 0..1; None without real images.
         recall: share of real images within the manifold of the images; None likewise.
@@ -59,7 +59,7 @@ def score(
     """Score a set of images; features of them are held, the images are not.
 
     Raises:
-        ValueError: too few images, other channels than the features read, or a reference of other features.
+        ValueError: if there are too few images, or channels or reference do not fit the features.
 
     """
     if len(images) < 2:

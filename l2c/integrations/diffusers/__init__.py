@@ -49,10 +49,10 @@ def apply_cache_graph(
     any_weights: bool = False,
     any_guidance: bool = False,
 ) -> None:
-    """Let a pipeline, or its transformer or U-Net, skip the layers that a graph says to skip.
+    """Apply a cache graph to a pipeline, or to its transformer or U-Net.
 
     The pipeline is then called as ever, any number of times. Decisions follow the timestep that the model is given,
-    so a trajectory may begin anywhere (image-to-image); what would be reused but was never computed is computed.
+    so a trajectory may begin anywhere (image-to-image). A reused layer without a computed output is computed.
 
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
@@ -191,7 +191,7 @@ def _check_uncached(model: nn.Module) -> None:
 def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:
     """Return a hook per module; where they may share, blocks in a row that are reused alike keep one sum.
 
-    A sum is followed as its blocks are where their weights are the same; corrections differ from block to block.
+    Blocks may share a sum where their weights are equal; corrections differ from block to block.
     """
     columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.weights, strict=True), strict=True))
     hooks: dict[nn.Module, LayerHook] = {}
@@ -213,6 +213,6 @@ def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) ->
 
 
 def _follows(name: str, after: str) -> bool:
-    """Whether two names are those of neighbours in one list of blocks."""
+    """Return whether two names are those of neighbours in one list of blocks."""
     (head, _, index), (head_after, _, index_after) = name.rpartition("."), after.rpartition(".")
     return head == head_after and index.isdigit() and index_after == str(int(index) + 1)

@@ -1,4 +1,4 @@
-"""Whether a pipeline is being called, and in which thread: two calls at once would share its scheduler."""
+"""Detects running calls of a pipeline, and their thread: two calls at once would share its scheduler."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
 
 
 def called_elsewhere(pipe: Any) -> bool:
-    """Whether another thread is in a call of the pipeline."""
+    """Return whether another thread is in a call of the pipeline."""
     own = threading.get_ident()
     return any(call_of(pipe, thread.ident) is not None for thread in threading.enumerate() if thread.ident != own)

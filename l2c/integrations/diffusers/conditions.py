@@ -1,4 +1,4 @@
-"""What a pipeline gives its model beside the noisy input and the timestep, for each prompt."""
+"""Arguments of a pipeline's model other than noisy input and timestep, for each prompt."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rows_of(table: Any, y: Tensor) -> Any:
     """Return the conditions of prompts y (N,).
 
     Raises:
-        ValueError: prompts of different lengths in one batch.
+        ValueError: if one batch holds prompts of different lengths.
 
     """
     if isinstance(table, Mapping):
@@ -67,7 +67,7 @@ def rows_of(table: Any, y: Tensor) -> Any:
 
 
 def differ_in_length(table: Any) -> bool:
-    """Whether some condition has another shape for some prompt."""
+    """Return whether some condition has another shape for some prompt."""
     if isinstance(table, Mapping):
         return any(map(differ_in_length, table.values()))
     return isinstance(table, PerPrompt) and not table.listed and not isinstance(table.rows, Tensor)

@@ -13,7 +13,7 @@ def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
     """Return the transformers and U-Nets of a pipeline by their names there; a model is its own, named `model`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is no denoiser.
 
     """
     if isinstance(pipe_or_model, nn.Module):
@@ -32,7 +32,7 @@ def denoiser_of(pipe_or_model: Any) -> Any:
     """Return the one denoiser of a pipeline, the first of two; a model is its own.
 
     Raises:
-        ValueError: there is none.
+        ValueError: if there is no denoiser.
 
     """
     return next(iter(denoisers_of(pipe_or_model).values()))

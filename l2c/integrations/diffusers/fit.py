@@ -1,4 +1,4 @@
-"""Whether a graph fits a model, its scheduler and the call of its pipeline, by the rules of `graph.binding`."""
+"""Checks of a graph against a model, its scheduler and its pipeline's call, by the rules of `graph.binding`."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_timesteps(graph: CacheGraph, timesteps: Sequence[float]) -> None:
 
 
 def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> None:
-    """Refuse what the call of a pipeline that is under way asks for, where the graph was made for something else.
+    """Refuse steps or guidance of the pipeline's running call that are not the graph's.
 
     Guidance scale and eta are read from the call's arguments; outside of a call nothing is known and refused.
 

@@ -18,7 +18,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
     Each has rows for the evaluations that its denoiser makes, and no others.
 
     Args:
-        graphs: by the denoiser's name.
+        graphs: the graphs by the denoiser's name.
 
     """
 
@@ -42,8 +42,8 @@ class CacheGraphs(Mapping[str, CacheGraph]):
         """Write one JSON file with all graphs; it appears whole or not at all.
 
         Raises:
-            ValueError: a graph has a correction, whose file lies beside a graph of its own.
-            OSError: the folder cannot be made or written.
+            ValueError: if a graph has a correction; save such a graph in a file of its own.
+            OSError: if the folder cannot be made or written.
 
         """
         corrected = next((name for name, graph in self._graphs.items() if graph.correction is not None), None)
@@ -59,8 +59,8 @@ class CacheGraphs(Mapping[str, CacheGraph]):
         """Read and validate a file.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it does not hold graphs of a pipeline, or one of them is damaged.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file does not hold the graphs of a pipeline, or one of them is damaged.
 
         """
         if not Path(path).is_file():

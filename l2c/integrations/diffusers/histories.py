@@ -1,4 +1,4 @@
-"""What a trajectory keeps: computed outputs for each guidance branch, and which branch a forward belongs to."""
+"""Histories of a trajectory: the outputs of each guidance branch, and the branch that a forward belongs to."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class BranchHistory:
         self.evaluation, self.t, self.shape = evaluation, t, shape
 
     def stand_in(self, graph: CacheGraph, evaluation: int, layer: int, t: float) -> Branch | None:
-        """Return what a graph says stands in for a layer; None where nothing was computed yet.
+        """Return the prediction for a layer as a graph has it; None where nothing was computed yet.
 
         Args:
-            graph: that is followed.
+            graph: the graph in use.
             evaluation: its row.
             layer: its index.
-            t: of this evaluation, as the model is given it.
+            t: timestep of this evaluation, as the model is given it.
 
         """
         reuse = graph.reuse[evaluation]
@@ -44,11 +44,11 @@ class BranchHistory:
         return self.value(layer, t, None if reuse == LINEAR else graph.slopes[evaluation][layer])
 
     def value(self, layer: int, t: float, slope: float | None) -> Branch | None:
-        """Return what stands in for a layer at t; None where nothing was computed yet.
+        """Return the prediction for a layer at t; None where nothing was computed yet.
 
         Args:
             layer: its index.
-            t: of this evaluation.
+            t: timestep of this evaluation.
             slope: how far the last two outputs are followed; None = along the line in t through both.
 
         """
@@ -88,7 +88,7 @@ class Branches:
     where they leave it open at the second evaluation, the branch with the fewest differences is taken.
 
     Args:
-        num_layers: of the graph.
+        num_layers: number of layers of the graph.
 
     """
 
@@ -106,7 +106,7 @@ class Branches:
         """Return the history of the branch that a forward without a name belongs to.
 
         Args:
-            evaluation: of the forward.
+            evaluation: evaluation of the forward.
             conditions: its arguments, the noisy input and the timestep aside.
 
         """
@@ -159,7 +159,7 @@ class _GivenBranch:
         return {name for name in names if not _same(self._given.get(name), given.get(name))}
 
     def learn(self, given: dict[str, Any]) -> None:
-        """Take another forward of this branch: what differs is not stable."""
+        """Record another forward of this branch; conditions that differ are not stable."""
         differing = self.differences(given)
         self.stable = ({*given} if self.stable is None else self.stable) - differing
         self._given = {name: value for name, value in given.items() if name in self.stable}

@@ -18,12 +18,12 @@ from l2c.sampling.correction import Correction
 
 
 class Slot:
-    """What is done with one layer in the forward that runs; the hook of the model sets it before each.
+    """The decision for one layer in the running forward; the model's hook sets it before each forward.
 
     Attributes:
         fresh: whether to compute.
         wanted: whether a computed output is read later.
-        cached: what stands in where `fresh` is False.
+        cached: the predicted output where `fresh` is False.
         output: the output just computed, where wanted.
         follows: whether the layer does as the leader of its run does, see `RunHook`.
 
@@ -37,12 +37,12 @@ class Slot:
         self.follows = False
 
     def clear(self) -> None:
-        """Let go of tensors."""
+        """Free the tensors."""
         self.cached = self.output = None
 
 
 class _UncopiedHook(ModelHook):
-    """A hook that stays where it is: a copy of its module would still call the original's forward."""
+    """A hook that refuses copies: a copy of its module would still call the original's forward."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
         raise ValueError(
@@ -61,7 +61,7 @@ class LayerHook(_UncopiedHook):
         form: how the module's output holds the layer.
 
     Attributes:
-        slots: of the calls of one forward that are layers, by their number; other calls compute.
+        slots: slots of the calls of one forward that are layers, by their number; other calls compute.
         turn: number of the next call.
 
     """
@@ -73,7 +73,7 @@ class LayerHook(_UncopiedHook):
         self.turn = 0
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the module's forward."""
+        """Replace the module's forward."""
         slot = self.slots.get(self.turn)
         self.turn = self.turn + 1
         if slot is None:
@@ -91,7 +91,7 @@ class RunHook(LayerHook):
     """One of several blocks in a row that are always reused together: their sum is kept, the first one adds it.
 
     Args:
-        form: of the blocks.
+        form: form of the blocks.
         leader: the hook of the first block of the run; None = this one is it.
 
     Attributes:
@@ -107,7 +107,7 @@ class RunHook(LayerHook):
         self.start: Tensor | None = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the module's forward."""
+        """Replace the module's forward."""
         leader = self.leader or self
         slot = leader.slots[0]
         x: Tensor = args[0] if args else kwargs["hidden_states"]
@@ -122,7 +122,7 @@ class RunHook(LayerHook):
 
 
 class SilentHook(_UncopiedHook):
-    """Leave out a module that feeds nothing but a reused layer: what it gives has no tokens, but its own widths."""
+    """Skip a module that feeds only a reused layer; its output then has no tokens, but the usual widths."""
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class SilentHook(_UncopiedHook):
         self._shapes: Any = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the module's forward."""
+        """Replace the module's forward."""
         if self.slot.fresh:
             output = self.fn_ref.original_forward(*args, **kwargs)
             whole = isinstance(output, Tensor)
@@ -201,7 +201,7 @@ class GraphHook(_UncopiedHook):
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """Stand in for the model's forward: decide for every layer, run, keep what is read later."""
+        """Replace the model's forward: decide for every layer, run, keep outputs that are read later."""
         with self._lock:
             try:
                 evaluation, history = self._decide(module, args, kwargs)
@@ -236,13 +236,13 @@ class GraphHook(_UncopiedHook):
         return e, history
 
     def _keep(self, evaluation: int, history: BranchHistory) -> None:
-        """Keep what is read later, let go of the rest."""
+        """Keep outputs that are read later, free the others."""
         for index, (layer, held) in enumerate(zip(self.layers, self.schedule.graph.held[evaluation], strict=True)):
             if layer.output is not None or len(history.computed[index]) > held:
                 history.update(index, layer.output, held)
 
     def _corrected(self, evaluation: int, layer: int, value: Branch | None) -> Branch | None:
-        """Return what stands in for a layer, scaled and shifted as the row that is followed says."""
+        """Return the prediction for a layer, scaled and shifted as its row says."""
         correction, row = self.correction, self.schedule.given_rows[evaluation]
         if correction is None or value is None:
             return value

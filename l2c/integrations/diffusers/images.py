@@ -25,7 +25,7 @@ def pipeline_images(
     Args:
         pipe: a diffusers pipeline that returns images, with or without a cache graph.
         prompts: texts, or class labels for a class-conditional pipeline.
-        seed: of the first image.
+        seed: seed of the first image.
         num_evaluations: number of steps.
         guidance_scale: None = the pipeline's own.
         options: further arguments of its call.

@@ -1,4 +1,4 @@
-"""Which modules of a diffusers model are layers, told by what they are, and in what form."""
+"""Finds the layers of a diffusers model by the classes and shapes of its modules, with their forms."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def find_layers(
             layer of its own, `ff@k`. None = each runs once.
 
     Raises:
-        ValueError: an unknown kind, or none is found.
+        ValueError: if a kind is unknown, or no layer is found.
 
     """
     unet = is_unet(model)
@@ -91,7 +91,7 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     """Return the layer of a name, with its form.
 
     Raises:
-        ValueError: the model has no such module, or it runs in parts.
+        ValueError: if the model has no such module, or it runs in parts.
 
     """
     path, _, number = name.partition("@")
@@ -116,7 +116,7 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
 
 
 def is_unet(model: nn.Module) -> bool:
-    """Whether a model has the ResNet blocks of a U-Net."""
+    """Return whether a model has the ResNet blocks of a U-Net."""
     return any(isinstance(module, (ResnetBlock2D, SpatioTemporalResBlock)) for module in model.modules())
 
 
@@ -180,7 +180,7 @@ def _holds_layers(module: nn.Module) -> bool:
 
 
 def _is_attention(module: nn.Module) -> bool:
-    """Whether a module has projections of queries and keys of its own."""
+    """Return whether a module has projections of queries and keys of its own."""
     if isinstance(module, _ATTENTION_CLASSES):
         return True
     names = {name for name, _ in module.named_children()}
@@ -188,7 +188,7 @@ def _is_attention(module: nn.Module) -> bool:
 
 
 def _is_feed_forward(module: nn.Module, block: nn.Module) -> bool:
-    """Whether a module maps the tokens of a block to tokens by two matrices at least, through another width."""
+    """Return whether a module maps tokens to tokens by two matrices or more, through another width."""
     if isinstance(module, _FEEDFORWARD_CLASSES):
         return True
     if "Norm" in type(module).__name__ or isinstance(module, nn.Linear):

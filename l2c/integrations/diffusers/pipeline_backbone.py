@@ -36,7 +36,7 @@ class PipelineBackbone(WrappedModule):
 
     Args:
         model: the transformer or U-Net.
-        calls: of the model, for each prompt and for the empty one.
+        calls: calls of the model, for each prompt and for the empty one.
         step: the first step of the trajectory of the first prompt.
         solver: the pipeline's scheduler.
         of: kinds of layers, see `find_layers`.
@@ -94,7 +94,7 @@ class PipelineBackbone(WrappedModule):
 
     @contextlib.contextmanager
     def _at(self, t: Tensor) -> Iterator[None]:
-        """Let the second denoiser take the first one's place for a while, where t (N,) lies below its boundary."""
+        """Replace the first denoiser by the second in a `with` block, where t (N,) lies below its boundary."""
         if self.second is None or float(t.reshape(-1)[0]) >= self.boundary:
             yield
             return
@@ -143,7 +143,7 @@ def pipeline_backbone(
             name.
 
     Raises:
-        ValueError: no prompts, prompts of different lengths, or a scheduler that a graph cannot follow.
+        ValueError: if there are no prompts, their lengths differ, or a graph cannot follow the scheduler.
 
     """
     if not prompts:
@@ -239,7 +239,7 @@ def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> di
 
 @contextlib.contextmanager
 def _encoding_once(pipe: Any) -> Iterator[None]:
-    """Let a pipeline's text encoders run once for arguments that they get again."""
+    """Make a pipeline's text encoders run once for repeated arguments."""
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         yield
@@ -284,8 +284,8 @@ def load_pipeline(
         fewer_steps: likewise.
 
     Raises:
-        ValueError: an empty prompt file, a label out of range.
-        OSError: there is no such pipeline or file.
+        ValueError: if the prompt file is empty, or a label is out of range.
+        OSError: if there is no such pipeline or file.
 
     """
     pipe = read_pipeline(settings)

@@ -23,7 +23,7 @@ NUM_DEFAULT_LABELS = 8
 
 
 def by_class(pipe: Any) -> bool:
-    """Whether a pipeline draws classes, not texts."""
+    """Return whether a pipeline draws classes, not texts."""
     return "class_labels" in inspect.signature(pipe.__call__).parameters
 
 
@@ -57,8 +57,8 @@ def read_prompts(path: str | None, pipe: Any) -> list[Any]:
     """Return the lines of a file as prompts, or as class labels where the pipeline takes those; None = a few of ours.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty or not UTF-8, a line is empty, or no label of the model.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is empty or not UTF-8, or a line is empty or no label of the model.
 
     """
     labels = by_class(pipe)
@@ -74,8 +74,8 @@ def prompt_lines(path: str) -> list[str]:
     """Return the lines of a file, stripped; empty lines may stand at its end alone.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, not UTF-8, or has an empty line between others.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is empty, not UTF-8, or has an empty line between others.
 
     """
     if not Path(path).is_file():

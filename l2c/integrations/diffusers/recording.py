@@ -1,4 +1,4 @@
-"""One call of a pipeline, looked at: what its model is given, how often modules run, what the scheduler gets."""
+"""Records one call of a pipeline: arguments of its model, runs of its modules, inputs of its scheduler."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class RecordedCall:
         t: the timestep.
         conditions: the other arguments.
         noisy: name of the argument that takes x.
-        time: where the timestep lies among the arguments, see `time_argument`.
+        time: place of the timestep among the arguments, see `time_argument`.
         listed: whether x is given as a list of N tensors.
 
     """
@@ -69,14 +69,14 @@ class RecordedCall:
 
 
 class _RecordedError(Exception):
-    """Ends a pipeline's call once what was to be seen was seen."""
+    """Ends a pipeline's call when the recording is complete."""
 
 
 def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
     """Call a pipeline up to the first call of its model.
 
     Raises:
-        ValueError: the model is not called, or without a timestep.
+        ValueError: if the model is not called, or called without a timestep.
 
     """
     calls: list[RecordedCall] = []
@@ -139,7 +139,7 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> FirstStep:
     """Call a pipeline up to the first step of its scheduler; the model runs once.
 
     Raises:
-        ValueError: the scheduler does not get the model's prediction, or does not step the model's input.
+        ValueError: if the scheduler does not get the model's prediction, or does not step the model's input.
 
     """
     seen: dict[str, Any] = {}
@@ -176,7 +176,7 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> FirstStep:
 
 
 def _sign(predicted: Tensor, taken: Tensor) -> float | None:
-    """Return what a prediction is multiplied by to be what the scheduler takes; its variance may be left out."""
+    """Return the factor from the model's prediction to the scheduler's input; variance may be left out."""
     predicted, taken = predicted.float(), taken.float()
     size = taken[0].numel()
     if len(predicted) != len(taken) or predicted[0].numel() < size:

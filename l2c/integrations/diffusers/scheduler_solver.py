@@ -24,7 +24,7 @@ class SchedulerSolver(Solver):
         timesteps: t that the model is given at each evaluation, which some pipelines scale.
 
     Raises:
-        ValueError: it evaluates twice at one timestep.
+        ValueError: if the scheduler evaluates twice at one timestep.
 
     """
 
@@ -62,11 +62,11 @@ class SchedulerSolver(Solver):
 
 
 def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
-    """Say whether a scheduler adds noise at its steps.
+    """Return whether a scheduler adds noise at its steps.
 
     Args:
-        scheduler: of a diffusers pipeline.
-        eta: as the pipeline is called with; counts for schedulers whose steps take it.
+        scheduler: scheduler of a diffusers pipeline.
+        eta: eta of the pipeline's call; only used by schedulers whose steps take it.
 
     """
     if "eta" not in inspect.signature(scheduler.step).parameters:
@@ -76,7 +76,7 @@ def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
 
 
 def _generators(source: NoiseSource | None, count: int) -> torch.Generator | list[torch.Generator] | None:
-    """Return what schedulers draw from: a source with a stream for each image becomes a generator for each."""
+    """Return the generators that schedulers draw from, one per image for a source with a stream per image."""
     if source is None or isinstance(source, torch.Generator):
         return source
     seeds = source((count, 1)).flatten().view(torch.int32).tolist()

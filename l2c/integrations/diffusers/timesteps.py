@@ -1,4 +1,4 @@
-"""From the timestep of a forward to the row of a graph, and what is refused on the way."""
+"""Maps the timestep of a forward to the row of a graph, and refuses timesteps that do not fit."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 
 def is_time(name: str) -> bool:
-    """Whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
+    """Return whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
     return name in TIMES or (name.endswith(("_timestep", "_timesteps")) and not name.startswith("r_"))
 
 
 def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:
-    """Return where the timestep lies among arguments, a name or two for one inside a dictionary, and its value."""
+    """Return the timestep's name among arguments (two names for one inside a dictionary) and its value."""
     names = [*(name for name in TIMES if name in given), *filter(is_time, given)]
     for name in names:
         if isinstance(given[name], (Tensor, float, int)):
@@ -63,7 +63,7 @@ def timestep_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Return the timestep that a model is called with, the noisiest of several; the one host read of a forward.
 
     Raises:
-        ValueError: the model takes none.
+        ValueError: if the model takes no timestep.
 
     """
     t = kwargs.get("timestep")
@@ -95,7 +95,7 @@ class RoundedTimestep(float):
 
 
 class Schedule:
-    """A graph's timesteps, checked against what the model is really given.
+    """A graph's timesteps, checked against those that the model is given.
 
     Args:
         graph: the graph.
@@ -106,7 +106,7 @@ class Schedule:
 
     Attributes:
         graph: the graph in use; of `resample`, the resampled one.
-        given_rows: for each evaluation, the row of the given graph that is followed.
+        given_rows: the row of the given graph that each evaluation follows.
 
     """
 
@@ -129,10 +129,10 @@ class Schedule:
         self._call: FrameType | None = None  # in which the trajectory that runs began
 
     def begins_anew(self, t: float) -> bool:
-        """Whether the pipeline has set its timesteps since the last forward; looks at them then.
+        """Return whether the pipeline has set its timesteps since the last forward; looks at them then.
 
         Raises:
-            ValueError: they are not the graph's, or another thread is in a call of the pipeline.
+            ValueError: if the timesteps are not the graph's, or another thread is in a call of the pipeline.
 
         """
         pipe = self.pipe() if self.pipe is not None else None
@@ -161,14 +161,14 @@ class Schedule:
         return True
 
     def end(self) -> None:
-        """Let go of the call of the pipeline whose trajectory is over."""
+        """Forget the pipeline's call after the end of its trajectory."""
         self._call = None
 
     def evaluation(self, t: float) -> int:
         """Return the evaluation that takes place at t.
 
         Raises:
-            ValueError: none does.
+            ValueError: if no evaluation takes place at t.
 
         """
         timesteps = self.graph.timesteps

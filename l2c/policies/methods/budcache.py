@@ -40,17 +40,17 @@ def budcache(
     """Return the graph of the whole evaluations whose computing has the least true error found.
 
     Args:
-        context: with the sampler.
+        context: a context with the sampler.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
-        reuse: what stands in: `hold` (published), `linear`, `taylor1` or `taylor2`.
+        reuse: predictor: `hold` (published), `linear`, `taylor1` or `taylor2`.
         steps: graphs that simulated annealing tries.
         climbs: graphs that hill climbing tries at most.
         num_trajectories: noises that graphs are judged on.
-        judge_batch: of them, how many at a time.
-        seed: of the noises and of the search.
+        judge_batch: noises sampled at a time.
+        seed: seed of the noises and of the search.
 
     Raises:
-        ValueError: the budget is out of reach, or the solver adds noise of its own.
+        ValueError: if the budget is out of reach, or the solver adds noise of its own.
 
     """
     rule = Rule(reuse)

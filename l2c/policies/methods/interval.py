@@ -70,14 +70,14 @@ def interval(
         context: backbone and sampler.
         n: the interval; fractional, gaps alternate.
         budget: finds n instead, see `policies.budget`.
-        reuse: what stands in: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        reuse: predictor: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
         first: evaluations at the start that compute everything.
         last: evaluations at the end that compute everything.
         phase: evaluations by which the computed ones come earlier; with n = 2 and phase 1 they are 0, 1, 3, 5, ...
         part: layers that are reused: `all`, `attn` or `mlp`.
 
     Raises:
-        ValueError: an option is out of range, or the budget out of reach.
+        ValueError: if an option is out of range, or the budget out of reach.
 
     """
     rule = Rule(reuse, first, last, part)

@@ -1,7 +1,7 @@
 """L2P (arXiv 2604.26365): forecasts from past outputs whose weights are least squares on the features themselves.
 
-The rows are those of `interval`. Of each reused entry the weights of its last outputs are fitted, such that they add
-up to 1, to the outputs that were computed along a few uncached trajectories.
+The rows are those of `interval`. For each reused entry, weights of its last outputs
+that add up to 1 are fitted to the outputs along a few uncached trajectories.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def l2p(
     """Return the graph of `interval` with weights of past outputs fitted to the features.
 
     Args:
-        context: with the sampler.
+        context: a context with the sampler.
         n: the interval; see `interval`.
         budget: finds n instead, see `policies.budget`.
         order: past outputs that a forecast reads, 2, 3 or 4; fewer where fewer were computed.
@@ -49,11 +49,11 @@ def l2p(
         last: evaluations at the end that compute everything.
         phase: evaluations by which the computed ones come earlier.
         num_trajectories: uncached trajectories that weights are fitted on.
-        batch_size: of them at a time.
-        seed: of their noises.
+        batch_size: trajectories at a time.
+        seed: seed of the noises.
 
     Raises:
-        ValueError: an option is out of range, or the budget out of reach.
+        ValueError: if an option is out of range, or the budget out of reach.
 
     """
     ORDER.check("order", order)

@@ -23,7 +23,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         evaluations_worth: the budget in evaluations' worth of MACs; None = that of `like`.
 
     Raises:
-        ValueError: the budget lies outside what the routed evaluations can reach.
+        ValueError: if the budget lies outside what the routed evaluations can reach.
 
     """
     assert like.routed is not None
@@ -59,7 +59,7 @@ def counted_layers(blank: CacheGraph, routed: Sequence[int], counts: Sequence[in
         seed: seed of the draw.
 
     Raises:
-        ValueError: the counts do not fit.
+        ValueError: if the counts are not one per routed evaluation, each within 0..2L.
 
     """
     if len(counts) != len(routed):

@@ -33,13 +33,13 @@ def late_first(
         context: backbone and sampler.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         routed: evaluations that may reuse; see `PolicyContext.routed`.
-        reuse: what stands in: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        reuse: predictor: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
         first: evaluations at the start that compute everything.
         last: evaluations at the end that compute everything.
         part: layers that are reused: `all`, `attn` or `mlp`.
 
     Raises:
-        ValueError: an option is out of range, or the budget out of reach.
+        ValueError: if an option is out of range, or the budget out of reach.
 
     """
     worth = context.evaluations(budget)
@@ -64,7 +64,7 @@ def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change"
     """Reuse the entries with the smallest score.
 
     Args:
-        context: with statistics, for the scores of ours.
+        context: a context, with statistics for our own scores.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         score: `layer_change`: relative L1 change since the evaluation before; `response`: mean squared change of
             the final image when the output of the evaluation before is held, per MAC; or a path to an array (E, L)
@@ -72,8 +72,8 @@ def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change"
         routed: evaluations that may reuse; see `PolicyContext.routed`.
 
     Raises:
-        ValueError: an unknown score, or an array of another shape.
-        FileNotFoundError: there is no such array.
+        ValueError: if the score is unknown, or the array has another shape.
+        FileNotFoundError: if there is no such array.
 
     """
     worth = context.evaluations(budget)

@@ -1,1 +1,1 @@
-"""How trajectories run: eager, compiled, captured, in which precision."""
+"""Execution of trajectories: eager, compiled, captured, and their precision."""

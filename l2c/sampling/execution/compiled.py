@@ -25,7 +25,7 @@ class CompiledBlocks:
     so a later process starts warm.
 
     Args:
-        backend: of `torch.compile`.
+        backend: backend of `torch.compile`.
 
     """
 

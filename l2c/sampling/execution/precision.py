@@ -1,4 +1,4 @@
-"""In how many bits a network runs, and who multiplies its matrices."""
+"""Precision of a network, and the library that multiplies its matrices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def dtype_of(name: str | torch.dtype | None, what: str = "precision") -> torch.d
     """Return the type that a precision's name stands for; a type and None are returned as they are.
 
     Raises:
-        ValueError: an unknown name; `what` is named with it.
+        ValueError: if the name is unknown; the message calls the setting `what`.
 
     """
     if name is None or isinstance(name, torch.dtype):
@@ -43,7 +43,7 @@ def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
             solver's arithmetic stays in 32 bits.
 
     Raises:
-        ValueError: an unknown precision.
+        ValueError: if the precision is unknown.
 
     """
     dtype = dtype_of(precision)
@@ -61,10 +61,10 @@ def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> 
             processors. Torch lets it take fewer bits where the processor has instructions for them, so its accuracy
             is checked on this machine first; where it is not that of 32 bits, or torch does not use oneDNN for such
             products at all (processors without AVX-512), one warning and the default.
-        device: of the backbone; on another than a CPU there is no such choice.
+        device: device of the backbone; on another than a CPU there is no such choice.
 
     Raises:
-        ValueError: an unknown way to multiply.
+        ValueError: if the way to multiply is unknown.
 
     """
     if matmul not in MATMULS:
@@ -79,7 +79,7 @@ def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> 
 
 @contextmanager
 def matmuls(setting: str | None) -> Iterator[None]:
-    """Let matrix products be done as `torch.set_float32_matmul_precision(setting)` says, for a while."""
+    """Apply `torch.set_float32_matmul_precision(setting)` for the time of a `with` block."""
     if setting is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""How trajectories run: blocks compiled or not, replayed as one CUDA graph or not, and what is said out of memory."""
+"""Runs trajectories: blocks compiled or not, replayed as one CUDA graph or not; explains lack of memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Trajectory = Callable[..., Tensor]
 
 
 class Runner:
-    """Run a sampler's trajectories as was asked for; what cannot be done is said once and done without.
+    """Run a sampler's trajectories as requested; an impossible option is reported once and left out.
 
     Attributes:
         call: runs a block, see `Pass`.
@@ -78,12 +78,12 @@ class Runner:
         self.blocks_by(blocks)
 
     def blocks_by(self, call: BlockCall) -> None:
-        """Let blocks be run by a call."""
+        """Run blocks by a given function."""
         self.call = call
         self._replay = None  # what was captured runs them the old way
 
     def capture(self) -> None:
-        """Let trajectories be replayed as one CUDA graph from the next one on."""
+        """Replay trajectories as one CUDA graph from the next one on."""
         self.captured = True
         self._replay = None
 
@@ -102,7 +102,7 @@ class Runner:
 
         Args:
             trajectory: `trajectory(x, y, generator=..., on_evaluation=...)` returns them.
-            solver: that of the trajectory.
+            solver: solver of the trajectory.
             x: noise.
             y: labels; None for a backbone without.
             generator: the source of what a stochastic solver adds.

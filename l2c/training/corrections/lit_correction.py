@@ -16,7 +16,7 @@ class LitCorrection(pl.LightningModule):
     A training step is a trajectory of its batch.
 
     Args:
-        distillation: what is trained, and its loss.
+        distillation: the trained parameters and their loss.
         max_steps: steps over which the learning rate falls to 0.
 
     """

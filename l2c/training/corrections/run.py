@@ -29,17 +29,17 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
     """Train what replaces a graph's reused outputs; write graph and scales, return the graph's path.
 
     Args:
-        graph: what is reused when; see `check_correctable`.
+        graph: the graph to correct; see `check_correctable`.
         sampler: uncached, of the graph's solver; see `uncached_sampler`.
-        settings: of the run.
-        folder: of the run.
+        settings: settings of the run.
+        folder: folder of the run.
 
     Raises:
         ValueError, FileNotFoundError: if the graph or a setting does not fit; nothing is written then. Also if the
             loss is not finite.
         OSError: if the folder cannot be written.
-        MemoryError: out of memory; the message says what lowers it.
-        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143.
+        MemoryError: if memory runs out; the message says what lowers the use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
     place = Path(folder)
@@ -132,7 +132,7 @@ def uncached_sampler(
 
     Args:
         backbone: the one that the graph is for.
-        graph: to be corrected.
+        graph: the graph to correct.
         solver: must be the graph's; None = not asked.
         num_evaluations: likewise.
         cfg_scale: guidance scale.

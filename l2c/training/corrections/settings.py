@@ -13,7 +13,7 @@ LOSSES = ("image", "output")
 
 @dataclass(frozen=True)
 class CorrectionSettings(Settings):
-    """What a run of correction training is told.
+    """Settings of a run of correction training.
 
     Attributes:
         loss: `image`: through the whole trajectory; `output`: of each evaluation, as published.
@@ -23,8 +23,8 @@ class CorrectionSettings(Settings):
         batch_size: trajectories of a step.
         slope_rate: peak learning rate of the slopes.
         scale_shift_rate: about the largest change of a scale or a shift in a step.
-        seed: of the noise.
-        accelerator: where to train, in Lightning's words.
+        seed: seed of the noise.
+        accelerator: Lightning's name of the hardware to train on.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
 
     """

@@ -20,12 +20,12 @@ def share_to_remove(cost: Cost, budget: Budget, *, num_evaluations: int, num_rou
 
     Args:
         cost: MACs of the backbone.
-        budget: of the whole trajectory, see `policies.budget`.
+        budget: budget of the whole trajectory, see `policies.budget`.
         num_evaluations: evaluations of the trajectory.
-        num_routed: how many of them are routed.
+        num_routed: number of routed ones.
 
     Raises:
-        ValueError: the budget has none of the known forms, or is out of reach; the message names the range.
+        ValueError: if the budget has none of the known forms, or is out of reach; the message names the range.
 
     """
     if budget is None:
@@ -54,7 +54,7 @@ def rank_rows(
         weights: (routed evaluations, 2L), soft rows.
         evaluations: the routed evaluations, in that order.
         num_evaluations: evaluations of the trajectory.
-        macs: of each layer, (2L,).
+        macs: MACs of each layer, (2L,).
         remove: the share, in 0..1.
 
     """
@@ -81,10 +81,10 @@ class BudgetedLearningToCache(LearningToCache):
         backbone: the frozen network.
         cost: its MACs.
         remove: share of the routed layers' MACs to remove, in (0, 1).
-        ascent: how fast lambda follows, per visit of all R routers.
+        ascent: step of lambda, per visit of all R routers.
         damping: proportional part.
         error: `mean` or `sum`, see `LearningToCache`.
-        threshold: for straight-through rows only.
+        threshold: threshold of straight-through rows.
         straight_through: see `LearningToCache`.
 
     """

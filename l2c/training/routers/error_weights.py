@@ -1,4 +1,4 @@
-"""How much caching at each evaluation moves the final image: HarmoniCa's weights (arXiv 2410.01723)."""
+"""HarmoniCa's weights (arXiv 2410.01723): the change of the final image by caching at each evaluation."""
 
 from __future__ import annotations
 

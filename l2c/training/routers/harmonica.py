@@ -171,7 +171,7 @@ class StepwiseDenoising(LearningToCache):
 
 
 class _OpenTrajectory:
-    """Where the student's trajectory stands between two training steps."""
+    """State of the student's trajectory between two training steps."""
 
     def __init__(self, trajectory: Trajectory, network: GuidedBackbone, step: int) -> None:
         self.trajectory = trajectory

@@ -1,4 +1,4 @@
-"""What router training shows while it runs."""
+"""Heat maps of the routers, drawn while they train."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class RouterHeatmap(pl.Callback):
     """Send a heat map of all routers to the loggers that take images, and keep the latest as a PNG.
 
     Args:
-        folder: where `routers.png` is written.
+        folder: folder of `routers.png`.
         timesteps: t of each evaluation, for the axis.
-        every_n_steps: how often.
+        every_n_steps: steps between two pictures.
 
     """
 

@@ -20,10 +20,10 @@ class LitRouter(pl.LightningModule):
     Args:
         routers: the routers; all that a checkpoint holds.
         pairs: source of the training pairs; holds the frozen backbone.
-        objective: what to minimise.
-        learning_rate: of AdamW, without weight decay.
+        objective: the objective to minimise.
+        learning_rate: learning rate of AdamW, without weight decay.
         clamp: logits are kept in [-clamp, clamp] after each step.
-        threshold: for the share of removed layers that is logged.
+        threshold: threshold of the logged share of removed layers.
 
     """
 
@@ -86,5 +86,5 @@ class LitRouter(pl.LightningModule):
         checkpoint["objective"] = dict(self.objective.state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the objective back what it had learned."""
+        """Restore the objective's state."""
         self.objective.load_state(checkpoint.get("objective", {}))

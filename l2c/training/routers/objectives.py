@@ -1,4 +1,4 @@
-"""What routers minimise."""
+"""Objectives of router training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RouterLoss:
     Attributes:
         loss: error + penalty weight * penalty; differentiable in the router.
         error: mean over the batch of `per_sample`.
-        penalty: what computing costs, before its weight.
+        penalty: cost of computing, before its weight.
         per_sample: (N,), squared error of the student against the teacher.
 
     """
@@ -90,11 +90,11 @@ class LearningToCache:
         """Adapt to the routers after an optimiser step and its mean error; the plain objective has nothing to."""
 
     def state(self) -> Mapping[str, Any]:
-        """Return what a resumed run needs beside the routers."""
+        """Return the state that a resumed run needs beside the routers."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore the state that `state` returned."""
 
     def rows(self, routers: Routers, num_evaluations: int) -> tuple[tuple[bool, ...], ...]:
         """Return the final rows of a whole trajectory."""

@@ -1,4 +1,4 @@
-"""Where routers meet data: neighbouring evaluations (s, m), m the routed one.
+"""Training pairs for routers: neighbouring evaluations (s, m), m the routed one.
 
 The pass at s fills the cache, the solver moves x_s to x_m, a full pass at x_m is the teacher.
 """
@@ -163,7 +163,7 @@ class DataPairs:
         *,
         generator: NoiseSource | None = None,
     ) -> tuple[Tensor, Tensor, LayerCache]:
-        """Return what both passes of a routed evaluation start from: x_m (N, C, H, W), t (N,) and the cache."""
+        """Return the inputs of both passes of a routed evaluation: x_m (N, C, H, W), t (N,) and the cache."""
         x = self.start(x_0, noise, evaluation)
         trajectory = self.solver.trajectory(x, first_step=self.first_step(evaluation), generator=generator)
         request = next(trajectory)
@@ -292,7 +292,7 @@ def _moved(cache: LayerCache, device: torch.device | str) -> LayerCache:
 
 @dataclass(frozen=True)
 class _StoredPair:
-    """What a revisit needs: evaluations s and m with their states, the teacher's output, and the cache if kept."""
+    """Data for a revisit: evaluations s and m with their states, the teacher's output, and the cache if kept."""
 
     before: Evaluation
     request: Evaluation
@@ -301,7 +301,7 @@ class _StoredPair:
 
 
 class _OpenTrajectory:
-    """Where a trajectory stands between two training steps."""
+    """State of a trajectory between two training steps."""
 
     def __init__(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory

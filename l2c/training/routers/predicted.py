@@ -1,4 +1,4 @@
-"""What stands in for reused layers while routers train: the last output, or the line in t through the last two."""
+"""Predictions of reused layers in router training: the last output, or the line in t through the last two."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, evaluation: int, passes: Mapping[int, LayerCache]) -> LayerCache:
-        """Return what stands in for each layer at a routed evaluation, from full passes by their evaluation."""
+        """Return the prediction for each layer at a routed evaluation, from full passes by their evaluation."""
         last = passes[evaluation - 1]
         if self.depth == 1:
             return last

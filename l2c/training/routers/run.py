@@ -35,13 +35,13 @@ RESULTS = ("cache_graph.json", "graph.png", "routers.png")
 
 @dataclass(frozen=True)
 class TrainedRouters:
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
         graph: the exported cache graph.
         cost: MACs of the backbone, to judge the graph by.
         folder: the run's folder, with `cache_graph.json`, `graph.png`, `routers.png`, `last.ckpt`, `run.json`.
-        advice: what to change where the graph reuses nothing, one sentence; None where it reuses something.
+        advice: one sentence on what to change where the graph reuses nothing; else None.
 
     """
 
@@ -64,8 +64,8 @@ def train_routers(
 
     Args:
         backbone: the frozen network.
-        settings: of the run.
-        folder: of the run.
+        settings: settings of the run.
+        folder: folder of the run.
         images: the data module, where the data set is none of `routers.settings.DATA`.
         any_weights: the graph is not tied to the backbone's weights, because they are random.
         config: the command's whole configuration, kept as `config.yaml`.
@@ -74,8 +74,8 @@ def train_routers(
         ValueError, FileNotFoundError: if a setting, the weights or the data do not fit; nothing is written then.
             Also if the loss is not finite; the last good checkpoint stays.
         OSError: if the folder cannot be written.
-        MemoryError: out of memory; the message says what lowers it.
-        SystemExit: after Ctrl-C or SIGTERM, with 130 or 143; `last.ckpt` is that of the last whole step.
+        MemoryError: if memory runs out; the message says what lowers the use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143, `last.ckpt` is of the last whole step.
 
     """
     place = Path(folder)

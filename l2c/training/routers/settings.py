@@ -24,17 +24,17 @@ class RouterSettings(Settings, group="router"):
     Attributes:
         name: which objective.
         penalty: lambda; a larger one removes more layers. None where the run finds it (`budget`).
-        penalty_weights: what a layer costs: its share of the layers' `macs`, or `ones`.
+        penalty_weights: cost of a layer: its share of the layers' `macs`, or `ones`.
         error: squared error of a sample: `mean` (DiT) or `sum` (U-ViT) over its outputs.
         init: start of all logits, or `normal` for N(0, 1).
-        learning_rate: of AdamW, without weight decay.
+        learning_rate: learning rate of AdamW, without weight decay.
         clamp: logits stay in [-clamp, clamp].
         threshold: a layer is computed where sigmoid(logit) > threshold.
         straight_through: the student sees the thresholded row, with the soft one's gradient.
         label_dropout: share of labels replaced by the null label.
         visits: `balanced`: each router once per cycle; `random`: one drawn each step.
         round_times: train at whole timesteps.
-        reuse: what replaces a reused layer's output: `hold` or `linear`.
+        reuse: predictor of a reused layer's output: `hold` or `linear`.
 
     """
 
@@ -58,8 +58,8 @@ class BudgetSettings(RouterSettings):
     """Learning-to-Cache at a given cost.
 
     Attributes:
-        budget: of the whole trajectory, see `policies.budget`.
-        ascent: how fast the penalty follows, per visit of all routers.
+        budget: budget of the whole trajectory, see `policies.budget`.
+        ascent: step of the penalty, per visit of all routers.
         damping: keeps it from overshooting.
 
     """
@@ -76,7 +76,7 @@ class HarmonicaSettings(RouterSettings):
     """Step-wise denoising training of HarmoniCa (arXiv 2410.01723).
 
     Attributes:
-        error_weights: how the final image weighs an evaluation: `disabled_once`, `cumulative` or `none`.
+        error_weights: weights of the evaluations: `disabled_once`, `cumulative` or `none`.
         weights_every: steps between two measurements of those weights.
         weight_images: images that they are measured on.
 
@@ -88,7 +88,7 @@ class HarmonicaSettings(RouterSettings):
     weight_images: int = whole(8, at_least=1)
 
     def check_together(self) -> None:
-        """Refuse extrapolation, which this training has not."""
+        """Refuse extrapolation, which this training does not support."""
         if self.reuse != HOLD:
             raise ValueError(
                 f"router=harmonica holds what it reuses, got router.reuse={self.reuse}; say router.reuse=hold"
@@ -100,8 +100,8 @@ class DataSettings(Settings, group="data"):
     """A data set by its name.
 
     Attributes:
-        name: of the data set.
-        batch_size: of a step, over all processes and accumulated parts together.
+        name: name of the data set.
+        batch_size: images of a step, over all processes and accumulated parts together.
 
     """
 
@@ -128,7 +128,7 @@ class LatentsSettings(DataSettings):
     """Latents that `encode_latents` wrote.
 
     Attributes:
-        folder: of the latents.
+        folder: folder of the latents.
         vae_scale: the scale that the backbone was trained with.
         num_workers: processes that read.
 
@@ -202,15 +202,15 @@ def data_settings(given: Mapping[str, Any], more: Mapping[str, type[DataSettings
 
 @dataclass(frozen=True)
 class RouterTraining(Settings):
-    """Everything that a run of router training is told.
+    """All settings of a run of router training.
 
     Attributes:
         solver: the trajectory.
         router: the routers and their objective.
-        data: what they are trained on.
-        trainer: who trains for how long.
-        logger: where metrics go.
-        seed: of everything that is drawn.
+        data: the training data.
+        trainer: Lightning's Trainer and number of steps.
+        logger: loggers of metrics.
+        seed: seed of everything that is drawn.
         resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
         recompute_activations: less memory for about a third more time.
         checkpoint_every_n_steps: steps between two checkpoints.

@@ -1,4 +1,4 @@
-"""What the settings of router training stand for: routers, pairs, objective and data module."""
+"""Builds the objects of router training from settings: routers, pairs, objective and data module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class RouterSetup:
         routers: the routers.
         data: the data module.
         pairs: makes pairs of its batches.
-        objective: what to minimise.
+        objective: the objective to minimise.
 
     """
 
@@ -61,9 +61,9 @@ def set_up_routers(
     """Return the objects that the settings name.
 
     Args:
-        settings: of the run.
+        settings: settings of the run.
         backbone: the frozen network.
-        solver: of the trajectory.
+        solver: solver of the trajectory.
         cost: MACs of the backbone.
         images: the data module, where the data set is none of ours (see `routers.settings.DATA`).
 
@@ -131,7 +131,7 @@ def _stepwise(
 
 
 def layer_weights(cost: Cost, kind: str) -> torch.Tensor:
-    """Return what each layer's computing costs in the penalty, (2L,): its share of the layers' MACs, or 1."""
+    """Return the cost of each layer in the penalty, (2L,): its share of the layers' MACs, or 1."""
     macs = torch.tensor(cost.layers, dtype=torch.float64)
     return (macs / macs.sum() if kind == "macs" else torch.ones_like(macs)).float()
 
