@@ -12,7 +12,7 @@ from l2c.calibration.grid import Grid
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
-from l2c.policies.budget import Budget
+from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
@@ -139,7 +139,7 @@ class Calibration(measured.Calibration):
         for share in CORRECTED_AT:
             try:
                 graph = plain.graph(share)
-            except ValueError:  # out of reach
+            except BudgetOutOfReach:
                 break
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
             images = sample_in_batches(cached, labels, noise, batch_size=batch_size)
