@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_names, model_preset
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, is_pipeline
+from l2c.commands.frame.backends import configured_backbone, is_pipeline, python_line
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import command_line
 from l2c.graph.cache_graph import CacheGraph
@@ -72,7 +72,7 @@ def main(cfg: DictConfig) -> None:
     """Train, then say where the corrected graph is."""
     path = train_by(cfg, cli.run_folder())
     if is_pipeline(cfg.get("model")):
-        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/pipelines.md")
+        print(f"wrote {path}\nnext: {python_line(path)}")
         return
     print(f"wrote {path}\nnext: {command_line('evaluate', graph=path, checkpoint=cfg.checkpoint)}")
 

@@ -1,6 +1,9 @@
 """The entries around policies as a user calls them: calibrate, make a graph, compare, and their refusals."""
 
+import shlex
+
 import pytest
+from safetensors.torch import save_model
 
 import l2c
 
@@ -32,6 +35,23 @@ def test_make_graph_by_a_budget(call, statistics, tmp_path):
     graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
     assert graph.provenance["method"] == "gram"
     assert graph.statistics["evaluations_worth_of_macs"] == pytest.approx(2.4, abs=0.1)
+
+
+def test_next_lines_keep_the_solver_and_the_weights(call, tmp_path):
+    weights = tmp_path / "own.safetensors"
+    save_model(l2c.load_backbone("dit_digits"), weights)
+    same = ["model=dit_digits", f"model.checkpoint={weights}", "solver=ddim", "solver.options={eta: 0.5}"]
+    output = f"output={tmp_path / 's.safetensors'}"
+    few = ["solver.num_evaluations=4", "num_trajectories=2", "batch_size=2"]
+    result = call("scripts/calibrate.py", *same, *few, output, f"hydra.run.dir={tmp_path / 'c'}")
+    line = shlex.split(result.stdout.partition("next: ")[2])
+    assert line[:2] == ["python", "scripts/make_graph.py"]
+    made = call(*line[1:], f"hydra.run.dir={tmp_path / 'g'}")
+    assert made.returncode == 0, made.stderr
+    graph = l2c.CacheGraph.load(tmp_path / "g" / "cache_graph.json")
+    assert (graph.num_evaluations, graph.solver_options) == (4, {"eta": 0.5})
+    judge = shlex.split(made.stdout.partition("next: ")[2])
+    assert judge[2:] == [f"graph={tmp_path / 'g' / 'cache_graph.json'}", f"checkpoint={weights}"]
 
 
 def test_compare_writes_reports_and_continues(call, refused, statistics, tmp_path):

@@ -1,5 +1,6 @@
 """`l2c COMMAND`: the list, names, lines to paste, and settings of a wrong kind in one sentence."""
 
+import ast
 import json
 import shlex
 import sys
@@ -11,6 +12,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
+from l2c.commands.frame.backends import python_line
 from l2c.commands.frame.table import COMMANDS, command_line, override, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +62,20 @@ def test_lines_are_spelled_as_the_process_was_started(monkeypatch, started, line
     monkeypatch.setattr(sys, "argv", [started, "x=a b"])
     assert spelled("graph") == line
     assert this_command_line().endswith("'x=a b'")
+
+
+def test_scripts_are_named_only_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / "calibrate.py")])
+    monkeypatch.chdir(ROOT)
+    assert spelled("graph") == "python scripts/make_graph.py"
+    monkeypatch.chdir(tmp_path)
+    assert spelled("graph") == "l2c graph"
+
+
+def test_a_pipelines_next_line_is_python_whatever_the_path_holds():
+    path = Path("it's/a \\ graph.json")
+    (argument,) = ast.parse(python_line(path)).body[0].value.args[1].args
+    assert ast.literal_eval(argument) == str(path)
 
 
 @pytest.mark.parametrize(

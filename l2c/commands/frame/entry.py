@@ -50,6 +50,17 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def repeated(*groups: str) -> list[str]:
+    """Return this run's overrides of some groups or settings, for the line of another command.
+
+    Args:
+        groups: the first part of their names, `model`.
+
+    """
+    given = HydraConfig.get().overrides.task
+    return [override for override in given if re.split(r"[.=@]", override.lstrip("+~"))[0] in groups]
+
+
 def check_positive(cfg: DictConfig, *names: str) -> None:
     """Refuse settings that must be whole numbers from 1 on."""
     for name in names:
