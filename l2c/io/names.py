@@ -8,10 +8,11 @@ from collections.abc import Iterable
 SHOWN = 80  # characters of a stranger's text that a message repeats
 
 
-def near_names(name: str, known: list[str]) -> str:
-    """Say which known names are near to an unknown one."""
+def near_names(name: str, known: list[str], prefix: str = "") -> str:
+    """Say which known names are near to an unknown one, each with a prefix such as `router.`."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    shown_names = [f"{prefix}{each}" for each in near or known]
+    return f"did you mean {' or '.join(shown_names)}?" if near else f"known are {', '.join(shown_names)}"
 
 
 def shown(value: object, limit: int = SHOWN) -> str:
