@@ -121,6 +121,25 @@ def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     assert "the reachable range is" in refused(reach)
 
 
+def test_a_correction_takes_the_graphs_scale_before_the_published_one(call, refused, monkeypatch, tmp_path):
+    made = ["budget=0.7", "solver.cfg_scale=3", f"hydra.run.dir={tmp_path / 'g'}"]
+    assert call("scripts/make_graph.py", *SMALL, *made).returncode == 0
+    taken = []
+
+    def train(graph, sampler, settings, folder):
+        taken.append(sampler.guidance.scale)
+        return folder
+
+    monkeypatch.setattr("l2c.commands.train_scale_shift.train_correction", train)
+    graph = f"graph={tmp_path / 'g' / 'cache_graph.json'}"
+    solver = ["model=dit_digits", "solver=ddim", "solver.num_evaluations=4", f"hydra.run.dir={tmp_path / 'c'}"]
+    result = call("scripts/train_scale_shift.py", graph, *solver)
+    assert result.returncode == 0, result.stderr
+    assert taken == [3.0]
+    other = call("scripts/train_scale_shift.py", graph, *solver, "cfg_scale=2")
+    assert "was made for cfg_scale 3.0, got 2.0" in refused(other)
+
+
 def test_scale_shift_is_trained_and_written_beside_the_graph(call, refused, tmp_path):
     assert call("scripts/make_graph.py", *SMALL, "budget=0.7", f"hydra.run.dir={tmp_path / 'g'}").returncode == 0
     graph = f"graph={tmp_path / 'g' / 'cache_graph.json'}"
