@@ -141,6 +141,23 @@ def test_routers_of_every_preset_and_solver_are_imported(call, refused, tmp_path
     )
 
 
+def test_import_reads_or_refuses_settings_of_the_solver(call, refused, tmp_path):
+    file = tmp_path / "r.pt"
+    torch.save({"routers": {f"{i}.prob": torch.randn(56) for i in range(20)}}, file)
+    given = [f"file={file}", "threshold=0.1", f"output={tmp_path / 'g.json'}"]
+    result = call(MAIN, "import", *given, "solver.num_evaluations=20")
+    assert result.returncode == 0, result.stderr
+    assert l2c.CacheGraph.load(tmp_path / "g.json").num_evaluations == 20
+    for more, sentence in (
+        (("solver.num_evaluations=20", "num_evaluations=50"), "=50 and solver.num_evaluations=20 differ"),
+        (("num_evaluations=20", "solver.cfg_scale=2"), "solver.cfg_scale is not read by l2c import"),
+        ((), "a router file needs num_evaluations"),
+    ):
+        assert sentence in refused(call(MAIN, "import", *given, *more))
+    schedule = call(MAIN, "import", "file=s.json", "solver.num_evaluations=20")
+    assert "a schedule says its evaluations itself" in refused(schedule)
+
+
 @pytest.mark.parametrize("checkpoint", ["null", "random"])
 def test_a_graph_is_timed_on_its_own_weights_or_on_random_ones(call, tmp_path, checkpoint):
     few = ["graph=dit_digits_ddim20", "mode=[eager]", "repetitions=1", f"hydra.run.dir={tmp_path}"]
