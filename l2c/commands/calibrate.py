@@ -13,7 +13,7 @@ from l2c.calibration.changes import measure_changes
 from l2c.calibration.grid import Grid
 from l2c.calibration.responses import measure_both_ways
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, pipeline_options
+from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone
 from l2c.commands.frame.table import command_line
 from l2c.diffusion import SOLVERS, Solver
 from l2c.io.atomic import check_writable
@@ -69,11 +69,9 @@ def main(cfg: DictConfig) -> None:
     if "policy" in cfg:
         _write_graph(cfg, PolicyContext.of(sampler, Calibration.load(path)))
     else:
-        same = pipeline_options(cfg.model) or (f"model={cfg.model.name}",)
-        given = [name for name in ("num_evaluations", "cfg_scale") if cfg.solver[name] is not None]
-        solver = [f"solver.{name}={cfg.solver[name]}" for name in given]
+        same = cli.repeated(*BACKBONE_SETTINGS, "solver")
         policy = "best" if "responses" in cfg.measure else "block_caching"
-        print(f"next: {command_line('graph', *same, *solver, f'policy={policy}', budget=0.75, statistics=path)}")
+        print(f"next: {command_line('graph', *same, f'policy={policy}', budget=0.75, statistics=path)}")
 
 
 def _calibration(

@@ -15,6 +15,29 @@ from l2c.integrations.l2c_routers import import_l2c_router
 from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache
 
 
+def asked_evaluations(cfg: DictConfig) -> int | None:
+    """Return the number of evaluations that the command line gives; None where it gives none.
+
+    Raises:
+        ValueError: if it gives two, or settings of the solver that a converted graph does not take from there.
+
+    """
+    settings = {override.partition("=")[0].lstrip("+") for override in cli.repeated("solver")}
+    own = "solver.num_evaluations"
+    schedule = Path(cfg.file).suffix == ".json"
+    unread = sorted(settings - {"solver", "solver.name"} - (set() if schedule else {own}))
+    if unread:
+        why = "a schedule says its evaluations itself" if unread[0] == own else "a router file holds nothing of it"
+        raise ValueError(f"{unread[0]} is not read by l2c import: {why}; leave it out")
+    if own not in settings:
+        return None if cfg.num_evaluations is None else int(cfg.num_evaluations)
+    if cfg.num_evaluations not in (None, cfg.solver.num_evaluations):
+        raise ValueError(
+            f"num_evaluations={cfg.num_evaluations} and {own}={cfg.solver.num_evaluations} differ; give one of them"
+        )
+    return int(cfg.solver.num_evaluations)
+
+
 @cli.entry("import_router")
 def main(cfg: DictConfig) -> None:
     """Read, convert, write, say what came out."""
@@ -29,17 +52,18 @@ def main(cfg: DictConfig) -> None:
     if cfg.checkpoint is not None:
         model = load_backbone(cfg.model, checkpoint=cfg.checkpoint)
     solver = cfg.solver.name
+    num_evaluations = asked_evaluations(cfg)
     if Path(cfg.file).suffix == ".json":
         routed = cfg.routed if cfg.routed is None or isinstance(cfg.routed, str) else list(cfg.routed)
         graph = import_smoothcache(cfg.file, model, solver=solver, routed=routed)
-    elif cfg.num_evaluations is None or cfg.threshold is None:
+    elif num_evaluations is None or cfg.threshold is None:
         raise ValueError(
             "a router file needs num_evaluations (that it was trained for) and threshold (published: 0.1 for DiT at "
             "256, 0.9 for DiT at 512 and U-ViT); give both"
         )
     else:
         graph = import_l2c_router(
-            cfg.file, model, solver=solver, num_evaluations=cfg.num_evaluations, threshold=cfg.threshold
+            cfg.file, model, solver=solver, num_evaluations=num_evaluations, threshold=cfg.threshold
         )
     output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "cache_graph.json"
     graph.save(output)

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from l2c.backbones.shapes import backbone_shapes
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, is_pipeline, pipeline_options
+from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone, is_pipeline, other_weights
 from l2c.commands.frame.table import command_line
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
@@ -35,7 +35,8 @@ def main(cfg: DictConfig) -> None:
         f"{graph.num_evaluations}: {context.cost.speed_up(graph):.2f} x by MACs"
     )
     path = folder / "cache_graph.json"
-    print(f"wrote {path}\nnext: {command_line('evaluate', *pipeline_options(cfg.model), graph=path)}")
+    same = cli.repeated(*BACKBONE_SETTINGS) if is_pipeline(cfg.model) else []  # the graph itself names a preset
+    print(f"wrote {path}\nnext: {command_line('evaluate', *same, graph=path, checkpoint=other_weights(cfg.model))}")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from l2c.backbones.presets import RANDOM, model_preset
+from l2c.backbones.presets import RANDOM
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, is_pipeline
+from l2c.commands.frame.backends import configured_backbone, is_pipeline, other_weights, python_line
 from l2c.commands.frame.settings import checked, router_training
 from l2c.commands.frame.table import command_line
 from l2c.testbeds.pixel_data import PIXEL_DATA, pixel_data
@@ -59,11 +59,9 @@ def main(cfg: DictConfig) -> None:
         print(f"wrote {path}")
         return
     if is_pipeline(cfg.model):
-        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/pipelines.md")
+        print(f"wrote {path}\nnext: {python_line(path)}")
         return
-    own_weights = cfg.model.checkpoint != model_preset(cfg.model.name).checkpoint
-    weights = cfg.model.checkpoint if own_weights else None
-    print(f"wrote {path}\nnext: {command_line('evaluate', graph=path, checkpoint=weights)}")
+    print(f"wrote {path}\nnext: {command_line('evaluate', graph=path, checkpoint=other_weights(cfg.model))}")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone, model_names, model_preset
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, is_pipeline
+from l2c.commands.frame.backends import configured_backbone, is_pipeline, python_line
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import command_line
+from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.training.corrections.run import train_correction, uncached_sampler
 from l2c.training.corrections.settings import CorrectionSettings
@@ -32,15 +33,14 @@ def train_by(cfg: DictConfig, folder: Path) -> Path:
     if graph.correction is not None:
         raise ValueError(f"{cfg.graph} has a correction already; give the graph that it was trained from")
     solver = check.groups.get("solver")
-    scales = (cfg.cfg_scale, solver and solver.cfg_scale, graph.cfg_scale)
-    scale = next((scale for scale in scales if scale is not None), None)
+    scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, solver and solver.cfg_scale)
     backbone, published = backbone_of(cfg, graph, scale)
     sampler = uncached_sampler(
         backbone,
         graph,
         solver=None if solver is None or solver.name == "pipeline" else solver.name,
         num_evaluations=solver and solver.num_evaluations,
-        cfg_scale=published if scale is None else scale,
+        cfg_scale=scale_in_use(scale, None, published),
     )
     return train_correction(graph, sampler, check.top, folder)
 
@@ -72,7 +72,7 @@ def main(cfg: DictConfig) -> None:
     """Train, then say where the corrected graph is."""
     path = train_by(cfg, cli.run_folder())
     if is_pipeline(cfg.get("model")):
-        print(f"wrote {path}\nnext: apply_cache_graph(pipe, l2c.CacheGraph.load('{path}')), see docs/pipelines.md")
+        print(f"wrote {path}\nnext: {python_line(path)}")
         return
     print(f"wrote {path}\nnext: {command_line('evaluate', graph=path, checkpoint=cfg.checkpoint)}")
 

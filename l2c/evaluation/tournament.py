@@ -25,6 +25,7 @@ from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettin
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.policies.best import reference_evaluations, with_responses
+from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.report.figures import graph_heatmap, save_figure
@@ -188,10 +189,8 @@ class Tournament:
     ) -> Sampler | None:
         """Return the sampler of a policy's graph; None where it cannot reach the budget."""
         try:
-            return self.cached(make_graph(policy, context, budget=worth, **options))
-        except ValueError as error:
-            if "out of reach" not in str(error):
-                raise
+            return self.cached(make_graph(policy, context, budget=Worth(worth), **options))
+        except BudgetOutOfReach as error:
             tqdm.write(f"{method} at {worth:g}: {error}")
             return None
 

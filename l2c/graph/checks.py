@@ -28,7 +28,16 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 def check_size(graph: CacheGraph) -> None:
     """Refuse a graph without rows or layers, or with more of them than any network has."""
-    num_rows, num_layers = len(graph.rows), len(graph.layers)
+    check_counts(len(graph.rows), len(graph.layers))
+
+
+def check_counts(num_rows: int, num_layers: int) -> None:
+    """Refuse no rows or layers, or more of them than any network has.
+
+    Raises:
+        ValueError: if a count is 0 or too large.
+
+    """
     if not num_rows or not num_layers:
         raise ValueError(f"a cache graph needs rows and layers, got {num_rows} and {num_layers}")
     for what, got, most in (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l2c.graph.checks import check_counts
 from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
 from l2c.graph.statistics import COUNTED
@@ -89,6 +90,8 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
         (guidance, OF_GUIDANCE, "sampler.guidance"),
     ):
         known_fields(name, known, where)
+    # Before anything is done for each of them.
+    check_counts(len(member(content, "rows", list)), len(member(model, "layers", list, "model.layers")))
     rows = _rows(content)
     timesteps = items(sampler, "timesteps", NUMBER, "sampler.timesteps")
     declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")

@@ -118,16 +118,14 @@ def member(content: Mapping[str, Any], key: str, kind: Any, name: str | None = N
         ValueError: if it is missing or of another type.
 
     """
-    name = shown(name or key)
     if key not in content:
-        raise ValueError(f"the field {name} is missing; export the file again")
+        raise ValueError(f"the field {shown(name or key)} is missing; export the file again")
     value = content[key]
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise ValueError(f"the field {name} must be {wanted}, got {type(value).__name__}")
+        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in _kinds(kind))
+        raise ValueError(f"the field {shown(name or key)} must be {wanted}, got {type(value).__name__}")
     return value
 
 
@@ -139,4 +137,11 @@ def items(content: Mapping[str, Any], key: str, kind: Any, name: str) -> Sequenc
 
     """
     values = member(content, key, list, name)
-    return [member({key: value}, key, kind, f"{name}[{i}]") for i, value in enumerate(values)]
+    kinds = _kinds(kind)
+    if not all(type(value) in kinds for value in values):  # names are made only where one may be refused
+        return [member({key: value}, key, kind, f"{name}[{i}]") for i, value in enumerate(values)]
+    return list(values)
+
+
+def _kinds(kind: Any) -> tuple[type, ...]:
+    return kind if isinstance(kind, tuple) else (kind,)

@@ -291,7 +291,8 @@ class Settings:
             if name in ignore:
                 continue
             if name not in known:
-                raise ValueError(f"unknown setting {full_name(cls.GROUP, str(name))}; {near_names(str(name), known)}")
+                near = near_names(str(name), known, full_name(cls.GROUP, ""))
+                raise ValueError(f"unknown setting {full_name(cls.GROUP, str(name))}; {near}")
             values[name] = value
         for entry in fields(cls):  # type: ignore[arg-type]
             required = entry.default is MISSING and entry.default_factory is MISSING

@@ -17,7 +17,7 @@ from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.allocation import predicted_error
-from l2c.policies.budget import Budget
+from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram, refitted
 from l2c.policies.starts import rule_graphs
@@ -156,7 +156,7 @@ _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext
 
 def _best_start(context: PolicyContext, true_error: TrueError, worth: float, max_span: int) -> CacheGraph:
     """Return the graph of gram, or of a fixed rule, with the least true error."""
-    refusal: ValueError | None = None
+    refusal: BudgetOutOfReach | None = None
     found: list[tuple[float, int, CacheGraph]] = []
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
     kinds += [{"max_span": span} for span in range(1, max_span)]
@@ -170,7 +170,7 @@ def _best_start(context: PolicyContext, true_error: TrueError, worth: float, max
             bar.update()
             try:
                 graph = gram(context, budget=worth, **kind)
-            except ValueError as error:  # so short spans cannot save that much
+            except BudgetOutOfReach as error:  # so short spans cannot save that much
                 refusal = error
                 continue
             found.append((true_error.error(graph), len(found), graph))

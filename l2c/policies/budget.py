@@ -24,17 +24,27 @@ OLD_WORDS = {
 SLACK = 1e-6  # evaluations; rounding must not refuse the ends of a range
 
 
-def evaluations_worth(budget: Budget, num_evaluations: int) -> float:
+class Worth(float):
+    """A budget that was read: evaluations' worth of MACs, also below 1; `evaluations_worth` returns it unchanged."""
+
+
+class BudgetOutOfReach(ValueError):
+    """No graph meets the budget."""
+
+
+def evaluations_worth(budget: Budget, num_evaluations: int) -> Worth:
     """Return a budget in evaluations' worth of MACs.
 
     Args:
-        budget: see the module; a text may hold any of the three forms.
+        budget: see the module; a text may hold any of the three forms. A `Worth` is no share, however small.
         num_evaluations: evaluations of the uncached trajectory.
 
     Raises:
         ValueError: if the budget has none of the three forms; the message names them.
 
     """
+    if isinstance(budget, Worth):
+        return budget
     text = str(budget).strip()
     try:
         if isinstance(budget, bool):
@@ -45,8 +55,8 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"a budget is {FORMS}, got {budget!r}")
     if text.endswith("x"):
-        return num_evaluations / number
-    return number * num_evaluations if number <= 1 else number
+        return Worth(num_evaluations / number)
+    return Worth(number * num_evaluations if number <= 1 else number)
 
 
 def check_reach(worth: float, least: float, num_evaluations: int, reason: str = "") -> None:
@@ -59,13 +69,13 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
         reason: cause of the limit, in words that follow "out of reach".
 
     Raises:
-        ValueError: if the budget is out of reach; the message gives the range in all three forms.
+        BudgetOutOfReach: if the budget lies outside; the message gives the range in all three forms.
 
     """
     if least - SLACK <= worth <= num_evaluations + SLACK:
         return
     most_speed_up = f"{num_evaluations / least:.2f}x" if least > 0 else "any speed-up"
-    raise ValueError(
+    raise BudgetOutOfReach(
         f"a budget of {worth:g} evaluations' worth of MACs is out of reach{reason and ' ' + reason}; the reachable "
         f"range is {least:.2f}..{num_evaluations} ({least / num_evaluations:.2f}..1 as a share, 1x..{most_speed_up} "
         "as a speed-up)"

@@ -78,16 +78,16 @@ class Calibration(measured.Calibration):
         """Return the graphs of those of some budgets that can be reached, from the largest.
 
         Raises:
-            ValueError: none can be reached.
+            BudgetOutOfReach: if none can be reached.
 
         """
         context = self._context(num_steps, None, None, None)
         found: list[CacheGraph] = []
-        refusal: ValueError | None = None
+        refusal: BudgetOutOfReach | None = None
         for budget in budgets:
             try:
                 found.append(gram(context, budget=budget, max_span=_span(context)))
-            except ValueError as error:  # the message says what can be reached
+            except BudgetOutOfReach as error:
                 refusal = error
                 break
         if not found and refusal is not None:

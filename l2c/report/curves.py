@@ -104,7 +104,7 @@ def pareto(
         ends = {family.name: _points(family.lines, cost)[0] for family in chosen}
         _label_ends(axis, ends, {family.name: COLOURS[i] for i, family in enumerate(chosen)})
     for target in sorted({line.target for line in found}):
-        mark_budget(axes[0], _worth(found, target), budget_label(target), above=True)
+        mark_budget(axes[0], target, budget_label(target), above=True)
     axes[0].set_ylabel("mean squared error to the uncached images, x 1e-5")
     axes[0].set_xlabel("cost: MACs, in evaluations of the uncached network")
     axes[1].set_xlabel("time, as a share of the uncached sampler's")
@@ -116,9 +116,9 @@ def pareto(
     return figure
 
 
-def budget_label(target: float) -> str:
-    """Return a budget in words: up to 1 a share of the MACs, above it evaluations' worth."""
-    return f"{100 * target:g} % of the MACs" if target <= 1 else f"budget {target:g}"
+def budget_label(worth: float) -> str:
+    """Return a budget, evaluations' worth of MACs, in words."""
+    return f"budget {worth:g}"
 
 
 def mark_budget(axis: Axes, cost: float, label: str, *, above: bool = False) -> None:
@@ -137,14 +137,6 @@ def mark_budget(axis: Axes, cost: float, label: str, *, above: bool = False) -> 
         fontsize=7,
         color="#777777",
     )
-
-
-def _worth(found: Sequence[Line], target: float) -> float:
-    """Return a budget in evaluations: itself above 1, of a share what the methods took on average."""
-    if target > 1:
-        return target
-    worth = [line.evaluations_worth for line in found if line.target == target]
-    return sum(worth) / len(worth)
 
 
 def _points(of: Sequence[Line], cost: Callable[[Line], float]) -> Points:

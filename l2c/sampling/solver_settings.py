@@ -18,7 +18,7 @@ class SolverSettings(Settings, group="solver"):
     Attributes:
         name: the solver; `pipeline` is the scheduler of a diffusers pipeline.
         num_evaluations: calls of the backbone in a trajectory.
-        cfg_scale: guidance scale; None = no guidance.
+        cfg_scale: guidance scale; None = the graph's, else the published one, where there is one.
         options: options of the solver: `eta` of ddim, in [0, 1]; `shift` of flows, above 0.
 
     """

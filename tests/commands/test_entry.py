@@ -67,8 +67,22 @@ def test_unknown_model_names_the_near_ones(call, refused):
     assert "did you mean dit_xl2" in refused(call("train_router.py", "model=dit_xl2_"))
 
 
-def test_unknown_setting(call, refused):
-    assert "router.penalti" in refused(call("train_router.py", "router.penalti=1"))
+@pytest.mark.parametrize(
+    ("command", "override", "sentence"),
+    [
+        ("train_router.py", "router.penaltyy=1", "unknown setting router.penaltyy; did you mean router.penalty"),
+        ("train_router.py", "routr.penalty=1", "unknown setting routr; did you mean router"),
+        ("scripts/sample.py", "num_imges=3", "unknown setting num_imges; did you mean num_images"),
+        ("scripts/sample.py", "+num_imges=3", "unknown setting num_imges; did you mean num_images"),
+        ("scripts/sample.py", "solver.cfg_scale=3", "no solver is chosen yet; say solver=NAME"),
+        ("scripts/make_graph.py", "policy.routde=all", "routde"),
+        ("scripts/compare.py", "methods.mine={}", "use +methods.mine"),
+    ],
+)
+def test_unknown_settings_name_near_ones(call, refused, command, override, sentence):
+    refusal = refused(call(command, override))
+    assert sentence in refusal
+    assert ("+" in refusal) == ("+" in sentence)
 
 
 def test_folder_that_cannot_be_written(call, refused):

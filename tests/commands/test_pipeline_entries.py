@@ -193,6 +193,11 @@ def test_bad_input_ends_in_one_sentence(name, arguments, sentence, call, saved, 
     assert not (tmp_path / "refused").exists()
 
 
+def test_a_missing_pipeline_is_a_missing_folder(call, refused, tmp_path):
+    given = ["backend=diffusers", "pipeline=/nope", run_in(tmp_path / "refused")]
+    assert "there is no folder /nope; give the pipeline" in refused(call("scripts/make_graph.py", *given))
+
+
 def test_options_of_the_pipelines_call_are_taken(call, tmp_path):
     PIPELINES["pixart"]().save_pretrained(tmp_path / "pixart")
     size = "model.options={height: 8, width: 8, use_resolution_binning: false, clean_caption: false}"

@@ -1,6 +1,9 @@
 """The entries around policies as a user calls them: calibrate, make a graph, compare, and their refusals."""
 
+import shlex
+
 import pytest
+from safetensors.torch import save_model
 
 import l2c
 
@@ -32,6 +35,23 @@ def test_make_graph_by_a_budget(call, statistics, tmp_path):
     graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
     assert graph.provenance["method"] == "gram"
     assert graph.statistics["evaluations_worth_of_macs"] == pytest.approx(2.4, abs=0.1)
+
+
+def test_next_lines_keep_the_solver_and_the_weights(call, tmp_path):
+    weights = tmp_path / "own.safetensors"
+    save_model(l2c.load_backbone("dit_digits"), weights)
+    same = ["model=dit_digits", f"model.checkpoint={weights}", "solver=ddim", "solver.options={eta: 0.5}"]
+    output = f"output={tmp_path / 's.safetensors'}"
+    few = ["solver.num_evaluations=4", "num_trajectories=2", "batch_size=2"]
+    result = call("scripts/calibrate.py", *same, *few, output, f"hydra.run.dir={tmp_path / 'c'}")
+    line = shlex.split(result.stdout.partition("next: ")[2])
+    assert line[:2] == ["python", "scripts/make_graph.py"]
+    made = call(*line[1:], f"hydra.run.dir={tmp_path / 'g'}")
+    assert made.returncode == 0, made.stderr
+    graph = l2c.CacheGraph.load(tmp_path / "g" / "cache_graph.json")
+    assert (graph.num_evaluations, graph.solver_options) == (4, {"eta": 0.5})
+    judge = shlex.split(made.stdout.partition("next: ")[2])
+    assert judge[2:] == [f"graph={tmp_path / 'g' / 'cache_graph.json'}", f"checkpoint={weights}"]
 
 
 def test_compare_writes_reports_and_continues(call, refused, statistics, tmp_path):
@@ -99,6 +119,25 @@ def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
     assert "the statistics were made for 4 other evaluations, and layer_change is known at those" in refused(other)
     reach = call("scripts/make_graph.py", *SMALL, "budget=0.1", run)
     assert "the reachable range is" in refused(reach)
+
+
+def test_a_correction_takes_the_graphs_scale_before_the_published_one(call, refused, monkeypatch, tmp_path):
+    made = ["budget=0.7", "solver.cfg_scale=3", f"hydra.run.dir={tmp_path / 'g'}"]
+    assert call("scripts/make_graph.py", *SMALL, *made).returncode == 0
+    taken = []
+
+    def train(graph, sampler, settings, folder):
+        taken.append(sampler.guidance.scale)
+        return folder
+
+    monkeypatch.setattr("l2c.commands.train_scale_shift.train_correction", train)
+    graph = f"graph={tmp_path / 'g' / 'cache_graph.json'}"
+    solver = ["model=dit_digits", "solver=ddim", "solver.num_evaluations=4", f"hydra.run.dir={tmp_path / 'c'}"]
+    result = call("scripts/train_scale_shift.py", graph, *solver)
+    assert result.returncode == 0, result.stderr
+    assert taken == [3.0]
+    other = call("scripts/train_scale_shift.py", graph, *solver, "cfg_scale=2")
+    assert "was made for cfg_scale 3.0, got 2.0" in refused(other)
 
 
 def test_scale_shift_is_trained_and_written_beside_the_graph(call, refused, tmp_path):

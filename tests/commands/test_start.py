@@ -1,5 +1,6 @@
 """`l2c COMMAND`: the list, names, lines to paste, and settings of a wrong kind in one sentence."""
 
+import ast
 import json
 import shlex
 import sys
@@ -11,6 +12,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
+from l2c.commands.frame.backends import python_line
 from l2c.commands.frame.table import COMMANDS, command_line, override, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +62,20 @@ def test_lines_are_spelled_as_the_process_was_started(monkeypatch, started, line
     monkeypatch.setattr(sys, "argv", [started, "x=a b"])
     assert spelled("graph") == line
     assert this_command_line().endswith("'x=a b'")
+
+
+def test_scripts_are_named_only_where_they_are(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "scripts" / "calibrate.py")])
+    monkeypatch.chdir(ROOT)
+    assert spelled("graph") == "python scripts/make_graph.py"
+    monkeypatch.chdir(tmp_path)
+    assert spelled("graph") == "l2c graph"
+
+
+def test_a_pipelines_next_line_is_python_whatever_the_path_holds():
+    path = Path("it's/a \\ graph.json")
+    (argument,) = ast.parse(python_line(path)).body[0].value.args[1].args
+    assert ast.literal_eval(argument) == str(path)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +139,23 @@ def test_routers_of_every_preset_and_solver_are_imported(call, refused, tmp_path
     assert "logits in router '2.prob' that are no finite numbers" in refused(
         call(MAIN, "import", *given, f"output={tmp_path / 'h.json'}")
     )
+
+
+def test_import_reads_or_refuses_settings_of_the_solver(call, refused, tmp_path):
+    file = tmp_path / "r.pt"
+    torch.save({"routers": {f"{i}.prob": torch.randn(56) for i in range(20)}}, file)
+    given = [f"file={file}", "threshold=0.1", f"output={tmp_path / 'g.json'}"]
+    result = call(MAIN, "import", *given, "solver.num_evaluations=20")
+    assert result.returncode == 0, result.stderr
+    assert l2c.CacheGraph.load(tmp_path / "g.json").num_evaluations == 20
+    for more, sentence in (
+        (("solver.num_evaluations=20", "num_evaluations=50"), "=50 and solver.num_evaluations=20 differ"),
+        (("num_evaluations=20", "solver.cfg_scale=2"), "solver.cfg_scale is not read by l2c import"),
+        ((), "a router file needs num_evaluations"),
+    ):
+        assert sentence in refused(call(MAIN, "import", *given, *more))
+    schedule = call(MAIN, "import", "file=s.json", "solver.num_evaluations=20")
+    assert "a schedule says its evaluations itself" in refused(schedule)
 
 
 @pytest.mark.parametrize("checkpoint", ["null", "random"])

@@ -257,6 +257,13 @@ def test_more_layers_than_any_network_has_are_refused_in_time(tmp_path):
     assert seconds(lambda: refused(tmp_path / "g.json", "at most 4096 layers, got 300000")) < 5
 
 
+def test_counts_are_refused_before_any_layer_is_looked_at(tmp_path):
+    content = json.loads(BASE.to_json())
+    content["model"]["layers"] = [None] * (MAX_LAYERS + 1)
+    (tmp_path / "g.json").write_text(json.dumps(content))
+    refused(tmp_path / "g.json", f"at most {MAX_LAYERS} layers, got {MAX_LAYERS + 1}")
+
+
 def test_time_is_linear_in_unknown_statistics():
     content = json.loads(BASE.to_json())
     few, many = (

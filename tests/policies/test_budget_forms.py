@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from l2c.policies.budget import check_reach, evaluations_worth, rows_in_order
+from l2c.policies.budget import BudgetOutOfReach, Worth, check_reach, evaluations_worth, rows_in_order
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,20 @@ def test_what_is_no_budget_is_refused(budget):
     assert str(refusal.value).endswith(f"got {budget!r}")
 
 
+@pytest.mark.parametrize(("budget", "worth"), [("30x", 2 / 3), (0.04, 0.8), (1, 20), (5, 5)])
+def test_a_budget_that_was_read_is_not_read_again(budget, worth):
+    read = evaluations_worth(budget, 20)
+    assert evaluations_worth(read, 20) is read
+    assert read == pytest.approx(worth)
+    assert evaluations_worth(Worth(0.5), 20) == 0.5
+
+
 def test_reach():
     for worth in (5, 7.5, 20):
         check_reach(worth, 5, 20)
     for worth in (4.99, 20.01):
         with pytest.raises(
-            ValueError, match=rf"a budget of {worth} evaluations' worth of MACs is out of reach; "
+            BudgetOutOfReach, match=rf"a budget of {worth} evaluations' worth of MACs is out of reach; "
         ) as e:
             check_reach(worth, 5, 20)
         assert "range is 5.00..20 (0.25..1 as a share, 1x..4.00x as a speed-up)" in str(e.value)

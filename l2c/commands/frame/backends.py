@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import load_backbone
-from l2c.commands.frame.table import override
+from l2c.backbones.presets import load_backbone, model_preset
+
+BACKBONE_SETTINGS = ("model", "backend", "pipeline", "prompts")  # name a backbone in all commands
 
 
 def is_pipeline(model: Mapping[str, Any] | None) -> bool:
@@ -17,12 +19,15 @@ def is_pipeline(model: Mapping[str, Any] | None) -> bool:
     return model is not None and "pipeline" in model
 
 
-def pipeline_options(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the overrides with which a command loads the same backbone, where it is a pipeline's."""
-    if not is_pipeline(model):
-        return ()
-    prompts = (override("prompts", model["prompts"]),) if model["prompts"] else ()
-    return ("backend=diffusers", override("pipeline", model["pipeline"]), *prompts)
+def other_weights(model: Mapping[str, Any]) -> str | None:
+    """Return the weights that a preset was given in a config; None where they are its own."""
+    checkpoint = model["checkpoint"]
+    return None if is_pipeline(model) or checkpoint == model_preset(model["name"]).checkpoint else checkpoint
+
+
+def python_line(path: Path) -> str:
+    """Return the line of Python with which a pipeline takes the graph of a file."""
+    return f"l2c.apply(pipe, l2c.CacheGraph.load({str(path)!r}))"
 
 
 def configured_backbone(

@@ -9,17 +9,17 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from l2c.commands.frame.settings import checked, memory_sentence
+from l2c.commands.frame.settings import checked, memory_sentence, unknown_setting
 from l2c.commands.frame.table import spelled
 from l2c.io.atomic import check_writable
 from l2c.io.bundled import project_folder
@@ -48,6 +48,17 @@ class Entry(Protocol):
 def run_folder() -> Path:
     """Return the folder that Hydra made for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def repeated(*groups: str) -> list[str]:
+    """Return this run's overrides of some groups or settings, for the line of another command.
+
+    Args:
+        groups: the first part of their names, `model`.
+
+    """
+    given = HydraConfig.get().overrides.task
+    return [override for override in given if re.split(r"[.=@]", override.lstrip("+~"))[0] in groups]
 
 
 def check_positive(cfg: DictConfig, *names: str) -> None:
@@ -126,7 +137,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     try:
         hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(job)()
     except BAD_INPUT as error:  # of composing the config, or of making the run folder
-        _fail(error)
+        _fail(_explained(config_name, error))
     finally:
         sys.argv = started
     if failed:
@@ -140,6 +151,18 @@ def _take_back() -> None:
     if HydraConfig.initialized():
         with contextlib.suppress(OSError, ValueError, OmegaConfBaseException):  # in use, or never made
             run_folder().rmdir()
+
+
+def _explained(config_name: str, error: Exception) -> Exception:
+    """Return an error with our sentence where an override names an unknown setting: Hydra would advise a `+`."""
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        name, parent = cause.full_key, cause.parent_node
+        if name and name not in OLD_WORDS and isinstance(parent, DictConfig):
+            beside = cast("dict[str, Any]", OmegaConf.to_container(parent))
+            if sentence := unknown_setting(config_name, name, beside):
+                return ValueError(sentence)
+    return error
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -162,6 +162,32 @@ def _known(name: str, settings: type[Command], groups: Mapping[str, Group]) -> N
         raise ValueError(f"unknown setting {name}; {near_names(name, known)}")
 
 
+def unknown_setting(command: str, name: str, beside: Mapping[str, Any]) -> str | None:
+    """Say that a command has no setting of a name; None where it may have one, as in tables.
+
+    Args:
+        command: its name, that of its file in configs/.
+        name: the setting's full name, `router.penalty`.
+        beside: the other settings of its group.
+
+    """
+    settings, groups = COMMANDS[command]
+    group, _, own = name.rpartition(".")
+    if name in groups:
+        return f"no {name} is chosen yet; say {name}=NAME, and its settings beside it"
+    try:
+        if not group:
+            _known(name, settings, groups)
+        elif group == "policy":
+            check_options(str(beside.get("name")), {own: None})
+        elif group in groups:
+            groups[group]({own: None, **beside})  # the first name is looked at first
+    except ValueError as error:
+        if group == "policy" or str(error).startswith("unknown setting"):  # else of a value beside it
+            return str(error)
+    return None
+
+
 def _check_methods(given: Any, reference: str) -> None:
     """Check the methods that are compared."""
     methods = given or {}

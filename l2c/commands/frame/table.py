@@ -54,13 +54,13 @@ COMMANDS = {
 def spelled(name: str) -> str:
     """Return the beginning of a command's line, as this process itself was started.
 
-    `l2c train`, `python -m l2c train`, or in a checkout whose script was started `python train_router.py`.
+    `l2c train`, `python -m l2c train`, or where a script was started from its checkout `python train_router.py`.
     """
     started = Path(sys.argv[0]) if sys.argv else Path("l2c")
     script = COMMANDS[name].script
     if started.name == "__main__.py" and started.parent.name == "l2c":
         return f"python -m l2c {name}"
-    if started.suffix == ".py" and script is not None:
+    if started.suffix == ".py" and script is not None and Path(script).is_file():
         return f"python {script}"
     return f"l2c {name}"
 

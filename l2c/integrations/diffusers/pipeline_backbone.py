@@ -29,6 +29,7 @@ from l2c.integrations.diffusers.prompts import by_class, prompt_lines, read_prom
 from l2c.integrations.diffusers.recording import FirstStep, RecordedCall, first_step, prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import as_model_sees
+from l2c.io.names import check_folder_or_hub
 
 
 class PipelineBackbone(WrappedModule):
@@ -265,6 +266,7 @@ def read_pipeline(settings: Mapping[str, Any]) -> Any:
 
     if settings.get("prompts") is not None:
         prompt_lines(settings["prompts"])  # before gigabytes of weights are read
+    check_folder_or_hub("pipeline", settings["pipeline"])
     pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     pipe.to(settings["device"])
