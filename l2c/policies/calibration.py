@@ -11,7 +11,7 @@ from l2c.calibration.grid import Grid
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
-from l2c.policies.budget import Budget
+from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
 from l2c.sampling.batches import labels_in_turn, sample_in_batches

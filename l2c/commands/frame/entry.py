@@ -168,7 +168,7 @@ def _explained(config_name: str, error: Exception) -> Exception:
 def _fail(error: Exception) -> NoReturn:
     """Take back an empty run folder, say what is wrong, exit."""
     _take_back()
-    if os.environ.get(TRACEBACK):
+    if isinstance(error, BrokenPipeError) or os.environ.get(TRACEBACK):
         raise error
     sys.stderr.write(f"error: {_sentence(error)}\n")
     sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 
@@ -11,7 +12,16 @@ from l2c.io.version import __version__
 
 
 def main() -> None:
-    """Start the command that the first argument names, with the others."""
+    """Start the command that the first argument names, with the others; end quietly where the reader hangs up."""
+    try:
+        _chosen()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
+        sys.exit(1)
+
+
+def _chosen() -> None:
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in ("-h", "--help", "help"):
         print(overview())
