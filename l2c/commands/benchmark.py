@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
@@ -20,6 +20,7 @@ from l2c.commands.frame import entry as cli
 from l2c.commands.frame.table import this_command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.seeds import Stream
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import counted_layers
 from l2c.sampling.execution.precision import DTYPES, MATMULS, dtype_of
@@ -88,10 +89,10 @@ def _check(cfg: DictConfig) -> None:
 
 def _enliven(backbone: Backbone) -> None:
     """Give parameters that begin as zero (gates, the output) random values, so that images come out."""
-    generator = torch.Generator().manual_seed(0)
+    stream = Stream("weights instead of zeros", 0)
     for parameter in backbone.parameters():
         if parameter.ndim > 1 and not parameter.any():
-            nn.init.normal_(parameter, std=0.02, generator=generator)
+            parameter.data.copy_(0.02 * stream(tuple(parameter.shape)))
 
 
 def _random_graph(cfg: DictConfig, backbone: Backbone, preset: Any, scale: float | None) -> CacheGraph:

@@ -134,7 +134,8 @@ class Calibration(measured.Calibration):
         noise = seeded_noise(backbone.input_shape, seed, num_trajectories, first=first)
         labels = labels_in_turn(backbone.num_labels, num_trajectories, first=first)
         plain = replace(self, corrections=())
-        reference = sample_in_batches(uncached_like(sampler), labels, noise, batch_size=batch_size)
+        streams = {"batch_size": batch_size, "seed": seed, "first_image": first}
+        reference = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
         found: list[dict[str, float]] = []
         for share in CORRECTED_AT:
             try:
@@ -142,7 +143,7 @@ class Calibration(measured.Calibration):
             except BudgetOutOfReach:
                 break
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
-            images = sample_in_batches(cached, labels, noise, batch_size=batch_size)
+            images = sample_in_batches(cached, labels, noise, **streams)
             true = float((images - reference).double().square().mean())
             predicted = float(graph.measured["expected_mse"])
             if true > 0 and predicted > 0 and torch.isfinite(torch.tensor(true)):
