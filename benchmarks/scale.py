@@ -26,7 +26,6 @@ VARIED = {"batch_sizes": "batch_size", "tokens": "tokens", "depth": "depth", "nu
 @cli.entry("benchmark_scale")
 def main(cfg: DictConfig) -> None:
     """Measure, fit, report."""
-    cli.check_positive(cfg, "repetitions", "hidden_size")
     if cfg.num_threads is not None:
         torch.set_num_threads(cfg.num_threads)
     dtype_of(cfg.precision)  # refuses an unknown one

@@ -54,7 +54,6 @@ def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
             f"{ours[0]} is a setting of our own sampler, which a pipeline does not use; leave it out (labels "
             "are lines of prompts=FILE, the device is model.device)"
         )
-    cli.check_positive(cfg, "num_images")
     pipe = read_pipeline(cfg.model)
     if graph is not None:
         apply_cache_graph(pipe, graph)
@@ -97,7 +96,6 @@ def main(cfg: DictConfig) -> None:
         cfg_scale=cfg.cfg_scale,
         **ways(cfg),
     )
-    cli.check_positive(cfg, "num_images")
     labels = labels_in_turn(backbone.num_labels, cfg.num_images)
     if labels is not None and (wanted := _wanted(cfg.labels)):
         labels = torch.tensor(wanted)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from l2c.data.image_folder import ImageFolder
-from l2c.data.share import parts
-from l2c.data.step_sampler import NumberedBatchSampler
+from l2c.data.numbered import NumberedDataModule
 from l2c.data.vae import SCALE_TOLERANCE, Vae, draw_latents
 from l2c.io.seeds import Stream
 
@@ -31,7 +29,7 @@ class _Views(Dataset[tuple[Tensor, int, int]]):
         return (image.flip(-1) if mirrored else image), label, draw
 
 
-class ImageNetDataModule(pl.LightningDataModule):
+class ImageNetDataModule(NumberedDataModule):
     """Endless batches `(x_0, y)` of latents (N, C, H, W), encoded on the training device, and labels (N,).
 
     Args:
@@ -61,30 +59,20 @@ class ImageNetDataModule(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.images = ImageFolder(folder, 8 * image_shape[1])
-        if self.images.num_classes > num_labels:
+        images = ImageFolder(folder, 8 * image_shape[1])
+        if images.num_classes > num_labels:
             raise ValueError(
-                f"{folder} has {self.images.num_classes} classes, but the backbone knows {num_labels}; take the "
+                f"{folder} has {images.num_classes} classes, but the backbone knows {num_labels}; take the "
                 "images that it was trained on"
             )
         if abs(vae.scale - vae_scale) > SCALE_TOLERANCE:
             raise ValueError(
                 f"the VAE has the scale {vae.scale:g}, but data.vae_scale is {vae_scale:g}; take the backbone's VAE"
             )
+        items = _Views(images, seed)
+        super().__init__(items, len(images), batch_size=batch_size, seed=seed, num_workers=num_workers)
+        self.images = images
         self.vae = vae
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_workers = num_workers
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int, int]]:
-        """Return the loader, which begins at the step that the trainer stands at."""
-        start = self.trainer.global_step if self.trainer is not None else 0
-        sampler = NumberedBatchSampler(
-            len(self.images), self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
-        )
-        views = _Views(self.images, self.seed)
-        return DataLoader(views, batch_sampler=sampler, num_workers=self.num_workers)
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:

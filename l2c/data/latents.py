@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import lightning.pytorch as pl
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from l2c.data.latent_shards import LatentShards
-from l2c.data.share import parts
-from l2c.data.step_sampler import NumberedBatchSampler
+from l2c.data.numbered import NumberedDataModule
 from l2c.data.vae import SCALE_TOLERANCE, draw_latents
 
 
@@ -28,7 +25,7 @@ class _Samples(Dataset[tuple[Tensor, Tensor]]):
         return draw_latents(mean[None], std[None], self.shards.manifest.scale, [draw], self.seed)[0], label
 
 
-class LatentsDataModule(pl.LightningDataModule):
+class LatentsDataModule(NumberedDataModule):
     """Endless batches `(x_0, y)` of latents: (N, C, H, W), scaled as the backbone wants them, and (N,).
 
     Args:
@@ -56,9 +53,8 @@ class LatentsDataModule(pl.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        self.shards = LatentShards(folder)
-        manifest = self.shards.manifest
+        shards = LatentShards(folder)
+        manifest = shards.manifest
         if manifest.shape != tuple(image_shape):
             raise ValueError(
                 f"the latents in {folder} have shape {manifest.shape} (images of {manifest.image_size}), but the "
@@ -74,19 +70,6 @@ class LatentsDataModule(pl.LightningDataModule):
                 f"the latents in {folder} have {manifest.num_classes} classes, but the backbone knows {num_labels}; "
                 "take the images that it was trained on"
             )
-        self.batch_size = batch_size
-        self.seed = seed
-        self.num_workers = num_workers
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Return the loader, which begins at the step that the trainer stands at."""
-        start = self.trainer.global_step if self.trainer is not None else 0
-        sampler = NumberedBatchSampler(
-            len(self.shards), self.batch_size, seed=self.seed, start_step=start, parts=parts(self.trainer)
-        )
-        return DataLoader(
-            _Samples(self.shards, self.seed),
-            batch_sampler=sampler,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        items = _Samples(shards, seed)
+        super().__init__(items, len(shards), batch_size=batch_size, seed=seed, num_workers=num_workers)
+        self.shards = shards

@@ -146,7 +146,9 @@ class Tournament:
 
     def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:
         """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
-        return sample_in_batches(sampler, self.labels, self.noise, batch_size=self.asked.batch_size)
+        return sample_in_batches(
+            sampler, self.labels, self.noise, batch_size=self.asked.batch_size, seed=self.asked.seed
+        )
 
     def draws(self, method: str, worth: float) -> list[Draw]:
         """Return the draws of a method at a budget, one per seed."""

@@ -161,7 +161,7 @@ its repository.
 ```python
 graph = l2c.CacheGraph.from_pretrained("this repository")
 l2c.Sampler(backbone, graph=graph)                                   # a backbone of l2c
-l2c.integrations.diffusers.apply_cache_graph(pipe, graph)            # a diffusers pipeline
+l2c.apply(pipe, graph)                                               # a diffusers pipeline
 ```
 
 Made with:

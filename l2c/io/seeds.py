@@ -62,6 +62,11 @@ def draw_normal(shape: tuple[int, ...], purpose: str, *numbers: int) -> Tensor:
     return Stream(purpose, *numbers)(shape)
 
 
+def torch_generator(purpose: str, *numbers: int) -> torch.Generator:
+    """Return torch's own generator, for what takes no other, with the seed that a stream begins with."""
+    return torch.Generator().manual_seed(int(Stream(purpose, *numbers).integers(2**32)))
+
+
 class ImageNoise:
     """Noise with a stream of its own for every image, so that no image depends on the others of its batch.
 

@@ -151,11 +151,12 @@ class Calibration(measured.Calibration):
         noise = seeded_noise(backbone.input_shape, seed, num_trajectories, first=first)
         labels = labels_in_turn(backbone.num_labels, num_trajectories, first=first)
         plain = replace(self, corrections=())
-        reference = sample_in_batches(uncached_like(sampler), labels, noise, batch_size=batch_size)
+        streams = {"batch_size": batch_size, "seed": seed, "first_image": first}
+        reference = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
         found: list[dict[str, float]] = []
         for share, graph in zip(CORRECTED_AT, plain.reachable(CORRECTED_AT), strict=False):
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
-            images = sample_in_batches(cached, labels, noise, batch_size=batch_size)
+            images = sample_in_batches(cached, labels, noise, **streams)
             true = float((images - reference).double().square().mean())
             predicted = float(graph.measured["expected_mse"])
             if 0 < true < math.inf and predicted > 0:

@@ -37,6 +37,7 @@ def sample_in_batches(
     *,
     batch_size: int,
     seed: int = 0,
+    first_image: int = 0,
     advance: tqdm | None = None,
 ) -> Tensor:
     """Return images (N, C, H, W) on the CPU, drawn `batch_size` at a time.
@@ -47,6 +48,7 @@ def sample_in_batches(
         noise: (N, C, H, W), standard normal.
         batch_size: images at a time.
         seed: seed of what a stochastic solver adds; its streams belong to images, so batches do not change them.
+        first_image: number of the first image among all images of the seed.
         advance: a bar over images.
 
     Raises:
@@ -57,7 +59,7 @@ def sample_in_batches(
     for start in range(0, len(noise), batch_size):
         part = slice(start, start + batch_size)
         chosen = None if labels is None else labels[part]
-        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=start)
+        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=first_image + start)
         check_finite("images", batch, mend="check weights, guidance scale and graph, or take precision=fp32")
         images.append(batch.cpu())
         if advance is not None:

@@ -12,6 +12,8 @@ from integrations.conftest import PIPELINES
 
 import l2c
 from l2c.integrations.diffusers import apply_cache_graph
+from l2c.integrations.diffusers.images import PURPOSE
+from l2c.io.seeds import torch_generator
 from l2c.sampling.sampler import seeded_noise
 
 
@@ -115,7 +117,7 @@ def test_from_statistics_to_images(run, saved, tmp_path):
     for name in ("uncached", "cached"):
         if name == "cached":
             apply_cache_graph(pipe, graph)
-        generator = torch.Generator().manual_seed(6)
+        generator = torch_generator(PURPOSE, 5, 1)
         settings = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "generator": generator}
         expected = torch.as_tensor(pipe(class_labels=[125], **settings).images)[0].movedim(-1, 0) * 2 - 1
         torch.testing.assert_close(images[name][1], expected)

@@ -1,6 +1,7 @@
 """Tournaments: what budgets mean to policies."""
 
 import pytest
+import torch
 
 from l2c.evaluation.tournament import Tournament
 from l2c.evaluation.tournament_settings import TournamentSettings
@@ -33,3 +34,15 @@ def test_only_budgets_out_of_reach_leave_a_method_out(tournament):
     tournament.asked.methods["few"]["routed"] = "out of reach"
     with pytest.raises(ValueError, match="routed must be"):
         tournament.draws("few", 2.0)[0].sampler()
+
+
+def test_noise_of_a_stochastic_solver_follows_the_seed(make_dit, tmp_path):
+    images = {}
+    for seed in (1000, 1001):
+        settings = TournamentSettings(methods={}, num_images=2, seed=seed)
+        solver = SolverSettings(name="ddpm", num_evaluations=4)
+        tournament = Tournament(make_dit(), solver, settings, tmp_path)
+        images[seed] = tournament.images(tournament.uncached)
+        drawn = tournament.uncached.sample(tournament.labels, noise=tournament.noise, seed=seed)
+        torch.testing.assert_close(images[seed], drawn)
+    assert not torch.equal(*images.values())

@@ -17,6 +17,7 @@ def test_a_folder_gives_back_its_graph(make_dit, make_graph, tmp_path):
     card = (tmp_path / "repo" / "README.md").read_text()
     assert "| mse | 0.25 |" in card
     assert "![graph.png](graph.png)" in card
+    assert "l2c.apply(pipe, graph) " in card
     assert graph.summary() in card
     assert '"method": "gram"' in card
 

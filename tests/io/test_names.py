@@ -5,7 +5,7 @@ import pytest
 from l2c.io.names import check_folder_or_hub, near_names
 
 
-@pytest.mark.parametrize("name", ["/nope", "./nope", "a/b/c", "../x", "~/pipe", ""])
+@pytest.mark.parametrize("name", ["/nope", "./nope", "a/b/c", "../x", "~/pipe"])
 def test_a_missing_folder_is_called_one(name):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*; give the pipeline as a folder"):
         check_folder_or_hub("pipeline", name)

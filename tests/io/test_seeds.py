@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from l2c.io.seeds import ImageNoise, Stream, draw_normal
+from l2c.io.seeds import ImageNoise, Stream, draw_normal, torch_generator
 
 PACKAGE = Path(__file__).resolve().parents[2] / "l2c"
 
@@ -79,3 +79,11 @@ def test_seeds_out_of_range_are_refused(seed):
         Stream("a test", 0, seed)
     with pytest.raises(TypeError):
         Stream("a test", 0.5)
+
+
+def test_generators_of_neighbouring_seeds_share_no_image():
+    first = {tuple(torch.randn(2, generator=torch_generator("a test", 5, i)).tolist()) for i in range(4)}
+    second = {tuple(torch.randn(2, generator=torch_generator("a test", 6, i)).tolist()) for i in range(4)}
+    assert len(first | second) == 8
+    again = (torch.randn(3, generator=torch_generator("a test", 5, 1)) for _ in range(2))
+    assert torch.equal(*again)

@@ -186,3 +186,16 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(ValueError, match="holds no statistics of l2c"):
         l2c.Calibration.load(tmp_path / "text")
+
+
+def test_what_stochastic_solvers_add_to_corrections_is_of_the_seed_and_the_images(calibration, sampler, monkeypatch):
+    streams = []
+
+    def drawn(self, labels=None, *, noise, seed, first_image):
+        streams.append((seed, first_image))
+        return noise
+
+    monkeypatch.setattr(Sampler, "sample", drawn)
+    settings = {**calibration.settings, "seed": 3, "num_trajectories": 100}
+    replace(calibration, settings=settings).corrected(sampler, num_trajectories=4, batch_size=2)
+    assert set(streams) == {(3, 100), (3, 102)}

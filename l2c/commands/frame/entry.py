@@ -61,13 +61,6 @@ def repeated(*groups: str) -> list[str]:
     return [override for override in given if re.split(r"[.=@]", override.lstrip("+~"))[0] in groups]
 
 
-def check_positive(cfg: DictConfig, *names: str) -> None:
-    """Refuse settings that must be whole numbers from 1 on."""
-    for name in names:
-        if not isinstance(cfg[name], int) or cfg[name] < 1:
-            raise ValueError(f"{name} must be a whole number from 1 on, got {cfg[name]!r}")
-
-
 def device(name: str | None) -> torch.device:
     """Return a device by its name, `cpu`, `cuda`, `cuda:1`; None = CUDA where there is a device of it.
 

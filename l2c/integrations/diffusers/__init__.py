@@ -179,7 +179,7 @@ def _check_uncached(model: nn.Module) -> None:
     registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
     names = [name for registry in registries if registry is not None for name in registry.hooks]
     if ROOT in names:
-        raise ValueError("a cache graph is already applied to this model; call remove_cache_graph first")
+        raise ValueError("a cache graph is already applied to this model; call l2c.remove first")
     foreign = next((name for name in names if not name.startswith(HARMLESS)), None)
     if getattr(model, "is_cache_enabled", False) or foreign is not None:
         by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign

@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.io.seeds import torch_generator
+
+PURPOSE = "image of a pipeline"
+
 
 def pipeline_images(
     pipe: Any,
@@ -20,12 +24,12 @@ def pipeline_images(
     guidance_scale: float | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """Return images (N, 3, H, W) in [-1, 1], one for each prompt; image i is drawn from the seed `seed + i`.
+    """Return images (N, 3, H, W) in [-1, 1], one for each prompt; image i has a random stream of its own.
 
     Args:
         pipe: a diffusers pipeline that returns images, with or without a cache graph.
         prompts: texts, or class labels for a class-conditional pipeline.
-        seed: seed of the first image.
+        seed: seed of all images; neighbouring seeds share none.
         num_evaluations: number of steps.
         guidance_scale: None = the pipeline's own.
         options: further arguments of its call.
@@ -38,6 +42,6 @@ def pipeline_images(
         settings["guidance_scale"] = guidance_scale
     images = []
     for i, prompt in enumerate(tqdm(prompts, desc="drawing", unit="image")):
-        generator = torch.Generator().manual_seed(seed + i)
+        generator = torch_generator(PURPOSE, seed, i)
         images.append(torch.as_tensor(pipe(**{given: [prompt]}, generator=generator, **settings).images))
     return torch.cat(images).movedim(-1, 1).float() * 2 - 1

@@ -8,10 +8,9 @@ import torch
 
 from l2c.backbones.layer_cache import LayerCache, LayerOutput
 from l2c.diffusion import Solver
-from l2c.graph.predictor import HOLD, LINEAR, ahead, line_slope
+from l2c.graph.predictor import HOLD, ahead, line_slope
 from l2c.training.routers.routers import Routers
-
-REUSES = (HOLD, LINEAR)
+from l2c.training.routers.settings import LEARNED
 
 
 class Predictor:
@@ -30,8 +29,8 @@ class Predictor:
     """
 
     def __init__(self, solver: Solver, routers: Routers, *, reuse: str = HOLD, threshold: float = 0.5) -> None:
-        if reuse not in REUSES:
-            raise ValueError(f"router.reuse must be {' or '.join(REUSES)}, got {reuse!r}")
+        if reuse not in LEARNED:
+            raise ValueError(f"router.reuse must be {' or '.join(LEARNED)}, got {reuse!r}")
         self.timesteps = solver.timesteps
         self.routers = routers
         self.threshold = threshold

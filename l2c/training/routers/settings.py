@@ -14,6 +14,8 @@ from l2c.policies.settings import BudgetRule
 from l2c.sampling.solver_settings import SolverSettings
 from l2c.training.settings import LARGEST_SEED, LoggerSettings, TrainerSettings
 
+LEARNED = (HOLD, LINEAR)  # of the ways to reuse, those that routers are trained with
+
 FROM_NOISE = ("noise", "prompts")
 
 
@@ -50,7 +52,7 @@ class RouterSettings(Settings, group="router"):
     label_dropout: float = number(0.1, at_least=0, at_most=1)
     visits: str = text("balanced", choices=("balanced", "random"))
     round_times: bool = flag(False)
-    reuse: str = text(HOLD, choices=(HOLD, LINEAR))
+    reuse: str = text(HOLD, choices=LEARNED)
 
 
 @dataclass(frozen=True)
