@@ -90,8 +90,8 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     (tmp_path / "gap.txt").write_text("1\n\n3\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 2 of the prompt file .*gap.txt is empty"):
         acceleration.accelerate(pipe, tmp_path / "gap.txt", folder=tmp_path)
-    (tmp_path / "latin.txt").write_bytes("caf\xe9\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 \(byte 3\)"):
+    (tmp_path / "latin.txt").write_bytes("stra\xdfe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.txt is not UTF-8 \(byte 4\)"):
         acceleration.accelerate(pipe, str(tmp_path / "latin.txt"), folder=tmp_path)
     with pytest.raises(ValueError, match="unknown policy 'magic'"):
         accelerated(pipe, tmp_path, policy="magic")
