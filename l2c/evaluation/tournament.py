@@ -113,7 +113,8 @@ class Tournament:
 
     def other(self, solver: str, num_evaluations: int) -> Sampler:
         """Return an uncached sampler of another solver under the comparison's guidance."""
-        return Sampler(self.backbone, solver=solver, num_evaluations=num_evaluations, cfg_scale=self.solver.cfg_scale)
+        settings = {**self.solver.to_dict(), "name": solver, "options": {}}
+        return uncached_by(self.backbone, settings, num_evaluations=num_evaluations)
 
     @property
     def settings(self) -> list[Any]:

@@ -46,3 +46,11 @@ def test_noise_of_a_stochastic_solver_follows_the_seed(make_dit, tmp_path):
         drawn = tournament.uncached.sample(tournament.labels, noise=tournament.noise, seed=seed)
         torch.testing.assert_close(images[seed], drawn)
     assert not torch.equal(*images.values())
+
+
+def test_another_solver_keeps_the_guidance_and_leaves_the_options(make_dit, tmp_path):
+    solver = SolverSettings(name="ddim", num_evaluations=8, cfg_scale=2.5, options={"eta": 0.5})
+    tournament = Tournament(make_dit(), solver, TournamentSettings(methods={}, num_images=2), tmp_path)
+    other = tournament.other("dpm_solver_2m", 5)
+    assert (other.solver.name, other.solver.num_evaluations, other.guidance.scale) == ("dpm_solver_2m", 5, 2.5)
+    assert "eta" not in other.solver.options
