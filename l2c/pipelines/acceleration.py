@@ -95,8 +95,7 @@ def accelerate(
         options: further arguments of the pipeline's call, `height` and `width` for example.
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
-        folder: where calibrations and graphs are kept; None = the one that the environment variable `L2C_CACHE`
-            names, else `l2c` in the user's cache folder.
+        folder: where calibrations and graphs are kept; None = `L2C_CACHE`'s, else `l2c` in the user's cache folder.
 
     Raises:
         ValueError: if the pipeline cannot be calibrated, or no graph reaches the budget.
