@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 import l2c
 from l2c.calibration.distillation import Distillation, distil
 from l2c.commands.train_scale_shift import train_by
+from l2c.graph.resampling import resampled
 from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
@@ -260,9 +261,15 @@ def test_resampled_rows_bring_their_slopes_and_corrections(diffusion, noise, tmp
     graph, corrections = with_correction(with_fitted(graph), widths, tmp_path)
     pipe.scheduler.set_timesteps(8)
     times = [float(t) for t in pipe.scheduler.timesteps]
-    plan = plan_of(graph, corrections)
-    wanted = [plan[min(range(STEPS), key=lambda i, t=t: abs(graph.timesteps[i] - t))] for t in times]
-    wanted[0] = [None] * graph.num_layers
+    nearest = [min(range(STEPS), key=lambda i, t=t: abs(graph.timesteps[i] - t)) for t in times]
+    moved = {
+        (e, layer): entry
+        for e, row in enumerate(nearest)
+        for (old, layer), entry in corrections.items()
+        if old == row
+    }
+    wanted = plan_of(resampled(graph, times), moved)
+    assert [[entry is None for entry in row] for row in wanted[1:]] == [list(graph.rows[old]) for old in nearest[1:]]
     with swapped(pipe.unet, graph.layers, wanted):
         expected = latents_of(pipe, noise, steps=8)
     apply_cache_graph(pipe, graph, resample=True)

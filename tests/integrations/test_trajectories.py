@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
 
 from l2c.integrations.diffusers import applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.histories import Branches
 from l2c.integrations.diffusers.layers import find_layers
 
@@ -136,3 +137,20 @@ def test_copies_are_refused_in_a_sentence(make_pipeline, make_family, family_gra
             copied(family.model)
     remove_cache_graph(family.model)
     copy.deepcopy(family.model)
+
+
+def test_a_thread_that_only_starts_is_in_no_call(make_pipeline, monkeypatch):
+    """Between `start` and its first step a thread has no number, which once stood for the caller's own."""
+    pipe = make_pipeline("dit")
+    seen = []
+    step = pipe.scheduler.step
+
+    def look(*args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "enumerate", lambda: [threading.current_thread(), threading.Thread()])
+            seen.append((called_elsewhere(pipe), call_of(pipe) is not None))
+        return step(*args, **kwargs)
+
+    pipe.scheduler.step = look
+    pipe([3], num_inference_steps=2, output_type="np")
+    assert seen == [(False, True)] * 2

@@ -29,4 +29,4 @@ def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
 def called_elsewhere(pipe: Any) -> bool:
     """Return whether another thread is in a call of the pipeline."""
     own = threading.get_ident()
-    return any(call_of(pipe, thread.ident) is not None for thread in threading.enumerate() if thread.ident != own)
+    return any(call_of(pipe, thread) is not None for thread in list(sys._current_frames()) if thread != own)
