@@ -3,6 +3,7 @@
 import ast
 import json
 import shlex
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -167,3 +168,13 @@ def test_a_graph_is_timed_on_its_own_weights_or_on_random_ones(call, tmp_path, c
     rows = ["".join("01"[bit] for bit in row) for row in graph.rows]
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
     assert "python -m l2c benchmark graph=dit_digits_ddim20" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("started", [("-m", "l2c"), ("train_router.py",)], ids=" ".join)
+def test_a_reader_that_hangs_up_ends_a_command_quietly(started):
+    process = subprocess.Popen(
+        [sys.executable, *started, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1

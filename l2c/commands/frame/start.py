@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 
 from l2c.commands.frame.table import COMMANDS
@@ -12,9 +14,16 @@ from l2c.io.version import __version__
 
 
 def main() -> None:
-    """Start the command that the first argument names, with the others; end quietly where the reader hangs up."""
-    try:
+    """Start the command that the first argument names, with the others."""
+    with _hung_up_quietly():
         _chosen()
+
+
+@contextlib.contextmanager
+def _hung_up_quietly() -> Iterator[None]:
+    """Exit without a traceback where the reader of the output hangs up, `head` for example."""
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
@@ -53,7 +62,8 @@ def overview() -> str:
 
 def script(name: str) -> None:
     """Start a command from its script in a checkout."""
-    start(name, sys.argv[1:])
+    with _hung_up_quietly():
+        start(name, sys.argv[1:])
 
 
 def start(name: str, arguments: list[str]) -> None:
