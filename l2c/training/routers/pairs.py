@@ -102,11 +102,11 @@ class DataPairs:
         self.visits = visits
         self.round_times = round_times
         self.predictor = predictor
+        self._depth = 1 if predictor is None else predictor.depth  # evaluations whose outputs the cache is made of
 
     def first_step(self, evaluation: int) -> int:
         """Return the solver step that the passes before a routed evaluation begin with."""
-        depth = 1 if self.predictor is None else self.predictor.depth
-        return self.solver.step_of(max(evaluation - depth, 0))
+        return self.solver.step_of(max(evaluation - self._depth, 0))
 
     def evaluation(self, step: int) -> int:
         """Return the routed evaluation that a training step visits."""
@@ -168,9 +168,7 @@ class DataPairs:
         trajectory = self.solver.trajectory(x, first_step=self.first_step(evaluation), generator=generator)
         request = next(trajectory)
         everything = (True,) * self.backbone.num_layers
-        read = (
-            {evaluation - 1} if self.predictor is None else set(range(evaluation - self.predictor.depth, evaluation))
-        )
+        read = range(evaluation - self._depth, evaluation)
         passes: dict[int, LayerCache] = {}
         while request.index < evaluation:
             keep = (request.index in read,) * self.backbone.num_layers
