@@ -5,21 +5,19 @@ python benchmarks/diffusers_caches.py size=xl repetitions=3
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
 import json
-import logging
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from twins import COMPUTE_ALL, first_block_at_odd_steps, graph_of, twin
 
 from l2c.commands.frame import entry as cli
-from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import LINEAR
 from l2c.io.atomic import replacing
 from l2c.io.torchvision_stand_in import make_importable
 from l2c.speed.latency import Latency, alternate
@@ -30,7 +28,6 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 28, "sample_size": 8},
     "xl": {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "sample_size": 32},
 }
-COMPUTE_ALL = 1e9  # a threshold that every difference is below
 NEVER, ALWAYS = -1, 1001
 
 
@@ -42,30 +39,6 @@ def make_pipeline(size: str) -> Any:
     transformer = DiTTransformer2DModel(in_channels=4, out_channels=8, **SIZES[size]).eval().requires_grad_(False)
     vae = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4)
     return DiTPipeline(transformer=transformer, vae=vae, scheduler=DDIMScheduler())
-
-
-def twin(pipe: Any) -> Any:
-    """Return a second pipeline with modules of its own over the same weights."""
-    parts = [*pipe.transformer.parameters(), *pipe.transformer.buffers()]
-    transformer = copy.deepcopy(pipe.transformer, {id(part): part for part in parts})
-    pipe = type(pipe)(transformer=transformer, vae=pipe.vae, scheduler=copy.deepcopy(pipe.scheduler))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def graph_of(pipe: Any, rows: Sequence[Sequence[bool]], *, of: str, linear: bool = False) -> CacheGraph:
-    """Return the graph of some rows over layers, or whole blocks."""
-    from l2c.integrations.diffusers.layers import find_layers
-
-    pipe.scheduler.set_timesteps(len(rows))
-    return CacheGraph(
-        rows=tuple(map(tuple, rows)),
-        layers=find_layers(pipe.transformer, of=(of,)),
-        timesteps=tuple(pipe.scheduler.timesteps.tolist()),
-        model=type(pipe.transformer).__name__,
-        solver=type(pipe.scheduler).__name__,
-        reuse=(LINEAR,) * len(rows) if linear else (),
-    )
 
 
 class Rivals:
@@ -89,7 +62,8 @@ class Rivals:
         pipe = twin(self.pipe)
         count = self.depth if of == "block" else 2 * self.depth
         rows = [[fresh(e, layer) for layer in range(count)] for e in range(self.steps)]
-        apply_cache_graph(pipe, graph_of(pipe, rows, of=of, linear=linear))
+        pipe.scheduler.set_timesteps(self.steps)
+        apply_cache_graph(pipe, graph_of(pipe, rows, pipe.scheduler.timesteps.tolist(), of=of, linear=linear))
         return pipe
 
     def overhead(self) -> dict[str, Any]:
@@ -139,24 +113,12 @@ class Rivals:
 
     def cache_dit(self) -> dict[str, Any]:
         """Return pipelines that compute the first block alone at every second step."""
+        pipe = twin(self.pipe)
         try:
-            import cache_dit
+            first_block_at_odd_steps(pipe, self.steps)
         except ModuleNotFoundError:
             print("cache_dit is not installed: left out (pip install cache-dit)")
             return {}
-        pipe = twin(self.pipe)
-        mask = [1 - e % 2 for e in range(self.steps)]
-        config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1,
-            Bn_compute_blocks=0,
-            max_warmup_steps=0,
-            residual_diff_threshold=COMPUTE_ALL,
-            num_inference_steps=self.steps,
-            steps_computation_mask=mask,
-            steps_computation_policy="static",
-        )
-        logging.disable(logging.INFO)
-        cache_dit.enable_cache(pipe, cache_config=config)
         ours = self.ours(lambda e, block: e % 2 == 0 or block == 0, of="block")
         return {"ours: step mask": ours, "cache-dit step mask": pipe}
 
@@ -228,6 +190,7 @@ def main(cfg: DictConfig) -> None:
     versions = {
         name: importlib.metadata.version(name)
         for name in ("torch", "diffusers", "cache-dit", "l2c")
+        if find_spec(name.replace("-", "_"))
         if name != "cache-dit" or "cache_dit" in cfg.compare
     }
     report: dict[str, Any] = {"versions": versions, "processor": platform.processor() or platform.machine()}

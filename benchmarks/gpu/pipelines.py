@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.task import LeftOut, Task, against
-from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import LINEAR
+from benchmarks.twins import COMPUTE_ALL, first_block_at_odd_steps, graph_of, twin
 from l2c.io.torchvision_stand_in import make_importable
 from l2c.sampling.execution.compiled import short_reason
 from l2c.speed.latency import alternate
@@ -34,7 +31,6 @@ TINY = {
 COUNTED = ("to_q", "ff.net.2", "ff_context.net.2", "proj_mlp")  # one of each layer, below what caches wrap
 BLOCKS, LAYERS = "graph: first block alone at steps 1, 3, ...", "graph: all layers extrapolated at steps 2, 4, ..."
 SAME_REUSE = {"FirstBlockCache": BLOCKS, "cache-dit DBCache": BLOCKS, "TaylorSeer": LAYERS}
-COMPUTE_ALL = 1e9  # a threshold that every difference is below
 
 
 def measure(task: Task) -> None:
@@ -148,39 +144,21 @@ class Rivals:
                 pipes[name] = pipe
         return pipes
 
-    def _twin(self) -> Any:
-        """Return a pipeline with modules of its own over the same weights."""
-        plain = self.plain
-        parts = [*plain.transformer.parameters(), *plain.transformer.buffers()]
-        transformer = copy.deepcopy(plain.transformer, {id(part): part for part in parts})
-        components = {**plain.components, "transformer": transformer, "scheduler": copy.deepcopy(plain.scheduler)}
-        pipe = type(plain)(**components)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
     def _ours(self, fresh: Callable[[int, int], bool], *, of: str, linear: bool = False) -> Any:
         from l2c.integrations.diffusers import apply_cache_graph
         from l2c.integrations.diffusers.layers import find_layers
 
-        pipe = self._twin()
-        layers = find_layers(pipe.transformer, of=(of,))
-        rows = tuple(tuple(fresh(e, i) for i in range(len(layers))) for e in range(self.steps))
-        graph = CacheGraph(
-            rows=rows,
-            layers=layers,
-            timesteps=self._timesteps,
-            model=type(pipe.transformer).__name__,
-            solver=type(pipe.scheduler).__name__,
-            reuse=(LINEAR,) * self.steps if linear else (),
-        )
-        apply_cache_graph(pipe, graph)
+        pipe = twin(self.plain)
+        count = len(find_layers(pipe.transformer, of=(of,)))
+        rows = [[fresh(e, i) for i in range(count)] for e in range(self.steps)]
+        apply_cache_graph(pipe, graph_of(pipe, rows, self._timesteps, of=of, linear=linear))
         return pipe
 
     def _first_block_cache(self) -> Any:
         from diffusers import FirstBlockCacheConfig, apply_first_block_cache
         from diffusers.hooks import HookRegistry
 
-        pipe = self._twin()
+        pipe = twin(self.plain)
         apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig(threshold=COMPUTE_ALL))
         hooks = HookRegistry.check_if_exists_or_initialize(pipe.transformer.transformer_blocks[0]).hooks
         (leader,) = (hook for hook in hooks.values() if hasattr(hook, "_should_compute_remaining_blocks"))
@@ -198,7 +176,7 @@ class Rivals:
 
         from l2c.integrations.diffusers.layers import find_layers, make_layer
 
-        pipe = self._twin()
+        pipe = twin(self.plain)
         layers = [make_layer(pipe.transformer, name) for name in find_layers(pipe.transformer, of=("layer",))]
         silent = {id(module) for layer in layers for module in layer.silent}
         config = TaylorSeerCacheConfig(
@@ -213,20 +191,8 @@ class Rivals:
         return pipe
 
     def _dbcache(self) -> Any:
-        import cache_dit
-
-        pipe = self._twin()
-        config = cache_dit.DBCacheConfig(
-            Fn_compute_blocks=1,
-            Bn_compute_blocks=0,
-            max_warmup_steps=0,
-            residual_diff_threshold=COMPUTE_ALL,
-            num_inference_steps=self.steps,
-            steps_computation_mask=[1 - e % 2 for e in range(self.steps)],
-            steps_computation_policy="static",
-        )
-        logging.disable(logging.INFO)
-        cache_dit.enable_cache(pipe, cache_config=config)
+        pipe = twin(self.plain)
+        first_block_at_odd_steps(pipe, self.steps)
         return pipe
 
 
