@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -107,13 +108,14 @@ def best(
     true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
-    candidates: list[CacheGraph] = []
+    candidates: list[tuple[float, CacheGraph]] = []
     for each in (context, *(_with_evaluations(context, count) for count in others)):
-        start = _best_start(each, true_error, worth, max_span)
-        candidates.append(start)
+        error, start = _best_start(each, true_error, worth, max_span)
+        candidates.append((error, start))
         if steps and reused_entries(start):
-            candidates.append(_trained(each, sampler, start, training))
-    chosen = min(candidates, key=true_error.error)
+            trained = _trained(each, sampler, start, training)
+            candidates.append((true_error.error(trained), trained))
+    _, chosen = min(candidates, key=itemgetter(0))
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = own
@@ -154,10 +156,12 @@ def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyConte
 _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext]] = WeakKeyDictionary()
 
 
-def _best_start(context: PolicyContext, true_error: TrueError, worth: float, max_span: int) -> CacheGraph:
-    """Return the graph of gram, or of a fixed rule, with the least true error."""
+def _best_start(
+    context: PolicyContext, true_error: TrueError, worth: float, max_span: int
+) -> tuple[float, CacheGraph]:
+    """Return the least true error of a graph of gram, or of a fixed rule, and the graph."""
     refusal: BudgetOutOfReach | None = None
-    found: list[tuple[float, int, CacheGraph]] = []
+    found: list[tuple[float, CacheGraph]] = []
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
     kinds += [{"max_span": span} for span in range(1, max_span)]
     kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
@@ -173,14 +177,14 @@ def _best_start(context: PolicyContext, true_error: TrueError, worth: float, max
             except BudgetOutOfReach as error:  # so short spans cannot save that much
                 refusal = error
                 continue
-            found.append((true_error.error(graph), len(found), graph))
+            found.append((true_error.error(graph), graph))
         for graph in rules:
             bar.update()
-            found.append((true_error.error(graph), len(found), graph))
+            found.append((true_error.error(graph), graph))
     if not found:
         assert refusal is not None
         raise refusal
-    return min(found)[2]
+    return min(found, key=itemgetter(0))
 
 
 def likely_rules(context: PolicyContext, worth: float) -> list[CacheGraph]:
