@@ -13,7 +13,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.batches import labels_in_turn
-from l2c.sampling.execution.precision import matmuls
+from l2c.sampling.execution.precision import in_precision, matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_of
 from l2c.speed.latency import alternate_pieces, evaluations, quartiles
@@ -180,8 +180,7 @@ class Bench:
     def _cast(self, precision: str) -> Backbone:
         """Return the backbone in a precision; one copy serves all samplers."""
         if precision not in self._casts:
-            probe = Sampler(self.backbone, solver="ddim", num_evaluations=2, precision=precision)
-            self._casts[precision] = probe.backbone
+            self._casts[precision] = in_precision(self.backbone, precision)
         return self._casts[precision]
 
 
