@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import FITTED, WEIGHTED, line_slope
+from l2c.graph.predictor import DIGITS, FITTED, LINEAR, WEIGHTED, slopes_of
 from l2c.graph.selection import with_evaluations
 
 
@@ -42,7 +42,7 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     for e, (i, row) in enumerate(zip(nearest, rows, strict=True)):
         reused = [layer for layer, fresh in enumerate(row) if not fresh] if reuse[e] == FITTED else []
         slopes = (graph.slopes[i][layer] * new[e][layer] / (old[i][layer] or 1.0) for layer in reused)
-        fitted.append(tuple(round(slope, 6) for slope in slopes))
+        fitted.append(tuple(round(slope, DIGITS) for slope in slopes))
     return with_evaluations(
         graph,
         nearest,
@@ -52,13 +52,6 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     )
 
 
-def _lines(rows: Sequence[Sequence[bool]], timesteps: Sequence[float]) -> list[list[float]]:
-    """Return the slope of the line in t of each entry; 0 where the layer computed fewer than two outputs before."""
-    computed: list[list[float]] = [[] for _ in rows[0]]
-    found = []
-    for row, t in zip(rows, timesteps, strict=True):
-        found.append([line_slope(t, past[-1], past[-2]) if len(past) > 1 else 0.0 for past in computed])
-        for past, fresh in zip(computed, row, strict=True):
-            if fresh:
-                past.append(t)
-    return found
+def _lines(rows: Sequence[Sequence[bool]], timesteps: Sequence[float]) -> Sequence[Sequence[float]]:
+    """Return the slope of the line in t of each reused entry; 0 where fewer than two outputs came before."""
+    return slopes_of(rows, timesteps, (LINEAR,) * len(rows), ((),) * len(rows))

@@ -57,8 +57,15 @@ class Calibration(measured.Calibration):
             ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
 
         """
-        context = self._context(num_steps, timesteps, solver, solver_options)
-        return gram(context, budget=budget, max_span=max_span or _span(context))
+        (graph,) = self.ladder(
+            [budget],
+            num_steps=num_steps,
+            timesteps=timesteps,
+            solver=solver,
+            solver_options=solver_options,
+            max_span=max_span,
+        )
+        return graph
 
     def ladder(
         self,

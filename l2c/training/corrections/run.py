@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from lightning.pytorch.loggers import CSVLogger
-
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.distillation import Distillation
 from l2c.data.noise import NoiseDataModule
@@ -88,8 +86,6 @@ def _fit(
         checkpoint_every=20,
         identity=identity,
         mend="lower slope_rate and scale_shift_rate",
-        gradient_clip_val=None,
-        logger=CSVLogger(folder, name="metrics"),
         log_every_n_steps=5,
     )
     mend = "" if settings.loss == "output" else " or loss=output, which keeps one evaluation at a time"
