@@ -120,7 +120,7 @@ class Calibration:
         grid = solver if isinstance(solver, Grid) else Grid.of(solver)
         measured = Measured(self.grid, *(self.tensors[name].numpy() for name in ("responses", "responses_ahead")))
         count = len(grid.timesteps)
-        responses = carry([measured], grid, max_age=min(count - 1, max(6, -(-2 * count // 5))))
+        responses = carry(measured, grid, max_age=min(count - 1, max(6, -(-2 * count // 5))))
         return replace(
             self,
             tensors={"responses": torch.from_numpy(responses)},

@@ -24,7 +24,6 @@ from l2c.calibration.grid import Grid, places
 Array = npt.NDArray[np.floating]
 SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
 ROUGH = 0.3  # of what a left-out output differs by: how far an interpolated one is taken to be off halfway
-BEYOND = 0.5  # of the distance of two grids: how far steps may be outside both before they count as at the edge
 SLACK = 1e-6  # of the trajectory: times that differ by less are the same
 
 
@@ -44,14 +43,11 @@ class Measured:
     ahead: Array
 
 
-def carry(measured: Sequence[Measured], wanted: Grid, *, max_age: int) -> Array:
+def carry(measured: Measured, wanted: Grid, *, max_age: int) -> Array:
     """Return responses (E', L, max_age, M) at other times; NaN where the measured ages do not reach.
 
-    With two grids measured, what is carried from each is interpolated linearly in the local step of time, because
-    what follows a step depends a little on its length.
-
     Args:
-        measured: one or two grids, of the same noises and directions.
+        measured: the responses, with the grid that they were measured at.
         wanted: the grid to carry them to.
         max_age: the oldest output wanted, in evaluations of the wanted grid.
 
@@ -59,43 +55,7 @@ def carry(measured: Sequence[Measured], wanted: Grid, *, max_age: int) -> Array:
         ValueError: if times lie outside those measured, or no evaluation of a kind was measured.
 
     """
-    for one in measured:
-        check_times(one.grid, wanted)
-    carried = [_carry_one(one, wanted, max_age) for one in measured]
-    if len(carried) == 1:
-        return carried[0]
-    (first, second), (grid_1, grid_2) = carried, (one.grid for one in measured)
-    h, h_1, h_2 = (_steps_at(grid, wanted.timesteps) for grid in (wanted, grid_1, grid_2))  # (E',)
-    share = np.clip((h - h_1) / (h_2 - h_1), -BEYOND, 1 + BEYOND).astype(np.float32)[:, None, None, None]
-    both = first + share * (second - first)
-    return np.where(np.isnan(both), np.where(np.isnan(first), second, first), both)
-
-
-def check_times(measured: Grid, wanted: Grid) -> None:
-    """Refuse times before or after those measured.
-
-    Raises:
-        ValueError: if a wanted time lies outside the measured ones.
-
-    """
-    step = 1 / (len(measured.timesteps) - 1)
-    for t, place in zip(wanted.timesteps, places(wanted.timesteps, measured), strict=True):
-        if not -step / 2 <= place <= 1 + step / 2:
-            first, last = measured.timesteps[0], measured.timesteps[-1]
-            raise ValueError(
-                f"the calibration was measured from t = {first:g} to {last:g}, but t = {t:g} is wanted; calibrate "
-                "with a solver whose times reach that far"
-            )
-
-
-def _steps_at(grid: Grid, times: Sequence[float]) -> Array:
-    """Return the length of a grid's steps in t at some times, interpolated."""
-    t = np.asarray(grid.timesteps)
-    order = np.argsort(t)
-    return np.interp(times, t[order], np.abs(np.gradient(t))[order])
-
-
-def _carry_one(measured: Measured, wanted: Grid, max_age: int) -> Array:
+    check_times(measured.grid, wanted)
     grid = measured.grid
     source = _Source(measured)
     u = _bent(places(wanted.timesteps, grid))
@@ -119,6 +79,23 @@ def _carry_one(measured: Measured, wanted: Grid, max_age: int) -> Array:
             mixed = np.where(np.isnan(mixed), value, mixed)
         carried[e, :, : len(older)] = np.float32(wanted.coefficients[e]) * np.swapaxes(mixed, 0, 1)
     return carried
+
+
+def check_times(measured: Grid, wanted: Grid) -> None:
+    """Refuse times before or after those measured.
+
+    Raises:
+        ValueError: if a wanted time lies outside the measured ones.
+
+    """
+    step = 1 / (len(measured.timesteps) - 1)
+    for t, place in zip(wanted.timesteps, places(wanted.timesteps, measured), strict=True):
+        if not -step / 2 <= place <= 1 + step / 2:
+            first, last = measured.timesteps[0], measured.timesteps[-1]
+            raise ValueError(
+                f"the calibration was measured from t = {first:g} to {last:g}, but t = {t:g} is wanted; calibrate "
+                "with a solver whose times reach that far"
+            )
 
 
 def _kinds(grid: Grid) -> list[tuple[bool, bool]]:

@@ -54,7 +54,7 @@ def test_a_two_stage_step_has_an_indirect_and_a_direct_output():
 def test_at_the_times_measured_nothing_changes(solver):
     here = grid(solver)
     measured = smooth(here, 6)
-    carried = carry([measured], here, max_age=6)
+    carried = carry(measured, here, max_age=6)
     for e in range(1, 20):
         known = min(e, 6)
         assert np.allclose(carried[e, :, :known], measured.responses[e, :, :known], rtol=1e-3, atol=1e-6)
@@ -63,7 +63,7 @@ def test_at_the_times_measured_nothing_changes(solver):
 @pytest.mark.parametrize(("count", "max_age"), [(10, 4), (28, 8), (50, 12)])
 def test_smooth_outputs_are_met_at_other_times(count, max_age):
     wanted = grid(count=count)
-    carried = carry([smooth(grid(), 10)], wanted, max_age=max_age)
+    carried = carry(smooth(grid(), 10), wanted, max_age=max_age)
     expected = smooth(wanted, max_age).responses
     for e in range(1, count):
         known = min(e, max_age)
@@ -77,14 +77,14 @@ def test_another_solver_and_shift_of_the_same_schedule_are_met():
         (grid("ddim", 25), grid("dpm_solver_2m", 30)),
         (grid("flow_euler", 25), grid("flow_euler", 30, shift=2.0)),
     ):
-        carried = carry([smooth(here, 12)], there, max_age=4)
+        carried = carry(smooth(here, 12), there, max_age=4)
         expected = smooth(there, 4).responses
         for e in range(4, 25):
             assert np.allclose(carried[e], expected[e], rtol=0.05, atol=0.03 * np.abs(expected[e]).max())
 
 
 def test_ages_beyond_those_measured_are_unknown():
-    carried = carry([smooth(grid(), 3)], grid(count=40), max_age=16)
+    carried = carry(smooth(grid(), 3), grid(count=40), max_age=16)
     assert not np.isnan(carried[30, :, :4]).any()
     assert np.isnan(carried[30, :, 10:]).all()
 
@@ -92,7 +92,7 @@ def test_ages_beyond_those_measured_are_unknown():
 def test_times_outside_and_solvers_with_noise_are_refused():
     low = Grid((500.0, 300.0, 100.0), (300.0, 100.0, 0.0), (-0.1, -0.1, -0.1), (True,) * 3)
     with pytest.raises(ValueError, match="measured from t = 500 to 100, but t = 999 is wanted"):
-        carry([smooth(low, 2)], grid(), max_age=2)
+        carry(smooth(low, 2), grid(), max_age=2)
     with pytest.raises(ValueError, match="adds noise at its steps"):
         grid("ddim", eta=0.5)
     with pytest.raises(ValueError, match="must rise or fall"):
