@@ -6,7 +6,6 @@ python benchmarks/diffusers_caches.py size=xl repetitions=3
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 from twins import COMPUTE_ALL, first_block_at_odd_steps, graph_of, twin
 
 from l2c.commands.frame import entry as cli
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json
 from l2c.io.torchvision_stand_in import make_importable
 from l2c.speed.latency import Latency, alternate
 
@@ -220,8 +219,7 @@ def main(cfg: DictConfig) -> None:
         for line in report[comparison]:
             print("  " + "  ".join(f"{key}: {value}" for key, value in line.items()))
     folder = cli.run_folder()
-    with replacing(folder / "benchmark.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "benchmark.json", report)
     print(f"wrote {folder / 'benchmark.json'} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')})")
 
 

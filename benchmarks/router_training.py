@@ -3,7 +3,6 @@
 python benchmarks/router_training.py model=dit_b2 batch_size=2
 """
 
-import json
 import resource
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
 from l2c.commands.frame import entry as cli
 from l2c.diffusion import Guidance, make_solver, schedule_of
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json
 from l2c.io.seeds import draw_normal
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
@@ -190,8 +189,7 @@ def _report(cfg: DictConfig, device: torch.device, seconds: dict[str, list[float
         "schemes": {name: {"seconds": own, "peak_bytes": peaks.get(name)} for name, own in seconds.items()},
     }
     path = cli.run_folder() / "results.json"
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)
     print(f"{markdown_table(rows)}\n\n{content['machine']}; wrote {path}")
 
 

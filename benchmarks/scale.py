@@ -3,7 +3,6 @@
 python benchmarks/scale.py num_threads=2
 """
 
-import json
 import sys
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from omegaconf import DictConfig
 
 from l2c.commands.frame import entry as cli
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json, write_text
 from l2c.report.figures import COMPUTED, save_figure
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
@@ -44,12 +43,10 @@ def main(cfg: DictConfig) -> None:
         "coefficients": model.coefficients,
         "measured": [m.to_dict() for m in measured],
     }
-    with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", content)
     where = f"Measured in {precision} on {machine(device)} by `{command}`."
     text = f"{_table(measured, model)}\n\n{_sentence(model)}\n\n{where}\n"
-    with replacing(folder / "report.md") as temporary:
-        temporary.write_text(f"# Scale\n\n{text}\n![predicted and measured](scale.png)\n", encoding="utf-8")
+    write_text(folder / "report.md", f"# Scale\n\n{text}\n![predicted and measured](scale.png)\n")
     print(f"{text}\nreport: {folder / 'report.md'}\npicture: {folder / 'scale.png'}")
 
 

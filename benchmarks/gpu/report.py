@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.task import Value
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json, write_text
 from l2c.report.table import markdown_table
 
 
@@ -57,10 +56,8 @@ class Report:
 
     def save(self) -> None:
         """Write both files."""
-        with replacing(self.folder / "results.json") as temporary:
-            temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
-        with replacing(self.folder / "results.md") as temporary:
-            temporary.write_text(self.page(), encoding="utf-8")
+        write_json(self.folder / "results.json", self.content)
+        write_text(self.folder / "results.md", self.page())
 
     def page(self) -> str:
         """Return everything as Markdown."""

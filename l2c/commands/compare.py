@@ -20,7 +20,7 @@ from l2c.evaluation.method_settings import FEWER_STEPS
 from l2c.evaluation.tournament import Tournament, cell_name
 from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.policies.budget import evaluations_worth
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.figures import save_figure
@@ -92,8 +92,7 @@ def main(cfg: DictConfig) -> None:
     record = folder / "settings.json"
     if record.is_file() and record.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
-    with replacing(record) as temporary:
-        temporary.write_text(settings, encoding="utf-8")
+    write_text(record, settings)
     budgets = [evaluations_worth(budget, cfg.solver.num_evaluations) for budget in cfg.budgets]
     cells: list[Cell] = []
     with tqdm(total=len(names) * len(budgets), desc="comparing", unit="cell") as bar:
@@ -112,8 +111,7 @@ def main(cfg: DictConfig) -> None:
         f"the {MEASURED[cfg.reference]}; ratios under 1.5 are ties. Measured on {machine()}."
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
-        with replacing(folder / file) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_text(folder / file, content)
     page = comparison_page(cfg, name, folder, cells)
     figure = page.curves()
     for suffix in ("png", "svg"):

@@ -7,8 +7,6 @@ With a reference: FID and the other figures of papers, of images that are there 
 l2c evaluate experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
 """
 
-import json
-
 import torch
 from omegaconf import DictConfig
 
@@ -27,7 +25,7 @@ from l2c.evaluation.scores.scores import score
 from l2c.evaluation.tournament import fewer_evaluations
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import check_writable, replacing
+from l2c.io.atomic import check_writable, write_json
 from l2c.policies.best import reference_evaluations
 from l2c.policies.methods.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
@@ -93,8 +91,7 @@ def judge_images(cfg: DictConfig) -> None:
         "reference": str(cfg.reference),
         **scores.to_dict(),
     }
-    with replacing(folder / "scores.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "scores.json", content)
     print(f"{scores_table(scores)}\n\nwrote {folder / 'scores.json'}")
 
 

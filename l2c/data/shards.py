@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor
 
-from l2c.io.atomic import replacing
+from l2c.io.atomic import replacing, write_json
 
 VERSION = 1
 M = TypeVar("M", bound="Shards")
@@ -90,9 +90,7 @@ class Shards:
 
     def save(self, folder: Path) -> None:
         """Write the manifest."""
-        with replacing(folder / self.FILE) as temporary:
-            text = json.dumps({"format": self.FORMAT, "version": VERSION, **vars(self)}, indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_json(folder / self.FILE, {"format": self.FORMAT, "version": VERSION, **vars(self)})
 
     @classmethod
     def load(cls: type[M], folder: Path) -> M:

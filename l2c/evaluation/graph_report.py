@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from l2c.calibration.cost import Cost
 from l2c.evaluation.comparison import Comparison, Result
 from l2c.evaluation.scores.scores import Scores
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json, write_text
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.machine import machine
 from l2c.report.page import Column, Entry, Section, page_html, paragraph, table_html, write_page
@@ -140,8 +139,7 @@ def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: 
         "macs_per_evaluation": cost.evaluation,
         "results": [result.to_dict() for result in comparison.results],
     }
-    with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results, allow_nan=False)
     text = "\n".join(
         [
             f"# {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",
@@ -166,6 +164,5 @@ def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: 
         ]
     )
     path = folder / "report.md"
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path

@@ -23,7 +23,7 @@ from l2c.evaluation.method_settings import BY_RESPONSES, DYNAMIC_OPTIONS, FEWER_
 from l2c.evaluation.metrics import image_error
 from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import replacing, write_json
 from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
@@ -237,9 +237,7 @@ class Tournament:
             tqdm.write(f"{method} at {worth:g}: its options or files have changed, so it is measured again")
         sampler = draw.sampler()
         cells = [] if sampler is None else [self.cell(method, worth, seed, name, sampler)]
-        with replacing(path) as temporary:
-            content = {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]}
-            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(path, {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]})
         return cells
 
     def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler | DynamicSampler) -> Cell:

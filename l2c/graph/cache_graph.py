@@ -18,7 +18,7 @@ from l2c.graph.checks import CHECKS, MAX_SCALE
 from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.predictor import HOLD, Weights, entry_weights, held_outputs, slopes_of
 from l2c.graph.statistics import counted, removed_fraction_of
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.io.bundled import bundled_graph, graph_names
 from l2c.io.json_fields import read_text
 from l2c.io.names import shown
@@ -195,8 +195,7 @@ class CacheGraph:
         """
         self.to_json()  # refuses before anything is written
         graph = self if self.correction is None else self.replace(correction=self.correction.beside(Path(path)))
-        with replacing(path) as temporary:
-            temporary.write_text(graph.to_json(), encoding="utf-8")
+        write_text(path, graph.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraph:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.io.names import shown
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def save_pretrained(graph: CacheGraph, folder: str | Path, *, files: Iterable[st
     for file in map(Path, files):
         shutil.copyfile(file, folder / file.name)
         names.append(file.name)
-    with replacing(folder / "README.md") as temporary:
-        temporary.write_text(card(graph, names), encoding="utf-8")
+    write_text(folder / "README.md", card(graph, names))
     graph.save(folder / FILE)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,5 @@ def export_cache_dit(graph: CacheGraph, path: str | Path, *, share: float = 0.5)
             "steps_computation_policy": "static",
         }
     }
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    write_json(path, config)
     return result

@@ -18,7 +18,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.io.json_fields import parse, read_text
 from l2c.io.names import quoted
 from l2c.sampling.binding import binding_of
@@ -110,9 +110,8 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
         if alike
         else {f"{kinds[i % 2]}-{i // 2}": column for i, column in enumerate(columns)}
     )
-    with replacing(path) as temporary:
-        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(column)}" for key, column in schedule.items())
-        temporary.write_text("{\n" + lines + "\n}\n", encoding="utf-8")
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(column)}" for key, column in schedule.items())
+    write_text(path, "{\n" + lines + "\n}\n")
 
 
 def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:

@@ -20,7 +20,7 @@ from l2c.calibration.calibration_file import VERSION
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.context import PolicyContext
@@ -164,8 +164,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
             refusals.append(f"policy {name} is not possible here: {error}")
     lines = [*refusals, *_summary(sampler, asked, graph, context)]
     graphs_of(graph, pipe).save(path)
-    with replacing(note) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(note, "\n".join(lines) + "\n")
 
 
 def _batch_size(backbone: PipelineBackbone, largest: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.report.decisions import printable
 
 # What the page may load: nothing but what lies in it.
@@ -81,8 +81,7 @@ def page_html(title: str, lead: str, facts: Mapping[str, str], sections: Sequenc
 
 def write_page(path: str | Path, html: str) -> Path:
     """Write a page; the file appears whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    write_text(path, html)
     return Path(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json, write_text
 from l2c.report.decisions import wrapped
 from l2c.report.figures import COMPUTED, REUSED, save_figure
 from l2c.report.machine import machine
@@ -115,8 +114,7 @@ def write_speed_report(
         "results": [speed.to_dict() for speed in speeds],
         "notes": list(notes),
     }
-    with replacing(folder / "results.json") as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", content)
     lines = [
         f"# Speed of {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",
         "",
@@ -138,6 +136,5 @@ def write_speed_report(
         *(["![time of each evaluation](evaluations.png)", ""] if drawn else []),
     ]
     path = folder / "report.md"
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(lines), encoding="utf-8")
+    write_text(path, "\n".join(lines))
     return path

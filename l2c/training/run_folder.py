@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.data.share import this_process
-from l2c.io.atomic import check_writable, replacing, sweep
+from l2c.io.atomic import check_writable, sweep, write_json
 from l2c.io.folder_lock import locked
 
 RECORD = "run.json"
@@ -74,8 +74,7 @@ def claimed(
 
 def _record(folder: Path, state: str, settings: Mapping[str, Any]) -> None:
     content = {"state": state, "process": os.getpid(), "settings": dict(settings)}
-    with replacing(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / RECORD, content)
 
 
 def _make_room(folder: Path, results: Sequence[str]) -> None:

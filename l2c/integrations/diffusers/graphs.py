@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_json
 
 FORMAT = "l2c-cache-graphs"
 
@@ -50,9 +50,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
         if corrected is not None:
             raise ValueError(f"the graph of {corrected} has a correction; save each graph in a file of its own")
         graphs = {name: json.loads(graph.to_json()) for name, graph in self._graphs.items()}
-        with replacing(path) as temporary:
-            content = {"format": FORMAT, "version": 1, "graphs": graphs}
-            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, {"format": FORMAT, "version": 1, "graphs": graphs}, ensure_ascii=False)
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraphs:

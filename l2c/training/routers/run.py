@@ -15,7 +15,7 @@ from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
+from l2c.io.atomic import write_text
 from l2c.io.memory import memory_explained
 from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
@@ -100,8 +100,7 @@ def train_routers(
     module, trainer = _trainer(settings, place, solver, setup, identity)
     with claimed(place, identity, resumed=checkpoint, results=RESULTS):
         if config is not None and is_first_process():
-            with replacing(place / "config.yaml") as temporary:
-                temporary.write_text(config, encoding="utf-8")
+            write_text(place / "config.yaml", config)
         with memory_explained(lambda: _memory_sentence(settings, backbone, trainer)):
             trainer.fit(module, setup.data, ckpt_path=checkpoint)
         graph = _export(settings, backbone, solver, setup, cost, steps=trainer.global_step, any_weights=any_weights)
