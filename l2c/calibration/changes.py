@@ -54,11 +54,10 @@ def measure_changes(
 
             def evaluate(x: Tensor, t: float, network: GuidedBackbone = network) -> Tensor:
                 blocks.added.clear()
-                everything = (True,) * backbone.num_layers
-                output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
-                sums.add([*(layer for layer in layers if layer is not None), *blocks.added])
+                output, layers = network.full(x, t)
+                sums.add([*layers, *blocks.added])
                 bar.update()
-                return network.merge(output)
+                return output
 
             sampler.solver.sample(evaluate, noise[part].to(device))
     change = sums.change.float()

@@ -124,16 +124,11 @@ class _Trajectory:
 
     def _evaluate(self, x: Tensor, t: float) -> Tensor:
         with torch.no_grad():
-            output, layers = self._pass(x, t)
+            output, layers = self._network.full(x, t)
         self._requests.append((x, t))
         self._outputs.append(output.requires_grad_(True))
         self.layers.append(layers)
         return self._outputs[-1]
-
-    def _pass(self, x: Tensor, t: float) -> tuple[Tensor, list[Tensor]]:
-        everything = (True,) * self._backbone.num_layers
-        output, layers = self._backbone.forward_cached(*self._network.inputs(x, t), self._network.y, everything)
-        return self._network.merge(output), [layer for layer in layers if layer is not None]
 
     def gradients(self, probes: Tensor) -> Iterator[tuple[int, int, Sequence[Tensor]]]:
         """Yield (evaluation, probe, gradients by its layers' outputs), from the last evaluation to the first.
@@ -148,7 +143,7 @@ class _Trajectory:
             by_output = self._by_output(e, at_image, at_states)
             with torch.enable_grad():
                 x = self._requests[e][0].detach().requires_grad_(True)
-                output, layers = self._pass(x, self._requests[e][1])
+                output, layers = self._network.full(x, self._requests[e][1])
             at_state = torch.zeros_like(at_image)
             for k, gradient in enumerate(by_output):
                 # Some layers may be made that nothing reads: the last block's text stream.

@@ -37,6 +37,12 @@ class GuidedBackbone:
         batch = self.batch(x)
         return batch, torch.full((len(batch),), t, device=batch.device)
 
+    def full(self, x: Tensor, t: float) -> tuple[Tensor, list[Tensor]]:
+        """Return the guided output for the states x at t, and the outputs of all layers, everything computed."""
+        everything = (True,) * self.backbone.num_layers
+        output, layers = self.backbone.forward_cached(*self.inputs(x, t), self.y, everything)
+        return self.merge(output), [layer for layer in layers if layer is not None]
+
     def merge(self, output: Tensor) -> Tensor:
         """Return the guided output (N, C or 2 C, H, W), in 32 bits, of the backbone's output."""
         return self.guidance.merge(output.float())

@@ -110,7 +110,6 @@ def measure_products(sampler: Sampler, num_trajectories: int, *, batch_size: int
     backbone, device = sampler.backbone, next(sampler.backbone.parameters()).device
     count = sampler.solver.num_evaluations
     total = torch.zeros(backbone.num_layers, count, count, dtype=torch.float64)
-    everything = (True,) * backbone.num_layers
     for start in range(0, num_trajectories, batch_size):
         size = min(batch_size, num_trajectories - start)
         labels = labels_in_turn(backbone.num_labels, size, first=start)
@@ -118,9 +117,9 @@ def measure_products(sampler: Sampler, num_trajectories: int, *, batch_size: int
         outputs: list[list[Tensor]] = []
 
         def evaluate(x: Tensor, t: float, network: GuidedBackbone = network, outputs: list = outputs) -> Tensor:
-            output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
-            outputs.append([layer.flatten() for layer in layers if layer is not None])
-            return network.merge(output)
+            output, layers = network.full(x, t)
+            outputs.append([layer.flatten() for layer in layers])
+            return output
 
         sampler.solver.sample(evaluate, seeded_noise(backbone.input_shape, seed, size, first=start).to(device))
         for layer in range(backbone.num_layers):
