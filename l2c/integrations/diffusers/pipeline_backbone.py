@@ -77,7 +77,10 @@ class PipelineBackbone(WrappedModule):
         self.own_solver = solver
         self.fewer_steps = dict(fewer_steps or {})
         self._recorded = calls[0]
-        self.second = None if second is None else second[0]
+        self.second = None if second is None else second[0].eval().requires_grad_(False)
+        self._second_layers = (
+            () if self.second is None else tuple(make_layer(self.second, name) for name in self.layer_names)
+        )
         self.boundary = -float("inf") if second is None else second[1]
         self._sign = step.sign
         self._table = tabled([call.conditions for call in calls])
@@ -100,8 +103,7 @@ class PipelineBackbone(WrappedModule):
             yield
             return
         own = self.module, self.layers
-        self.module = self.second.eval().requires_grad_(False)
-        self.layers = tuple(make_layer(self.second, name) for name in self.layer_names)
+        self.module, self.layers = self.second, self._second_layers
         try:
             yield
         finally:
