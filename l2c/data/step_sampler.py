@@ -47,8 +47,8 @@ class StepBatchSampler:
         """Return the dataset's keys for some places of a step's batch of indices."""
         return batch[places]
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        step = self.start_step
+    def indices(self) -> Iterator[list[int]]:
+        """Yield the indices of each step's batch, from the first step on, without end."""
         epoch, offset = divmod(self.start_step * self.batch_size, self.num_items)
         order = self._epoch(epoch)
         while True:
@@ -60,9 +60,12 @@ class StepBatchSampler:
                 taken = order[offset : offset + self.batch_size - len(batch)]
                 batch += taken
                 offset += len(taken)
+            yield batch
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        for step, batch in enumerate(self.indices(), self.start_step):
             for places in self.slices:
                 yield self.items(batch, step, places)
-            step += 1
 
 
 class NumberedBatchSampler(StepBatchSampler):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,21 +34,18 @@ class BalancedBatchSampler(NumberedBatchSampler):
 
     def __init__(self, labels: Tensor, batch_size: int, *, seed: int, **settings: Any) -> None:
         super().__init__(len(labels), batch_size, seed=seed, **settings)
-        self.weights = labels.bincount().float().rsqrt()[labels]  # (N,), a class of n adds up to sqrt(n)
+        weights = labels.bincount().float().rsqrt()[labels]  # (N,), a class of n adds up to sqrt(n)
+        self.shares = weights.cumsum(0) / weights.sum()  # (N,), up to each picture
 
     def batch(self, step: int) -> list[int]:
         """Return the indices of a step."""
         drawn = Stream("pictures of a training step", self.seed, step).uniform(self.batch_size)
-        shares = self.weights.cumsum(0) / self.weights.sum()
-        return torch.searchsorted(shares, drawn.to(shares), right=True).clamp(max=len(shares) - 1).tolist()
+        places = torch.searchsorted(self.shares, drawn.to(self.shares), right=True)
+        return places.clamp(max=len(self.shares) - 1).tolist()
 
-    def __iter__(self) -> Any:
-        step = self.start_step
-        while True:
-            batch = self.batch(step)
-            for places in self.slices:
-                yield self.items(batch, step, places)
-            step += 1
+    def indices(self) -> Iterator[list[int]]:
+        """Yield the indices of each step's batch, see `batch`."""
+        return map(self.batch, itertools.count(self.start_step))
 
 
 class EmojiPictures(Dataset[tuple[Tensor, int]]):
