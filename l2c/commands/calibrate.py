@@ -14,13 +14,12 @@ from l2c.calibration.grid import Grid
 from l2c.calibration.responses import measure_both_ways
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone
+from l2c.commands.frame.graphs import write_graph
 from l2c.commands.frame.table import command_line
 from l2c.diffusion import SOLVERS, Solver
 from l2c.io.atomic import check_writable
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
-from l2c.policies.registry import make_graph
-from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_by
@@ -60,7 +59,8 @@ def main(cfg: DictConfig) -> None:
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
     print(f"wrote {path}: {shapes}")
     if "policy" in cfg:
-        _write_graph(cfg, PolicyContext.of(sampler, Calibration.load(path)))
+        graph, made = write_graph(cfg, PolicyContext.of(sampler, Calibration.load(path)), cli.run_folder())
+        print(f"{graph.summary()}\nwrote {made}")
     else:
         same = cli.repeated(*BACKBONE_SETTINGS, "solver")
         policy = "best" if "responses" in cfg.measure else "block_caching"
@@ -92,16 +92,6 @@ def _grid(solver: Solver) -> Grid | None:
     except ValueError as error:
         print(f"graphs can be made for these times only: {error}")
         return None
-
-
-def _write_graph(cfg: DictConfig, context: PolicyContext) -> None:
-    """Make the graph of the policy that was asked for beside the statistics."""
-    options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
-    graph = make_graph(cfg.policy.name, context, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
-    folder = cli.run_folder()
-    graph.save(folder / "cache_graph.json")
-    save_figure(graph_heatmap(graph), folder / "graph.png")
-    print(f"{graph.summary()}\nwrote {folder / 'cache_graph.json'}")
 
 
 if __name__ == "__main__":

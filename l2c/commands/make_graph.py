@@ -8,11 +8,11 @@ from omegaconf import DictConfig
 from l2c.backbones.shapes import backbone_shapes
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone, is_pipeline, other_weights
+from l2c.commands.frame.graphs import write_graph
 from l2c.commands.frame.table import command_line
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
-from l2c.policies.registry import UNMEASURED, make_graph
-from l2c.report.figures import graph_heatmap, save_figure
+from l2c.policies.registry import UNMEASURED
 from l2c.sampling.uncached import uncached_by
 
 
@@ -23,18 +23,13 @@ def main(cfg: DictConfig) -> None:
     shapes_will_do = cfg.policy.name in UNMEASURED and calibration is None and not is_pipeline(cfg.model)
     backbone = backbone_shapes(cfg.model) if shapes_will_do else configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)
-    options = {str(key): value for key, value in cfg.policy.items() if key != "name"}
     context = PolicyContext.of(sampler, calibration)
-    graph = make_graph(cfg.policy.name, context, **options, **({} if cfg.budget is None else {"budget": cfg.budget}))
-    folder = cli.run_folder()
-    graph.save(folder / "cache_graph.json")
-    save_figure(graph_heatmap(graph), folder / "graph.png")
+    graph, path = write_graph(cfg, context, cli.run_folder())
     print(graph.summary())
     print(
         f"{context.cost.evaluations_worth(graph):.2f} evaluations' worth of MACs instead of "
         f"{graph.num_evaluations}: {context.cost.speed_up(graph):.2f} x by MACs"
     )
-    path = folder / "cache_graph.json"
     same = cli.repeated(*BACKBONE_SETTINGS) if is_pipeline(cfg.model) else []  # the graph itself names a preset
     print(f"wrote {path}\nnext: {command_line('evaluate', *same, graph=path, checkpoint=other_weights(cfg.model))}")
 

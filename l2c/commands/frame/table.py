@@ -58,11 +58,16 @@ def spelled(name: str) -> str:
     """
     started = Path(sys.argv[0]) if sys.argv else Path("l2c")
     script = COMMANDS[name].script
-    if started.name == "__main__.py" and started.parent.name == "l2c":
+    if _is_module(started):
         return f"python -m l2c {name}"
     if started.suffix == ".py" and script is not None and Path(script).is_file():
         return f"python {script}"
     return f"l2c {name}"
+
+
+def _is_module(started: Path) -> bool:
+    """Return whether a process was started as `python -m l2c`."""
+    return started.name == "__main__.py" and started.parent.name == "l2c"
 
 
 def command_line(name: str, *words: str, **settings: object) -> str:
@@ -81,7 +86,7 @@ def command_line(name: str, *words: str, **settings: object) -> str:
 def this_command_line() -> str:
     """Return the line that started this process, for reports."""
     started = Path(sys.argv[0])
-    if started.name == "__main__.py" and started.parent.name == "l2c":
+    if _is_module(started):
         head = ["python", "-m", "l2c"]
     else:
         head = ["python", sys.argv[0]] if started.suffix == ".py" else [started.name]
