@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
@@ -23,7 +22,7 @@ from l2c.io.atomic import write_json
 from l2c.io.seeds import draw_normal
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
-from l2c.speed.latency import seconds_of
+from l2c.speed.latency import alternate
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import DataPairs, Pair, TrajectoryPairs
 from l2c.training.routers.routers import Routers, routed_evaluations
@@ -153,22 +152,11 @@ def main(cfg: DictConfig) -> None:
         return
     schemes = _schemes(cfg, device)
     clock = time.process_time if cfg.cpu_time else time.perf_counter
-    times = _alternated({name: schemes.step(name) for name in cfg.schemes}, cfg.repetitions, clock)
+    steps = {name: schemes.step(name) for name in cfg.schemes}
+    timed = alternate(steps, repetitions=cfg.repetitions, progress=True, clock=clock)
+    times = {name: list(latency.times) for name, latency in timed.items()}
     peaks = {name: _measured_peak(name) for name in cfg.schemes} if cfg.memory else {}
     _report(cfg, device, times, peaks)
-
-
-def _alternated(
-    steps: dict[str, Callable[[], None]], repetitions: int, clock: Callable[[], float]
-) -> dict[str, list[float]]:
-    """Return the seconds of each step of each scheme, in turn, after one warm-up."""
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in tqdm(range(repetitions), desc="timing", unit="round"):
-        for name, step in steps.items():
-            seconds[name].append(seconds_of(step, clock))
-    return seconds
 
 
 def _report(cfg: DictConfig, device: torch.device, seconds: dict[str, list[float]], peaks: dict[str, int]) -> None:

@@ -12,7 +12,7 @@ from benchmarks.gpu.networks import network
 from benchmarks.gpu.task import Task, against
 from l2c.sampling.execution.compiled import short_reason
 from l2c.sampling.sampler import Sampler
-from l2c.speed.latency import alternate
+from l2c.speed.latency import alternate, synchronize
 
 BACKENDS = {
     "torch's choice": None,
@@ -66,7 +66,7 @@ def _alternate(task: Task, table: str, call: Callable[[], object], *, calls: int
         run = call if backend is None else _under(backend, call)
         try:
             run()
-            task.synchronize()
+            synchronize()
         except RuntimeError as error:
             refused[name] = short_reason(error)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from l2c.speed.latency import Latency
+from l2c.speed.latency import Latency, seconds_of
 
 Value = str | int | float | bool | None
 
@@ -64,16 +64,7 @@ class Task:
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Return the seconds of one call, with all that it leaves to do on the device."""
-        self.synchronize()
-        start = time.perf_counter()
-        call()
-        self.synchronize()
-        return time.perf_counter() - start
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        return seconds_of(call)
 
 
 def told(ratio: tuple[float, float, float]) -> str:

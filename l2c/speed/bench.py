@@ -16,7 +16,7 @@ from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.execution.precision import in_precision, matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_of
-from l2c.speed.latency import alternate_pieces, evaluations, quartiles
+from l2c.speed.latency import alternate_pieces, evaluations, quartiles, ratio_of
 from l2c.speed.reference_scheme import ReferenceScheme
 
 MODES = ("eager", "compiled", "captured", "compiled+captured")
@@ -75,9 +75,7 @@ class Speed:
 
         Both must come from one `Bench.run`, which alternates them.
         """
-        ratios = [theirs / own for theirs, own in zip(other.cached_times, self.cached_times, strict=True)]
-        low, middle, high = quartiles(ratios)
-        return middle, low, high
+        return ratio_of(other.cached_times, self.cached_times)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""

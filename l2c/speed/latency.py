@@ -38,9 +38,13 @@ class Latency:
 
     def ratio(self, other: Latency) -> tuple[float, float, float]:
         """Return median and quartiles, over rounds timed in turn, of (time of the other / time of this one)."""
-        ratios = [theirs / own for theirs, own in zip(other.times, self.times, strict=True)]
-        low, middle, high = quartiles(ratios)
-        return middle, low, high
+        return ratio_of(other.times, self.times)
+
+
+def ratio_of(theirs: Sequence[float], own: Sequence[float]) -> tuple[float, float, float]:
+    """Return median and quartiles of the quotients of times, round by round."""
+    low, middle, high = quartiles([a / b for a, b in zip(theirs, own, strict=True)])
+    return middle, low, high
 
 
 def synchronize() -> None:
