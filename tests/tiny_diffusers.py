@@ -46,7 +46,7 @@ class UNetFamily(Family):
         return self.model(x, torch.tensor(t), return_dict=False, **self.conditions)[0]
 
 
-def _frozen(model: nn.Module) -> nn.Module:
+def frozen(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -63,7 +63,7 @@ def _dit() -> Family:
     model = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=3, sample_size=8
     )
-    return Family(_frozen(model), torch.randn(2, 4, 8, 8), {"class_labels": torch.tensor([3, 1000])})
+    return Family(frozen(model), torch.randn(2, 4, 8, 8), {"class_labels": torch.tensor([3, 1000])})
 
 
 def _pixart() -> Family:
@@ -82,7 +82,7 @@ def _pixart() -> Family:
         "encoder_hidden_states": _text(2, 7, 24),
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
     }
-    return Family(_frozen(model), torch.randn(2, 4, 8, 8), conditions)
+    return Family(frozen(model), torch.randn(2, 4, 8, 8), conditions)
 
 
 def _sd3() -> Family:
@@ -103,7 +103,7 @@ def _sd3() -> Family:
         qk_norm="rms_norm",
     )
     conditions = {"encoder_hidden_states": _text(2, 7, 24), "pooled_projections": _text(2, 16)}
-    return Family(_frozen(model), torch.randn(2, 4, 8, 8), conditions)
+    return Family(frozen(model), torch.randn(2, 4, 8, 8), conditions)
 
 
 def _flux() -> Family:
@@ -126,7 +126,7 @@ def _flux() -> Family:
         "img_ids": torch.randint(4, (16, 3)).float(),
     }
     times = (1.0, 0.8, 0.6, 0.45, 0.3, 0.1)
-    return Family(_frozen(model), torch.randn(2, 16, 4), conditions, times)
+    return Family(frozen(model), torch.randn(2, 16, 4), conditions, times)
 
 
 def _sana() -> Family:
@@ -144,7 +144,7 @@ def _sana() -> Family:
         caption_channels=24,
         sample_size=8,
     )
-    return Family(_frozen(model), torch.randn(2, 4, 8, 8), {"encoder_hidden_states": _text(2, 7, 24)})
+    return Family(frozen(model), torch.randn(2, 4, 8, 8), {"encoder_hidden_states": _text(2, 7, 24)})
 
 
 def _hunyuan() -> Family:
@@ -172,7 +172,7 @@ def _hunyuan() -> Family:
         "encoder_hidden_states_t5": _text(2, 6, 16),
         "text_embedding_mask_t5": torch.ones(2, 6),
     }
-    return Family(_frozen(model), torch.randn(2, 4, 8, 8), conditions)
+    return Family(frozen(model), torch.randn(2, 4, 8, 8), conditions)
 
 
 def _unet() -> Family:
@@ -188,7 +188,7 @@ def _unet() -> Family:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    return UNetFamily(_frozen(model), torch.randn(2, 4, 8, 8), {"encoder_hidden_states": _text(2, 7, 24)})
+    return UNetFamily(frozen(model), torch.randn(2, 4, 8, 8), {"encoder_hidden_states": _text(2, 7, 24)})
 
 
 FAMILIES: dict[str, Callable[[], Family]] = {
@@ -202,7 +202,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
 }
 
 
-def _vae():  # type: ignore[no-untyped-def]
+def make_vae(latent_channels: int = 4, **options: Any) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -211,10 +211,34 @@ def _vae():  # type: ignore[no-untyped-def]
         block_out_channels=(8,),
         down_block_types=("DownEncoderBlock2D",),
         up_block_types=("UpDecoderBlock2D",),
-        latent_channels=4,
+        latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=8,
+        **options,
     )
+
+
+def make_t5(num_layers: int = 1) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=16, num_layers=num_layers, num_heads=2)
+    return T5EncoderModel(config).eval()
+
+
+def make_clip(width: int) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=8,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=7,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    return CLIPTextModel(config).eval()
 
 
 def make_tokenizer(length: int):  # type: ignore[no-untyped-def]
@@ -232,18 +256,16 @@ def make_tokenizer(length: int):  # type: ignore[no-untyped-def]
 def _dit_pipeline() -> Any:
     from diffusers import DDIMScheduler, DiTPipeline
 
-    return DiTPipeline(transformer=_dit().model, vae=_vae(), scheduler=DDIMScheduler())
+    return DiTPipeline(transformer=_dit().model, vae=make_vae(), scheduler=DDIMScheduler())
 
 
 def _pixart_pipeline() -> Any:
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
-    from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     return PixArtSigmaPipeline(
         tokenizer=make_tokenizer(7),
-        text_encoder=T5EncoderModel(config).eval(),
-        vae=_vae(),
+        text_encoder=make_t5(),
+        vae=make_vae(),
         transformer=_pixart().model,
         scheduler=DPMSolverMultistepScheduler(),
     )
@@ -251,21 +273,10 @@ def _pixart_pipeline() -> Any:
 
 def _stable_diffusion(unet: Any = None) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = CLIPTextConfig(
-        vocab_size=8,
-        hidden_size=24,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=7,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
     return StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=CLIPTextModel(config).eval(),
+        vae=make_vae(),
+        text_encoder=make_clip(24),
         tokenizer=make_tokenizer(7),
         unet=_unet().model if unet is None else unet,
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False, beta_schedule="scaled_linear"),
@@ -297,4 +308,4 @@ def attentive_pipeline() -> Any:
         attention_head_dim=2,
         norm_num_groups=4,
     )
-    return _stable_diffusion(_frozen(unet))
+    return _stable_diffusion(frozen(unet))

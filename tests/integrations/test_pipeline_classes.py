@@ -9,7 +9,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
 
 import diffusers
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from tiny_diffusers import frozen, make_clip, make_t5, make_vae
 
 import l2c
 from l2c.integrations.diffusers import applied
@@ -17,46 +17,6 @@ from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.policies.context import PolicyContext
 
 STEPS = 4
-
-
-def t5(width=24):
-    config = T5Config(vocab_size=8, d_model=width, d_kv=8, d_ff=16, num_layers=2, num_heads=2)
-    return T5EncoderModel(config).eval()
-
-
-def clip():
-    config = CLIPTextConfig(
-        vocab_size=8,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=7,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return CLIPTextModel(config).eval()
-
-
-def vae(channels, **options):
-    return diffusers.AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8,),
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        latent_channels=channels,
-        norm_num_groups=4,
-        sample_size=8,
-        **options,
-    )
-
-
-def frozen(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return model.eval().requires_grad_(False)
 
 
 def flux(tokenizer):
@@ -72,10 +32,10 @@ def flux(tokenizer):
     )
     pipe = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
-        text_encoder=clip(),
+        vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
+        text_encoder=make_clip(16),
         tokenizer=tokenizer(7),
-        text_encoder_2=t5(),
+        text_encoder_2=make_t5(num_layers=2),
         tokenizer_2=tokenizer(7),
         transformer=frozen(transformer),
     )
@@ -101,8 +61,8 @@ def lumina2(tokenizer):
     pipe = diffusers.Lumina2Pipeline(
         transformer=frozen(transformer),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(4, scaling_factor=1.0, shift_factor=0.0),
-        text_encoder=t5(),
+        vae=make_vae(4, scaling_factor=1.0, shift_factor=0.0),
+        text_encoder=make_t5(num_layers=2),
         tokenizer=tokenizer(7),
     )
     return pipe, {"max_sequence_length": 7, "height": 16, "width": 16, "cfg_normalization": False}
@@ -123,7 +83,7 @@ def sana(tokenizer):
     )
     pipe = diffusers.SanaPipeline(
         tokenizer=tokenizer(7),
-        text_encoder=t5(),
+        text_encoder=make_t5(num_layers=2),
         vae=diffusers.AutoencoderDC(
             in_channels=3,
             latent_channels=4,
@@ -159,8 +119,8 @@ def z_image(tokenizer):
     words.chat_template = "{{ messages[0]['content'] }}"
     pipe = diffusers.ZImagePipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=vae(4, scaling_factor=1.0, shift_factor=0.0),
-        text_encoder=t5(),
+        vae=make_vae(4, scaling_factor=1.0, shift_factor=0.0),
+        text_encoder=make_t5(num_layers=2),
         tokenizer=words,
         transformer=frozen(transformer),
     )
@@ -191,7 +151,7 @@ def ltx(tokenizer):
     pipe = diffusers.LTXPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=autoencoder,
-        text_encoder=t5(),
+        text_encoder=make_t5(num_layers=2),
         tokenizer=tokenizer(7),
         transformer=frozen(transformer),
     )
@@ -224,7 +184,7 @@ def cogvideox(tokenizer):
     )
     pipe = diffusers.CogVideoXPipeline(
         tokenizer=tokenizer(7),
-        text_encoder=t5(),
+        text_encoder=make_t5(num_layers=2),
         vae=autoencoder,
         transformer=frozen(transformer),
         scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=False),

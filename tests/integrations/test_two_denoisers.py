@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.hooks import HookRegistry
-from transformers import T5Config, T5EncoderModel
+from tiny_diffusers import make_t5
 
 import l2c
 from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply_cache_graph, remove_cache_graph
@@ -40,12 +40,11 @@ def transformer(seed):
 
 @pytest.fixture
 def pipe(tokenizer):
-    config = T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     torch.manual_seed(0)
     vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     pipe = WanPipeline(
         tokenizer=tokenizer(7),
-        text_encoder=T5EncoderModel(config).eval(),
+        text_encoder=make_t5(),
         vae=vae,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         transformer=transformer(1),
