@@ -50,4 +50,4 @@ format: install  ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 clean:  ## remove the environment and what runs wrote
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build runs .pytest_cache .mypy_cache .ruff_cache
