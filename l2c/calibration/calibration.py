@@ -137,7 +137,14 @@ class Calibration:
             ValueError: if JSON cannot hold the settings.
 
         """
-        header = file.header_of(self)
+        header = file.header_of(
+            binding=self.binding,
+            settings=self.settings,
+            grid=self.grid,
+            schedule=self.schedule,
+            cost=self.cost,
+            corrections=self.corrections,
+        )
         with replacing(path) as temporary:
             save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata={"l2c": header})
 
@@ -161,7 +168,7 @@ class Calibration:
             raise ValueError(f"{name} holds no statistics of l2c; give what l2c calibrate wrote") from error
         try:
             calibration = cls(tensors, **file.fields_of(header))
-            file.check_tensors(calibration)
+            file.check_tensors(tensors, binding=calibration.binding, grid=calibration.grid, cost=calibration.cost)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return calibration

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid
@@ -16,9 +17,6 @@ from l2c.graph.binding import Binding
 from l2c.io.json_fields import items, known_fields, member, parse
 from l2c.io.names import quoted
 from l2c.io.numbers import finite_number, whole_number
-
-if TYPE_CHECKING:
-    from l2c.calibration.calibration import Calibration
 
 FORMAT = "l2c-calibration"
 VERSION = 2
@@ -33,23 +31,30 @@ MOST = 1000  # corrections, ages
 MOST_MACS = 10**18
 
 
-def header_of(calibration: Calibration) -> str:
-    """Return the head as text.
+def header_of(
+    *,
+    binding: Binding,
+    settings: Mapping[str, Any],
+    grid: Grid | None,
+    schedule: Schedule | None,
+    cost: Cost | None,
+    corrections: Sequence[Mapping[str, float]],
+) -> str:
+    """Return the head as text; the arguments are the attributes of `Calibration`.
 
     Raises:
         ValueError: if JSON cannot hold the settings.
 
     """
-    grid, schedule, cost = calibration.grid, calibration.schedule, calibration.cost
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "binding": calibration.binding.fields,
-        "settings": dict(calibration.settings),
+        "binding": binding.fields,
+        "settings": dict(settings),
         "grid": grid and grid.to_json(),
         "schedule": schedule and {name: getattr(schedule, name) for name in OF_SCHEDULE},
         "cost": cost and {"layers": list(cost.layers), "fixed": cost.fixed},
-        "corrections": list(map(dict, calibration.corrections)),
+        "corrections": list(map(dict, corrections)),
     }
     try:
         return json.dumps(content, ensure_ascii=False, allow_nan=False)
@@ -136,16 +141,15 @@ def _correction(content: Any, index: int) -> Mapping[str, float]:
     return {name: finite_number(f"{where}.{name}", content.get(name), low=1e-300) for name in CORRECTION}
 
 
-def check_tensors(calibration: Calibration) -> None:
-    """Refuse tensors that do not fit the head.
+def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid | None, cost: Cost | None) -> None:
+    """Refuse tensors that do not fit the head; the arguments are the attributes of `Calibration`.
 
     Raises:
         ValueError: if a tensor is unknown, has a wrong shape, or holds values that are not finite.
 
     """
-    binding, grid, cost = calibration.binding, calibration.grid, calibration.cost
     num_evaluations, num_layers = binding.num_evaluations, len(binding.layers)
-    for name, tensor in calibration.tensors.items():
+    for name, tensor in tensors.items():
         if name not in DIMENSIONS:
             raise ValueError(f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}")
         shape = tuple(tensor.shape)
@@ -157,9 +161,7 @@ def check_tensors(calibration: Calibration) -> None:
             raise ValueError(f"{name} has {found} evaluations and layers, but the file is of {wanted}")
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds numbers that are not finite; calibrate again")
-    pair = [
-        calibration.tensors[name].shape for name in ("responses", "responses_ahead") if name in calibration.tensors
-    ]
+    pair = [tensors[name].shape for name in ("responses", "responses_ahead") if name in tensors]
     if len(pair) == 2 and pair[0][3] != pair[1][3]:
         raise ValueError(
             f"responses and responses_ahead are of {pair[0][3]} and {pair[1][3]} directions, must be equal"

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-GUIDANCE_MODES = ("dit", "uvit", "cfg", "embedded")
-NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}
+from l2c.graph.binding import GUIDANCES, NEUTRAL_SCALE
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Guidance:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in GUIDANCE_MODES:
-            raise ValueError(f"unknown guidance {self.mode!r}; known are {', '.join(GUIDANCE_MODES)}")
+        if self.mode not in GUIDANCES:
+            raise ValueError(f"unknown guidance {self.mode!r}; known are {', '.join(GUIDANCES)}")
 
     @property
     def active(self) -> bool:

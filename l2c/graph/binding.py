@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import HOLD
 from l2c.io.names import shown
 
-if TYPE_CHECKING:
-    from l2c.graph.cache_graph import CacheGraph
-
-NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}  # of guidance that is off; "embedded" has none
+NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}  # of guidance that is off, by its mode
+GUIDANCES = (*NEUTRAL_SCALE, "embedded")  # the last has no scale at which it is off
 SCHEDULERS = {  # the classes of diffusers that take our solvers' steps
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -55,7 +54,7 @@ class Binding:
     fingerprint: str | None = None
 
     @classmethod
-    def of_graph(cls, graph: CacheGraph) -> Binding:
+    def of_graph(cls, graph: GraphFields) -> Binding:
         """Return the binding of a graph."""
         return cls(**{name: getattr(graph, name) for name in cls.__dataclass_fields__})
 
@@ -258,7 +257,7 @@ def check_guidance(
         )
 
 
-def check_noise(graph: CacheGraph, *, draws: bool) -> None:
+def check_noise(graph: GraphFields, *, draws: bool) -> None:
     """Refuse to extrapolate along trajectories to which a solver adds noise, where the graph was not made for that.
 
     Args:

@@ -1,32 +1,28 @@
 """The static cache graph: which layers compute at which evaluation, and what that is valid for.
 
-Pure data. A row has one bit per layer, 1 = compute and 0 = reuse; what stands in for a reused layer is told in
-`l2c.graph.predictor`, what makes a graph wrong in `checks`, its JSON form in `file`, its text for people in `text`.
+Pure data. A row has one bit per layer, 1 = compute and 0 = reuse; `fields` has the attributes and what follows from
+them, `l2c.graph.predictor` what stands in for a reused layer, `checks` what makes a graph wrong, `file` JSON,
+`text` the text for people.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from l2c.graph import file, hub, text
 from l2c.graph.binding import Binding
 from l2c.graph.checks import CHECKS, MAX_SCALE
-from l2c.graph.correction_file import CorrectionFile
-from l2c.graph.predictor import HOLD, Weights, entry_weights, held_outputs, slopes_of
-from l2c.graph.statistics import counted, removed_fraction_of
-from l2c.io.atomic import write_text
-from l2c.io.bundled import bundled_graph, graph_names
-from l2c.io.json_fields import read_text
-from l2c.io.names import shown
+from l2c.graph.fields import GraphFields
+from l2c.graph.predictor import HOLD, Weights
+from l2c.graph.statistics import removed_fraction_of, statistics_of
 from l2c.io.numbers import finite_number, whole_number
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CacheGraph:
+class CacheGraph(GraphFields):
     """All rows of one trajectory, and the backbone, solver, timesteps and guidance they are valid for.
 
     Attributes:
@@ -54,23 +50,6 @@ class CacheGraph:
         ValueError: if the parts contradict each other; the message says what, got and allowed.
 
     """
-
-    rows: tuple[tuple[bool, ...], ...]
-    layers: tuple[str, ...]
-    timesteps: tuple[float, ...]
-    model: str
-    solver: str
-    routed: tuple[int, ...] | None = None
-    reuse: tuple[str, ...] = ()
-    fitted: tuple[tuple[float, ...], ...] = ()
-    weighted: tuple[tuple[Weights, ...], ...] = ()
-    correction: CorrectionFile | None = None
-    fingerprint: str | None = None
-    solver_options: Mapping[str, float] = field(default_factory=dict)
-    guidance: str | None = None
-    cfg_scale: float | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    measured: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # bool() each entry: numpy's True is not Python's, and the seam tells True, False and weights apart.
@@ -105,65 +84,14 @@ class CacheGraph:
         """The binding: what the graph is valid for."""
         return Binding.of_graph(self)
 
-    @property
-    def num_evaluations(self) -> int:
-        """Number of evaluations of the trajectory."""
-        return len(self.rows)
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers of the backbone."""
-        return len(self.layers)
-
-    @property
-    def num_reused(self) -> int:
-        """Number of (evaluation, layer) entries that reuse."""
-        return sum(row.count(False) for row in self.rows)
-
-    @property
-    def removed_fraction(self) -> float:
-        """Share of layers reused, over the routed evaluations; 0 where none is routed."""
-        assert self.routed is not None
-        return self.num_reused / (len(self.routed) * self.num_layers) if self.routed else 0.0
-
-    @property
-    def removed_fraction_overall(self) -> float:
-        """Share of layers reused, over all evaluations."""
-        return self.num_reused / (self.num_evaluations * self.num_layers)
-
     def removed_fraction_of(self, kind: str) -> float:
         """Return the share of one kind of layer (`attn`, `mlp`) reused in the routed rows."""
         return removed_fraction_of(self, kind)
 
-    @cached_property
-    def held(self) -> tuple[tuple[int, ...], ...]:
-        """For each evaluation, how many computed outputs of each layer (0..4) are held, because read later."""
-        return held_outputs(self.rows, self.weights)
-
-    @cached_property
-    def slopes(self) -> tuple[tuple[float, ...], ...]:
-        """The slope of each entry: 0 where it is computed, held or `weighted`, that of the line in t for `linear`."""
-        return slopes_of(self.rows, self.timesteps, self.reuse, self.fitted)
-
-    @cached_property
-    def weights(self) -> tuple[tuple[Weights, ...], ...]:
-        """The weights of the past outputs that stand in for each entry, the last one first; none where computed."""
-        return entry_weights(self.rows, self.slopes, self.reuse, self.weighted)
-
-    @cached_property
-    def keep(self) -> tuple[tuple[bool, ...], ...]:
-        """For each evaluation, the layers of which something is held after it."""
-        return tuple(tuple(count > 0 for count in row) for row in self.held)
-
-    @property
-    def peak_kept(self) -> int:
-        """Largest number of layer outputs held between two evaluations."""
-        return max(sum(row) for row in self.held)
-
     @property
     def statistics(self) -> dict[str, Any]:
         """Counts and shares that follow from the rows, and what the maker measured."""
-        return {**self.measured, **counted(self)}
+        return statistics_of(self)
 
     def replace(self, **changes: Any) -> CacheGraph:
         """Return a copy with some attributes changed; pass `routed` along when rows change."""
@@ -193,9 +121,7 @@ class CacheGraph:
             ValueError: if the content cannot be written, or the correction's name belongs to another file.
 
         """
-        self.to_json()  # refuses before anything is written
-        graph = self if self.correction is None else self.replace(correction=self.correction.beside(Path(path)))
-        write_text(path, graph.to_json())
+        file.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraph:
@@ -209,19 +135,7 @@ class CacheGraph:
             ValueError: if the file is damaged, of another format or version, or contradicts itself.
 
         """
-        found = Path(path)
-        if not found.exists() and str(path) in graph_names():
-            found = bundled_graph(str(path))
-        if not found.exists():
-            raise FileNotFoundError(
-                f"no cache graph at {shown(path, 300)}: neither a file nor a bundled graph "
-                f"({', '.join(graph_names())}); make one with l2c train or l2c graph"
-            )
-        content = read_text(found)
-        try:
-            return cls.from_json(content, folder=found.parent)
-        except ValueError as error:
-            raise ValueError(f"{shown(found, 300)}: {error}") from error
+        return file.load(cls.from_json, path)
 
     @classmethod
     def from_json(cls, text: str, *, folder: Path = Path()) -> CacheGraph:

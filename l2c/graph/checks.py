@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from l2c.graph.binding import GUIDANCES
+from l2c.graph.correction_file import DIGEST
+from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import FITTED, MAX_OUTPUTS, MAX_SLOPE, REUSES, WEIGHTED
 from l2c.io.names import listed, quoted, shown
 from l2c.io.numbers import finite_number
-
-if TYPE_CHECKING:
-    from l2c.graph.cache_graph import CacheGraph
 
 MAX_EVALUATIONS = 4096
 MAX_LAYERS = 4096
@@ -21,12 +20,10 @@ MAX_TIMESTEP = 1e6
 MAX_SCALE = 1000.0  # of guidance
 MAX_OPTION = 1e6
 WEIGHT_TOLERANCE = 1e-3  # by which a sum of weights may miss 1
-GUIDANCES = ("dit", "uvit", "cfg", "embedded")
 SOLVER = re.compile(r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|[A-Z][A-Za-z0-9]*Scheduler")
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-def check_size(graph: CacheGraph) -> None:
+def check_size(graph: GraphFields) -> None:
     """Refuse a graph without rows or layers, or with more of them than any network has."""
     check_counts(len(graph.rows), len(graph.layers))
 
@@ -49,13 +46,13 @@ def check_counts(num_rows: int, num_layers: int) -> None:
             raise ValueError(f"a cache graph has at most {most} {what}, got {got}")
 
 
-def check_names(graph: CacheGraph) -> None:
+def check_names(graph: GraphFields) -> None:
     """Refuse layers that share a name."""
     if len(set(graph.layers)) != len(graph.layers):
         raise ValueError("layer names must differ from each other; name each layer of the backbone once")
 
 
-def check_row_lengths(graph: CacheGraph) -> None:
+def check_row_lengths(graph: GraphFields) -> None:
     """Refuse a row that is longer or shorter than the list of layers."""
     for e, row in enumerate(graph.rows):
         if len(row) != len(graph.layers):
@@ -65,7 +62,7 @@ def check_row_lengths(graph: CacheGraph) -> None:
             )
 
 
-def check_first_row(graph: CacheGraph) -> None:
+def check_first_row(graph: GraphFields) -> None:
     """Refuse a first row that reuses."""
     if not all(graph.rows[0]):
         first = graph.layers[graph.rows[0].index(False)]
@@ -75,7 +72,7 @@ def check_first_row(graph: CacheGraph) -> None:
         )
 
 
-def check_timesteps(graph: CacheGraph) -> None:
+def check_timesteps(graph: GraphFields) -> None:
     """Refuse times that are not one per row, bounded, and strictly falling (or, for models that count up, rising)."""
     times = graph.timesteps
     if len(times) != len(graph.rows):
@@ -91,7 +88,7 @@ def check_timesteps(graph: CacheGraph) -> None:
             )
 
 
-def check_reuse(graph: CacheGraph) -> None:
+def check_reuse(graph: GraphFields) -> None:
     """Refuse an unknown way of reuse, and other than one per row."""
     if len(graph.reuse) != len(graph.rows):
         raise ValueError(
@@ -102,7 +99,7 @@ def check_reuse(graph: CacheGraph) -> None:
             raise ValueError(f"reuse of evaluation {e} is {quoted(reuse)}, must be {' or '.join(REUSES)}")
 
 
-def check_slopes(graph: CacheGraph) -> None:
+def check_slopes(graph: GraphFields) -> None:
     """Refuse slopes that are not one per fitted entry, or out of range."""
     if len(graph.fitted) != len(graph.rows):
         raise ValueError(f"slopes has {len(graph.fitted)} entries, but the graph has {len(graph.rows)} rows")
@@ -117,7 +114,7 @@ def check_slopes(graph: CacheGraph) -> None:
             )
 
 
-def check_weights(graph: CacheGraph) -> None:
+def check_weights(graph: GraphFields) -> None:
     """Refuse weights that are not one set per `weighted` entry, read more than there is, or do not add up to 1."""
     if len(graph.weighted) != len(graph.rows):
         raise ValueError(f"weights has {len(graph.weighted)} entries, but the graph has {len(graph.rows)} rows")
@@ -147,7 +144,7 @@ def check_weights(graph: CacheGraph) -> None:
             computed[layer] += fresh
 
 
-def check_routed(graph: CacheGraph) -> None:
+def check_routed(graph: GraphFields) -> None:
     """Refuse routed evaluations that do not exist, and rows that reuse without being routed."""
     assert graph.routed is not None
     outside = [e for e in graph.routed if not 0 < e < len(graph.rows)]
@@ -165,7 +162,7 @@ def check_routed(graph: CacheGraph) -> None:
         )
 
 
-def check_binding(graph: CacheGraph) -> None:
+def check_binding(graph: GraphFields) -> None:
     """Refuse a solver, options, guidance or digest that no file could hold."""
     if not SOLVER.fullmatch(graph.solver):
         raise ValueError(
@@ -184,7 +181,7 @@ def check_binding(graph: CacheGraph) -> None:
         )
 
 
-CHECKS: tuple[Callable[[CacheGraph], None], ...] = (
+CHECKS: tuple[Callable[[GraphFields], None], ...] = (
     check_size,
     check_names,
     check_row_lengths,

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l2c.graph.checks import DIGEST
 from l2c.io.atomic import replacing
 from l2c.io.json_fields import known_fields, member
 from l2c.io.names import quoted, shown
 
 SUFFIX = ".safetensors"
 FORMAT = "l2c-scale-shift"
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,200}")
 MAX_HEADER = 2**24  # bytes
 

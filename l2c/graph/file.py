@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from l2c.graph.checks import check_counts
 from l2c.graph.correction_file import CorrectionFile
+from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
-from l2c.graph.statistics import COUNTED
-from l2c.io.json_fields import items, known_fields, member, parse
-from l2c.io.names import quoted
+from l2c.graph.statistics import COUNTED, statistics_of
+from l2c.io.atomic import write_text
+from l2c.io.bundled import bundled_graph, graph_names
+from l2c.io.json_fields import items, known_fields, member, parse, read_text
+from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number
-
-if TYPE_CHECKING:
-    from l2c.graph.cache_graph import CacheGraph
 
 FORMAT = "l2c-cache-graph"
 VERSION = 1
@@ -29,8 +30,18 @@ OF_SAMPLER = ("solver", "options", "num_evaluations", "timesteps", "guidance")
 OF_GUIDANCE = ("mode", "scale")
 NUMBER = (int, float)
 
+Graph = TypeVar("Graph", bound=GraphFields)
+Made = TypeVar("Made", covariant=True)
 
-def to_json(graph: CacheGraph) -> str:
+
+class FromJson(Protocol[Made]):
+    """Makes a graph of a file's text."""
+
+    def __call__(self, text: str, *, folder: Path) -> Made:
+        """Return the graph; a correction that it names lies in `folder`."""
+
+
+def to_json(graph: GraphFields) -> str:
     """Return the file's text.
 
     Raises:
@@ -56,7 +67,7 @@ def to_json(graph: CacheGraph) -> str:
         **({"weights": [[list(w) for w in row] for row in graph.weighted]} if WEIGHTED in graph.reuse else {}),
         **({"correction": graph.correction.to_json()} if graph.correction is not None else {}),
         "provenance": dict(graph.provenance),
-        "statistics": graph.statistics,
+        "statistics": statistics_of(graph),
     }
     try:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -65,6 +76,37 @@ def to_json(graph: CacheGraph) -> str:
             f"the graph's provenance or measured figures cannot be written as JSON: {error}; give finite numbers, "
             "text, lists and dicts"
         ) from error
+
+
+def save(graph: GraphFields, path: str | Path) -> None:
+    """Write a graph, its correction beside it; see `CacheGraph.save`."""
+    to_json(graph)  # refuses before anything is written
+    if graph.correction is not None:
+        graph = replace(graph, correction=graph.correction.beside(Path(path)))
+    write_text(path, to_json(graph))
+
+
+def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
+    """Read a graph of a file, or a bundled one by its name; see `CacheGraph.load`.
+
+    Args:
+        from_json: makes the graph of the file's text and of the folder of its correction, `CacheGraph.from_json`.
+        path: the file or name.
+
+    """
+    found = Path(path)
+    if not found.exists() and str(path) in graph_names():
+        found = bundled_graph(str(path))
+    if not found.exists():
+        raise FileNotFoundError(
+            f"no cache graph at {shown(path, 300)}: neither a file nor a bundled graph "
+            f"({', '.join(graph_names())}); make one with l2c train or l2c graph"
+        )
+    content = read_text(found)
+    try:
+        return from_json(content, folder=found.parent)
+    except ValueError as error:
+        raise ValueError(f"{shown(found, 300)}: {error}") from error
 
 
 def fields_of(text: str, folder: Path) -> dict[str, Any]:

@@ -8,16 +8,19 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
+from l2c.graph import file as graph_file
+from l2c.graph.fields import GraphFields
+from l2c.graph.statistics import statistics_of
+from l2c.graph.text import summary
 from l2c.io.atomic import write_text
 from l2c.io.names import shown
 
-if TYPE_CHECKING:
-    from l2c.graph.cache_graph import CacheGraph
-
 FILE = "cache_graph.json"
 PICTURES = (".png", ".svg", ".jpg")
+
+Graph = TypeVar("Graph", bound=GraphFields)
 
 
 def find_file(repo: str | Path, name: str, *, revision: str | None = None) -> Path:
@@ -64,7 +67,7 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None, message
     return str(commit)
 
 
-def save_pretrained(graph: CacheGraph, folder: str | Path, *, files: Iterable[str | Path] = ()) -> None:
+def save_pretrained(graph: GraphFields, folder: str | Path, *, files: Iterable[str | Path] = ()) -> None:
     """Write `cache_graph.json`, a model card and copies of files (pictures, reports) into a folder.
 
     Raises:
@@ -78,11 +81,11 @@ def save_pretrained(graph: CacheGraph, folder: str | Path, *, files: Iterable[st
         shutil.copyfile(file, folder / file.name)
         names.append(file.name)
     write_text(folder / "README.md", card(graph, names))
-    graph.save(folder / FILE)
+    graph_file.save(graph, folder / FILE)
 
 
 def push_to_hub(
-    graph: CacheGraph,
+    graph: GraphFields,
     repo: str,
     *,
     files: Sequence[str | Path] = (),
@@ -101,9 +104,7 @@ def push_to_hub(
         return upload(Path(folder), repo, private=private, token=token, message=f"Graph for {shown(graph.model)}")
 
 
-def from_pretrained(
-    load: Callable[[Path], CacheGraph], repo: str | Path, *, revision: str | None = None
-) -> CacheGraph:
+def from_pretrained(load: Callable[[Path], Graph], repo: str | Path, *, revision: str | None = None) -> Graph:
     """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote, with its correction.
 
     Args:
@@ -119,11 +120,11 @@ def from_pretrained(
     graph = load(find_file(repo, FILE, revision=revision))
     if graph.correction is not None:  # the Hub keeps the files of one revision side by side
         path = find_file(repo, graph.correction.path.name, revision=revision)
-        graph = graph.replace(correction=dataclasses.replace(graph.correction, path=path))
+        graph = dataclasses.replace(graph, correction=dataclasses.replace(graph.correction, path=path))
     return graph
 
 
-def card(graph: CacheGraph, files: Sequence[str] = ()) -> str:
+def card(graph: GraphFields, files: Sequence[str] = ()) -> str:
     """Return a model card in Markdown: what the graph is for, its figures, how to use it.
 
     Args:
@@ -133,7 +134,7 @@ def card(graph: CacheGraph, files: Sequence[str] = ()) -> str:
     """
     title = f"Cache graph for {shown(graph.model)}, {shown(graph.solver)}, {graph.num_evaluations} evaluations"
     figures = "\n".join(
-        f"| {shown(key.replace('_', ' '))} | {shown(value)} |" for key, value in graph.statistics.items()
+        f"| {shown(key.replace('_', ' '))} | {shown(value)} |" for key, value in statistics_of(graph).items()
     )
     pictures = "\n".join(f"![{name}]({name})" for name in files if Path(name).suffix in PICTURES)
     return f"""---
@@ -148,7 +149,7 @@ is refused by a model or sampler that it was not made for. To use it, install l2
 its repository.
 
 ```
-{graph.summary()}
+{summary(graph)}
 ```
 
 {pictures}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from l2c.graph.fields import GraphFields
 from l2c.graph.layer_names import kind_of
-
-if TYPE_CHECKING:
-    from l2c.graph.cache_graph import CacheGraph
 
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
 COUNTED = (
@@ -23,7 +21,7 @@ COUNTED = (
 )
 
 
-def removed_fraction_of(graph: CacheGraph, kind: str) -> float:
+def removed_fraction_of(graph: GraphFields, kind: str) -> float:
     """Return the share of one kind of layer reused in the routed rows; 0 where there is none.
 
     Args:
@@ -37,7 +35,7 @@ def removed_fraction_of(graph: CacheGraph, kind: str) -> float:
     return sum(not graph.rows[e][i] for e in graph.routed for i in chosen) / total if total else 0.0
 
 
-def counted(graph: CacheGraph) -> dict[str, Any]:
+def counted(graph: GraphFields) -> dict[str, Any]:
     """Return the counts and shares by the names of `COUNTED`; shares are rounded to 6 digits."""
     assert graph.routed is not None
     values = (
@@ -52,3 +50,8 @@ def counted(graph: CacheGraph) -> dict[str, Any]:
         graph.peak_kept,
     )
     return dict(zip(COUNTED, values, strict=True))
+
+
+def statistics_of(graph: GraphFields) -> dict[str, Any]:
+    """Return what the maker measured, and the counts and shares that follow from the rows."""
+    return {**graph.measured, **counted(graph)}

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import HOLD
 from l2c.graph.statistics import removed_fraction_of
 from l2c.io.names import shown
 
-if TYPE_CHECKING:
-    from l2c.graph.cache_graph import CacheGraph
 
-
-def headline(graph: CacheGraph) -> str:
+def headline(graph: GraphFields) -> str:
     """Return one line: what the graph is for."""
     guidance = "any guidance" if graph.cfg_scale is None else f"guidance {graph.guidance} {graph.cfg_scale:g}"
     solver = f"{shown(graph.solver)}, {graph.num_evaluations} evaluations"
     return f"cache graph for {shown(graph.model)}: {solver}, {guidance}"
 
 
-def short(graph: CacheGraph) -> str:
+def short(graph: GraphFields) -> str:
     """Return the graph's `repr`: one line."""
     return (
         f"<CacheGraph for {shown(graph.model)}: {shown(graph.solver)}, {graph.num_evaluations} evaluations x "
@@ -27,7 +23,7 @@ def short(graph: CacheGraph) -> str:
     )
 
 
-def summary(graph: CacheGraph) -> str:
+def summary(graph: GraphFields) -> str:
     """Return a few lines: what the graph is for, what it removes, each row (`#` computes, `.` reuses)."""
     assert graph.routed is not None
     routed = set(graph.routed)

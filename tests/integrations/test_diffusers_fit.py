@@ -11,8 +11,6 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 import l2c
-from l2c.diffusion.guidance import GUIDANCE_MODES, NEUTRAL_SCALE
-from l2c.graph import binding, checks
 from l2c.integrations.diffusers import apply_cache_graph, denoiser_of, remove_cache_graph
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
@@ -96,8 +94,3 @@ def test_noise_follows_from_class_and_configuration():
     assert adds_noise(DDIMScheduler(), eta=0.1)
     assert not adds_noise(FlowMatchEulerDiscreteScheduler(), eta=0.1)  # its steps take none
     assert adds_noise(FlowMatchEulerDiscreteScheduler(stochastic_sampling=True))
-
-
-def test_rooms_apart_agree_on_guidance():
-    assert checks.GUIDANCES == GUIDANCE_MODES
-    assert binding.NEUTRAL_SCALE == NEUTRAL_SCALE

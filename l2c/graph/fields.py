@@ -1,0 +1,107 @@
+"""What a cache graph holds, and what follows from it; `cache_graph` checks it, reads and writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from l2c.graph.correction_file import CorrectionFile
+from l2c.graph.predictor import Weights, entry_weights, held_outputs, slopes_of
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GraphFields:
+    """All rows of one trajectory, and the backbone, solver, timesteps and guidance they are valid for; unchecked.
+
+    Attributes:
+        rows: one row per evaluation, noisiest first; each has one bool per layer, True = compute.
+        layers: names of the layers, index `2 b` attention and `2 b + 1` MLP of block b.
+        timesteps: t that the backbone is given at each evaluation, strictly falling (or rising, for models that
+            count up from noise to image).
+        model: name of the backbone.
+        solver: name of the solver, or class of a diffusers scheduler.
+        routed: indices of the evaluations that may reuse; None = those that do.
+        reuse: `hold`, `linear`, `fitted` or `weighted`, what stands in for a reused layer, per evaluation; none = all
+            `hold`.
+        fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
+        weighted: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`; none
+            elsewhere. Each is 1 to 4 numbers that add up to 1, of the layer's past outputs, the last computed first.
+        correction: file of scales and shifts of what stands in; None = none.
+        fingerprint: digest of the weights that the graph was made for; None = any.
+        solver_options: the solver's own settings, `eta` for one.
+        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg` or `embedded`; None = not said.
+        cfg_scale: guidance scale that the graph was made under; None = made without, accepts any.
+        provenance: method, hyper-parameters, package version.
+        measured: figures that the maker lets travel along (MACs, errors); not interpreted.
+
+    """
+
+    rows: tuple[tuple[bool, ...], ...]
+    layers: tuple[str, ...]
+    timesteps: tuple[float, ...]
+    model: str
+    solver: str
+    routed: tuple[int, ...] | None = None
+    reuse: tuple[str, ...] = ()
+    fitted: tuple[tuple[float, ...], ...] = ()
+    weighted: tuple[tuple[Weights, ...], ...] = ()
+    correction: CorrectionFile | None = None
+    fingerprint: str | None = None
+    solver_options: Mapping[str, float] = field(default_factory=dict)
+    guidance: str | None = None
+    cfg_scale: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_evaluations(self) -> int:
+        """Number of evaluations of the trajectory."""
+        return len(self.rows)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the backbone."""
+        return len(self.layers)
+
+    @property
+    def num_reused(self) -> int:
+        """Number of (evaluation, layer) entries that reuse."""
+        return sum(row.count(False) for row in self.rows)
+
+    @property
+    def removed_fraction(self) -> float:
+        """Share of layers reused, over the routed evaluations; 0 where none is routed."""
+        assert self.routed is not None
+        return self.num_reused / (len(self.routed) * self.num_layers) if self.routed else 0.0
+
+    @property
+    def removed_fraction_overall(self) -> float:
+        """Share of layers reused, over all evaluations."""
+        return self.num_reused / (self.num_evaluations * self.num_layers)
+
+    @cached_property
+    def held(self) -> tuple[tuple[int, ...], ...]:
+        """For each evaluation, how many computed outputs of each layer (0..4) are held, because read later."""
+        return held_outputs(self.rows, self.weights)
+
+    @cached_property
+    def slopes(self) -> tuple[tuple[float, ...], ...]:
+        """The slope of each entry: 0 where it is computed, held or `weighted`, that of the line in t for `linear`."""
+        return slopes_of(self.rows, self.timesteps, self.reuse, self.fitted)
+
+    @cached_property
+    def weights(self) -> tuple[tuple[Weights, ...], ...]:
+        """The weights of the past outputs that stand in for each entry, the last one first; none where computed."""
+        return entry_weights(self.rows, self.slopes, self.reuse, self.weighted)
+
+    @cached_property
+    def keep(self) -> tuple[tuple[bool, ...], ...]:
+        """For each evaluation, the layers of which something is held after it."""
+        return tuple(tuple(count > 0 for count in row) for row in self.held)
+
+    @property
+    def peak_kept(self) -> int:
+        """Largest number of layer outputs held between two evaluations."""
+        return max(sum(row) for row in self.held)
