@@ -32,8 +32,6 @@ from l2c.speed.report import speed_table, write_speed_report
 @cli.entry("benchmark")
 def main(cfg: DictConfig) -> None:
     """Build, time, report."""
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_xl2")
     device = cli.device(cfg.device)

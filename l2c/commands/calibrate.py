@@ -32,8 +32,6 @@ def main(cfg: DictConfig) -> None:
     """Load, run seeded trajectories, save the statistics."""
     if isinstance(cfg.measure, str):
         cfg.measure = [cfg.measure]
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
     check_writable(cfg.output)
     backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
@@ -82,8 +81,6 @@ def main(cfg: DictConfig) -> None:
     check = checked("compare", cfg)
     assert isinstance(check.top, TournamentSettings)
     names = method_names(cfg)
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
     folder = cli.run_folder()
     backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
     tournament = Tournament(backbone, check.groups["solver"], check.top, folder)

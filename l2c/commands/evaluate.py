@@ -7,7 +7,6 @@ With a reference: FID and the other figures of papers, of images that are there 
 l2c evaluate experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
 """
 
-import torch
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
@@ -115,8 +114,6 @@ def judge_graph(cfg: DictConfig) -> None:
     cfg.batch_size = 250 if cfg.batch_size is None else cfg.batch_size
     if cfg.graph is None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (l2c train and l2c graph write one)")
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
     backbone, scale, reader = judged_backbone(cfg, graph)
     cost = count_macs(backbone)

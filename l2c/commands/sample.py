@@ -8,17 +8,17 @@ from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import save_file
 
-from l2c.backbones.presets import load_backbone, model_preset
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import is_pipeline
+from l2c.commands.frame.drawing import make_sampler
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.io.finite import check_finite
 from l2c.report.figures import sample_grid, save_figure
 from l2c.sampling.batches import labels_in_turn
-from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.settings import launch, ways
+from l2c.sampling.sampler import seeded_noise
+from l2c.sampling.settings import launch
 
 OUR_SAMPLER = (
     "checkpoint",
@@ -41,7 +41,7 @@ def _wanted(labels: object) -> list[int]:
     return wanted
 
 
-def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
+def draw_by_pipeline(cfg: DictConfig) -> None:
     """Call a pipeline as its users do, with the graph applied; write what it returns."""
     from l2c.drawing.image_shards import to_pixels  # its room imports Lightning
     from l2c.integrations.diffusers import apply_cache_graph
@@ -54,6 +54,7 @@ def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
             f"{ours[0]} is a setting of our own sampler, which a pipeline does not use; leave it out (labels "
             "are lines of prompts=FILE, the device is model.device)"
         )
+    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     pipe = read_pipeline(cfg.model)
     if graph is not None:
         apply_cache_graph(pipe, graph)
@@ -79,23 +80,11 @@ def draw_by_pipeline(cfg: DictConfig, graph: CacheGraph | None) -> None:
 @cli.entry("sample")
 def main(cfg: DictConfig) -> None:
     """Load, sample, write."""
-    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     if is_pipeline(cfg.get("model")):
-        draw_by_pipeline(cfg, graph)
+        draw_by_pipeline(cfg)
         return
-    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
-    backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
-    solver = cfg.get("solver")
-    published = None if graph is not None else preset.sampling.solver
-    sampler = Sampler(
-        backbone,
-        graph=graph,
-        solver=published if solver is None else solver.name,
-        solver_options=None if solver is None else solver.options,
-        num_evaluations=cfg.num_evaluations or (None if graph is not None else preset.sampling.num_evaluations),
-        cfg_scale=cfg.cfg_scale,
-        **ways(cfg),
-    )
+    sampler = make_sampler(cfg, device=cli.device(cfg.device))
+    backbone = sampler.backbone
     labels = labels_in_turn(backbone.num_labels, cfg.num_images)
     if labels is not None and (wanted := _wanted(cfg.labels)):
         labels = torch.tensor(wanted)
@@ -107,7 +96,7 @@ def main(cfg: DictConfig) -> None:
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}
     with replacing(folder / "samples.safetensors") as temporary:
         save_file(tensors, temporary)
-    name = "uncached" if graph is None else "cached"
+    name = "uncached" if sampler.graph is None else "cached"
     shown = None if labels is None else labels.tolist()
     save_figure(sample_grid({name: images[:16]}, shown[:16] if shown else None), folder / "samples.png")
     print(f"wrote {folder / 'samples.safetensors'} {tuple(images.shape)} and {folder / 'samples.png'}")

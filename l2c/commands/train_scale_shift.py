@@ -6,7 +6,6 @@ l2c correct graph=runs/.../cache_graph.json backend=diffusers pipeline=PATH
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
@@ -27,8 +26,6 @@ def train_by(cfg: DictConfig, folder: Path) -> Path:
     assert isinstance(check.top, CorrectionSettings)
     if cfg.graph is None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (l2c graph writes one)")
-    if cfg.num_threads is not None:
-        torch.set_num_threads(cfg.num_threads)
     graph = CacheGraph.load(cfg.graph)
     if graph.correction is not None:
         raise ValueError(f"{cfg.graph} has a correction already; give the graph that it was trained from")

@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from safetensors import SafetensorError
 
 from l2c.backbones.presets import load_backbone
-from l2c.commands.frame.drawing import draw_by
+from l2c.commands.frame.drawing import draw_by, make_sampler
+from l2c.commands.frame.settings import checked
 from l2c.data.latent_shards import write_shard
 from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples, to_pixels
@@ -122,6 +123,23 @@ def test_the_commands_settings_reach_the_sampler(tmp_path):
         assert torch.equal(next(images.batches(2)), expected) == equal
     with pytest.raises(ValueError, match="holds samples with cache_dtype bfloat16, not None"):
         run()
+
+
+@pytest.mark.parametrize("command", ["sample", "sample_many"])
+def test_a_solver_is_named_without_a_model(command):
+    """The number of evaluations and the guidance scale are then the graph's, else the model's published ones."""
+
+    def sampler(*changes):
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            cfg = compose(command, list(changes))
+        checked(command, cfg)
+        return make_sampler(cfg)
+
+    plain = sampler("solver=ddpm")
+    assert (plain.solver.name, plain.solver.num_evaluations, plain.guidance.scale) == ("ddpm", 20, 1.5)
+    assert sampler("solver=ddim", "graph=dit_digits_ddim20").graph is not None
+    with pytest.raises(ValueError, match="made for solver ddim, got ddpm"):
+        sampler("solver=ddpm", "graph=dit_digits_ddim20")
 
 
 def test_the_archive_is_what_evaluators_read(draw):

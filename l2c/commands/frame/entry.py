@@ -112,6 +112,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
             checked(config_name, cfg)
             if run_folder() != Path.cwd():
                 check_writable(run_folder() / "run")
+            _use_threads(cfg)
             with memory_explained(lambda: memory_sentence(config_name, cfg)):
                 task(cfg)
         except BAD_INPUT as error:
@@ -137,6 +138,14 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
         sys.stderr.write(f"error: {count} of the sweep failed; the others are done\n")
         sys.exit(1)
+
+
+def _use_threads(cfg: DictConfig) -> None:
+    """Set torch's number of threads where a command's `num_threads` says one."""
+    if count := cfg.get("num_threads"):
+        import torch
+
+        torch.set_num_threads(count)
 
 
 def _take_back() -> None:
