@@ -15,14 +15,12 @@ import torch
 from tqdm.auto import tqdm
 
 from l2c.backbones.digest import weights_digest
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.calibration_file import VERSION
-from l2c.calibration.changes import measure_changes
-from l2c.calibration.responses import measure_responses
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_text
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, evaluations_worth
+from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.batches import labels_in_turn
@@ -32,7 +30,10 @@ if TYPE_CHECKING:  # diffusers is optional
     from l2c.integrations.diffusers import CacheGraphs
     from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone
 
-NEEDS = {"gram": ("changes", "responses"), "best": ("changes", "responses"), "block_caching": ("changes",)}
+NEEDS = {
+    **dict.fromkeys(("gram", "best"), ("responses",)),
+    **dict.fromkeys(("block_caching", "smoothcache", "top_k"), ("changes",)),
+}
 AUTO = ("gram", "block_caching")  # the better one first
 NUM_JUDGED = 4  # new noises that the error is measured on
 FOLDER = "L2C_CACHE"  # environment variable
@@ -178,15 +179,9 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
         return None
     path = folder / f"calibration_{'_'.join(needs)}.safetensors"
     if not path.is_file():
-        backbone: Any = sampler.backbone
-        noise = seeded_noise(backbone.input_shape, asked.seed, asked.num_trajectories)
-        labels = labels_in_turn(len(asked.prompts), asked.num_trajectories)
-        tensors = measure_changes(sampler, labels, noise, batch_size=_batch_size(backbone, 4))
-        if "responses" in needs:
-            tensors["responses"] = measure_responses(sampler, labels, noise, batch_size=1, seed=asked.seed)
-        how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories}
-        context = PolicyContext.of(sampler)
-        Calibration(tensors, context.blank.binding, how, cost=context.cost).save(path)
+        size = _batch_size(sampler.backbone, 1 if "responses" in needs else 4)
+        how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories, "batch_size": size}
+        Calibration.measure(sampler, what=needs, true_errors=NUM_JUDGED, **how).save(path)
     return Calibration.load(path)
 
 

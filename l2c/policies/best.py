@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import Backbone
 from l2c.calibration.calibration import Calibration
 from l2c.calibration.distillation import Distillation, distil
-from l2c.calibration.responses import measure_responses
+from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.allocation import predicted_error
@@ -144,13 +144,9 @@ def _with_evaluations(context: PolicyContext, count: int) -> PolicyContext:
 
 def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyContext:
     """Return the context of an uncached sampler, its responses measured now as the settings of a calibration say."""
-    seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
-    noise = seeded_noise(sampler.backbone.input_shape, seed, num_trajectories)
-    labels = labels_in_turn(sampler.backbone.num_labels, num_trajectories)
-    how = {"batch_size": settings.get("batch_size", 8), **settings.get("responses", {})}
-    responses = measure_responses(sampler, labels, noise, seed=seed, **how)
-    binding = PolicyContext.of(sampler).blank.binding
-    return PolicyContext.of(sampler, Calibration({"responses": responses}, binding, dict(settings)))
+    known = ("num_trajectories", "seed", "batch_size", "responses")
+    how = {name: settings[name] for name in known if name in settings}
+    return PolicyContext.of(sampler, measure(Calibration, sampler, **how))
 
 
 _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext]] = WeakKeyDictionary()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from l2c.calibration import calibration as measured
+from l2c.calibration import measuring
 from l2c.calibration.grid import Grid
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
@@ -32,6 +34,22 @@ class Calibration(measured.Calibration):
     graph = calibration.graph(0.4, num_steps=30)
 
     """
+
+    @classmethod
+    def measure(cls, sampler: Sampler, *, true_errors: int = 64, **settings: Any) -> Calibration:
+        """Measure an uncached sampler, see `l2c.calibration.measuring.measure` for settings and errors.
+
+        Args:
+            sampler: the uncached sampler.
+            true_errors: trajectories that correct the expected errors of graphs, see `corrected`; 0 = first order.
+            settings: `what`, `num_trajectories`, `seed`, `batch_size`, `changes`, `responses`.
+
+        """
+        calibration = measuring.measure(cls, sampler, **settings)
+        if not true_errors or measuring.RESPONSES not in calibration.tensors:
+            return calibration
+        size = calibration.settings["batch_size"]
+        return calibration.corrected(sampler, num_trajectories=true_errors, batch_size=size)
 
     def graph(
         self,

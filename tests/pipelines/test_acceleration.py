@@ -67,17 +67,21 @@ def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypat
     accelerated(pipe, tmp_path, policy="interval")
     assert len(list(tmp_path.iterdir())) == 2
     calls = []
-    monkeypatch.setattr(acceleration, "measure_changes", lambda *a, **k: calls.append(1) or measured(*a, **k))
+    measure = l2c.Calibration.measure
+    monkeypatch.setattr(l2c.Calibration, "measure", lambda *a, **k: calls.append(1) or measure(*a, **k))
     accelerated(pipe, tmp_path, policy="block_caching")
     accelerated(pipe, tmp_path, policy="block_caching", budget=0.7)  # from the same calibration
     assert calls == [1]
     assert before.is_dir()
 
 
-def measured(*args, **kwargs):
-    from l2c.calibration.changes import measure_changes
-
-    return measure_changes(*args, **kwargs)
+def test_the_calibration_that_is_kept_knows_its_probes(pipe, tmp_path):
+    graph = accelerated(pipe, tmp_path)
+    (path,) = tmp_path.rglob("*.safetensors")
+    kept = l2c.Calibration.load(path)
+    assert kept.settings["responses"]["num_probes"] == 8
+    assert kept.tensor("responses").shape[3] == 2 * 8
+    assert 0 < graph.measured["expected_mse_standard_error"] <= graph.measured["expected_mse"]  # of two trajectories
 
 
 def test_block_caching_where_the_scheduler_passes_no_gradient(pipe, tmp_path, capsys):

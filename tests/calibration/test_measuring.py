@@ -1,0 +1,66 @@
+"""Every way to a calibration writes down how it was measured."""
+
+import numpy as np
+import pytest
+import torch
+
+import l2c
+from l2c.calibration.calibration import Calibration
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.measuring import measure
+from l2c.calibration.responses import measure_both_ways
+from l2c.policies.best import with_responses
+from l2c.policies.gram import expected_error
+from l2c.sampling.sampler import Sampler, seeded_noise
+
+
+@pytest.fixture(scope="module")
+def sampler(make_dit):
+    return Sampler(make_dit(), solver="ddim", num_evaluations=5, cfg_scale=1.5)
+
+
+def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler):
+    given = {"num_probes": 3, "max_age": 2}
+    found = measure(Calibration, sampler, what=("changes", "responses"), num_trajectories=2, seed=3, responses=given)
+    noise, labels = seeded_noise(sampler.backbone.input_shape, 3, 2), torch.arange(2)
+    back, ahead = measure_both_ways(sampler, labels, noise, seed=3, **given)
+    assert torch.equal(found.tensors["responses"], back)
+    assert torch.equal(found.tensors["responses_ahead"], ahead)
+    changes = measure_changes(sampler, labels, noise, batch_size=8)
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in changes.items())
+    assert found.settings == {
+        "seed": 3,
+        "num_trajectories": 2,
+        "batch_size": 8,
+        "measure": ["changes", "responses"],
+        "changes": {"max_age": 3},
+        "responses": given,
+    }
+    assert found.grid.timesteps == sampler.timesteps
+    assert found.cost.evaluation > 0
+
+
+def test_settings_that_are_not_given_are_written_down_too(sampler):
+    found = measure(Calibration, sampler, num_trajectories=2, batch_size=2)
+    assert found.settings["responses"] == {"num_probes": 8, "max_age": 8}
+    again = with_responses(sampler, found.settings).statistics()
+    assert again.settings == found.settings
+    assert torch.equal(again.tensors["responses"], found.tensors["responses"])
+
+
+def test_probes_of_one_trajectory_are_no_trajectories_of_their_own(sampler):
+    found = measure(Calibration, sampler, num_trajectories=3, batch_size=3)
+    change = found.tensor("responses")[3, 1, 0].numpy()
+    each = 3 * np.square(change.astype(np.float64)).reshape(3, 8).sum(axis=1)
+    expected = expected_error(change, found, 0.5)
+    assert expected["expected_mse"] == pytest.approx(each.mean())
+    assert expected["expected_mse_standard_error"] == pytest.approx(each.std(ddof=1) / 3**0.5)
+
+
+def test_the_public_class_measures_and_corrects(sampler):
+    options = {"num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
+    found = l2c.Calibration.measure(sampler, true_errors=2, **options)
+    assert found.corrections
+    assert found.graph(0.7, num_steps=7).num_evaluations == 7
+    assert not l2c.Calibration.measure(sampler, true_errors=0, **options).corrections
+    assert not l2c.Calibration.measure(sampler, what=["changes"], num_trajectories=2).corrections
