@@ -179,7 +179,8 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
         return None
     path = folder / f"calibration_{'_'.join(needs)}.safetensors"
     if not path.is_file():
-        size = _batch_size(sampler.backbone, 1 if "responses" in needs else 4)
+        backbone: Any = sampler.backbone
+        size = _batch_size(backbone, 1 if "responses" in needs else 4)
         how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories, "batch_size": size}
         Calibration.measure(sampler, what=needs, true_errors=NUM_JUDGED, **how).save(path)
     return Calibration.load(path)
