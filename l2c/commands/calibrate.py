@@ -6,7 +6,6 @@ l2c calibrate model=dit_digits
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from l2c.commands.frame import entry as cli

@@ -20,6 +20,7 @@ from l2c.evaluation.tournament import Tournament, cell_name
 from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_text
+from l2c.io.names import near_names
 from l2c.policies.budget import evaluations_worth
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.figures import save_figure
@@ -41,6 +42,27 @@ def method_names(cfg: DictConfig) -> list[str]:
     if both:
         raise ValueError(f"{both[0]!r} is both in methods and in graphs; give one of them another name")
     return [*chosen, *graphs]
+
+
+def leave_out(cfg: DictConfig) -> None:
+    """Leave out the methods and graphs that `only` does not name.
+
+    Raises:
+        ValueError: if it names one that there is not.
+
+    """
+    if cfg.only is None:
+        return
+    known = [*cfg.methods, *(cfg.graphs or {})]
+    for name in cfg.only:
+        if name not in known:
+            raise ValueError(
+                f"only names {name!r}, which is neither in methods nor in graphs; {near_names(name, known)}"
+            )
+    for name in set(cfg.methods) - set(cfg.only):
+        cfg.methods[name] = False
+    if cfg.graphs:
+        cfg.graphs = {name: pattern for name, pattern in cfg.graphs.items() if name in cfg.only}
 
 
 def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -78,6 +100,7 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
 @cli.entry("compare")
 def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
+    leave_out(cfg)
     check = checked("compare", cfg)
     assert isinstance(check.top, TournamentSettings)
     names = method_names(cfg)

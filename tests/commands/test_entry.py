@@ -76,6 +76,8 @@ def test_unknown_model_names_the_near_ones(call, refused):
         ("scripts/sample.py", "+num_imges=3", "unknown setting num_imges; did you mean num_images"),
         ("scripts/sample.py", "solver.cfg_scale=3", "no solver is chosen yet; say solver=NAME"),
         ("scripts/make_graph.py", "policy.routde=all", "routde"),
+        ("scripts/sample.py", "router=l2c", "unknown setting router; did you mean solver"),
+        ("train_router.py", "+foo=1", "unknown setting foo; known are pipeline, prompts, seed"),
         ("scripts/compare.py", "methods.mine={}", "use +methods.mine"),
     ],
 )
@@ -83,6 +85,20 @@ def test_unknown_settings_name_near_ones(call, refused, command, override, sente
     refusal = refused(call(command, override))
     assert sentence in refusal
     assert ("+" in refusal) == ("+" in sentence)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("methods=[gram]", "methods holds settings by name, got [gram]; say methods.NAME=VALUE"),
+        ("solver=5", "a group takes the name of one of its choices"),
+        ("solver=[1]", "a group takes the name of one of its choices"),
+        ("budgets=[", "cannot read 'budgets=[': say key=value; a list is [a,b]"),
+        ("budgets", "cannot read 'budgets': say key=value"),
+    ],
+)
+def test_what_hydra_cannot_read_is_explained(call, refused, override, sentence):
+    assert sentence in refused(call("scripts/compare.py", override))
 
 
 def test_folder_that_cannot_be_written(call, refused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -213,6 +214,7 @@ class Compare(Command, TournamentSettings):
     DOING: ClassVar[str] = "comparing methods"
     LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "timing_batch", "num_images")
 
+    only: Sequence[str] | None = ruled(Items(item=Text(), optional=True, example=("gram", "best")), None)
     num_threads: int | None = count()
 
 

@@ -9,23 +9,22 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from l2c.commands.frame.settings import checked, memory_sentence, unknown_setting
+from l2c.commands.frame.sentences import explained, sentence_of
+from l2c.commands.frame.settings import checked, memory_sentence
 from l2c.commands.frame.table import spelled
 from l2c.io.atomic import check_writable
 from l2c.io.bundled import project_folder
 from l2c.io.memory import memory_explained
-from l2c.io.names import near_names
-from l2c.policies.budget import FORMS, OLD_WORDS
 
 if TYPE_CHECKING:
     import torch
@@ -105,9 +104,11 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     OmegaConf.register_new_resolver("command", spelled, replace=True)  # examples in the configs' help
     started = list(sys.argv)
     failed: list[str] = []  # jobs of a sweep
+    begun: list[str] = []
 
     def job(cfg: DictConfig) -> None:
         sys.argv = started  # Lightning starts further processes with it
+        begun.append(config_name)
         try:
             checked(config_name, cfg)
             if run_folder() != Path.cwd():
@@ -119,7 +120,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _fail(error)
             _take_back()
-            sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {_sentence(error)}\n")
+            sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {sentence_of(error)}\n")
             failed.append(str(error))
         except KeyboardInterrupt:
             _take_back()
@@ -131,7 +132,11 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     try:
         hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(job)()
     except BAD_INPUT as error:  # of composing the config, or of making the run folder
-        _fail(_explained(config_name, error))
+        _fail(explained(config_name, error))
+    except (TypeError, AttributeError) as error:
+        if begun:
+            raise
+        _fail(explained(config_name, error))  # Hydra's own, of a group that got a list or a number
     finally:
         sys.argv = started
     if failed:
@@ -149,22 +154,14 @@ def _use_threads(cfg: DictConfig) -> None:
 
 
 def _take_back() -> None:
-    """Remove an empty run folder."""
+    """Remove an empty run folder, and folders above it that are empty then, up to the current one."""
     if HydraConfig.initialized():
         with contextlib.suppress(OSError, ValueError, OmegaConfBaseException):  # in use, or never made
-            run_folder().rmdir()
-
-
-def _explained(config_name: str, error: Exception) -> Exception:
-    """Return an error with our sentence where an override names an unknown setting: Hydra would advise a `+`."""
-    cause = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        name, parent = cause.full_key, cause.parent_node
-        if name and name not in OLD_WORDS and isinstance(parent, DictConfig):
-            beside = cast("dict[str, Any]", OmegaConf.to_container(parent))
-            if sentence := unknown_setting(config_name, name, beside):
-                return ValueError(sentence)
-    return error
+            folder = run_folder()
+            for empty in (folder, *folder.parents):
+                if empty in (Path.cwd(), *Path.cwd().parents):
+                    break
+                empty.rmdir()
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -172,19 +169,5 @@ def _fail(error: Exception) -> NoReturn:
     _take_back()
     if isinstance(error, BrokenPipeError) or os.environ.get(TRACEBACK):
         raise error
-    sys.stderr.write(f"error: {_sentence(error)}\n")
+    sys.stderr.write(f"error: {sentence_of(error)}\n")
     sys.exit(1)
-
-
-def _sentence(error: Exception) -> str:
-    """Return an exception's message on one line."""
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
-    old = re.search(r"override '([\w.]+)'", str(error))
-    if old and old[1] in OLD_WORDS:
-        return f"there is no {old[1]} any more: it is called {OLD_WORDS[old[1]]} now, {FORMS}"
-    text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
-    return text or type(error).__name__

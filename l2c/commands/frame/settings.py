@@ -7,7 +7,7 @@ library function takes are defined beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -157,7 +157,7 @@ def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
 
 
 def _known(name: str, settings: type[Command], groups: Mapping[str, Group]) -> None:
-    known = [*settings.__dataclass_fields__, *groups]
+    known = [*(field.name for field in fields(settings)), *groups]
     if name not in known:
         raise ValueError(f"unknown setting {name}; {near_names(name, known)}")
 

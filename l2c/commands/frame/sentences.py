@@ -1,0 +1,62 @@
+"""What is wrong with a command line, in one sentence."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from l2c.commands.frame.settings import unknown_setting
+from l2c.io.names import near_names, shown
+from l2c.policies.budget import FORMS, OLD_WORDS
+
+A_GROUP = "a group takes the name of one of its choices (solver=ddim), a setting its value (solver.cfg_scale=4)"
+
+
+def explained(config_name: str, error: Exception) -> Exception:
+    """Return an error of composing a config with our sentence where Hydra's names no mend, or a wrong one.
+
+    Args:
+        config_name: the command's config.
+        error: Hydra's error.
+
+    """
+    cause, text = error.__cause__, str(error)
+    if isinstance(error, OverrideParseException):
+        return ValueError(
+            f"cannot read {shown(error.override, 100)!r}: say key=value; a list is [a,b], a table {{a: 1}}, and text "
+            "with spaces, commas or brackets stands in quotes, for the shell too"
+        )
+    if merged := re.match(r"Error merging override \+*([\w.]+)=(.*)", text, re.DOTALL):
+        return ValueError(
+            f"{merged[1]} holds settings by name, got {shown(merged[2], 60)}; say {merged[1]}.NAME=VALUE"
+        )
+    unknown = re.match(r"Could not override '([\w.]+)[\w.@:/]*'\.?\s*No match", text)
+    if unknown and unknown[1] not in OLD_WORDS:
+        return ValueError(unknown_setting(config_name, unknown[1], {}) or f"there is no {unknown[1]} here; {A_GROUP}")
+    if isinstance(error, TypeError | AttributeError) or text.startswith("Config group override must be"):
+        return ValueError(f"cannot compose the settings; {A_GROUP}")
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        name, parent = cause.full_key, cause.parent_node
+        if name and name not in OLD_WORDS and isinstance(parent, DictConfig):
+            beside = cast("dict[str, Any]", OmegaConf.to_container(parent))
+            if sentence := unknown_setting(config_name, name, beside):
+                return ValueError(sentence)
+    return error
+
+
+def sentence_of(error: Exception) -> str:
+    """Return an exception's message on one line."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
+    old = re.search(r"override '([\w.]+)'", str(error))
+    if old and old[1] in OLD_WORDS:
+        return f"there is no {old[1]} any more: it is called {OLD_WORDS[old[1]]} now, {FORMS}"
+    text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
+    return text or type(error).__name__
