@@ -145,6 +145,11 @@ class UViT(Backbone):
         self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
         self.initialize_weights()
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks in the order in which they run."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
     def initialize_weights(self) -> None:
         """Initialise as published: truncated normal (0.02) linears and positions, zero biases."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

@@ -128,12 +128,10 @@ class _BlockOutputs:
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module]:
-    if isinstance(backbone, DiT):
-        return list(backbone.blocks)
     if isinstance(backbone, WrappedModule):
         return backbone.blocks()
-    assert isinstance(backbone, UViT)
-    return [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
+    assert isinstance(backbone, DiT | UViT)
+    return list(backbone.blocks)
 
 
 def _collector(backbone: nn.Module, residuals: list[Tensor]):  # type: ignore[no-untyped-def]

@@ -38,6 +38,11 @@ class Cost:
         """MACs of an evaluation that computes every layer."""
         return self.fixed + sum(self.layers)
 
+    @property
+    def removable(self) -> float:
+        """What is saved when an evaluation reuses every layer, in evaluations' worth of MACs."""
+        return sum(self.layers) / self.evaluation
+
     def of_row(self, row: Sequence[bool]) -> int:
         """Return the MACs of an evaluation with a row of decisions."""
         return self.fixed + sum(macs for macs, fresh in zip(self.layers, row, strict=True) if fresh)
@@ -97,8 +102,7 @@ def count_macs(backbone: Backbone) -> Cost:
     if isinstance(backbone, UViT):
         patches = backbone.patch_embed.num_patches or 0
         tokens = patches + backbone.num_extra_tokens
-        blocks = [*backbone.in_blocks, backbone.mid_block, *backbone.out_blocks]
-        layers = _transformer_layers(blocks, tokens, backbone.embed_dim)
+        layers = _transformer_layers(backbone.blocks, tokens, backbone.embed_dim)
         fixed = (
             _convolution(backbone.patch_embed.proj, patches)
             + _linears(backbone.time_embed)

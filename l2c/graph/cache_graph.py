@@ -25,26 +25,7 @@ from l2c.io.numbers import finite_number, whole_number
 class CacheGraph(GraphFields):
     """All rows of one trajectory, and the backbone, solver, timesteps and guidance they are valid for.
 
-    Attributes:
-        rows: one row per evaluation, noisiest first; each has one bool per layer, True = compute.
-        layers: names of the layers, index `2 b` attention and `2 b + 1` MLP of block b.
-        timesteps: t that the backbone is given at each evaluation, strictly falling (or rising, for models that
-            count up from noise to image).
-        model: name of the backbone.
-        solver: name of the solver, or class of a diffusers scheduler.
-        routed: indices of the evaluations that may reuse; None = those that do.
-        reuse: `hold`, `linear`, `fitted` or `weighted`, what stands in for a reused layer, per evaluation; none = all
-            `hold`.
-        fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
-        weighted: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`; none
-            elsewhere. Each is 1 to 4 numbers that add up to 1, of the layer's past outputs, the last computed first.
-        correction: file of scales and shifts of what stands in; None = none.
-        fingerprint: digest of the weights that the graph was made for; None = any.
-        solver_options: the solver's own settings, `eta` for one.
-        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg` or `embedded`; None = not said.
-        cfg_scale: guidance scale that the graph was made under; None = made without, accepts any.
-        provenance: method, hyper-parameters, package version.
-        measured: figures that the maker lets travel along (MACs, errors); not interpreted.
+    Its attributes are those of `l2c.graph.fields.GraphFields`; here they are checked, read and written.
 
     Raises:
         ValueError: if the parts contradict each other; the message says what, got and allowed.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
+
 
 def block_of(name: str) -> str:
     """Return the block that a layer belongs to; a layer that is a whole block, `blocks.3` or `tail`, is its own."""
@@ -14,6 +16,11 @@ def block_of(name: str) -> str:
 def kind_of(name: str) -> str:
     """Return the kind of a layer: the last part of its name that is no number."""
     return next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
+
+
+def layers_of(part: str, names: Sequence[str]) -> set[int]:
+    """Return the indices of the layers of a part, `attn` or `mlp`, or of `all`."""
+    return {i for i, name in enumerate(names) if part == "all" or kind_of(name).startswith(KINDS[part])}
 
 
 def _grouped(names: Sequence[str]) -> tuple[tuple[int, ...], ...]:

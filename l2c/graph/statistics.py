@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from l2c.graph.fields import GraphFields
-from l2c.graph.layer_names import kind_of
+from l2c.graph.layer_names import layers_of
 
-KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
 COUNTED = (
     "num_evaluations",
     "num_routed",
@@ -30,7 +29,7 @@ def removed_fraction_of(graph: GraphFields, kind: str) -> float:
 
     """
     assert graph.routed is not None
-    chosen = [i for i, name in enumerate(graph.layers) if kind_of(name).startswith(KINDS[kind])]
+    chosen = layers_of(kind, graph.layers)
     total = len(graph.routed) * len(chosen)
     return sum(not graph.rows[e][i] for e in graph.routed for i in chosen) / total if total else 0.0
 

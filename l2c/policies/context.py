@@ -106,7 +106,7 @@ class PolicyContext:
 
     def least(self, routed: Sequence[int]) -> float:
         """Return the evaluations' worth of MACs that is left when routed evaluations reuse everything."""
-        return self.blank.num_evaluations - len(routed) * sum(self.cost.layers) / self.cost.evaluation
+        return self.blank.num_evaluations - len(routed) * self.cost.removable
 
     def evaluations(self, budget: Budget) -> float:
         """Return a budget in evaluations' worth of MACs, see `policies.budget`.

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from l2c.graph.layer_names import kind_of
+from l2c.graph.layer_names import layers_of
 from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, taylor_weights
-from l2c.graph.statistics import KINDS
 from l2c.policies.context import PolicyContext
 from l2c.policies.settings import PART, RULE_REUSE
 
@@ -66,7 +65,7 @@ class Rule:
             ValueError: if the backbone has no layer of that kind.
 
         """
-        found = {i for i, name in enumerate(names) if self.part == "all" or _is(self.part, name)}
+        found = layers_of(self.part, names)
         if not found:
             raise ValueError(f"part={self.part} names no layer of this backbone; take part=all")
         return found
@@ -92,7 +91,3 @@ class Rule:
             for layer in (layer for layer, fresh in enumerate(row) if fresh):
                 past[layer].insert(0, e)
         return {"reuse": (WEIGHTED,) * count, "weighted": tuple(weighted)}
-
-
-def _is(part: str, name: str) -> bool:
-    return kind_of(name).startswith(KINDS[part])

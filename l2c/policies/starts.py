@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import layers_of
 from l2c.graph.predictor import HOLD, LINEAR
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.interval import interval
@@ -36,7 +37,7 @@ def rule_graphs(context: PolicyContext, worth: float) -> list[CacheGraph]:
 
 def _intervals(context: PolicyContext, worth: float) -> Iterator[CacheGraph]:
     for part in ("all", "attn"):
-        if part == "attn" and not any("attn" in name for name in context.blank.layers):
+        if not layers_of(part, context.blank.layers):
             continue
         reached = 0
         for n in range(2, LONGEST + 1):
@@ -53,8 +54,7 @@ def _intervals(context: PolicyContext, worth: float) -> Iterator[CacheGraph]:
 def _most_at_the_end(context: PolicyContext, worth: float, n: int, phase: int, part: str) -> int | None:
     """Return how many evaluations at the end may compute everything; None if no number reaches the budget."""
     count, macs = context.blank.num_evaluations, context.cost
-    names = context.blank.layers
-    of_part = sum(layer for layer, name in zip(macs.layers, names, strict=True) if part == "all" or "attn" in name)
+    of_part = sum(macs.layers[layer] for layer in layers_of(part, context.blank.layers))
     to_save = (count - worth - NEAR) * macs.evaluation
     for e in range(count):
         if to_save <= 0:

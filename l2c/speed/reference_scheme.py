@@ -78,7 +78,7 @@ class ReferenceScheme:
     def _uvit(self, net: UViT, x: Tensor, t: Tensor) -> Tensor:
         h = torch.cat([*net.condition(t, self.y), net.patch_embed(x)], dim=1) + net.pos_embed
         skips: list[Tensor] = []
-        for b, block in enumerate([*net.in_blocks, net.mid_block, *net.out_blocks]):
+        for b, block in enumerate(net.blocks):
             assert isinstance(block, UViTBlock)
             if isinstance(block, UViTOutBlock):
                 h = block.skip_linear(torch.cat([h, skips.pop()], dim=-1))

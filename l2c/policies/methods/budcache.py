@@ -57,8 +57,7 @@ def budcache(
     rule.check(context.blank.num_evaluations)
     worth, count = context.evaluations(budget), context.blank.num_evaluations
     sampler = context.deterministic_sampler("budcache")
-    of_layers = sum(context.cost.layers) / context.cost.evaluation
-    num_computed = min(count, count - math.ceil((count - worth - SLACK) / of_layers))
+    num_computed = min(count, count - math.ceil((count - worth - SLACK) / context.cost.removable))
     true_error = TrueError.of(sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)
     settings: dict[str, Any] = {"budget": worth, "steps": steps, "climbs": climbs, "seed": seed, "rule": rule.said()}
     known: dict[Chosen, float] = {}

@@ -28,7 +28,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
     """
     assert like.routed is not None
     worth = cost.evaluations_worth(like) if evaluations_worth is None else evaluations_worth
-    least = like.num_evaluations - len(like.routed) * sum(cost.layers) / cost.evaluation
+    least = like.num_evaluations - len(like.routed) * cost.removable
     reason = f"with {len(like.routed)} routed evaluations of {like.num_evaluations}"
     check_reach(worth, least, like.num_evaluations, reason)
     entries = [(e, layer) for e in like.routed for layer in range(like.num_layers)]

@@ -31,7 +31,7 @@ def share_to_remove(cost: Cost, budget: Budget, *, num_evaluations: int, num_rou
     if budget is None:
         raise ValueError(f"router=budget needs router.budget: give {FORMS}")
     worth = evaluations_worth(budget, num_evaluations)
-    removable = num_routed * sum(cost.layers) / cost.evaluation  # evaluations' worth
+    removable = num_routed * cost.removable  # evaluations' worth
     least = num_evaluations - removable
     check_reach(worth, least, num_evaluations, f"with {num_routed} routed evaluations of {num_evaluations}")
     if not least < worth < num_evaluations:
