@@ -224,7 +224,7 @@ def call_process() -> Callable[..., subprocess.CompletedProcess]:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), **environment},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=900,
             check=False,
         )
 

@@ -38,12 +38,12 @@ for code in {list(STAGES)!r}:
 
 def loaded_by(*arguments):
     """Return what a Python loads, and its result."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=900, check=False)
     return {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}, done
 
 
 def test_each_name_loads_what_it_needs():
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     stages = [set(json.loads(line)) for line in done.stdout.splitlines()]
     assert len(stages) == len(STAGES)

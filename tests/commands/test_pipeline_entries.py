@@ -93,7 +93,7 @@ STEPS = ["solver.num_evaluations=4", "solver.cfg_scale=3"]
 def test_from_statistics_to_images(run, saved, tmp_path):
     """calibrate, make_graph, evaluate and sample, one after the other."""
     file = tmp_path / "s.safetensors"
-    small = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3"]
+    small = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3", "true_errors=2"]
     _, printed = run("calibrate.py", "measure=[changes,responses]", f"output={file}", *small, steps=STEPS)
     assert f"make_graph.py backend=diffusers pipeline={saved}" in printed
     made, _ = run(

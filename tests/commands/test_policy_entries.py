@@ -13,7 +13,7 @@ SMALL = ["model=dit_digits", "solver.num_evaluations=4"]
 @pytest.fixture(scope="module")
 def statistics(call, tmp_path_factory):
     path = tmp_path_factory.mktemp("statistics") / "s.safetensors"
-    sizes = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3"]
+    sizes = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3", "true_errors=2"]
     folder = path.parent / "run"
     result = call(
         "scripts/calibrate.py",

@@ -33,6 +33,6 @@ def test_operators_are_declared_only_where_they_are_missing(tmp_path, source, de
     (package / "__init__.py").write_text(source)
     (package / "_meta_registrations.py").write_text(REGISTERS)
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{USE}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(package / "__init__.py"), str(declared)]

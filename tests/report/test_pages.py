@@ -154,7 +154,7 @@ def test_the_page_works_in_a_browser(page, tmp_path):
         [*command, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=False,
     )
     assert "CONSOLE" not in opened.stderr, opened.stderr

@@ -165,7 +165,7 @@ def test_a_signal_writes_a_checkpoint_and_resume_goes_on_bit_for_bit(tmp_path, n
         assert more, seen
         seen += more
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == code, (out, err)
     stopped = re.search(
         rf"stopped by {number.name} after step (\d+) of {steps}; wrote .*last\.ckpt; .*resume=auto", err
