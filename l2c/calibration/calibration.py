@@ -1,4 +1,4 @@
-"""Statistics of a backbone under a sampler, measured once and kept in a file."""
+"""What was measured of a backbone under a sampler, once and kept in a file."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from l2c.io.names import shown
 Kind = TypeVar("Kind", bound="Calibration")
 OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
-    "layer_change": "run `l2c calibrate` and pass its file as statistics=PATH",
-    "block_change": "run `l2c calibrate` and pass its file as statistics=PATH",
-    "responses": "run `l2c calibrate measure=[responses]` and pass its file as statistics=PATH",
+    "layer_change": "run `l2c calibrate` and pass its file as calibration=PATH",
+    "block_change": "run `l2c calibrate` and pass its file as calibration=PATH",
+    "responses": "run `l2c calibrate measure=[responses]` and pass its file as calibration=PATH",
 }
 
 
@@ -73,16 +73,18 @@ class Calibration:
         """
         if name not in self.tensors and self.carried_from is not None:
             raise ValueError(
-                f"the statistics were made for {self.carried_from} other evaluations, and {name} is known at those "
+                f"the calibration was made for {self.carried_from} other evaluations, and {name} is known at those "
                 "alone (responses are carried to other times); run l2c calibrate with the same solver and number of "
                 "evaluations as the graph"
             )
         if name not in self.tensors:
-            raise ValueError(f"the statistics hold {', '.join(self.tensors) or 'nothing'} but no {name}; {HOW[name]}")
+            raise ValueError(
+                f"the calibration holds {', '.join(self.tensors) or 'nothing'} but no {name}; {HOW[name]}"
+            )
         return self.tensors[name]
 
     def check(self, graph: CacheGraph, *, any_times: bool = False) -> None:
-        """Refuse statistics of another model or sampler than a graph is to be made for.
+        """Refuse a calibration of another model or sampler than a graph is to be made for.
 
         Args:
             graph: the graph to be made.
@@ -97,8 +99,8 @@ class Calibration:
             if got != wanted and not (any_times and what in OF_TIMES):
                 between = f"{_short(got)}, but the graph is to be made for {_short(wanted)}"
                 raise ValueError(
-                    f"the statistics were made for {what.replace('_', ' ')} {between}; run l2c calibrate with the "
-                    "same model and solver, or take the statistics that belong to them"
+                    f"the calibration was made for {what.replace('_', ' ')} {between}; run l2c calibrate with the "
+                    "same model and solver, or take the calibration that belongs to them"
                 )
 
     def at(self: Kind, graph: CacheGraph, solver: Solver | Grid) -> Kind:
@@ -154,18 +156,18 @@ class Calibration:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if the file holds no statistics, is of another version, or contradicts itself.
+            ValueError: if the file holds no calibration, is of another version, or contradicts itself.
 
         """
         name = shown(path, 300)
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no statistics at {name}; l2c calibrate writes them")
+            raise FileNotFoundError(f"no calibration at {name}; l2c calibrate writes them")
         try:
             with safe_open(path, framework="pt") as opened:
                 header = (opened.metadata() or {})["l2c"]
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{name} holds no statistics of l2c; give what l2c calibrate wrote") from error
+            raise ValueError(f"{name} holds no calibration of l2c; give what l2c calibrate wrote") from error
         try:
             calibration = cls(tensors, **file.fields_of(header))
             file.check_tensors(tensors, binding=calibration.binding, grid=calibration.grid, cost=calibration.cost)

@@ -73,7 +73,7 @@ def fields_of(header: str) -> dict[str, Any]:
     """
     content = parse(header)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError("holds no statistics of l2c; give what l2c calibrate wrote")
+        raise ValueError("holds no calibration of l2c; give what l2c calibrate wrote")
     if content.get("version") != VERSION:
         raise ValueError(
             f"the calibration is of version {quoted(content.get('version', 1))}, this package reads version "

@@ -22,7 +22,7 @@ SETTINGS = ("seed", "num_trajectories", "batch_size", "changes", "responses")
 
 @cli.entry("calibrate")
 def main(cfg: DictConfig) -> None:
-    """Load, run seeded trajectories, save the statistics."""
+    """Load, run seeded trajectories, save the calibration."""
     if isinstance(cfg.measure, str):
         cfg.measure = [cfg.measure]
     check_writable(cfg.output)
@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     else:
         same = cli.repeated(*BACKBONE_SETTINGS, "solver")
         policy = "best" if "responses" in cfg.measure else "block_caching"
-        print(f"next: {command_line('graph', *same, f'policy={policy}', budget=0.75, statistics=path)}")
+        print(f"next: {command_line('graph', *same, f'policy={policy}', budget=0.75, calibration=path)}")
 
 
 if __name__ == "__main__":

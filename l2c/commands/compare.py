@@ -1,6 +1,6 @@
 """Compare all methods at all budgets over seeds: one table, curves, pictures, one HTML report; resumable.
 
-l2c compare model=dit_digits statistics=runs/calibrate/dit_digits.safetensors
+l2c compare model=dit_digits calibration=runs/calibrate/dit_digits.safetensors
 """
 
 import json
@@ -107,7 +107,7 @@ def main(cfg: DictConfig) -> None:
     folder = cli.run_folder()
     backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
     tournament = Tournament(backbone, check.groups["solver"], check.top, folder)
-    tournament.check_statistics()
+    tournament.check_calibrations()
     settings = json.dumps(tournament.settings, default=str)
     record = folder / "settings.json"
     if record.is_file() and record.read_text(encoding="utf-8") != settings:

@@ -19,7 +19,7 @@ from l2c.sampling.uncached import uncached_by
 @cli.entry("make_graph")
 def main(cfg: DictConfig) -> None:
     """Load, build, write, say what came out."""
-    calibration = None if cfg.statistics is None else Calibration.load(cfg.statistics)
+    calibration = None if cfg.calibration is None else Calibration.load(cfg.calibration)
     shapes_will_do = cfg.policy.name in UNMEASURED and calibration is None and not is_pipeline(cfg.model)
     backbone = backbone_shapes(cfg.model) if shapes_will_do else configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)

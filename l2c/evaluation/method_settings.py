@@ -14,7 +14,7 @@ from l2c.policies.settings import COUNT, FROM_0, OPTIONS, SEED, check_options, c
 from l2c.sampling.solver_settings import SOLVER_NAMES
 
 FEWER_STEPS = "fewer_steps"
-BY_RESPONSES = ("gram", "best")  # made anew from each file of statistics; may have another solver
+BY_RESPONSES = ("gram", "best")  # made anew from each calibration; may have another solver
 SHARE = Number(at_least=0, at_most=1)
 OTHER_SOLVER: dict[str, Rule] = {
     "solver": Text(choices=tuple(name for name in SOLVER_NAMES if name != "pipeline")),

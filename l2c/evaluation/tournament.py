@@ -66,7 +66,7 @@ class Tournament:
         folder: folder of cells, pictures and graphs.
 
     Raises:
-        FileNotFoundError: if statistics are asked for that are not there.
+        FileNotFoundError: if a calibration is asked for that is not there.
 
     """
 
@@ -78,30 +78,30 @@ class Tournament:
         self.graphs = dict(settings.graphs or {})  # name: pattern
         self.folder = folder
         self.backbone = backbone
-        self.statistics = statistics_files(settings.statistics)
+        self.calibrations = calibration_files(settings.calibration)
         self.uncached = self.plain(solver.num_evaluations)
-        self.contexts = [PolicyContext.of(self.uncached, Calibration.load(path)) for path in self.statistics]
+        self.contexts = [PolicyContext.of(self.uncached, Calibration.load(path)) for path in self.calibrations]
         self.context = self.contexts[0] if self.contexts else PolicyContext.of(self.uncached)
         self.noise = seeded_noise(backbone.input_shape, settings.seed, settings.num_images)
         self.labels = labels_in_turn(backbone.num_labels, settings.num_images)
         self._reference: torch.Tensor | None = None
 
-    def check_statistics(self) -> None:
-        """Refuse methods that need statistics where there are none, and statistics of the very noises compared on.
+    def check_calibrations(self) -> None:
+        """Refuse methods that need a calibration where there is none, and calibrations on the noises compared on.
 
         Raises:
-            ValueError: if statistics are missing, or were made on those noises.
+            ValueError: if the calibration is missing, or were made on those noises.
 
         """
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
         calibrated = [name for name, given in chosen.items() if given.get("policy", name) in CALIBRATED]
         if calibrated and not self.contexts:
             raise ValueError(
-                f"{calibrated[0]} needs statistics; run l2c calibrate measure=[changes,responses] and pass "
-                f"statistics=PATH, or leave it out with methods.{calibrated[0]}=false"
+                f"{calibrated[0]} needs a calibration; run l2c calibrate measure=[changes,responses] and pass "
+                f"calibration=PATH, or leave it out with methods.{calibrated[0]}=false"
             )
-        for path, context in zip(self.statistics, self.contexts, strict=True):
-            if context.statistics().settings.get("seed") == self.asked.seed:
+        for path, context in zip(self.calibrations, self.contexts, strict=True):
+            if context.required_calibration().settings.get("seed") == self.asked.seed:
                 raise ValueError(
                     f"{path} was calibrated on the noises of seed {self.asked.seed}, where graphs would be compared; "
                     "choose another seed"
@@ -172,10 +172,10 @@ class Tournament:
         if policy == "random":
             chosen = [(self.context, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
         elif policy in BY_RESPONSES and self.contexts:
-            files = map(digest, self.statistics)
+            files = map(digest, self.calibrations)
             chosen = [(context, options, file) for context, file in zip(self.contexts, files, strict=True)]
         else:
-            chosen = [(self.context, options, "".join(map(digest, self.statistics[:1])))]
+            chosen = [(self.context, options, "".join(map(digest, self.calibrations[:1])))]
         return [
             Draw(partial(self.made, method, policy, context, worth, given), json.dumps([given, file], default=list))
             for context, given, file in chosen
@@ -310,8 +310,8 @@ def matching(pattern: str) -> list[Path]:
     return sorted(Path(full.anchor).glob(str(full.relative_to(full.anchor))))
 
 
-def statistics_files(patterns: str | Sequence[str] | None) -> list[Path]:
-    """Return the files of statistics: one, or as many as a glob pattern or a list of them names.
+def calibration_files(patterns: str | Sequence[str] | None) -> list[Path]:
+    """Return the files of calibrations: one, or as many as a glob pattern or a list of them names.
 
     Raises:
         FileNotFoundError: if there is none where some are asked for.
@@ -320,5 +320,5 @@ def statistics_files(patterns: str | Sequence[str] | None) -> list[Path]:
     asked = [patterns] if isinstance(patterns, str) else list(patterns or [])
     for pattern in asked:
         if not matching(pattern):
-            raise FileNotFoundError(f"no statistics at {pattern}; l2c calibrate writes them")
+            raise FileNotFoundError(f"no calibration at {pattern}; l2c calibrate writes them")
     return [path for pattern in asked for path in matching(pattern)]

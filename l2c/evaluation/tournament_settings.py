@@ -19,7 +19,7 @@ class TournamentSettings(Settings):
     """Methods, budgets and noises.
 
     Attributes:
-        statistics: files of statistics, or glob patterns of them; one seed each.
+        calibration: files of calibrations, or glob patterns of them; one seed each.
         budgets: each in one of the forms of `policies.budget`.
         methods: options of a method by its name, see `method_settings`; None = its defaults, False = left out.
         reference: images that errors are measured to: those of the `uncached` sampler, or those of the solution of
@@ -34,7 +34,7 @@ class TournamentSettings(Settings):
 
     """
 
-    statistics: str | Sequence[str] | None = ruled(
+    calibration: str | Sequence[str] | None = ruled(
         Items(item=Text(), single=True, optional=True, nonempty=False), None
     )
     budgets: Sequence[Budget] = ruled(Items(item=BudgetRule(), example=(12.75, "2.5x")), [15.15, 12.75, 8])

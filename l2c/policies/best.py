@@ -82,10 +82,10 @@ def best(
     Graphs of `gram` differ in spans and predictors, graphs of the rules in interval, phase and forecast.
 
     Args:
-        context: a context with `responses` among its statistics and the sampler itself.
+        context: a context with `responses` in its calibration and the sampler itself.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
-            first, as the statistics were. The error is always against the images of the given sampler.
+            first, as the calibration was. The error is always against the images of the given sampler.
         max_span: evaluations in a row that a layer may be reused.
         num_trajectories: calibration noises that graphs are judged on.
         pool: noises from which the calibration noises are chosen; see `TrueError`.
@@ -132,7 +132,7 @@ def reference_evaluations(graph: CacheGraph) -> int:
 
 def _with_evaluations(context: PolicyContext, count: int) -> PolicyContext:
     """Return the context at another number of evaluations, its responses measured as the given ones were."""
-    sampler, settings = context.sampler, context.statistics().settings
+    sampler, settings = context.sampler, context.required_calibration().settings
     assert sampler is not None
     seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
     known = _CALIBRATED.setdefault(sampler, {})
@@ -185,7 +185,7 @@ def _best_start(
 
 def likely_rules(context: PolicyContext, worth: float) -> list[CacheGraph]:
     """Return the graphs of fixed rules that the responses predict the least error of, that one first."""
-    responses = context.statistics().tensor("responses").numpy()
+    responses = context.required_calibration().tensor("responses").numpy()
     return sorted(rule_graphs(context, worth), key=lambda graph: predicted_error(graph, responses))[:NUM_RULES]
 
 

@@ -1,4 +1,4 @@
-"""The input of every policy: an all-compute graph to thin out, costs, statistics."""
+"""The input of every policy: an all-compute graph to thin out, costs, calibration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PolicyContext:
         blank: a graph that computes everything; says what the result is valid for.
         cost: MACs of the backbone.
         alternate: the evaluations that Learning-to-Cache routes, every second one.
-        calibration: statistics, for the policies that need them.
+        calibration: what was measured, for the policies that need them.
         sampler: the uncached sampler, for the policies that try graphs out.
 
     """
@@ -50,11 +50,11 @@ class PolicyContext:
 
         Args:
             sampler: the uncached sampler.
-            calibration: statistics, carried to the sampler's times where they were measured at others.
+            calibration: what was measured, carried to the sampler's times where they were measured at others.
             weights_bound: bind graphs to the weights; false saves digesting them where no one will compare.
 
         Raises:
-            ValueError: if the statistics belong to another model or sampler.
+            ValueError: if the calibration belongs to another model or sampler.
 
         """
         backbone, solver = sampler.backbone, sampler.solver
@@ -93,15 +93,15 @@ class PolicyContext:
         """Every evaluation that can be routed at all."""
         return tuple(range(1, self.blank.num_evaluations))
 
-    def statistics(self) -> Calibration:
-        """Return the statistics.
+    def required_calibration(self) -> Calibration:
+        """Return the calibration.
 
         Raises:
-            ValueError: if there are no statistics.
+            ValueError: if there is no calibration.
 
         """
         if self.calibration is None:
-            raise ValueError("this policy needs statistics; run l2c calibrate and pass statistics=PATH")
+            raise ValueError("this policy needs a calibration; run l2c calibrate and pass calibration=PATH")
         return self.calibration
 
     def least(self, routed: Sequence[int]) -> float:

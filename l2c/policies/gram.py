@@ -31,7 +31,7 @@ def gram(
     """Return the greedy graph of a budget from responses; any budget from one calibration.
 
     Args:
-        context: a context with `responses` among its statistics.
+        context: a context with `responses` in its calibration.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: predictors to choose from, of `hold`, `linear` and `fitted`, per evaluation.
         order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
@@ -45,7 +45,7 @@ def gram(
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
     ORDER.check("order", order)
-    calibration, total = context.statistics(), context.blank.num_evaluations
+    calibration, total = context.required_calibration(), context.blank.num_evaluations
     max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(
         calibration.tensor("responses").numpy(),
@@ -82,7 +82,7 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
     """Return a graph's rows with fitted weights, more of them computed where the budget leaves room.
 
     Args:
-        context: a context with `responses` among its statistics.
+        context: a context with `responses` in its calibration.
         graph: a graph of the same sampler, such as a fixed rule's.
         worth: the budget in evaluations' worth of MACs, not below the graph's own.
         order: see `gram`.
@@ -91,7 +91,7 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
         the graph; None where a layer is reused for longer than the responses reach.
 
     """
-    responses = context.statistics().tensor("responses").numpy()
+    responses = context.required_calibration().tensor("responses").numpy()
     allocation = Allocation(
         responses,
         context.blank.timesteps,
@@ -108,7 +108,7 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
 
 def _graph_of(context: PolicyContext, allocation: Allocation, **made: Any) -> CacheGraph:
     """Return the graph of an allocation, with the error that is expected and where responses were carried from."""
-    calibration = context.statistics()
+    calibration = context.required_calibration()
     graph = context.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)
     if calibration.carried_from is not None:
         graph = graph.replace(provenance={**graph.provenance, "carried_from": calibration.carried_from})

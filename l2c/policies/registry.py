@@ -46,11 +46,11 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
 
     Args:
         name: one of `POLICIES`.
-        context: backbone, sampler, costs and statistics.
+        context: backbone, sampler, costs and calibration.
         options: options of that policy; for `budget` see `policies.budget`.
 
     Raises:
-        ValueError: if the policy or an option is unknown, the budget is out of reach, or statistics are missing.
+        ValueError: if the policy or an option is unknown, the budget is out of reach, or the calibration is missing.
 
     """
     check_options(name, options)

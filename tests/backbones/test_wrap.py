@@ -145,7 +145,7 @@ def test_measured_macs_are_the_counted_ones(twin):
     assert count_macs(wrapped) == count_macs(dit)
 
 
-def test_statistics_and_policies_are_those_of_the_dit(twin):
+def test_calibration_and_policies_are_those_of_the_dit(twin):
     noise, labels = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
     graphs = []
     for backbone in twin:

@@ -43,7 +43,7 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
 def test_settings_that_are_not_given_are_written_down_too(sampler):
     found = measure(Calibration, sampler, num_trajectories=2, batch_size=2)
     assert found.settings["responses"] == {"num_probes": 8, "max_age": 8}
-    again = with_responses(sampler, found.settings).statistics()
+    again = with_responses(sampler, found.settings).required_calibration()
     assert again.settings == found.settings
     assert torch.equal(again.tensors["responses"], found.tensors["responses"])
 

@@ -78,6 +78,7 @@ def test_unknown_model_names_the_near_ones(call, refused):
         ("scripts/make_graph.py", "policy.routde=all", "routde"),
         ("scripts/sample.py", "router=l2c", "unknown setting router; did you mean solver"),
         ("train_router.py", "+foo=1", "unknown setting foo; known are pipeline, prompts, seed"),
+        ("scripts/make_graph.py", "statistics=s.safetensors", "no statistics any more: it is called calibration now"),
         ("scripts/compare.py", "methods.mine={}", "use +methods.mine"),
     ],
 )

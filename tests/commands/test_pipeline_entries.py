@@ -90,14 +90,14 @@ def run(call, saved, tmp_path):
 STEPS = ["solver.num_evaluations=4", "solver.cfg_scale=3"]
 
 
-def test_from_statistics_to_images(run, saved, tmp_path):
+def test_from_calibration_to_images(run, saved, tmp_path):
     """calibrate, make_graph, evaluate and sample, one after the other."""
     file = tmp_path / "s.safetensors"
     small = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3", "true_errors=2"]
     _, printed = run("calibrate.py", "measure=[changes,responses]", f"output={file}", *small, steps=STEPS)
     assert f"make_graph.py backend=diffusers pipeline={saved}" in printed
     made, _ = run(
-        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "budget=0.6", f"statistics={file}", steps=STEPS
+        "make_graph.py", "policy=gram", "policy.reuses=[hold]", "budget=0.6", f"calibration={file}", steps=STEPS
     )
     path = made / "cache_graph.json"
     graph = l2c.CacheGraph.load(path)
@@ -183,7 +183,7 @@ def latents(saved, classes, steps):
     [
         ("evaluate.py", ["graph=x", "reference=digits"], "scores against a reference are not made from a pipeline"),
         ("sample.py", ["precision=bf16"], "precision is a setting of our own sampler, which a pipeline does not use"),
-        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs statistics; run l2c calibrate"),
+        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs a calibration; run l2c calibrate"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(name, arguments, sentence, call, saved, tmp_path):

@@ -11,8 +11,8 @@ SMALL = ["model=dit_digits", "solver.num_evaluations=4"]
 
 
 @pytest.fixture(scope="module")
-def statistics(call, tmp_path_factory):
-    path = tmp_path_factory.mktemp("statistics") / "s.safetensors"
+def calibration(call, tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibration") / "s.safetensors"
     sizes = ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=3", "true_errors=2"]
     folder = path.parent / "run"
     result = call(
@@ -27,8 +27,8 @@ def statistics(call, tmp_path_factory):
     return path
 
 
-def test_make_graph_by_a_budget(call, statistics, tmp_path):
-    options = ["policy=gram", "budget=0.6", f"statistics={statistics}", f"hydra.run.dir={tmp_path}"]
+def test_make_graph_by_a_budget(call, calibration, tmp_path):
+    options = ["policy=gram", "budget=0.6", f"calibration={calibration}", f"hydra.run.dir={tmp_path}"]
     result = call("scripts/make_graph.py", *SMALL, *options)
     assert result.returncode == 0, result.stderr
     graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
@@ -53,9 +53,9 @@ def test_next_lines_keep_the_solver_and_the_weights(call, tmp_path):
     assert judge[2:] == [f"graph={tmp_path / 'g' / 'cache_graph.json'}", f"checkpoint={weights}"]
 
 
-def test_compare_writes_reports_and_continues(call, refused, statistics, tmp_path):
+def test_compare_writes_reports_and_continues(call, refused, calibration, tmp_path):
     options = [
-        f"statistics={statistics}",
+        f"calibration={calibration}",
         "budgets=[3]",
         "num_images=4",
         "num_seeds=2",
@@ -79,10 +79,10 @@ def test_compare_writes_reports_and_continues(call, refused, statistics, tmp_pat
     assert "only names 'gramm', which is neither in methods nor in graphs; did you mean gram" in refused(other)
 
 
-def test_compare_measures_to_the_ode_another_solver_and_dynamic_methods(call, refused, statistics, tmp_path):
+def test_compare_measures_to_the_ode_another_solver_and_dynamic_methods(call, refused, calibration, tmp_path):
     only = "only=[better,fewer_2m,first_block_cache]"
     options = [
-        f"statistics={statistics}",
+        f"calibration={calibration}",
         "budgets=[3]",
         "num_images=4",
         "timing_batch=2",
@@ -105,18 +105,18 @@ def test_compare_measures_to_the_ode_another_solver_and_dynamic_methods(call, re
     assert "reference must be uncached or ode, got 'solution'" in refused(other)
 
 
-def test_bad_input_ends_in_one_sentence(call, refused, statistics, tmp_path):
+def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):
     run = f"hydra.run.dir={tmp_path / 'x'}"
     unknown = call("scripts/compare.py", *SMALL, "+methods.smothcache={}", run)
     assert "unknown method 'smothcache'; did you mean smoothcache" in refused(unknown)
     option = call("scripts/compare.py", *SMALL, "methods.best={rounds: 20}", run)
     assert "policy best has no option 'rounds'" in refused(option)
     without = call("scripts/compare.py", *SMALL, run)
-    assert "best needs statistics; run l2c calibrate measure=[changes,responses]" in refused(without)
-    same = call("scripts/compare.py", *SMALL, f"statistics={statistics}", "seed=7", run)
+    assert "best needs a calibration; run l2c calibrate measure=[changes,responses]" in refused(without)
+    same = call("scripts/compare.py", *SMALL, f"calibration={calibration}", "seed=7", run)
     assert "was calibrated on the noises of seed 7, where graphs would be compared" in refused(same)
-    other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"statistics={statistics}", run)
-    assert "the statistics were made for 4 other evaluations, and layer_change is known at those" in refused(other)
+    other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"calibration={calibration}", run)
+    assert "the calibration was made for 4 other evaluations, and layer_change is known at those" in refused(other)
     reach = call("scripts/make_graph.py", *SMALL, "budget=0.1", run)
     assert "the reachable range is" in refused(reach)
 

@@ -110,7 +110,7 @@ def test_running_out_of_memory_says_what_takes_less(call, refused, monkeypatch, 
 
     monkeypatch.setattr(import_module("l2c.commands.calibrate").main, "task", task)
     sentence = refused(call("scripts/calibrate.py", f"hydra.run.dir={tmp_path / 'run'}", "batch_size=4"))
-    assert "out of memory while measuring statistics; say a smaller batch_size (now 4)" in sentence
+    assert "out of memory while calibrating; say a smaller batch_size (now 4)" in sentence
 
 
 def test_show_prints_and_draws(call, refused, tmp_path):

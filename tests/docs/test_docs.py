@@ -14,7 +14,13 @@ RUN_WHOLE = ("README.md", "docs/tour.md")  # their commands run, one after the o
 OTHER_DATA = "needs other data"
 SMALL = {
     "train": ["trainer.max_steps=2"],
-    "calibrate": ["num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=4", "true_errors=2"],
+    "calibrate": [
+        "num_trajectories=2",
+        "batch_size=2",
+        "responses.num_probes=1",
+        "responses.max_age=4",
+        "true_errors=2",
+    ],
     "graph": [],
     "correct": ["max_steps=1", "batch_size=2"],
     "sample": ["num_images=3"],

@@ -43,7 +43,7 @@ def test_weights_of_three_outputs_cancel_a_parabola():
 
 def test_more_outputs_predict_no_larger_error(context):
     """Of the same rows; what is predicted of the graph is what the allocation added up."""
-    responses = context.statistics().tensor("responses").numpy()
+    responses = context.required_calibration().tensor("responses").numpy()
     errors = []
     for order in (2, 3, 4):
         allocation = Allocation(
@@ -60,7 +60,7 @@ def test_more_outputs_predict_no_larger_error(context):
 
 def test_outputs_from_the_first_unknown_age_on_are_not_read(context):
     """A newer output of unknown age hides the older ones: weights belong to outputs in a row."""
-    responses = context.statistics().tensor("responses").numpy().copy()
+    responses = context.required_calibration().tensor("responses").numpy().copy()
     responses[6, :, 2] = np.nan
     rows = np.ones((E, L), dtype=bool)
     rows[[4, 6]] = False  # evaluation 6 may read 5, then 3, whose age of 3 is not known, then 2
@@ -93,4 +93,7 @@ def test_more_outputs_than_a_graph_may_read_are_refused(context, order):
 
 def test_an_age_that_was_not_measured_has_no_prediction(context):
     rows = [[e < 1] * L for e in range(E)]
-    assert predicted_error(context.graph(rows, "test"), context.statistics().tensor("responses").numpy()) == np.inf
+    assert (
+        predicted_error(context.graph(rows, "test"), context.required_calibration().tensor("responses").numpy())
+        == np.inf
+    )

@@ -132,7 +132,7 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
     with pytest.raises(ValueError, match="cannot follow the noise schedule"):
         calibration.graph(0.5, solver="flow_euler")
     other = Sampler(make_dit(), solver="ddim", num_evaluations=12, cfg_scale=1.5)
-    with pytest.raises(ValueError, match="the statistics were made for weights"):
+    with pytest.raises(ValueError, match="the calibration was made for weights"):
         PolicyContext.of(other, calibration)
 
 
@@ -181,10 +181,10 @@ def test_wrong_tensors_are_refused(path, name, tensor, sentence):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no statistics at"):
+    with pytest.raises(FileNotFoundError, match="no calibration at"):
         l2c.Calibration.load(tmp_path / "none")
     (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(ValueError, match="holds no statistics of l2c"):
+    with pytest.raises(ValueError, match="holds no calibration of l2c"):
         l2c.Calibration.load(tmp_path / "text")
 
 

@@ -1,4 +1,4 @@
-"""Policies on statistics made by hand, with schedules that follow from the formulas."""
+"""Policies on calibrations made by hand, with schedules that follow from the formulas."""
 
 import inspect
 import json
@@ -64,7 +64,7 @@ def test_smoothcache_takes_the_longest_span_within_alpha():
 
 def test_smoothcache_averages_over_the_blocks_of_a_type(context):
     graph = make_graph("smoothcache", context, alpha=0.5)
-    change = context.statistics().tensor("layer_change")
+    change = context.required_calibration().tensor("layer_change")
     for kind in (0, 1):
         expected = longest_spans(change[:, :, kind::2].mean(2), 0.5)
         assert all([row[layer] for row in graph.rows] == expected for layer in range(kind, 8, 2))
@@ -107,7 +107,7 @@ def test_late_first_reuses_the_noisiest_routed_evaluations(context):
 
 def test_top_k_reuses_the_smallest_scores(context):
     graph = make_graph("top_k", context, budget=0.8, routed="all")
-    change = context.statistics().tensor("layer_change")[0]
+    change = context.required_calibration().tensor("layer_change")[0]
     reused = [change[e, i] for e in range(1, E) for i in range(8) if not graph.rows[e][i]]
     kept = [change[e, i] for e in range(1, E) for i in range(8) if graph.rows[e][i]]
     assert max(reused) < min(kept)
@@ -119,7 +119,7 @@ def test_top_k_takes_any_score(context, tmp_path):
     graph = make_graph("top_k", context, budget=6, score=str(tmp_path / "scores.npy"), routed="all")
     assert [all(row) for row in graph.rows] == sorted((all(row) for row in graph.rows), reverse=True)
     assert not any(graph.rows[-1])
-    responses = context.statistics().tensor("responses")[:, :, 0].square().sum(2)
+    responses = context.required_calibration().tensor("responses")[:, :, 0].square().sum(2)
     responses /= torch.tensor(context.cost.layers)
     graph = make_graph("top_k", context, budget=6, score="response", routed="all")
     entries = [(e, layer) for e in range(1, E) for layer in range(8)]
@@ -187,10 +187,10 @@ def test_bad_input_is_refused_in_one_sentence(context, name, options, sentence):
     assert "\n" not in str(refusal.value)
 
 
-def test_statistics_of_another_model_or_sampler_are_refused(context, make_dit, tmp_path):
-    context.statistics().save(tmp_path / "s.safetensors")
+def test_a_calibration_of_another_model_or_sampler_are_refused(context, make_dit, tmp_path):
+    context.required_calibration().save(tmp_path / "s.safetensors")
     loaded = Calibration.load(tmp_path / "s.safetensors")
-    assert torch.equal(loaded.tensor("layer_change"), context.statistics().tensor("layer_change"))
+    assert torch.equal(loaded.tensor("layer_change"), context.required_calibration().tensor("layer_change"))
     PolicyContext.of(context.sampler, loaded)
     with pytest.raises(ValueError, match="made for weights"):
         PolicyContext.of(Sampler(make_dit(depth=4, seed=3), solver="ddim", num_evaluations=E), loaded)
@@ -198,10 +198,10 @@ def test_statistics_of_another_model_or_sampler_are_refused(context, make_dit, t
         PolicyContext.of(Sampler(context.sampler.backbone, solver="ddim", num_evaluations=E + 1), loaded)
     with pytest.raises(ValueError, match="made for guidance scale None"):
         PolicyContext.of(Sampler(context.sampler.backbone, solver="ddim", num_evaluations=E, cfg_scale=2.0), loaded)
-    with pytest.raises(ValueError, match="needs statistics"):
+    with pytest.raises(ValueError, match="needs a calibration"):
         make_graph("smoothcache", PolicyContext.of(context.sampler))
     (tmp_path / "x").write_text("no")
-    with pytest.raises(ValueError, match="holds no statistics"):
+    with pytest.raises(ValueError, match="holds no calibration"):
         Calibration.load(tmp_path / "x")
 
 

@@ -222,7 +222,7 @@ class Compare(Command, TournamentSettings):
 class Calibrate(Command):
     """calibrate."""
 
-    DOING: ClassVar[str] = "measuring statistics"
+    DOING: ClassVar[str] = "calibrating"
     LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "num_trajectories", "responses.max_age")
 
     output: str = text()
@@ -258,7 +258,7 @@ class MakeGraph(Command):
     LOWERS: ClassVar[tuple[str, ...]] = ("policy.batch_size", "policy.judge_batch")
 
     budget: Budget | None = ruled(BUDGET, None)
-    statistics: str | None = optional_text()
+    calibration: str | None = optional_text()
 
 
 @dataclass(frozen=True)

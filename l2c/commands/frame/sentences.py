@@ -13,6 +13,7 @@ from l2c.commands.frame.settings import unknown_setting
 from l2c.io.names import near_names, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
 
+OLD = {**OLD_WORDS, "statistics": "calibration"}
 A_GROUP = "a group takes the name of one of its choices (solver=ddim), a setting its value (solver.cfg_scale=4)"
 
 
@@ -35,13 +36,13 @@ def explained(config_name: str, error: Exception) -> Exception:
             f"{merged[1]} holds settings by name, got {shown(merged[2], 60)}; say {merged[1]}.NAME=VALUE"
         )
     unknown = re.match(r"Could not override '([\w.]+)[\w.@:/]*'\.?\s*No match", text)
-    if unknown and unknown[1] not in OLD_WORDS:
+    if unknown and unknown[1] not in OLD:
         return ValueError(unknown_setting(config_name, unknown[1], {}) or f"there is no {unknown[1]} here; {A_GROUP}")
     if isinstance(error, TypeError | AttributeError) or text.startswith("Config group override must be"):
         return ValueError(f"cannot compose the settings; {A_GROUP}")
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         name, parent = cause.full_key, cause.parent_node
-        if name and name not in OLD_WORDS and isinstance(parent, DictConfig):
+        if name and name not in OLD and isinstance(parent, DictConfig):
             beside = cast("dict[str, Any]", OmegaConf.to_container(parent))
             if sentence := unknown_setting(config_name, name, beside):
                 return ValueError(sentence)
@@ -56,7 +57,8 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
     old = re.search(r"override '([\w.]+)'", str(error))
-    if old and old[1] in OLD_WORDS:
-        return f"there is no {old[1]} any more: it is called {OLD_WORDS[old[1]]} now, {FORMS}"
+    if old and old[1] in OLD:
+        forms = f", {FORMS}" if old[1] in OLD_WORDS else ""
+        return f"there is no {old[1]} any more: it is called {OLD[old[1]]} now{forms}"
     text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
     return text or type(error).__name__

@@ -47,7 +47,7 @@ def block_caching(
     layers = context.blank.layers
     units = blocks(layers) if granularity == "block" else [(layer,) for layer in range(len(layers))]
     unit_of = [next(u for u, unit in enumerate(units) if layer in unit) for layer in range(len(layers))]
-    change = context.statistics().tensor(f"{granularity}_change")[0]  # (E, units)
+    change = context.required_calibration().tensor(f"{granularity}_change")[0]  # (E, units)
 
     def make(threshold: float) -> CacheGraph:
         bits = accumulate_rows(change, threshold, max_span)

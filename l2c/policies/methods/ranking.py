@@ -64,7 +64,7 @@ def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change"
     """Reuse the entries with the smallest score.
 
     Args:
-        context: a context, with statistics for our own scores.
+        context: a context, with a calibration for our own scores.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         score: `layer_change`: relative L1 change since the evaluation before; `response`: mean squared change of
             the final image when the output of the evaluation before is held, per MAC; or a path to an array (E, L)
@@ -86,9 +86,9 @@ def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change"
 def _scores(context: PolicyContext, name: str) -> np.ndarray:
     """Return the scores (E, L) of a name or a file."""
     if name == "layer_change":
-        return context.statistics().tensor(name)[0].numpy()
+        return context.required_calibration().tensor(name)[0].numpy()
     if name == "response":
-        responses = context.statistics().tensor("responses")[:, :, 0]  # (E, L, M) of age 1
+        responses = context.required_calibration().tensor("responses")[:, :, 0]  # (E, L, M) of age 1
         return responses.square().sum(dim=2).numpy() / np.asarray(context.cost.layers)
     if not name.endswith(".npy"):
         raise ValueError(f"unknown score {name!r}; known are {', '.join(SCORES)}, or a path to a .npy array")

@@ -45,9 +45,9 @@ def smoothcache(
     """Schedule each layer type (attention, MLP), or each layer, by its error threshold."""
     if by not in ("type", "layer"):
         raise ValueError(f"by must be type or layer, got {by!r}")
-    change = context.statistics().tensor("layer_change")  # (K, E, L)
+    change = context.required_calibration().tensor("layer_change")  # (K, E, L)
     if not 1 <= max_span <= len(change):
-        raise ValueError(f"max_span must lie in 1..{len(change)}, which the statistics hold, got {max_span}")
+        raise ValueError(f"max_span must lie in 1..{len(change)}, which the calibration holds, got {max_span}")
     groups = _groups(context.blank.layers, by)
 
     def make(threshold: float) -> CacheGraph:
