@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import is_pipeline
-from l2c.commands.frame.drawing import make_sampler
+from l2c.commands.frame.sampler import make_sampler
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing

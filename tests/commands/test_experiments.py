@@ -3,7 +3,7 @@
 import pytest
 from hydra import compose, initialize_config_dir
 
-from l2c.commands.frame.drawing import make_sampler
+from l2c.commands.frame.sampler import make_sampler
 from l2c.commands.train_router import train_by as train_router
 from l2c.io.bundled import project_folder
 

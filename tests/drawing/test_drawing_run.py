@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from safetensors import SafetensorError
 
 from l2c.backbones.presets import load_backbone
-from l2c.commands.frame.drawing import draw_by, make_sampler
+from l2c.commands.frame.drawing import draw_by
+from l2c.commands.frame.sampler import make_sampler
 from l2c.commands.frame.settings import checked
 from l2c.data.latent_shards import write_shard
 from l2c.drawing.image_archive import ArchiveImages

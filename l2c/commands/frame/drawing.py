@@ -1,51 +1,16 @@
-"""The sampler of a configuration, with which `sample`, `sample_many` and `evaluate` draw."""
+"""Many images of a configuration's sampler, which `sample_many` and `evaluate` draw."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
-from l2c.backbones.presets import load_backbone, model_preset
+from l2c.commands.frame.sampler import make_sampler
 from l2c.data.vae import load_vae
 from l2c.drawing.run import Drawn, sample_images
-from l2c.graph.binding import scale_in_use
-from l2c.graph.cache_graph import CacheGraph
-from l2c.sampling.sampler import Sampler
-from l2c.sampling.settings import ways
 
 LATENT_CHANNELS = 4  # those of the autoencoder; backbones on pixels have 1 or 3
-
-
-def make_sampler(cfg: DictConfig, *, device: torch.device | None = None) -> Sampler:
-    """Return the sampler that a config of `sample`, `sample_many` or `evaluate` asks for.
-
-    Args:
-        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.ways`; a model, a solver and a number
-            of evaluations may be named.
-        device: of the backbone; None = the CPU.
-
-    Raises:
-        ValueError, FileNotFoundError: the graph, the weights or the settings do not fit together.
-
-    """
-    graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
-    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
-    solver = cfg.get("solver") or {}
-    name = solver.get("name")
-    num_evaluations = cfg.get("num_evaluations") or solver.get("num_evaluations")
-    if graph is None:
-        name, num_evaluations = name or preset.sampling.solver, num_evaluations or preset.sampling.num_evaluations
-    return Sampler(
-        load_backbone(preset, checkpoint=cfg.checkpoint).to(device),
-        graph=graph,
-        solver=name,
-        num_evaluations=num_evaluations,
-        cfg_scale=scale_in_use(cfg.cfg_scale, None if graph is None else graph.cfg_scale, solver.get("cfg_scale")),
-        solver_options=solver.get("options"),
-        **ways(cfg),
-    )
 
 
 def draw_by(cfg: DictConfig, folder: Path) -> Drawn:
