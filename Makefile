@@ -25,9 +25,11 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) $(TORCH) -e ".[dev]"
 	@touch $@
 
-demo: install  ## train routers on the bundled digits DiT, export, sample with and without the graph, report
+demo: install  ## train routers on the bundled digits DiT, export, sample, report; then a bundled graph on emoji
 	$(BIN)/l2c train hydra.run.dir=$(RUN)
 	$(BIN)/l2c evaluate graph=$(RUN)/cache_graph.json hydra.run.dir=$(RUN)/report
+	$(BIN)/l2c evaluate graph=dit_emoji_euler28 num_images=10 baselines=[fewer_steps] timing_batch=2 timing_repetitions=1 \
+		hydra.run.dir=$(RUN)/emoji
 
 test: install  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
