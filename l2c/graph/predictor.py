@@ -100,6 +100,31 @@ def taylor_weights(evaluation: int, past: Sequence[int], order: int) -> Weights:
     return from_slopes(slopes)
 
 
+def foca_weights(evaluation: int, past: Sequence[int]) -> Weights:
+    """Return the weights of a forecast that is calibrated by the last computed change (FoCa, arXiv 2508.16211).
+
+    With v the values of a layer at all evaluations, p the last computed one and `v' = (v_p - v_q) / (p - q)` the
+    change up to it, `v_(k+1) = v_k + (v' + v'_(k+1)) / 2` for k = p, p + 1, ... (equation 8). The forecast of BDF2
+    (equation 7), put into its own formula of the change (equation 6), gives `v'_(k+1) = v_k - v_(k-1)`.
+
+    Args:
+        evaluation: the one that reuses.
+        past: evaluations that computed the outputs at hand, the last one first; three are read. What stood in at
+            evaluation p - 1 is taken to be on the line through the two outputs before p.
+
+    """
+    p, *older = past[:3]
+    if not older:
+        return (1.0,)
+    gap = p - older[0]
+    change = [1 / gap, -1 / gap, 0.0]
+    ahead_by = (gap - 1) / (older[0] - older[1]) if len(older) > 1 else 0.0
+    before, now = [0.0, 1 + ahead_by, -ahead_by], [1.0, 0.0, 0.0]
+    for _ in range(evaluation - p):
+        before, now = now, [w + (c + w - b) / 2 for w, c, b in zip(now, change, before, strict=True)]
+    return from_slopes([-w for w in now[1 : len(older) + 1]])
+
+
 def slopes_of(
     rows: Rows, timesteps: Sequence[float], reuse: Sequence[str], fitted: Sequence[Sequence[float]]
 ) -> Slopes:

@@ -13,7 +13,7 @@ from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
 from l2c.policies.methods.block_caching import block_caching
 from l2c.policies.methods.budcache import budcache
-from l2c.policies.methods.interval import deepcache, faster_diffusion, interval
+from l2c.policies.methods.interval import deepcache, faster_diffusion, interval, pab
 from l2c.policies.methods.l2p import l2p
 from l2c.policies.methods.ranking import late_first, random, top_k
 from l2c.policies.methods.smoothcache import smoothcache
@@ -23,6 +23,7 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
     policy.__name__: policy
     for policy in (
         interval,
+        pab,
         late_first,
         random,
         top_k,
@@ -38,7 +39,7 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
 }
 
 # These look at shapes alone: their graphs fit any weights, and need none to be made.
-UNMEASURED = ("interval", "late_first", "random", "deepcache", "faster_diffusion")
+UNMEASURED = ("interval", "pab", "late_first", "random", "deepcache", "faster_diffusion")
 
 
 def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:

@@ -1,20 +1,26 @@
 """Options of the fixed rules: the evaluations that always compute, the layers that are reused, the predictor.
 
-`hold` is FORA's reuse, `taylor1` and `taylor2` are TaylorSeer's forecasts by evaluations, `linear` is the line in t.
+`hold` is FORA's reuse, `taylor1` and `taylor2` are TaylorSeer's forecasts by evaluations, `foca` is FoCa's, `linear`
+is the line in t.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from l2c.graph.layer_names import layers_of
-from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, taylor_weights
+from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, Weights, foca_weights, taylor_weights
 from l2c.policies.context import PolicyContext
 from l2c.policies.settings import PART, RULE_REUSE
 
-ORDERS = {"taylor1": 1, "taylor2": 2}
+BY_EVALUATIONS: dict[str, Callable[[int, Sequence[int]], Weights]] = {
+    "taylor1": partial(taylor_weights, order=1),
+    "taylor2": partial(taylor_weights, order=2),
+    "foca": foca_weights,
+}
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class Rule:
     """The options that every fixed rule has.
 
     Attributes:
-        reuse: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        reuse: `hold`, `linear` (in t), `taylor1`, `taylor2` or `foca` (by evaluations).
         first: evaluations at the start that compute everything, at least 1.
         last: evaluations at the end that compute everything.
         part: layers that are reused: `all`, `attn` or `mlp`.
@@ -80,14 +86,11 @@ class Rule:
             return {}
         if self.reuse == LINEAR:
             return {"reuse": (LINEAR,) * count}
+        forecast = BY_EVALUATIONS[self.reuse]
         past: list[list[int]] = [[] for _ in rows[0]]  # of each layer, newest first
         weighted = []
         for e, row in enumerate(rows):
-            weighted.append(
-                tuple(
-                    taylor_weights(e, past[layer], ORDERS[self.reuse]) for layer, fresh in enumerate(row) if not fresh
-                )
-            )
+            weighted.append(tuple(forecast(e, past[layer]) for layer, fresh in enumerate(row) if not fresh))
             for layer in (layer for layer, fresh in enumerate(row) if fresh):
                 past[layer].insert(0, e)
         return {"reuse": (WEIGHTED,) * count, "weighted": tuple(weighted)}

@@ -17,9 +17,10 @@ ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
 FROM_0 = Number(whole=True, at_least=0)
 ORDER = Number(whole=True, at_least=2, at_most=MAX_OUTPUTS)  # past outputs that a forecast reads
-RULE_REUSE = Text(choices=(HOLD, LINEAR, "taylor1", "taylor2"))
+RULE_REUSE = Text(choices=(HOLD, LINEAR, "taylor1", "taylor2", "foca"))
 ENDS: dict[str, Rule] = {"first": COUNT, "last": FROM_0}  # evaluations that compute everything
 PART = Text(choices=("all", "attn", "mlp"))
+TIME = Number(at_least=0, at_most=1000, example=100)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ BUDGET = BudgetRule(optional=True)
 
 OPTIONS: dict[str, dict[str, Rule]] = {
     "interval": {"n": PERIOD, "reuse": RULE_REUSE, **ENDS, "phase": FROM_0, "part": PART},
+    "pab": {"n": PERIOD, "start": TIME, "end": TIME},
     "late_first": {"routed": ROUTED, "reuse": RULE_REUSE, **ENDS, "part": PART},
     "random": {"seed": SEED, "routed": ROUTED},
     "top_k": {"score": Text(), "routed": ROUTED},

@@ -11,7 +11,7 @@ from l2c.policies.context import PolicyContext
 from l2c.policies.methods.interval import interval
 from l2c.policies.methods.ranking import late_first
 
-FORECASTS = (HOLD, LINEAR, "taylor2")
+FORECASTS = (HOLD, LINEAR, "taylor2", "foca")
 NEAR = 0.02  # evaluations' worth that a rule may take beyond the budget
 LONGEST = 8  # the largest interval that is tried
 INTERVALS = 2  # how many intervals are tried, from the shortest that reaches the budget on

@@ -1,10 +1,9 @@
-"""Dynamic methods: the limits of their thresholds, one image at a time, and the hook of diffusers."""
+"""Dynamic methods: the limits of their thresholds, and one image at a time."""
 
 import pytest
 import torch
 
-from l2c.calibration.cost import count_macs
-from l2c.evaluation.dynamic import Accumulated, Change, DynamicMethod, DynamicSampler, Magnitude
+from l2c.evaluation.dynamic import Accumulated, DynamicSampler, Magnitude
 from l2c.evaluation.dynamic_methods import DYNAMIC, at_budget, dynamic_method, measure
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -46,43 +45,6 @@ def test_each_image_decides_as_if_it_were_alone(uncached, start, name):
     each = torch.cat([alone.sample(labels[i : i + 1], noise=noise[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(images, each, rtol=1e-4, atol=1e-4)
     assert alone.evaluations_worth == pytest.approx(together.evaluations_worth)
-
-
-def test_first_block_cache_is_that_of_diffusers(make_dit):
-    pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
-    from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
-    from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-    from diffusers.hooks.hooks import CacheContext, _set_cache_context
-    from diffusers.models.attention import BasicTransformerBlock
-
-    from l2c.backbones.dit import sincos_position_embedding
-    from l2c.integrations.dit_weights import to_diffusers
-
-    TransformerBlockRegistry.register(
-        BasicTransformerBlock,
-        TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),
-    )
-    dit = make_dit(depth=3)
-    dit.pos_embed.copy_(sincos_position_embedding(32, 4))
-    uncached = Sampler(dit, solver="ddim", num_evaluations=E)
-    labels, noise = torch.tensor([3]), seeded_noise(dit.input_shape, 0, 1)
-    for threshold in (0.02, 0.1, 0.4):
-        model = to_diffusers(dit)
-        apply_first_block_cache(model, FirstBlockCacheConfig(threshold=threshold))
-        _set_cache_context(model, CacheContext("one"))
-        calls = []
-        model.transformer_blocks[1].attn1.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-
-        def evaluate(x, t, model=model):
-            with torch.no_grad():
-                return model(x, timestep=torch.full((1,), t), class_labels=labels).sample
-
-        expected = uncached.solver.sample(evaluate, noise)
-        ours = DynamicSampler(uncached, DynamicMethod(Change), threshold)
-        torch.testing.assert_close(ours.sample(labels, noise=noise), expected, rtol=1e-4, atol=1e-4)
-        cost = count_macs(dit)
-        skipped = (E - len(calls)) * sum(cost.layers[2:]) / cost.evaluation
-        assert ours.evaluations_worth == pytest.approx(E - skipped)
 
 
 def test_teacache_sums_estimates_and_magcache_errors_of_ratios():

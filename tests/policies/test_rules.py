@@ -1,7 +1,8 @@
-"""The fixed rules of FORA and TaylorSeer: rows and forecasts that follow from their descriptions."""
+"""The fixed rules of FORA, TaylorSeer, FoCa and PAB: rows and forecasts that follow from their descriptions."""
 
 import pytest
 
+from l2c.graph.predictor import foca_weights, taylor_weights
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler
@@ -56,8 +57,42 @@ def test_taylor_forecasts_by_evaluations(context):
         assert Sampler(context.sampler.backbone, graph=made).sample([1], seed=0).isfinite().all()
 
 
+def test_foca_goes_on_by_the_mean_of_the_computed_and_the_forecast_change():
+    values = {1: 2.0, 3: 5.0, 6: 7.0}  # of the evaluations that computed
+    change = (values[6] - values[3]) / 3
+    before = values[3] + 2 * (values[3] - values[1]) / 2  # what stood in at 5, on the line through 1 and 3
+    now, found = values[6], []
+    for _ in range(3):
+        forecast = 4 / 3 * now - before / 3 + 2 / 3 * (now - before)  # equation 7
+        by_forecast = (3 * forecast - 4 * now + before) / 2  # equation 6
+        before, now = now, now + (change + by_forecast) / 2  # equation 8
+        found.append(now)
+    for e, value in zip((7, 8, 9), found, strict=True):
+        weights = foca_weights(e, [6, 3, 1, 0])
+        assert sum(w * values[past] for w, past in zip(weights, (6, 3, 1), strict=True)) == pytest.approx(
+            value, abs=1e-4
+        )
+    assert foca_weights(5, [4]) == (1.0,)
+    assert foca_weights(6, [4, 3]) == taylor_weights(6, [4, 3], 1)
+
+
+def test_pab_holds_attention_at_middle_times(context):
+    graph = make_graph("pab", context, n=3)
+    inside = [100 < t < 800 for t in graph.timesteps]
+    for e, row in enumerate(graph.rows):
+        assert all(row[1::2])
+        assert row[0] == (not inside[e] or e % 3 == 0)
+    wider = make_graph("pab", context, n=3, start=1000, end=0)
+    assert wider.num_reused > graph.num_reused
+    with pytest.raises(ValueError, match="no evaluation has a timestep between end=300 and start=200"):
+        make_graph("pab", context, start=200, end=300)
+    assert context.cost.evaluations_worth(make_graph("pab", context, budget=0.88)) == pytest.approx(0.88 * E, abs=0.3)
+    with pytest.raises(ValueError, match="out of reach"):
+        make_graph("pab", context, budget=0.3)
+
+
 @pytest.mark.parametrize("name", ["interval", "late_first"])
-@pytest.mark.parametrize("reuse", ["linear", "taylor1", "taylor2"])
+@pytest.mark.parametrize("reuse", ["linear", "taylor1", "taylor2", "foca"])
 def test_outputs_are_held_where_the_solver_adds_noise(make_dit, name, reuse):
     noisy = PolicyContext.of(Sampler(make_dit(), solver="ddim", num_evaluations=E, eta=0.5))
     graph = make_graph(name, noisy, budget=0.7, reuse=reuse)
@@ -69,7 +104,7 @@ def test_outputs_are_held_where_the_solver_adds_noise(make_dit, name, reuse):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"reuse": "fitted"}, "reuse must be hold, linear, taylor1 or taylor2, got 'fitted'"),
+        ({"reuse": "fitted"}, "reuse must be hold, linear, taylor1, taylor2 or foca, got 'fitted'"),
         ({"part": "half"}, "part must be all, attn or mlp, got 'half'"),
         ({"first": 0}, "first must be a whole number >= 1, got 0"),
         ({"first": 5, "last": 4}, "both together at most the 8 evaluations; got first=5 and last=4"),

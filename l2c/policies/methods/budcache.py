@@ -42,7 +42,7 @@ def budcache(
     Args:
         context: a context with the sampler.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
-        reuse: predictor: `hold` (published), `linear`, `taylor1` or `taylor2`.
+        reuse: predictor: `hold` (published), `linear`, `taylor1`, `taylor2` or `foca`.
         steps: graphs that simulated annealing tries.
         climbs: graphs that hill climbing tries at most.
         num_trajectories: noises that graphs are judged on.

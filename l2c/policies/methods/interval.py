@@ -1,4 +1,4 @@
-"""Recompute at regular intervals: all layers (FORA), or all but the inner ones (DeepCache, Faster Diffusion)."""
+"""Recompute regularly: all layers (FORA), attention (PAB), the inner ones (DeepCache, Faster Diffusion)."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def interval(
 ) -> CacheGraph:
     """Compute everything at every n-th evaluation, nothing in between (FORA, arXiv 2407.01425).
 
-    With `reuse=taylor1` or `taylor2` it is TaylorSeer (arXiv 2503.06923).
+    With `reuse=taylor1` or `taylor2` it is TaylorSeer (arXiv 2503.06923), with `foca` FoCa (arXiv 2508.16211).
 
     Args:
         context: backbone and sampler.
         n: the interval; fractional, gaps alternate.
         budget: finds n instead, see `policies.budget`.
-        reuse: predictor: `hold`, `linear` (in t), `taylor1` or `taylor2` (by evaluations).
+        reuse: predictor: `hold`, `linear` (in t), `taylor1`, `taylor2` or `foca` (by evaluations).
         first: evaluations at the start that compute everything.
         last: evaluations at the end that compute everything.
         phase: evaluations by which the computed ones come earlier; with n = 2 and phase 1 they are 0, 1, 3, 5, ...
@@ -85,6 +85,35 @@ def interval(
     said = {**rule.said(), **({"phase": phase} if phase else {})}
     reused = rule.layers(context.blank.layers)
     return _at(context, reused, "interval", n, budget, rule=rule, shift=phase, said=said)
+
+
+def pab(
+    context: PolicyContext, *, n: float = 2, budget: Budget | None = None, start: float = 800, end: float = 100
+) -> CacheGraph:
+    """Hold attention between every n-th evaluation at middle times (Pyramid Attention Broadcast, arXiv 2408.12588).
+
+    Args:
+        context: backbone and sampler.
+        n: the interval; fractional, gaps alternate.
+        budget: finds n instead, see `policies.budget`.
+        start: attention is reused below this timestep of 1000.
+        end: attention is reused above this one.
+
+    Raises:
+        ValueError: if no evaluation lies between, the backbone has no attention, or the budget is out of reach.
+
+    """
+    t = context.blank.timesteps
+    unit = 1000 if t[0] <= 1 else 1  # some pipelines count time from 1 to 0
+    inside = [e for e, time in enumerate(t) if end < unit * time < start]
+    if not inside:
+        raise ValueError(
+            f"no evaluation has a timestep between end={end:g} and start={start:g}; the {len(t)} timesteps go from "
+            f"{unit * t[0]:g} to {unit * t[-1]:g}"
+        )
+    rule = Rule(first=max(1, inside[0]), last=len(t) - 1 - inside[-1], part="attn")
+    said = {"start": start, "end": end}
+    return _at(context, rule.layers(context.blank.layers), "pab", n, budget, rule=rule, said=said)
 
 
 def deepcache(context: PolicyContext, *, outer: int = 1, n: float = 2, budget: Budget | None = None) -> CacheGraph:
