@@ -8,9 +8,10 @@ and trainer takes what stands in from here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,6 +124,41 @@ def foca_weights(evaluation: int, past: Sequence[int]) -> Weights:
     for _ in range(evaluation - p):
         before, now = now, [w + (c + w - b) / 2 for w, c, b in zip(now, change, before, strict=True)]
     return from_slopes([-w for w in now[1 : len(older) + 1]])
+
+
+FORECASTS: dict[str, Callable[[int, Sequence[int]], Weights]] = {
+    "taylor1": partial(taylor_weights, order=1),
+    "taylor2": partial(taylor_weights, order=2),
+    "foca": foca_weights,
+}
+RULES = (HOLD, LINEAR, *FORECASTS)  # predictors of a fixed form, with nothing to measure
+
+
+def computed_before(rows: Rows) -> list[list[tuple[int, ...]]]:
+    """Return for each entry (evaluation, layer) the evaluations before that computed the layer, the last first."""
+    past: list[tuple[int, ...]] = [()] * len(rows[0])
+    found = []
+    for e, row in enumerate(rows):
+        found.append(list(past))
+        past = [(e, *of_layer) if fresh else of_layer for fresh, of_layer in zip(row, past, strict=True)]
+    return found
+
+
+def stand_ins(rows: Rows, reuse: str) -> dict[str, Any]:
+    """Return one of `RULES` for all entries that rows reuse, as `reuse` and `weighted` of a graph.
+
+    Args:
+        rows: one row per evaluation, one bool per layer, True = compute.
+        reuse: one of `RULES`.
+
+    """
+    if reuse not in FORECASTS:
+        return {"reuse": (reuse,) * len(rows)}
+    weighted = (
+        tuple(FORECASTS[reuse](e, of_layer) for of_layer, fresh in zip(past, row, strict=True) if not fresh)
+        for e, (row, past) in enumerate(zip(rows, computed_before(rows), strict=True))
+    )
+    return {"reuse": (WEIGHTED,) * len(rows), "weighted": tuple(weighted)}
 
 
 def slopes_of(

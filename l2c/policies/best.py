@@ -20,6 +20,7 @@ from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.allocation import predicted_error
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
+from l2c.policies.exchange import exchanged
 from l2c.policies.gram import gram, refitted
 from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import TrueError
@@ -33,6 +34,7 @@ STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 ORDERS = (3, 4)  # past outputs of further starts
 NUM_REFITTED = 3  # of them, those whose rows are tried with fitted weights too
 NUM_RULES = 12  # fixed rules that are judged, those of least predicted error
+EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def best(
     num_trajectories: int = 64,
     pool: int = 512,
     judge_batch: int = 64,
+    exchanges: int = 40,
     steps: int = 50,
     batch_size: int = 8,
     learning_rate: float = 0.02,
@@ -79,7 +82,8 @@ def best(
 ) -> CacheGraph:
     """Return the graph of least true error among those of `gram` and of fixed rules, what stands in then trained.
 
-    Graphs of `gram` differ in spans and predictors, graphs of the rules in interval, phase and forecast.
+    Graphs of `gram` differ in spans and predictors, graphs of the rules in interval, phase and forecast. Below half
+    of the MACs neighbouring rows of the best one are exchanged while its true error falls.
 
     Args:
         context: a context with `responses` in its calibration and the sampler itself.
@@ -90,6 +94,7 @@ def best(
         num_trajectories: calibration noises that graphs are judged on.
         pool: noises from which the calibration noises are chosen; see `TrueError`.
         judge_batch: noises of both kinds sampled at a time.
+        exchanges: graphs with exchanged rows that are judged at most, on half of the noises; 0 = none.
         steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: learning rate of the slopes.
@@ -111,6 +116,9 @@ def best(
     candidates: list[tuple[float, CacheGraph]] = []
     for each in (context, *(_with_evaluations(context, count) for count in others)):
         error, start = _best_start(each, true_error, worth, max_span)
+        if exchanges and worth < EXCHANGED_BELOW * each.blank.num_evaluations:
+            other = exchanged(each, start, true_error.thinned(2), exchanges)
+            error, start = min((error, start), (true_error.error(other), other), key=itemgetter(0))
         candidates.append((error, start))
         if steps and reused_entries(start):
             trained = _trained(each, sampler, start, training)
@@ -119,7 +127,7 @@ def best(
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = own
-    settings |= {"steps": steps, "seed": seed}
+    settings |= {"exchanges": exchanges, "steps": steps, "seed": seed}
     return chosen.replace(provenance={**chosen.provenance, "method": "best", "hyperparameters": settings})
 
 

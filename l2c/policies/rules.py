@@ -6,21 +6,14 @@ is the line in t.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 from l2c.graph.layer_names import layers_of
-from l2c.graph.predictor import HOLD, LINEAR, WEIGHTED, Weights, foca_weights, taylor_weights
+from l2c.graph.predictor import HOLD, stand_ins
 from l2c.policies.context import PolicyContext
 from l2c.policies.settings import PART, RULE_REUSE
-
-BY_EVALUATIONS: dict[str, Callable[[int, Sequence[int]], Weights]] = {
-    "taylor1": partial(taylor_weights, order=1),
-    "taylor2": partial(taylor_weights, order=2),
-    "foca": foca_weights,
-}
 
 
 @dataclass(frozen=True)
@@ -81,16 +74,4 @@ class Rule:
 
         Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
         """
-        count = len(rows)
-        if self.reuse == HOLD or context.stochastic:
-            return {}
-        if self.reuse == LINEAR:
-            return {"reuse": (LINEAR,) * count}
-        forecast = BY_EVALUATIONS[self.reuse]
-        past: list[list[int]] = [[] for _ in rows[0]]  # of each layer, newest first
-        weighted = []
-        for e, row in enumerate(rows):
-            weighted.append(tuple(forecast(e, past[layer]) for layer, fresh in enumerate(row) if not fresh))
-            for layer in (layer for layer, fresh in enumerate(row) if fresh):
-                past[layer].insert(0, e)
-        return {"reuse": (WEIGHTED,) * count, "weighted": tuple(weighted)}
+        return {} if self.reuse == HOLD or context.stochastic else stand_ins(rows, self.reuse)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS
+from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS, RULES
 from l2c.io.names import near_names
 from l2c.io.settings import Items, Number, Rule, Text, full_name
 from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
@@ -17,7 +17,7 @@ ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
 FROM_0 = Number(whole=True, at_least=0)
 ORDER = Number(whole=True, at_least=2, at_most=MAX_OUTPUTS)  # past outputs that a forecast reads
-RULE_REUSE = Text(choices=(HOLD, LINEAR, "taylor1", "taylor2", "foca"))
+RULE_REUSE = Text(choices=RULES)
 ENDS: dict[str, Rule] = {"first": COUNT, "last": FROM_0}  # evaluations that compute everything
 PART = Text(choices=("all", "attn", "mlp"))
 TIME = Number(at_least=0, at_most=1000, example=100)
@@ -96,6 +96,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "num_trajectories": COUNT,
         "pool": Number(whole=True, at_least=0),  # 0 = the first noises alone
         "judge_batch": COUNT,
+        "exchanges": FROM_0,
         "steps": FROM_0,
         "batch_size": COUNT,
         "learning_rate": Number(above=0, example=0.02),

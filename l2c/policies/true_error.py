@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -72,6 +72,14 @@ class TrueError:
         weights = torch.tensor([1.0] * extreme + [each] * len(rest), dtype=torch.float64) / pool
         labels = None if labels is None else labels[chosen]
         return cls(sampler, labels, noise[chosen], reference[chosen], weights, batch_size)
+
+    def thinned(self, step: int) -> TrueError:
+        """Return the estimate from every `step`-th noise of both strata."""
+        labels = None if self.labels is None else self.labels[::step]
+        weights = self.weights[::step] / self.weights[::step].sum()
+        return replace(
+            self, labels=labels, noise=self.noise[::step], reference=self.reference[::step], weights=weights
+        )
 
     def error(self, graph: CacheGraph) -> float:
         """Return the estimated mean squared error per pixel."""

@@ -7,6 +7,7 @@ from l2c.calibration.calibration import Calibration
 from l2c.calibration.responses import measure_responses
 from l2c.policies.best import likely_rules
 from l2c.policies.context import PolicyContext
+from l2c.policies.exchange import exchanged
 from l2c.policies.gram import refitted
 from l2c.policies.registry import make_graph
 from l2c.policies.starts import rule_graphs
@@ -42,6 +43,25 @@ def test_best_is_no_worse_than_the_rules_it_judges(context):
     rules = likely_rules(context, 6.0)
     assert rules
     assert true_error.error(found) <= min(map(true_error.error, rules)) * (1 + 1e-6)
+
+
+def test_exchanging_rows_ends_where_no_neighbours_are_better(context):
+    sampler = context.sampler
+    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
+    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=9)
+    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    judge = TrueError.of(sampler, 4, 7, pool=4, batch_size=64).thinned(2)
+    assert len(judge.noise) == 2
+    assert float(judge.weights.sum()) == pytest.approx(1)
+    start = make_graph("interval", context, n=4, reuse="taylor2")
+    found = exchanged(context, start, judge, tries=60)
+    assert context.cost.evaluations_worth(found) == context.cost.evaluations_worth(start)
+    assert judge.error(found) < judge.error(start)
+    assert sorted(found.rows) == sorted(start.rows)
+    again = exchanged(context, found, judge, tries=60)
+    assert again.rows == found.rows
+    few = exchanged(context, start, judge, tries=2)
+    assert few.rows == start.rows
 
 
 def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):

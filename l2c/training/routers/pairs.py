@@ -221,6 +221,7 @@ class TrajectoryPairs:
         self.guidance = guidance
         self.seed = seed
         self.predictor = predictor
+        self._depth = 1 if predictor is None else predictor.depth
         self.num_trajectories = num_trajectories
         self.store_outputs = store_outputs
         self._stored: dict[tuple[int, int, int], _StoredPair] = {}  # by trajectory, part, evaluation
@@ -255,7 +256,7 @@ class TrajectoryPairs:
             output, run.passes[request.index] = self.backbone.forward_cached(
                 x, times, network.y, self._everything, None, keep
             )
-            run.passes.pop(request.index - 4, None)
+            run.passes.pop(request.index - self._depth - 1, None)
             if request.index < self.solver.num_evaluations - 1:
                 run.request = run.trajectory.send(network.merge(output))
             if request.index == evaluation:

@@ -15,6 +15,7 @@ from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.predictor import stand_ins
 from l2c.io.atomic import write_text
 from l2c.io.memory import memory_explained
 from l2c.io.version import __version__
@@ -24,6 +25,7 @@ from l2c.sampling.sampler import solver_for
 from l2c.training.checkpoints import check_checkpoint
 from l2c.training.routers.heatmap import RouterHeatmap
 from l2c.training.routers.lit_router import LitRouter
+from l2c.training.routers.predicted import reuse_under
 from l2c.training.routers.settings import FROM_NOISE, BudgetSettings, NoiseSettings, RouterTraining
 from l2c.training.routers.setup import RouterSetup, set_up_routers
 from l2c.training.run_folder import claimed, is_first_process, resume_from
@@ -203,11 +205,12 @@ def _export(
     # Pairs from noised images know no guidance, so their graph is valid for any scale.
     scale = settings.solver.cfg_scale if settings.data.name in FROM_NOISE else None
     binding = binding_of(backbone, solver, weights_bound=not any_weights, guidance=scale)
+    rows = setup.objective.rows(routers, solver.num_evaluations)
     graph = CacheGraph(
         **binding.fields,
-        rows=setup.objective.rows(routers, solver.num_evaluations),
+        rows=rows,
         routed=routers.evaluations,
-        reuse=(settings.router.reuse,) * solver.num_evaluations,
+        **stand_ins(rows, reuse_under(solver, settings.router.reuse)),
         provenance={
             "method": settings.router.name,
             "hyperparameters": settings.router.to_dict(),

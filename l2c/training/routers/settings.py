@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from l2c.graph.predictor import HOLD, LINEAR
+from l2c.graph.predictor import HOLD, RULES
 from l2c.io.names import near_names
 from l2c.io.settings import Either, Number, Settings, Text, flag, number, ruled, text, whole
 from l2c.policies.budget import Budget
 from l2c.policies.settings import BudgetRule
 from l2c.sampling.solver_settings import SolverSettings
 from l2c.training.settings import LARGEST_SEED, LoggerSettings, TrainerSettings
-
-LEARNED = (HOLD, LINEAR)  # of the ways to reuse, those that routers are trained with
 
 FROM_NOISE = ("noise", "prompts")
 
@@ -36,7 +34,8 @@ class RouterSettings(Settings, group="router"):
         label_dropout: share of labels replaced by the null label.
         visits: `balanced`: each router once per cycle; `random`: one drawn each step.
         round_times: train at whole timesteps.
-        reuse: predictor of a reused layer's output: `hold` or `linear`.
+        reuse: predictor of a reused layer's output: `hold`, `linear`, `taylor1`, `taylor2` or `foca`; see
+            `policies.rules`.
 
     """
 
@@ -52,7 +51,7 @@ class RouterSettings(Settings, group="router"):
     label_dropout: float = number(0.1, at_least=0, at_most=1)
     visits: str = text("balanced", choices=("balanced", "random"))
     round_times: bool = flag(False)
-    reuse: str = text(HOLD, choices=LEARNED)
+    reuse: str = text(HOLD, choices=RULES)
 
 
 @dataclass(frozen=True)
