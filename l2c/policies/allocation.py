@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_slopes, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
@@ -36,28 +35,6 @@ def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
     ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
     slopes = np.linalg.solve(gram + ridge * np.eye(len(older)), aim)
     return (1 + float(slopes.sum()), *(-slopes).tolist())
-
-
-def predicted_error(graph: CacheGraph, responses: Array) -> float:
-    """Return the mean squared error per pixel of a graph to first order; infinite where an age is not known.
-
-    Args:
-        graph: any rows, and any predictor whose weights add up to 1.
-        responses: (E, L, A, M), see `measure_responses`; NaN where an age is not known.
-
-    """
-    total = np.zeros(responses.shape[3], dtype=np.float64)
-    for layer in range(graph.num_layers):
-        computed: list[int] = []  # newest first
-        for e in range(graph.num_evaluations):
-            weights = graph.weights[e][layer]
-            for source, weight in zip(computed, weights, strict=False):
-                if e - source > responses.shape[2] or np.isnan(responses[e, layer, e - source - 1]).any():
-                    return float("inf")
-                total += weight * responses[e, layer, e - source - 1]
-            if graph.rows[e][layer]:
-                computed.insert(0, e)
-    return float(total @ total)
 
 
 class Allocation:

@@ -17,11 +17,11 @@ from l2c.calibration.distillation import Distillation, distil
 from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
-from l2c.policies.allocation import predicted_error
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
-from l2c.policies.exchange import exchanged
-from l2c.policies.gram import gram, refitted
+from l2c.policies.exchange import Make, exchanged, makers
+from l2c.policies.gram import gram
+from l2c.policies.methods.l2p import measure_products
 from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import TrueError
 from l2c.sampling.batches import labels_in_turn
@@ -32,8 +32,8 @@ from l2c.sampling.uncached import uncached_like
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 ORDERS = (3, 4)  # past outputs of further starts
-NUM_REFITTED = 3  # of them, those whose rows are tried with fitted weights too
-NUM_RULES = 12  # fixed rules that are judged, those of least predicted error
+NUM_RULES = 12  # fixed rules that are judged on all noises, those of least error on an eighth of them
+NUM_REFITTED = 3  # rows of rules that are tried with fitted weights too, those of least error
 EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
 
 
@@ -115,9 +115,11 @@ def best(
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[tuple[float, CacheGraph]] = []
     for each in (context, *(_with_evaluations(context, count) for count in others)):
-        error, start = _best_start(each, true_error, worth, max_span)
+        assert each.sampler is not None
+        makes = makers(each, measure_products(each.sampler, 16, batch_size=batch_size, seed=seed), worth)
+        error, start = _best_start(each, true_error, worth, max_span, makes)
         if exchanges and worth < EXCHANGED_BELOW * each.blank.num_evaluations:
-            other = exchanged(each, start, true_error.thinned(2), exchanges)
+            other = exchanged(start, makes, true_error.thinned(2), exchanges)
             error, start = min((error, start), (true_error.error(other), other), key=itemgetter(0))
         candidates.append((error, start))
         if steps and reused_entries(start):
@@ -161,19 +163,24 @@ _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext
 
 
 def _best_start(
-    context: PolicyContext, true_error: TrueError, worth: float, max_span: int
+    context: PolicyContext, true_error: TrueError, worth: float, max_span: int, makes: Sequence[Make]
 ) -> tuple[float, CacheGraph]:
-    """Return the least true error of a graph of gram, or of a fixed rule, and the graph."""
+    """Return the least true error of a graph of gram, or of a fixed rule and its rows fitted, and the graph."""
     refusal: BudgetOutOfReach | None = None
     found: list[tuple[float, CacheGraph]] = []
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
     kinds += [{"max_span": span} for span in range(1, max_span)]
     kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
-    rules = likely_rules(context, worth)
-    fitted = (refitted(context, rule, worth) for rule in rules[:NUM_REFITTED])
-    rules += [graph for graph in fitted if graph is not None]
+    rules = likely_rules(context, worth, true_error.thinned(8))
     what = f"starts of {context.blank.num_evaluations} evaluations"
     with tqdm(total=len(kinds) + len(rules), desc=what, unit="graph") as bar:
+        for rule in rules:
+            bar.update()
+            found.append((true_error.error(rule), rule))
+        likely = dict.fromkeys(rule.rows for _, rule in sorted(found, key=itemgetter(0)))
+        for rows in list(likely)[:NUM_REFITTED]:
+            made = (make(rows) for make in makes)
+            found += [(true_error.error(graph), graph) for graph in made if graph is not None]
         for kind in kinds:
             bar.update()
             try:
@@ -182,19 +189,17 @@ def _best_start(
                 refusal = error
                 continue
             found.append((true_error.error(graph), graph))
-        for graph in rules:
-            bar.update()
-            found.append((true_error.error(graph), graph))
     if not found:
         assert refusal is not None
         raise refusal
     return min(found, key=itemgetter(0))
 
 
-def likely_rules(context: PolicyContext, worth: float) -> list[CacheGraph]:
-    """Return the graphs of fixed rules that the responses predict the least error of, that one first."""
-    responses = context.required_calibration().tensor("responses").numpy()
-    return sorted(rule_graphs(context, worth), key=lambda graph: predicted_error(graph, responses))[:NUM_RULES]
+def likely_rules(context: PolicyContext, worth: float, judge: TrueError) -> list[CacheGraph]:
+    """Return the graphs of fixed rules within a budget that have the least true error, that one first."""
+    rules = tqdm(rule_graphs(context, worth), desc="rules", unit="graph")
+    errors = sorted(((judge.error(graph), graph) for graph in rules), key=itemgetter(0))
+    return [graph for _, graph in errors[:NUM_RULES]]
 
 
 def _trained(context: PolicyContext, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:

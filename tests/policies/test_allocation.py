@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from l2c.calibration.calibration import Calibration
-from l2c.policies.allocation import Allocation, fitted_weights, predicted_error
+from l2c.policies.allocation import Allocation, fitted_weights
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler
@@ -24,6 +24,19 @@ def context(make_dit):
     responses = ages[:, None] * speed + ages[:, None] ** 2 * bend / 5 + 0.01 * draw.normal(size=(E, L, 6, 24))
     tensors = {"responses": torch.from_numpy(responses).float()}
     return PolicyContext.of(sampler, Calibration(tensors, blank.binding))
+
+
+def predicted_error(graph, responses):
+    """Sum the responses of all entries of a graph to what it reads; infinite where an age is not known."""
+    total = np.zeros(responses.shape[3])
+    for layer in range(graph.num_layers):
+        for e in range(graph.num_evaluations):
+            computed = [s for s in range(e) if graph.rows[s][layer]][::-1]
+            for source, weight in zip(computed, graph.weights[e][layer], strict=False):
+                if e - source > responses.shape[2] or np.isnan(responses[e, layer, e - source - 1]).any():
+                    return np.inf
+                total += weight * responses[e, layer, e - source - 1]
+    return total @ total
 
 
 def test_weights_of_three_outputs_cancel_a_parabola():

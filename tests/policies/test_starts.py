@@ -7,8 +7,9 @@ from l2c.calibration.calibration import Calibration
 from l2c.calibration.responses import measure_responses
 from l2c.policies.best import likely_rules
 from l2c.policies.context import PolicyContext
-from l2c.policies.exchange import exchanged
+from l2c.policies.exchange import exchanged, makers
 from l2c.policies.gram import refitted
+from l2c.policies.methods.l2p import measure_products
 from l2c.policies.registry import make_graph
 from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import TrueError
@@ -40,8 +41,10 @@ def test_best_is_no_worse_than_the_rules_it_judges(context):
     context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
     found = make_graph("best", context, budget=0.6, steps=0, num_trajectories=4, pool=4)
     true_error = TrueError.of(sampler, 4, 7, pool=4, batch_size=64)
-    rules = likely_rules(context, 6.0)
-    assert rules
+    rules = likely_rules(context, 6.0, true_error)
+    errors = [true_error.error(rule) for rule in rules]
+    assert errors == sorted(errors)
+    assert errors[0] == min(map(true_error.error, rule_graphs(context, 6.0)))
     assert true_error.error(found) <= min(map(true_error.error, rules)) * (1 + 1e-6)
 
 
@@ -54,14 +57,26 @@ def test_exchanging_rows_ends_where_no_neighbours_are_better(context):
     assert len(judge.noise) == 2
     assert float(judge.weights.sum()) == pytest.approx(1)
     start = make_graph("interval", context, n=4, reuse="taylor2")
-    found = exchanged(context, start, judge, tries=60)
+    products = measure_products(sampler, 4, batch_size=4, seed=7)
+    makes = makers(context, products, context.cost.evaluations_worth(start))
+    found = exchanged(start, makes, judge, tries=60)
     assert context.cost.evaluations_worth(found) == context.cost.evaluations_worth(start)
     assert judge.error(found) < judge.error(start)
     assert sorted(found.rows) == sorted(start.rows)
-    again = exchanged(context, found, judge, tries=60)
-    assert again.rows == found.rows
-    few = exchanged(context, start, judge, tries=2)
-    assert few.rows == start.rows
+    assert exchanged(found, makes, judge, tries=60).rows == found.rows
+    assert exchanged(start, makes, judge, tries=2).rows == start.rows
+
+
+def test_rows_are_fitted_in_features_where_responses_do_not_reach(context):
+    sampler = context.sampler
+    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
+    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=2)
+    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    products = measure_products(sampler, 4, batch_size=4, seed=7)
+    rule = make_graph("l2p", context, n=5, phase=3, order=4, num_trajectories=4, batch_size=4)
+    in_image_space, in_features = makers(context, products, 5.0)
+    assert in_image_space(rule.rows) is None
+    assert in_features(rule.rows).weighted == rule.weighted
 
 
 def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):

@@ -6,6 +6,7 @@ that add up to 1 are fitted to the outputs along a few uncached trajectories.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import HOLD, WEIGHTED, Weights, from_slopes
+from l2c.graph.predictor import HOLD, WEIGHTED, Rows, Weights, computed_before, from_slopes
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.interval import interval
@@ -69,17 +70,26 @@ def l2p(
     if context.stochastic:  # a forecast would go on along the noise
         return context.graph(rows, "l2p", reuse=(HOLD,) * len(rows), **settings)
     products = measure_products(context.sampler, num_trajectories, batch_size=batch_size, seed=seed)
-    past: list[list[int]] = [[] for _ in rows[0]]  # of each layer, newest first
-    weighted = []
-    for e, row in enumerate(rows):
-        reused = [layer for layer, fresh in enumerate(row) if not fresh]
-        weighted.append(tuple(fitted(products[layer], e, past[layer][:order]) for layer in reused))
-        for layer in (layer for layer, fresh in enumerate(row) if fresh):
-            past[layer].insert(0, e)
-    return context.graph(rows, "l2p", reuse=(WEIGHTED,) * len(rows), weighted=tuple(weighted), **settings)
+    return context.graph(rows, "l2p", **feature_weights(products, rows, order), **settings)
 
 
-def fitted(products: np.ndarray, evaluation: int, past: list[int]) -> Weights:
+def feature_weights(products: np.ndarray, rows: Rows, order: int) -> dict[str, Any]:
+    """Return weights fitted to the features for all entries that rows reuse, as `reuse` and `weighted` of a graph.
+
+    Args:
+        products: see `measure_products`.
+        rows: one row per evaluation, one bool per layer, True = compute.
+        order: past outputs that a forecast reads; fewer where fewer were computed.
+
+    """
+    weighted = tuple(
+        tuple(fitted(products[i], e, of_layer[:order]) for i, of_layer in enumerate(past) if not rows[e][i])
+        for e, past in enumerate(computed_before(rows))
+    )
+    return {"reuse": (WEIGHTED,) * len(rows), "weighted": weighted}
+
+
+def fitted(products: np.ndarray, evaluation: int, past: Sequence[int]) -> Weights:
     """Return the weights of the outputs of evaluations `past`, the last one first, that come nearest to an output.
 
     With a the last output and b_j those before it, `f - a = sum_j s_j (a - b_j)` is solved by least squares.
