@@ -38,8 +38,8 @@ class StepwiseDenoising(LearningToCache):
         error: `mean` or `sum`.
         threshold: a layer is computed, and its cache refreshed, above it.
         straight_through: see `LearningToCache`.
-        error_weights: `disabled_once`, `cumulative` (see `ErrorWeights`) or `none` for ones.
-        weights_every: steps between two measurements of the weights.
+        error_weights: `sensitivity`, `disabled_once`, `cumulative` (see `ErrorWeights`) or `none` for ones.
+        weights_every: steps between two measurements of the weights, which begin before the first one.
         weight_images: images of a measurement.
         seed: seed of those images, and of what a stochastic solver adds.
 
@@ -98,6 +98,8 @@ class StepwiseDenoising(LearningToCache):
     @torch.no_grad()
     def draw(self, batch: tuple[Tensor, Tensor], step: int, part: Share = WHOLE) -> Pair:
         """Make the pair of a training step from noise (N, C, H, W) and labels (N,) of its trajectory."""
+        if step == 0:
+            self._measure(self.routers)
         run = self._open.get(part.index)
         evaluation = self.evaluation(step)
         if run is None or run.evaluation != evaluation or run.step != step or evaluation == 1:
@@ -127,9 +129,12 @@ class StepwiseDenoising(LearningToCache):
 
     def after_step(self, routers: Routers, error: float, step: int) -> None:
         """Measure the error weights anew every so many steps."""
-        if self.measure is not None and step % self.weights_every == 0:
-            rows = routers.rows(self.solver.num_evaluations, self.threshold)
-            self.error_weights = self.measure(rows)
+        if step % self.weights_every == 0:
+            self._measure(routers)
+
+    def _measure(self, routers: Routers) -> None:
+        if self.measure is not None:
+            self.error_weights = self.measure(routers.rows(self.solver.num_evaluations, self.threshold))
 
     def state(self) -> Mapping[str, Any]:
         """Return the error weights."""

@@ -77,14 +77,14 @@ class HarmonicaSettings(RouterSettings):
     """Step-wise denoising training of HarmoniCa (arXiv 2410.01723).
 
     Attributes:
-        error_weights: weights of the evaluations: `disabled_once`, `cumulative` or `none`.
+        error_weights: weights of the evaluations: `sensitivity`, `disabled_once`, `cumulative` or `none`.
         weights_every: steps between two measurements of those weights.
         weight_images: images that they are measured on.
 
     """
 
     name: str = text("harmonica", choices=("harmonica",))
-    error_weights: str = text("disabled_once", choices=("disabled_once", "cumulative", "none"))
+    error_weights: str = text("disabled_once", choices=("sensitivity", "disabled_once", "cumulative", "none"))
     weights_every: int = whole(50, at_least=1)
     weight_images: int = whole(8, at_least=1)
 
