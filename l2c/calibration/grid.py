@@ -52,10 +52,13 @@ class Grid:
         for name in ("timesteps", "ends", "coefficients"):
             values = tuple(finite_number(f"{name} of a grid", value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
-        rises = [after > before for before, after in itertools.pairwise(self.timesteps)]
-        falls = [after < before for before, after in itertools.pairwise(self.timesteps)]
-        if not (all(rises) or all(falls)):
-            raise ValueError("the timesteps of a grid must rise or fall all the way, got some that do not")
+        rising = self.timesteps[-1] > self.timesteps[0]
+        for before, after in itertools.pairwise(self.timesteps):
+            if not (after > before if rising else after < before):
+                raise ValueError(
+                    f"the timesteps of a grid must rise or fall all the way, got {after:g} after {before:g}; give "
+                    "them in the order of the evaluations, the noisiest first"
+                )
 
     @classmethod
     def of(cls, solver: Solver) -> Grid:

@@ -72,8 +72,11 @@ def gram(
     got = context.cost.evaluations_worth(graph)
     if got > worth + 0.1:
         reason = f"with max_span {max_span} and routed {routed} (raise max_span, or take routed=all)"
-        if calibration.carried_from is not None:
-            reason = f"with max_span {max_span} and the ages measured (calibrate with a larger responses.max_age)"
+        if calibration.carried_from is not None or max_span > allocation.max_age:
+            ages = allocation.max_age
+            reason = (
+                f"with the {ages} ages measured (calibrate with a larger responses.max_age) and max_span {max_span}"
+            )
         check_reach(worth, got, total, reason)
     return graph
 

@@ -124,6 +124,9 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
         calibration.graph(0.5, num_steps=4, timesteps=[3, 2, 1])
     with pytest.raises(ValueError, match="timesteps alone do not say what the steps of ddim are"):
         calibration.graph(0.5, timesteps=[900, 500, 100])
+    flow = replace(calibration, binding=replace(calibration.binding, solver="flow_euler", solver_options={}))
+    with pytest.raises(ValueError, match="must rise or fall all the way, got 950 after 900; give them in the order"):
+        flow.graph(0.5, timesteps=[900, 950, 100])
     short = replace(calibration, tensors={name: tensor[:, :, :1] for name, tensor in calibration.tensors.items()})
     with pytest.raises(ValueError, match=r"out of reach .* \(calibrate with a larger responses.max_age\)"):
         short.graph(0.3, num_steps=12)

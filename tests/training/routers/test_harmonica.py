@@ -83,8 +83,26 @@ def test_weights_are_those_of_whole_trajectories(make_dit, variant):
     assert weights[3] == pytest.approx(2 * last / (last + other), rel=1e-4)
 
 
+def test_sensitivities_are_changes_of_the_image_per_change_of_an_output(make_dit):
+    net = make_dit()
+    solver, _, _ = parts_of(net)
+    full, none = (True,) * 4, (False,) * 4
+    measure = ErrorWeights(net, solver, Guidance("dit", 1.5), variant="sensitivity", num_images=2)
+    rows = (full, none, full, full)
+    weights = measure(rows)
+    assert weights[0] == 1.0
+    assert sum(weights[1:]) == pytest.approx(3)
+    found = []
+    for e in (1, 2, 3):  # where nothing is reused, everything is
+        other = tuple(full if e == i == 1 else none if e == i else row for i, row in enumerate(rows))
+        seen = ([], [])
+        images = [measure._images(*pair) for pair in zip((rows, other), seen, strict=True)]
+        found.append(float((images[0] - images[1]).square().mean() / (seen[0][e] - seen[1][e]).square().mean()))
+    assert [w / weights[3] for w in weights[1:]] == pytest.approx([f / found[2] for f in found], rel=1e-3)
+
+
 def test_bad_settings_are_refused(make_dit):
-    with pytest.raises(ValueError, match="must be disabled_once, cumulative or none, got 'all'"):
+    with pytest.raises(ValueError, match="must be sensitivity, disabled_once, cumulative or none, got 'all'"):
         parts_of(make_dit(), error_weights="all")
     with pytest.raises(ValueError, match="weights_every must be at least 1"):
         parts_of(make_dit(), weights_every=0)
