@@ -19,7 +19,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
-from l2c.policies.exchange import Make, exchanged, makers
+from l2c.policies.exchange import exchanged, makers
 from l2c.policies.gram import gram
 from l2c.policies.methods.l2p import measure_products
 from l2c.policies.starts import rule_graphs
@@ -33,6 +33,7 @@ from l2c.sampling.uncached import uncached_like
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 ORDERS = (3, 4)  # past outputs of further starts
 NUM_RULES = 12  # fixed rules that are judged on all noises, those of least error on an eighth of them
+NUM_MEASURED = 16  # trajectories whose features are measured
 NUM_REFITTED = 3  # rows of rules that are tried with fitted weights too, those of least error
 EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
 
@@ -82,8 +83,7 @@ def best(
 ) -> CacheGraph:
     """Return the graph of least true error among those of `gram` and of fixed rules, what stands in then trained.
 
-    Graphs of `gram` differ in spans and predictors, graphs of the rules in interval, phase and forecast. Below half
-    of the MACs neighbouring rows of the best one are exchanged while its true error falls.
+    Below half of the MACs neighbouring rows of the best one are exchanged first, while its true error falls.
 
     Args:
         context: a context with `responses` in its calibration and the sampler itself.
@@ -115,12 +115,7 @@ def best(
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[tuple[float, CacheGraph]] = []
     for each in (context, *(_with_evaluations(context, count) for count in others)):
-        assert each.sampler is not None
-        makes = makers(each, measure_products(each.sampler, 16, batch_size=batch_size, seed=seed), worth)
-        error, start = _best_start(each, true_error, worth, max_span, makes)
-        if exchanges and worth < EXCHANGED_BELOW * each.blank.num_evaluations:
-            other = exchanged(start, makes, true_error.thinned(2), exchanges)
-            error, start = min((error, start), (true_error.error(other), other), key=itemgetter(0))
+        error, start = _best_start(each, true_error, worth, max_span, exchanges, seed)
         candidates.append((error, start))
         if steps and reused_entries(start):
             trained = _trained(each, sampler, start, training)
@@ -163,36 +158,39 @@ _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext
 
 
 def _best_start(
-    context: PolicyContext, true_error: TrueError, worth: float, max_span: int, makes: Sequence[Make]
+    context: PolicyContext, true_error: TrueError, worth: float, max_span: int, exchanges: int, seed: int
 ) -> tuple[float, CacheGraph]:
-    """Return the least true error of a graph of gram, or of a fixed rule and its rows fitted, and the graph."""
-    refusal: BudgetOutOfReach | None = None
-    found: list[tuple[float, CacheGraph]] = []
+    """Return the least true error of a graph whose weights were not trained, and the graph.
+
+    Candidates are the graphs of fixed rules, the rows of the best of them fitted, and those of `gram`; below a share
+    of the MACs also the best one's with rows exchanged.
+    """
+    assert context.sampler is not None
+    makes = makers(context, measure_products(context.sampler, NUM_MEASURED, batch_size=8, seed=seed), worth)
+    found = [(true_error.error(rule), rule) for rule in likely_rules(context, worth, true_error.thinned(8))]
+    likely = dict.fromkeys(rule.rows for _, rule in sorted(found, key=itemgetter(0)))
+    for rows in list(likely)[:NUM_REFITTED]:
+        made = (make(rows) for make in makes)
+        found += [(true_error.error(graph), graph) for graph in made if graph is not None]
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
     kinds += [{"max_span": span} for span in range(1, max_span)]
     kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
-    rules = likely_rules(context, worth, true_error.thinned(8))
-    what = f"starts of {context.blank.num_evaluations} evaluations"
-    with tqdm(total=len(kinds) + len(rules), desc=what, unit="graph") as bar:
-        for rule in rules:
-            bar.update()
-            found.append((true_error.error(rule), rule))
-        likely = dict.fromkeys(rule.rows for _, rule in sorted(found, key=itemgetter(0)))
-        for rows in list(likely)[:NUM_REFITTED]:
-            made = (make(rows) for make in makes)
-            found += [(true_error.error(graph), graph) for graph in made if graph is not None]
-        for kind in kinds:
-            bar.update()
-            try:
-                graph = gram(context, budget=worth, **kind)
-            except BudgetOutOfReach as error:  # so short spans cannot save that much
-                refusal = error
-                continue
-            found.append((true_error.error(graph), graph))
+    refusal: BudgetOutOfReach | None = None
+    for kind in tqdm(kinds, desc=f"starts of {context.blank.num_evaluations} evaluations", unit="graph"):
+        try:
+            graph = gram(context, budget=worth, **kind)
+        except BudgetOutOfReach as error:  # so short spans cannot save that much
+            refusal = error
+            continue
+        found.append((true_error.error(graph), graph))
     if not found:
         assert refusal is not None
         raise refusal
-    return min(found, key=itemgetter(0))
+    start = min(found, key=itemgetter(0))
+    if not exchanges or worth >= EXCHANGED_BELOW * context.blank.num_evaluations:
+        return start
+    other = exchanged(start[1], makes, true_error.thinned(2), exchanges)
+    return min(start, (true_error.error(other), other), key=itemgetter(0))
 
 
 def likely_rules(context: PolicyContext, worth: float, judge: TrueError) -> list[CacheGraph]:

@@ -59,25 +59,14 @@ def gram(
     to_save = (total - worth) * context.cost.evaluation
     allocation.grow(to_save)
     allocation.exchange(to_save, rounds=exchanges)
-    graph = _graph_of(
-        context,
-        allocation,
-        budget=worth,
-        reuses=list(reuses),
-        order=order,
-        max_span=max_span,
-        routed=routed,
-        exchanges=exchanges,
-    )
+    made = {"order": order, "max_span": max_span, "routed": routed, "exchanges": exchanges}
+    graph = _graph_of(context, allocation, budget=worth, reuses=list(reuses), **made)
     got = context.cost.evaluations_worth(graph)
     if got > worth + 0.1:
-        reason = f"with max_span {max_span} and routed {routed} (raise max_span, or take routed=all)"
-        if calibration.carried_from is not None or max_span > allocation.max_age:
-            ages = allocation.max_age
-            reason = (
-                f"with the {ages} ages measured (calibrate with a larger responses.max_age) and max_span {max_span}"
-            )
-        check_reach(worth, got, total, reason)
+        ages, reason = allocation.max_age, f"and routed {routed} (raise max_span, or take routed=all)"
+        if calibration.carried_from is not None or max_span > ages:
+            reason = f"and the {ages} ages measured (calibrate with a larger responses.max_age)"
+        check_reach(worth, got, total, f"with max_span {max_span} {reason}")
     return graph
 
 

@@ -180,13 +180,13 @@ def test_budget_is_met(context, name, budget):
         (
             "gram",
             {"budget": 1.9, "max_span": 7},
-            r"with the 4 ages measured \(calibrate with a larger responses.max_age\) and max_span 7; the reachable",
+            r"with max_span 7 and the 4 ages measured \(calibrate with a larger responses.max_age\); the reachable",
         ),
         ("best", {"budget": 0.05}, "out of reach; the reachable range"),
         (
             "smoothcache",
             {"budget": 3, "max_span": 4},
-            r"max_span must lie in 1\.\.3, which the statistics hold, got 4",
+            r"max_span must lie in 1\.\.3, which the calibration holds, got 4",
         ),
         ("block_caching", {"budget": 2, "granularity": "block", "max_span": 1}, "out of reach; the reachable range"),
         ("interval", {"budget": 2, "part": "attn"}, "out of reach; the reachable range"),
