@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 
 from l2c.commands.frame.settings import checked, memory_sentence, unknown_setting
 from l2c.commands.frame.table import spelled
-from l2c.io.atomic import check_writable
+from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
+from l2c.io.folder_lock import locked
 from l2c.io.memory import memory_explained
 from l2c.io.names import near_names
 from l2c.policies.budget import FORMS, OLD_WORDS
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import torch
 
 TRACEBACK = "L2C_TRACEBACK"
+MEND = "free some space on its disk, or choose another with hydra.run.dir=PATH"
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of processes that share a run: the first one is 0
 BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException, SafetensorError)
 
 Task = Callable[[DictConfig], None]
@@ -110,9 +113,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         sys.argv = started  # Lightning starts further processes with it
         try:
             checked(config_name, cfg)
-            if run_folder() != Path.cwd():
-                check_writable(run_folder() / "run")
-            with memory_explained(lambda: memory_sentence(config_name, cfg)):
+            with _held(run_folder()), memory_explained(lambda: memory_sentence(config_name, cfg)):
                 task(cfg)
         except BAD_INPUT as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -137,6 +138,18 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
         sys.stderr.write(f"error: {count} of the sweep failed; the others are done\n")
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a run folder while a command works in it, and remove what a killed one left; not the current folder."""
+    if folder == Path.cwd() or any(os.environ.get(name, "0") != "0" for name in RANKS):
+        yield
+        return
+    check_writable(folder / "run")
+    with locked(folder):
+        sweep(folder)
+        yield
 
 
 def _take_back() -> None:
@@ -174,6 +187,8 @@ def _sentence(error: Exception) -> str:
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror or error}, in {run_folder() if HydraConfig.initialized() else Path.cwd()}; {MEND}"
     old = re.search(r"override '([\w.]+)'", str(error))
     if old and old[1] in OLD_WORDS:
         return f"there is no {old[1]} any more: it is called {OLD_WORDS[old[1]]} now, {FORMS}"
