@@ -11,7 +11,7 @@ PIP_ARGS ?=
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types spelling docs format clean
+.PHONY: help install demo test soak lint types spelling docs format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,6 +33,9 @@ demo: install  ## train routers on the bundled digits DiT, export, sample, repor
 
 test: install  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+soak: install  ## the long tests at their whole length: wrong settings, damaged files, kills, full disks, threads (hours)
+	$(BIN)/python -m pytest tests/soak --soak
 
 lint: install  ## ruff: lint, docstrings, format
 	$(BIN)/ruff check .

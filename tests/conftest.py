@@ -29,6 +29,24 @@ torch.set_num_threads(1)
 os.environ.pop("L2C_CHECKPOINTS", None)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--soak`: the tests of `tests/soak` at their whole length (hours) instead of seconds."""
+    parser.addoption("--soak", action="store_true", help="run the tests of tests/soak at their whole length")
+
+
+@pytest.fixture(scope="session")
+def times(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
+    """Return the function that chooses how often something is done: in the suite, and with `--soak`; 0 skips."""
+
+    def choose(in_suite: int, in_soak: int) -> int:
+        count = in_soak if pytestconfig.getoption("--soak") else in_suite
+        if not count:
+            pytest.skip("a part of make soak alone")
+        return count
+
+    return choose
+
+
 def randomised(kind: type[nn.Module], seed: int, arguments: dict[str, object]) -> nn.Module:
     """Build a network with all weights off their start: zero gates and outputs would hide what is cached."""
     with torch.random.fork_rng(), torch.no_grad():

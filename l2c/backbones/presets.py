@@ -15,7 +15,8 @@ from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
 from l2c.io.bundled import project_folder
-from l2c.io.names import near_names
+from l2c.io.memory import out_of_memory
+from l2c.io.names import near_names, shown
 
 BACKBONES: dict[str, type[Backbone]] = {"dit": DiT, "uvit": UViT}
 CONVENTIONS = ("name", "schedule", "first_timestep", "null_label", "prediction")  # of `Conventions`
@@ -112,8 +113,11 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
         raise ValueError(f"unknown backbone {preset.backbone!r}; known are {', '.join(BACKBONES)}")
     try:
         backbone = BACKBONES[preset.backbone](**preset.args)
-    except TypeError as error:
-        raise ValueError(f"the arguments of model {preset.name} do not fit: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        reason = shown(error, 300) or type(error).__name__
+        raise ValueError(f"the arguments of model {preset.name} do not fit: {reason}; change model.args") from error
     backbone.conventions = replace(
         backbone.conventions, name=preset.name, published=preset.sampling, **preset.conventions
     )

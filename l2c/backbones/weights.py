@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from l2c.io.bundled import checkpoint_folders
+from l2c.io.finite import not_finite
 
 # Names under which training codes save a state dict; the exponential moving averages come first.
 CONTAINERS = (
@@ -67,12 +68,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own exceptions for a damaged file
         raise ValueError(f"cannot read weights from {path}: {reason_of(error)}") from error
-    while isinstance(content, Mapping):
-        inside = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
-        if inside is None:
-            break
-        content = inside
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    for _ in CONTAINERS:  # no deeper: a file may hold a container that holds itself
+        inside = content if isinstance(content, Mapping) else {}
+        content = next((inside[key] for key in CONTAINERS if isinstance(inside.get(key), Mapping)), content)
+    if not isinstance(content, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise ValueError(f"{path} holds no state dict of tensors; give the file that the training code saved")
     return dict(content)
 
@@ -114,11 +115,27 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: str, *
             "take the weights of this architecture, or the preset that these weights belong to"
         )
     for key, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(
-                f"{source} holds numbers that are not finite in {key}; give the file of a run that went well"
-            )
+        _check_values(source, key, value, expected[key])
     module.load_state_dict(dict(weights), strict=True)
+
+
+def _check_values(source: str, key: str, value: Tensor, expected: Tensor) -> None:
+    """Refuse a tensor whose values cannot be taken as they are, or are not finite in the module's own type.
+
+    Raises:
+        ValueError: if so.
+
+    """
+    plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+    if not plain or value.is_floating_point() != expected.is_floating_point() or value.is_complex():
+        raise ValueError(
+            f"{source} holds {key} as {value.dtype}, {value.layout}, on {value.device}, which cannot be loaded into "
+            f"{expected.dtype}; save the weights as plain tensors of floating-point numbers"
+        )
+    if not_finite({key: value.to(expected.dtype)}):
+        raise ValueError(
+            f"{source} holds numbers that are not finite in {key}; give the file of a run that went well"
+        )
 
 
 def _unwrapped(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from l2c.calibration import calibration_file as file
@@ -20,10 +17,11 @@ from l2c.calibration.other_times import Measured, carry
 from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
 from l2c.io.names import shown
+from l2c.io.tensors import opened, write_tensors
 
 Kind = TypeVar("Kind", bound="Calibration")
+MAX_BYTES = 2**32
 OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
     "layer_change": "run `l2c calibrate` and pass its file as calibration=PATH",
@@ -140,6 +138,7 @@ class Calibration:
 
         """
         header = file.header_of(
+            self.tensors,
             binding=self.binding,
             settings=self.settings,
             grid=self.grid,
@@ -147,8 +146,7 @@ class Calibration:
             cost=self.cost,
             corrections=self.corrections,
         )
-        with replacing(path) as temporary:
-            save_file({k: v.contiguous() for k, v in self.tensors.items()}, temporary, metadata={"l2c": header})
+        write_tensors(path, self.tensors, {"l2c": header})
 
     @classmethod
     def load(cls: type[Kind], path: str | Path) -> Kind:
@@ -162,14 +160,13 @@ class Calibration:
         name = shown(path, 300)
         if not Path(path).is_file():
             raise FileNotFoundError(f"no calibration at {name}; l2c calibrate writes them")
+        if (size := Path(path).stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{name} has {size} bytes, allowed are {MAX_BYTES}; give what l2c calibrate wrote")
+        with opened(path, what="a calibration of l2c", again="give what l2c calibrate wrote") as found:
+            header = (found.metadata() or {})["l2c"]
+            tensors = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118 - not a dict
         try:
-            with safe_open(path, framework="pt") as opened:
-                header = (opened.metadata() or {})["l2c"]
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{name} holds no calibration of l2c; give what l2c calibrate wrote") from error
-        try:
-            calibration = cls(tensors, **file.fields_of(header))
+            calibration = cls(tensors, **file.fields_of(header, tensors))
             file.check_tensors(tensors, binding=calibration.binding, grid=calibration.grid, cost=calibration.cost)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error

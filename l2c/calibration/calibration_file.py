@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2c.backbones.digest import weights_digest
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid
 from l2c.diffusion import Schedule
@@ -32,6 +34,7 @@ MOST_MACS = 10**18
 
 
 def header_of(
+    tensors: Mapping[str, Tensor],
     *,
     binding: Binding,
     settings: Mapping[str, Any],
@@ -57,18 +60,29 @@ def header_of(
         "corrections": list(map(dict, corrections)),
     }
     try:
-        return json.dumps(content, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+        return json.dumps({**content, "digest": _digest(text, tensors)}, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the settings of a calibration must be text, finite numbers, lists and dicts: {error}"
         ) from error
 
 
-def fields_of(header: str) -> dict[str, Any]:
+def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of a file's head without its digest, and of its tensors."""
+    return f"sha256:{hashlib.sha256(f'{text}{weights_digest(tensors)}'.encode()).hexdigest()}"
+
+
+def fields_of(header: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the content of a head, as arguments of `Calibration`.
 
+    Args:
+        header: text of the head.
+        tensors: tensors of the file.
+
     Raises:
-        ValueError: if the head is damaged, of another version, or has missing, unknown or wrong fields.
+        ValueError: if the head is damaged, of another version, or has missing, unknown or wrong fields; also if head
+            and tensors are not those that were written (older files have no digest that would tell).
 
     """
     content = parse(header)
@@ -79,6 +93,9 @@ def fields_of(header: str) -> dict[str, Any]:
             f"the calibration is of version {quoted(content.get('version', 1))}, this package reads version "
             f"{VERSION}; run l2c calibrate again"
         )
+    digest = content.pop("digest", None)
+    if digest is not None and digest != _digest(json.dumps(content, ensure_ascii=False), tensors):
+        raise ValueError("its content is not what was written; copy the file again, or run l2c calibrate again")
     known_fields(content, FIELDS)
     grid = member(content, "grid", (dict, type(None)))
     corrections = tuple(_correction(one, i) for i, one in enumerate(member(content, "corrections", list)))

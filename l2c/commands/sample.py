@@ -6,7 +6,6 @@ l2c sample graph=runs/demo/cache_graph.json
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from safetensors.torch import save_file
 
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import is_pipeline
@@ -15,6 +14,7 @@ from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.io.finite import check_finite
+from l2c.io.tensors import write_tensors
 from l2c.report.figures import sample_grid, save_figure
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import seeded_noise
@@ -69,8 +69,7 @@ def draw_by_pipeline(cfg: DictConfig) -> None:
     )
     check_finite("images", images, mend="check guidance scale and graph, or take model.dtype=float32")
     folder = cli.run_folder()
-    with replacing(folder / "samples.safetensors") as temporary:
-        save_file({"images": images.contiguous()}, temporary)
+    write_tensors(folder / "samples.safetensors", {"images": images})
     for i, pixels in enumerate(to_pixels(images).movedim(1, -1)):
         with replacing(folder / f"image-{i:04d}.png") as temporary:
             Image.fromarray(pixels.numpy()).save(temporary, format="png")
@@ -94,8 +93,7 @@ def main(cfg: DictConfig) -> None:
     check_finite("images", images, mend="check weights, guidance scale and graph, or take precision=fp32")
     folder = cli.run_folder()
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}
-    with replacing(folder / "samples.safetensors") as temporary:
-        save_file(tensors, temporary)
+    write_tensors(folder / "samples.safetensors", tensors)
     name = "uncached" if sampler.graph is None else "cached"
     shown = None if labels is None else labels.tolist()
     save_figure(sample_grid({name: images[:16]}, shown[:16] if shown else None), folder / "samples.png")

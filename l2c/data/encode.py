@@ -94,7 +94,7 @@ def encode_folder(
             written += len(labels) // (2 if mirrored else 1)
     missing = wanted.missing(folder)
     there = [wanted.path(folder, k) for k in range(wanted.num_shards) if k not in set(missing)]
-    return Encoded(written, tuple(name for path in there for name in look_into(path)[1]), len(missing))
+    return Encoded(written, tuple(name for path in there for name in look_into(path, wanted)[1]), len(missing))
 
 
 def _encode(

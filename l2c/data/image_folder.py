@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whatever the name says; others may start programs (EPS)
+LARGEST_RATIO = 64  # of an image's sides: its short side is what is enlarged to the size
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
 log = logging.getLogger(__name__)
 
 
@@ -26,6 +29,26 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def as_colours(image: Image.Image) -> Image.Image:
+    """Return an image as a viewer shows it: turned as its EXIF tag says, on white, 8 bits of red, green and blue.
+
+    Grey values of 16 bits keep their upper 8; Pillow alone would cut them off at 255, which is white.
+
+    Raises:
+        ValueError: if its values have no known range.
+
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("its floating-point values have no known range")
+    if image.mode in DEEP:
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return image.convert("RGB")
 
 
 class ImageFolder:
@@ -77,8 +100,12 @@ class ImageFolder:
         """Return an image (3, size, size) in [-1, 1]; None, with a warning and a note, where it cannot be read."""
         path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                pixels = np.array(centre_crop(image.convert("RGB"), self.size))
+            if not path.is_file():  # a pipe would wait for ever
+                raise ValueError("it is no plain file")
+            with Image.open(path, formats=FORMATS) as image:
+                if max(image.size) > LARGEST_RATIO * min(image.size):
+                    raise ValueError(f"its sides are {image.width} and {image.height}")
+                pixels = np.array(centre_crop(as_colours(image), self.size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             name = str(path.relative_to(self.folder))
             if name not in self.unreadable:

@@ -7,14 +7,20 @@ folder; see `l2c.data.shards`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from l2c.data.shards import Shards, write_tensors
+from l2c.data.shards import LARGEST_SIDE, MOST_IMAGES, Shards
+from l2c.io.json_fields import member, parse
+from l2c.io.names import shown
+from l2c.io.numbers import finite_number, whole_number
+from l2c.io.tensors import opened, write_tensors
 
 
 @dataclass(frozen=True)
@@ -48,26 +54,56 @@ class Manifest(Shards):
     shard_size: int
     mirrored: bool
 
+    @classmethod
+    def others(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields on images and autoencoder."""
+        return {
+            "vae": member(content, "vae", str),
+            "scale": finite_number("scale", member(content, "scale", (int, float)), low=1e-9, high=1e9),
+            "image_size": whole_number("image_size", content.get("image_size"), low=1, high=LARGEST_SIDE),
+            "num_classes": whole_number("num_classes", content.get("num_classes"), low=1, high=MOST_IMAGES),
+            "mirrored": member(content, "mirrored", bool),
+        }
+
 
 def write_shard(path: Path, mean: Tensor, std: Tensor, labels: Tensor, skipped: list[str]) -> None:
     """Write posteriors (N, C, H, W), in 16 bits, and labels (N,) as one shard, with the images left out."""
-    tensors = {"mean": mean.half().contiguous(), "std": std.half().contiguous(), "labels": labels.contiguous()}
+    tensors = {"mean": mean.half(), "std": std.half(), "labels": labels}
     write_tensors(path, tensors, {"skipped": json.dumps(skipped)})
 
 
-def look_into(path: Path) -> tuple[int, list[str]]:
+def look_into(path: Path, manifest: Manifest) -> tuple[int, list[str]]:
     """Return the number of latents in a shard and the names of the images that were left out of it.
 
+    Args:
+        path: path of the shard.
+        manifest: the folder's; shapes and labels must fit it.
+
     Raises:
-        ValueError: if the shard cannot be read.
+        ValueError: if the shard cannot be read, or holds other tensors than the manifest says, or other labels.
 
     """
+    again = "delete it and run l2c encode again"
+    with opened(path, what="latents", again=again) as file:
+        shapes = [tuple(file.get_slice(name).get_shape()) for name in ("mean", "std", "labels")]
+        labels, texts = file.get_tensor("labels"), file.metadata() or {}
+    count = labels.numel()
+    if shapes != [(count, *manifest.shape), (count, *manifest.shape), (count,)]:
+        raise ValueError(
+            f"{shown(path, 300)} holds mean, std and labels of {', '.join(map(str, shapes))}, not N times "
+            f"{manifest.shape}; {again}"
+        )
+    if labels.dtype != torch.int64 or (
+        count and not 0 <= int(labels.min()) <= int(labels.max()) < manifest.num_classes
+    ):
+        raise ValueError(f"{shown(path, 300)} holds labels out of 0..{manifest.num_classes - 1}; {again}")
     try:
-        with safe_open(path, framework="pt") as file:
-            count = file.get_slice("mean").get_shape()[0]
-            return count, json.loads((file.metadata() or {}).get("skipped", "[]"))
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"cannot read latents from {path}: {error}; delete it and run l2c encode again") from error
+        skipped = parse(texts.get("skipped", "[]"))
+        if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
+            raise ValueError("it must be a list of names")
+    except ValueError as error:
+        raise ValueError(f"cannot read the images left out of {shown(path, 300)}: {error}; {again}") from error
+    return count, skipped
 
 
 class LatentShards:
@@ -94,7 +130,7 @@ class LatentShards:
         self.skipped: list[str] = []
         self.places: list[tuple[int, int]] = []
         for k in range(self.manifest.num_shards):
-            count, skipped = look_into(self.manifest.path(self.folder, k))
+            count, skipped = look_into(self.manifest.path(self.folder, k), self.manifest)
             self.skipped += skipped
             self.places += [(k, i) for i in range(count)]
         if not self.places:

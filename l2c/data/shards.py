@@ -5,28 +5,18 @@ A shard appears whole or not at all, so that a run which was killed goes on at t
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from safetensors.torch import save_file
-from torch import Tensor
-
-from l2c.io.atomic import replacing, write_json
+from l2c.io.atomic import sweep, write_json
+from l2c.io.json_fields import items, known_fields, member, parse, read_text
+from l2c.io.names import quoted, shown
+from l2c.io.numbers import whole_number
 
 VERSION = 1
+MOST_IMAGES, MOST_SHARDS, LARGEST_SIDE = 10**10, 10**6, 2**16
 M = TypeVar("M", bound="Shards")
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a shard, which appears whole or not at all.
-
-    Raises:
-        OSError: if the file cannot be written, or the disk is full.
-
-    """
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
 
 
 class Shards:
@@ -76,6 +66,7 @@ class Shards:
             OSError: if the folder cannot be written.
 
         """
+        sweep(folder)
         if not (folder / self.FILE).is_file():
             self.save(folder)
             return
@@ -103,11 +94,47 @@ class Shards:
         """
         path = folder / cls.FILE
         if not path.is_file():
-            raise FileNotFoundError(f"no {cls.WORD} at {folder}: {cls.FILE} is missing; {cls.MAKE}")
+            raise FileNotFoundError(f"no {cls.WORD} at {shown(folder, 300)}: {cls.FILE} is missing; {cls.MAKE}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if (content.pop("format"), content.pop("version")) != (cls.FORMAT, VERSION):
-                raise ValueError("of another format or version")
-            return cls(**{**content, "shape": tuple(content["shape"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest of {cls.WORD} ({error}); {cls.AGAIN}") from error
+            content = parse(read_text(path))
+            form = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
+            if form != (cls.FORMAT, VERSION):
+                raise ValueError(f"its format and version are {quoted(form[0])} and {quoted(form[1])}")
+            known_fields(content, ("format", "version", *cls.__dataclass_fields__))  # type: ignore[attr-defined]
+            made: dict[str, Any] = {
+                "shape": _shape(content),
+                "num_images": _count(content, "num_images", MOST_IMAGES),
+                "shard_size": _count(content, "shard_size", MOST_IMAGES),
+                **cls.others(content),
+            }
+            return cls(**made).bounded()
+        except ValueError as error:
+            raise ValueError(f"{shown(path, 300)} is no manifest of {cls.WORD}: {error}; {cls.AGAIN}") from error
+
+    def bounded(self: M) -> M:
+        """Return the manifest; refuse one of more shards than any folder has."""
+        if self.num_shards > MOST_SHARDS:
+            raise ValueError(f"{self.num_images} images in shards of {self.shard_size} are more than {MOST_SHARDS}")
+        return self
+
+    @classmethod
+    def others(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a kind's own fields of a manifest, each checked.
+
+        Raises:
+            ValueError: if one is missing or of another type.
+
+        """
+        raise NotImplementedError
+
+
+def _shape(content: Mapping[str, Any]) -> tuple[int, int, int]:
+    sides = items(content, "shape", int, "shape")
+    if len(sides) != 3:
+        raise ValueError(f"shape must be of three numbers (C, H, W), got {len(sides)}")
+    channels, height, width = (whole_number("shape", side, low=1, high=LARGEST_SIDE) for side in sides)
+    return channels, height, width
+
+
+def _count(content: Mapping[str, Any], name: str, most: int) -> int:
+    return whole_number(name, member(content, name, (int, float)), low=1, high=most)

@@ -23,8 +23,8 @@ def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: 
         ValueError: if the name is unknown, the solver cannot follow the schedule, or it has no such option.
 
     """
-    if name not in SOLVERS:
-        near = difflib.get_close_matches(name, SOLVERS, n=1)
+    if not isinstance(name, str) or name not in SOLVERS:
+        near = difflib.get_close_matches(str(name), SOLVERS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"unknown solver {name!r}; known are {', '.join(SOLVERS)}{hint}")
     fitting = FLOW_SOLVERS if schedule.name == FLOW else DIFFUSION_SOLVERS

@@ -6,7 +6,9 @@ Both ways an array passes through memory a batch at a time, so that 50,000 image
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +18,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from l2c.io.atomic import replacing
+from l2c.io.names import shown
 
 IMAGES, LABELS = "arr_0", "arr_1"
 
@@ -65,8 +68,8 @@ class ArchiveImages:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
         with open_member(self.path, IMAGES) as file:
-            shape, fortran, dtype = _header(file)
-        if dtype != np.uint8 or len(shape) != 4 or fortran or shape[3] not in (1, 3):
+            shape, fortran, dtype = read_header(file)
+        if dtype != np.uint8 or len(shape) != 4 or fortran or min(shape) < 1 or shape[3] not in (1, 3):
             raise ValueError(
                 f"{self.path} holds {IMAGES} of shape {shape} and type {dtype}; images are (N, H, W, 3) or "
                 "(N, H, W, 1) of type uint8, in C order"
@@ -82,50 +85,66 @@ class ArchiveImages:
         channels, height, width = self.shape
         bytes_each = channels * height * width
         with open_member(self.path, IMAGES) as file:
-            _header(file)
+            read_header(file)
             for start in range(0, self._count, size):
                 count = min(size, self._count - start)
-                try:
-                    data = file.read(count * bytes_each)
-                except (zipfile.BadZipFile, EOFError, OSError) as error:
-                    raise ValueError(f"{self.path} is damaged ({error}); fetch or write it again") from error
+                data = file.read(count * bytes_each)
                 if len(data) < count * bytes_each:
-                    raise ValueError(f"{self.path} is cut short at image {start}; fetch or write it again")
+                    raise RefusedArchive(f"{self.path} is cut short at image {start}; fetch or write it again")
                 pixels = np.frombuffer(data, np.uint8).reshape(count, height, width, channels)
                 yield torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
-def open_member(path: Path, name: str) -> IO[bytes]:
+@contextmanager
+def open_member(path: Path, name: str) -> Iterator[IO[bytes]]:
     """Open one array of an `.npz` file for reading.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no `.npz` file, or has no such array.
+        ValueError: if the file is no `.npz` file, is damaged where it is read, or has no such array.
 
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; give an .npz file of images or of their statistics")
     names = array_names(path)
     if name not in names:
-        raise ValueError(f"{path} holds {', '.join(names) or 'nothing'}, but no array {name}; give a file of images")
-    return zipfile.ZipFile(path).open(f"{name}.npy")
+        held = ", ".join(map(shown, names)) or "nothing"
+        raise ValueError(f"{shown(path, 300)} holds {held}, but no array {name}; give a file of images")
+    with _whole(path), zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        yield file
 
 
 def array_names(path: Path) -> list[str]:
     """Return the names of the arrays of an `.npz` file.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file is no `.npz` file.
 
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no .npz file, or is damaged ({error}); fetch or write it again") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {shown(path, 300)}; give an .npz file of images or of their statistics")
+    with _whole(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, order (True = Fortran's) and type of the array that follows in a file."""
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
     return read(file)
+
+
+class RefusedArchive(ValueError):
+    """An archive was refused; the message says why."""
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Say of an archive that is damaged, encrypted or packed in an unknown way that it is, with its path."""
+    try:
+        yield
+    except RefusedArchive:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+        raise RefusedArchive(
+            f"{shown(path, 300)} is no .npz file, or is damaged ({shown(error, 200)}); fetch or write it again"
+        ) from error

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from l2c.data.shards import Shards, write_tensors
+from l2c.data.shards import Shards
+from l2c.io.json_fields import member
+from l2c.io.names import quoted, shown
+from l2c.io.tensors import opened, write_tensors
 
 Setting = str | int | float | None
 
@@ -52,10 +54,19 @@ class Samples(Shards):
     def write_shard(self, folder: Path, shard: int, pixels: Tensor, labels: Tensor | None) -> None:
         """Write the images (N, C, H, W), 8 bits, and labels (N,) of a shard."""
         assert len(pixels) == len(self.images_of(shard))
-        tensors = {"images": pixels.contiguous()}
+        tensors = {"images": pixels}
         if labels is not None:
-            tensors["labels"] = labels.contiguous()
+            tensors["labels"] = labels
         write_tensors(self.path(folder, shard), tensors)
+
+    @classmethod
+    def others(cls, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `labelled` and `settings`, plain values by name."""
+        settings = member(content, "settings", dict)
+        wrong = next((name for name, value in settings.items() if isinstance(value, dict | list)), None)
+        if wrong is not None:
+            raise ValueError(f"the setting {quoted(wrong)} must be text, a number or null")
+        return {"labelled": member(content, "labelled", bool), "settings": settings}
 
     def settings_to_agree(self) -> dict[str, Any]:
         """Return the settings that must be equal when a folder is continued, by name."""
@@ -100,14 +111,14 @@ class ImageShards:
         return torch.cat([self._read(k, "labels") for k in range(self.samples.num_shards)])
 
     def _read(self, shard: int, name: str) -> Tensor:
-        path = self.samples.path(self.folder, shard)
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        path, again = self.samples.path(self.folder, shard), "delete it and run l2c sample-many again"
+        with opened(path, what="samples", again=again) as file:
+            tensor = file.get_tensor(name)
+        count = len(self.samples.images_of(shard))
+        wanted = (count, *self.shape) if name == "images" else (count,)
+        if tuple(tensor.shape) != wanted or tensor.dtype != (torch.uint8 if name == "images" else torch.int64):
             raise ValueError(
-                f"cannot read samples from {path}: {error}; delete it and run l2c sample-many again"
-            ) from error
-        if len(tensor) != len(self.samples.images_of(shard)):
-            raise ValueError(f"{path} holds {len(tensor)} images; delete it and run l2c sample-many again")
+                f"{shown(path, 300)} holds {name} of shape {tuple(tensor.shape)} and type {tensor.dtype}, not "
+                f"{wanted}; {again}"
+            )
         return tensor

@@ -22,8 +22,8 @@ class DrawingSettings(Settings):
 
     """
 
-    num_images: int = whole(50_000, at_least=1)
+    num_images: int = whole(50_000, at_least=1, at_most=10**9)
     seed: int = whole(0, at_least=0, at_most=2**32 - 1)
     labels: str = text("balanced", choices=LABELS)
-    batch_size: int = whole(32, at_least=1)
+    batch_size: int = whole(32, at_least=1, at_most=10**6)
     shard_size: int = whole(512, at_least=1)

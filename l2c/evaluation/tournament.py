@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone, fingerprint
@@ -23,7 +22,8 @@ from l2c.evaluation.method_settings import BY_RESPONSES, DYNAMIC_OPTIONS, FEWER_
 from l2c.evaluation.metrics import image_error
 from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing, write_json
+from l2c.io.atomic import write_json
+from l2c.io.tensors import opened, write_tensors
 from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
@@ -137,12 +137,12 @@ class Tournament:
         """
         path = self.folder / "reference.safetensors"
         if self._reference is None and path.is_file():
-            self._reference = load_file(path)["images"]
+            with opened(path, what="the reference", again="delete it and run again") as file:
+                self._reference = file.get_tensor("images")
         if self._reference is None:
             sampler = self.uncached if self.asked.reference == "uncached" else self.plain(ODE_EVALUATIONS)
             self._reference = self.images(sampler)
-            with replacing(path) as temporary:
-                save_file({"images": self._reference}, temporary)
+            write_tensors(path, {"images": self._reference})
         return self._reference
 
     def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:

@@ -12,9 +12,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from l2c.io.folder_lock import lock
+
 MARK = ".part"  # in the names of temporary files
 LEFTOVER = re.compile(r"^\..+-[A-Za-z0-9_]{8}\.part(\.[A-Za-z0-9]+)?$")
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -22,34 +24,52 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it becomes `path`, on failure it vanishes.
 
     The content is on the disk before the name changes, so that a crash of the machine leaves the old file or the new.
+    A link is followed.
 
     Raises:
-        OSError: if the folder cannot be made or written, or the disk is full; the message names the target.
+        OSError: if the folder cannot be made or written, the path is that of a folder or a device, or the disk is
+            full; the message names the target.
 
     """
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=f"{MARK}{target.suffix}")
-    except OSError as error:
-        raise _cannot_write(target, error) from error
-    os.close(handle)
-    temporary = Path(name)
+    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    with _beside(target) as temporary:
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
+            _to_disk(temporary)
+            temporary.replace(target)
+            with suppress(OSError):  # some file systems cannot sync a folder
+                _to_disk(target.parent)
+        except Exception as error:
+            if _of_the_disk(error, temporary):
+                raise _cannot_write(target, error) from error
+            raise
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary file beside a target, locked so that `sweep` leaves it; it vanishes if it is there."""
+    while True:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists() and not target.is_file():
+                raise OSError(errno.EISDIR, "there is a folder or a device of that name")
+            prefix, suffix = f".{target.stem}-", f"{MARK}{target.suffix}"
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
+        except OSError as error:
+            raise _cannot_write(target, error) from error
+        lock(handle)
+        temporary = Path(name)
+        if temporary.exists():  # else a sweep was faster
+            break
+        os.close(handle)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
-        _to_disk(temporary)
-        temporary.replace(target)
-        with suppress(OSError):  # some file systems cannot sync a folder
-            _to_disk(target.parent)
-    except Exception as error:
-        if _of_the_disk(error, temporary):
-            raise _cannot_write(target, error) from error
-        raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -73,8 +93,8 @@ def _to_disk(path: Path) -> None:
 
 def _of_the_disk(error: Exception, temporary: Path) -> bool:
     """Return whether writing failed because of the disk; safetensors and torch raise errors that are no OSErrors."""
-    if isinstance(error, OSError):
-        return error.errno in (*FULL, errno.EROFS, errno.EIO) or error.filename == str(temporary)
+    if isinstance(error, OSError):  # errors of writing name no file, those of opening do
+        return error.errno is not None and error.filename in (None, str(temporary))
     words = str(error)
     return any(os.strerror(number) in words for number in FULL) or "failed writing file" in words
 
@@ -83,28 +103,46 @@ def _cannot_write(target: Path, error: Exception) -> OSError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
     full = any(os.strerror(number) in str(error) for number in FULL)
     mend = "free some space on its disk and run again" if full else "choose a folder that you may write to"
+    if isinstance(error, OSError) and error.errno == errno.EISDIR:
+        mend = "give another path"
     return OSError(f"cannot write {target}: {reason}; {mend}")
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out that a file could be written, before the work that it is to hold.
+    """Find out that a file could be written, before the work that it is to hold; remove what a kill left of it.
 
     Raises:
         OSError: if its folder cannot be made or written.
 
     """
-    probe = Path(path).with_name(f".{Path(path).name}.probe")
-    with replacing(probe):
+    target = Path(path)
+    with _beside(target):
         pass
-    probe.unlink(missing_ok=True)
+    for found in target.parent.glob(f".*-????????{MARK}{target.suffix}"):
+        if found.name.startswith(f".{target.stem}-"):
+            _remove_leftover(found)
 
 
 def sweep(folder: str | Path) -> list[Path]:
     """Remove the temporary files that killed processes left in a folder and below; return their paths.
 
-    Call it only where no other process writes.
+    Those that a living process writes are left alone.
     """
-    found = [path for path in Path(folder).rglob(f".*{MARK}*") if LEFTOVER.match(path.name) and path.is_file()]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
+    return [path for path in Path(folder).rglob(f".*{MARK}*") if _remove_leftover(path)]
+
+
+def _remove_leftover(path: Path) -> bool:
+    """Remove a temporary file that no process holds; return whether that was one."""
+    if not LEFTOVER.match(path.name) or not path.is_file():
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        stale = lock(handle)
+        if stale:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+    return stale

@@ -14,8 +14,10 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from l2c.io.atomic import replacing
+from l2c.io.names import shown
 
 CHUNK = 1 << 20
+HEADERS = {"User-Agent": "l2c"}
 TIMEOUT = 60.0  # seconds without a byte
 
 
@@ -49,9 +51,11 @@ def download(
     Raises:
         OSError: if there is no connection or no such file, the download is cut short, or the disk is full; what is
             there already is kept for next time.
-        ValueError: if the file is not the expected one; it is removed.
+        ValueError: if the file is not the expected one; it is removed. Also if the address is none of the web.
 
     """
+    if not url.lower().startswith(("https://", "http://")):
+        raise ValueError(f"an address begins with https:// or http://, got {shown(url)}; copy a local file instead")
     target = Path(path)
     if target.is_file():
         _check(target, size=size, sha256=sha256, url=url)
@@ -132,20 +136,21 @@ def _cut_short(url: str, part: Path, tag: Path, total: int | None, reason: str) 
 
 def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool) -> None:
     """Append what is missing to the partial file."""
-    request = urllib.request.Request(url, headers={"User-Agent": "l2c"})
+    request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - https or http, as `download` checks
     start = _size(part)
     if start and tag.is_file():
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", tag.read_text(encoding="utf-8"))
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - https or http
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing left to send: complete, or longer than the server's file
             raise
         if (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start):
             return
         part.unlink()
-        response = urllib.request.urlopen(urllib.request.Request(url, headers={"User-Agent": "l2c"}), timeout=TIMEOUT)
+        request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - likewise
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - likewise
     with response:
         if response.headers.get_content_type() == "text/html":
             raise ValueError(

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,42 +23,59 @@ NAME = ".run.lock"
 BUSY = (errno.EACCES, errno.EAGAIN)
 
 
+HELD: dict[Path, int] = {}  # folders that this process holds, and the thread that does
+
+
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold a folder for this process.
+    """Hold a folder for this thread, which may hold it already.
 
     Raises:
         ValueError: if another process holds it; the message names the process.
         OSError: if the folder cannot be made or written.
 
     """
-    place = Path(folder)
+    place = Path(folder).resolve()
+    if HELD.get(place) == threading.get_ident():
+        yield
+        return
     place.mkdir(parents=True, exist_ok=True)
     path = place / NAME
     handle = _take(path)
+    HELD[place] = threading.get_ident()
     try:
         yield
     finally:
+        del HELD[place]
         path.unlink(missing_ok=True)  # while it is held, so that nobody's else is removed
         os.close(handle)
+
+
+def lock(handle: int) -> bool:
+    """Lock an open file, without waiting; return whether it was free, or the file system knows no locks.
+
+    Raises nothing: the lock ends when the handle is closed, by the end of the process at the latest.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in BUSY
+    return True
 
 
 def _take(path: Path) -> int:
     """Return the handle of the locked file; a file that was removed meanwhile is opened again."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(handle):
             holder = _holder(handle)
             os.close(handle)
-            if error.errno in BUSY:
-                raise ValueError(
-                    f"{path.parent} is in use by {holder}; wait for it to end, or choose another folder with "
-                    "hydra.run.dir=PATH"
-                ) from error
-            return os.open(path, os.O_RDWR)  # a file system without locks
+            raise ValueError(
+                f"{path.parent} is in use by {holder}; wait for it to end, or choose another folder with "
+                "hydra.run.dir=PATH"
+            )
         try:
             same = os.fstat(handle).st_ino == path.stat().st_ino
         except FileNotFoundError:

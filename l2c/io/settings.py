@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 from l2c.io.names import near_names
 
 RULE = "rule"
+BITS = 2**31  # whole numbers without a bound are smaller: larger ones overflow in libraries, or never end
 S = TypeVar("S", bound="Settings")
 
 
@@ -79,7 +80,7 @@ class Number(Rule):
     def kind(self) -> str:
         """Return the kind with its bounds."""
         bounds = {">=": self.at_least, ">": self.above, "<=": self.at_most, "<": self.below}
-        given = [f"{sign} {bound:g}" for sign, bound in bounds.items() if bound is not None]
+        given = [f"{sign} {as_text(bound)}" for sign, bound in bounds.items() if bound is not None]
         noun = "a whole number" if self.whole else "a number"
         return f"{noun} {' and '.join(given)}".rstrip()
 
@@ -87,7 +88,7 @@ class Number(Rule):
         """Return whether a value is such a number."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        if not -1e300 < value < 1e300 or not math.isfinite(value) or (self.whole and abs(value) >= 2**63):
+        if not -1e300 < value < 1e300 or (self.whole and self.at_most is None and abs(value) >= BITS):
             return False
         return (
             (self.at_least is None or value >= self.at_least)
@@ -95,6 +96,12 @@ class Number(Rule):
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
         )
+
+    def check(self, name: str, value: Any, default: Any = None) -> None:
+        """Refuse a value; of a whole number that is too large its bound is said, which `kind` leaves out."""
+        if self.whole and self.at_most is None and type(value) is int and value >= BITS:
+            raise ValueError(f"{name} must be a whole number below {BITS}, got {described(value)}")
+        super().check(name, value, default)
 
     def shown(self, default: Any) -> Any:
         """Return the example, the default or the lower bound."""

@@ -12,6 +12,7 @@ from l2c.io.settings import Items, Number, Rule, Text, full_name
 from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
 
 COUNT = Number(whole=True, at_least=1)
+AT_ONCE = Number(whole=True, at_least=1, at_most=10**6)
 SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
 ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
@@ -70,8 +71,8 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "reuse": RULE_REUSE,
         "steps": FROM_0,
         "climbs": FROM_0,
-        "num_trajectories": COUNT,
-        "judge_batch": COUNT,
+        "num_trajectories": AT_ONCE,
+        "judge_batch": AT_ONCE,
         "seed": SEED,
     },
     "l2p": {
@@ -79,8 +80,8 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "order": ORDER,
         **ENDS,
         "phase": FROM_0,
-        "num_trajectories": COUNT,
-        "batch_size": COUNT,
+        "num_trajectories": AT_ONCE,
+        "batch_size": AT_ONCE,
         "seed": SEED,
     },
     "gram": {
@@ -93,12 +94,12 @@ OPTIONS: dict[str, dict[str, Rule]] = {
     "best": {
         "num_evaluations": Items(item=COUNT, nonempty=False, example=(16, 12)),
         "max_span": COUNT,
-        "num_trajectories": COUNT,
-        "pool": Number(whole=True, at_least=0),  # 0 = the first noises alone
-        "judge_batch": COUNT,
+        "num_trajectories": AT_ONCE,
+        "pool": Number(whole=True, at_least=0, at_most=10**6),  # 0 = the first noises alone
+        "judge_batch": AT_ONCE,
         "exchanges": FROM_0,
         "steps": FROM_0,
-        "batch_size": COUNT,
+        "batch_size": AT_ONCE,
         "learning_rate": Number(above=0, example=0.02),
         "seed": SEED,
     },

@@ -10,11 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from l2c.io.atomic import replacing
+from l2c.io.tensors import opened, write_tensors
 
 AMPLIFIED = 10  # differences are shown that many times
 NUM_FIRST, NUM_WORST = 6, 3
@@ -102,14 +100,12 @@ class SampleRow:
             "mse": self.mse,
             "num_images": self.num_images,
         }
-        tensors = {"images": self.images, "reference": self.reference}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"row": json.dumps(about)})
+        write_tensors(path, {"images": self.images, "reference": self.reference}, {"row": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> SampleRow:
         """Read what `save` wrote."""
-        with safe_open(path, framework="pt") as file:
+        with opened(path, what="images", again="delete its folder and run again") as file:
             about = json.loads(file.metadata()["row"])
             about |= {name: file.get_tensor(name) for name in ("images", "reference")}
         return cls(**{**about, "noises": tuple(about["noises"]), "errors": tuple(about["errors"])})

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.correction_file import FORMAT, CorrectionFile, is_correction
 from l2c.graph.predictor import WEIGHTED
-from l2c.io.atomic import replacing
+from l2c.io.names import shown
+from l2c.io.tensors import opened, write_tensors
 
 Entry = tuple[int, int]
 Rows: TypeAlias = "Tensor | Sequence[Tensor]"  # (R, D), or R of (D,) where layers differ in width
@@ -155,8 +154,7 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
         name: (torch.cat(list(rows)) if ragged else torch.stack(list(rows))).detach().float().cpu().contiguous()
         for name, rows in (("scale", scale), ("shift", shift))
     }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"l2c": json.dumps(header)})
+    write_tensors(path, tensors, {"l2c": json.dumps(header)})
     return graph.replace(correction=CorrectionFile.of(path))
 
 
@@ -170,8 +168,9 @@ def _moved(rows: Rows, like: Tensor) -> Rows:
 @lru_cache(maxsize=16)
 def _read(path: Path, fingerprint: str) -> tuple[str, Rows, Rows]:
     """Return the plan that a file was made for, scale and shift; a file is known by its fingerprint."""
+    again = "make them with l2c correct"
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path, what="scales and shifts of l2c", again=again) as file:
             header = json.loads((file.metadata() or {})["l2c"])
             if header["format"] != FORMAT:
                 raise KeyError(FORMAT)
@@ -182,8 +181,8 @@ def _read(path: Path, fingerprint: str) -> tuple[str, Rows, Rows]:
             if "widths" in header:
                 rows = (scale.split(header["widths"]), shift.split(header["widths"]))
             plan = str(header["plan"])
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} holds no scales and shifts of l2c; make them with l2c correct") from error
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{shown(path, 300)} holds no scales and shifts of l2c; {again}") from error
     if not scale.isfinite().all() or not shift.isfinite().all():
         raise ValueError(
             f"{path} holds scales or shifts that are no finite numbers; the training that wrote it failed: make the "

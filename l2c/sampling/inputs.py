@@ -49,11 +49,11 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
         if y is None:
             raise ValueError(f"{name} has no labels, so the number of images comes from noise=(N, C, H, W)")
         return len(y)
-    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not noise.ndim:
-        got = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not noise.ndim or noise.is_meta:
+        got = f"{noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be a tensor of floats (N, C, H, W), got {got}")
     expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
-    if tuple(noise.shape) != expected:
+    if tuple(noise.shape) != expected or not len(noise):
         raise ValueError(
             f"noise has shape {tuple(noise.shape)}, but {name} with these labels takes {expected}; "
             "give one noise image per label"
@@ -69,6 +69,8 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
 def _check_labels(name: str, num_labels: int, y: Tensor) -> None:
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}")
+    if not len(y):
+        raise ValueError("labels are empty; give one for each image")
     wrong = y[(y < 0) | (y >= num_labels)]
     if len(wrong):
         raise ValueError(f"label {int(wrong[0])} is out of range: {name} has the labels 0..{num_labels - 1}")

@@ -95,8 +95,14 @@ class Sampler:
         cache_dtype: torch.dtype | str | None = None,
         cache_device: torch.device | str | None = None,
     ) -> None:
+        if not isinstance(backbone, Backbone):
+            raise ValueError(
+                f"a sampler needs a backbone (l2c.load_backbone, l2c.wrap), got {type(backbone).__name__}"
+            )
         graph = _loaded(graph)
-        given = {name: finite_number(name, value) for name, value in (solver_options or {}).items()}
+        if not isinstance(solver_options, Mapping | None):
+            raise ValueError(f"solver_options must be numbers by name, got {type(solver_options).__name__}")
+        given = {str(name): finite_number(str(name), value) for name, value in (solver_options or {}).items()}
         if eta is not None:
             given["eta"] = finite_number("eta", eta, low=0, high=1)
         self.graph = graph

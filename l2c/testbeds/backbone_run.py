@@ -8,12 +8,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from safetensors.torch import save_file
 
 from l2c.backbones.backbone import Backbone
-from l2c.io.atomic import check_writable, replacing
-from l2c.io.finite import check_finite
+from l2c.io.atomic import check_writable
 from l2c.io.memory import memory_explained
+from l2c.io.tensors import write_tensors
 from l2c.testbeds.lit_backbone import LitBackbone, decay_start
 from l2c.testbeds.settings import BackboneTraining
 from l2c.training.checkpoints import RUN, check_checkpoint, read_checkpoint
@@ -129,8 +128,4 @@ def _steps_there(checkpoint: Path, settings: BackboneTraining) -> dict[str, Any]
 
 def _write(backbone: Backbone, output: Path) -> None:
     """Write the weights in fp16, unless one is not finite."""
-    weights = {name: value.half().contiguous() for name, value in backbone.state_dict().items()}
-    for name, value in weights.items():
-        check_finite(f"weights of {name}", value, mend="lower learning_rate")
-    with replacing(output) as temporary:
-        save_file(weights, temporary)
+    write_tensors(output, {name: value.half() for name, value in backbone.state_dict().items()})

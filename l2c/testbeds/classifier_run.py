@@ -10,13 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from l2c.data.step_sampler import StepBatchSampler
-from l2c.io.atomic import check_writable, replacing
+from l2c.io.atomic import check_writable
 from l2c.io.seeds import Stream
+from l2c.io.tensors import write_tensors
 from l2c.testbeds.digits import digits
 from l2c.testbeds.emoji import emoji
 from l2c.testbeds.emoji_classifier import EmojiClassifier
@@ -178,6 +178,5 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
     if isinstance(classifier, EmojiClassifier):
         classifier.keep_statistics(emoji())
     path = Path(settings.output)
-    with replacing(path) as temporary:
-        save_file(classifier.state_dict(), temporary)
+    write_tensors(path, classifier.state_dict())
     return TrainedClassifier(path, classifier.accuracy(parts.images, parts.labels), len(parts.labels))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint to resume from at {path}; give the last.ckpt of a run")
     try:
+        _check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles; what matters is said below
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -110,6 +112,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "wrote it); start anew without resume"
         )
     return content
+
+
+def _check_sums(path: str | Path) -> None:
+    """Refuse a checkpoint whose parts are not those that were written; torch itself does not look at their checksums.
+
+    Raises:
+        ValueError: if a checksum differs.
+
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise ValueError("a checksum differs")
 
 
 def check_checkpoint(

@@ -11,7 +11,7 @@ LARGEST_SEED = 2**32 - 1
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 DEVICES = Either(
     rules=(
-        Number(whole=True, at_least=1),
+        Number(whole=True, at_least=1, at_most=1024),
         Text(choices=("auto",)),
         Items(item=Number(whole=True, at_least=0)),
     )
@@ -40,7 +40,7 @@ class TrainerSettings(Settings, group="trainer"):
     max_steps: int = whole(200, at_least=1)
     accelerator: str = text("auto")
     devices: int | str | list[int] = ruled(DEVICES, 1)
-    num_nodes: int = whole(1, at_least=1)
+    num_nodes: int = whole(1, at_least=1, at_most=65536)
     strategy: str = text("auto")
     precision: str = text("32-true", choices=PRECISIONS)
     accumulate_grad_batches: int = whole(1, at_least=1)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from l2c.io.settings import as_text
 from l2c.training.checkpoints import RunIdentity, WholeCheckpoints
 from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
 
 # Lines on devices and tips; warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
+FEW = 8  # processes that any CPU may be asked for
 EXPECTED_WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty",  # the run folder holds config.yaml by then
     r".*in eval mode at the start of training",  # the frozen backbone is meant to be
@@ -49,6 +53,7 @@ def make_trainer(*, max_steps: int, callbacks: Sequence[pl.Callback] = (), **set
         ValueError: if the settings do not fit this machine.
 
     """
+    _check_processes(settings.get("accelerator", "auto"), settings.get("devices", 1))
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     batches = max_steps * settings.get("accumulate_grad_batches", 1)
@@ -64,6 +69,24 @@ def make_trainer(*, max_steps: int, callbacks: Sequence[pl.Callback] = (), **set
     except MisconfigurationException as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"the trainer's settings do not fit this machine: {reason}; change trainer.*") from error
+
+
+def _check_processes(accelerator: str, devices: object) -> None:
+    """Refuse more processes on a CPU than it has cores for: Lightning would start as many as it is told.
+
+    Raises:
+        ValueError: if there are more, or a list of numbers, which mean nothing on a CPU.
+
+    """
+    if accelerator != "cpu" and not (accelerator == "auto" and not torch.cuda.is_available()):
+        return
+    most = max(FEW, os.cpu_count() or 1)
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        raise ValueError(f"trainer.devices={as_text(devices)} names GPUs, but this is a CPU; say trainer.devices=1")
+    if isinstance(devices, int) and devices > most:
+        raise ValueError(
+            f"trainer.devices={devices} asks for more processes on a CPU than {most}; say trainer.devices=1"
+        )
 
 
 def make_run_trainer(

@@ -35,8 +35,13 @@ def merged(weight):
         lambda weight: weight.data.view(-1)[5:6].add_(1e-3),
         lambda weight: weight.data.copy_(torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8).dequantize()),
         lambda weight: setattr(weight, "data", weight.data.clone() + 1),
+        lambda weight: weight.data.copy_(weight.data.roll(len(weight) // 2, 0)),
+        lambda weight: weight.data.copy_(weight.data.T.reshape(weight.shape)),
     ],
-    ids=["in place", "through .data", "merged adapter", "one value", "quantised and back", "other data"],
+    ids=[
+        *("in place", "through .data", "merged adapter", "one value", "quantised and back", "other data"),
+        *("heads change places", "channels change places"),
+    ],
 )
 def test_changes_after_loading_are_noticed(make_dit, change):
     net = make_dit()

@@ -1,5 +1,7 @@
 """Many images: the same ones on one process, on two, and after a kill; read back whole."""
 
+import errno
+import os
 import socket
 import warnings
 from functools import partialmethod
@@ -9,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from safetensors import SafetensorError
 
 from l2c.backbones.presets import load_backbone
 from l2c.commands.frame.drawing import draw_by
@@ -199,11 +200,10 @@ def test_other_settings_are_refused(draw):
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypatch):
-    def full(tensors, path, metadata=None):
-        path.write_bytes(b"half")
-        raise SafetensorError("I/O error: No space left on device")
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("l2c.data.shards.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     for write in (
         lambda: Samples((1, 2, 2), 1, 1, False, {}).write_shard(tmp_path, 0, torch.zeros(1, 1, 2, 2), None),
         lambda: write_shard(tmp_path / "latents", *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from mutations import NUMBERS, OTHERS, TEXTS, damaged, mutated
 
 import l2c
 from l2c.graph.cache_graph import CacheGraph
@@ -43,69 +43,13 @@ RELATIONS = re.compile(
     r"|finite slopes|cannot be routed|not among the routed"
 )
 VALUES = [
-    *(None, True, False, 0, 1, -1, 2, 5, 0.0, 1.0, 2.0, 0.5, -0.5, 1e-320, 1e30, -1e30, 1e300, 10**20, 1001, 1e6 + 1),
-    *("", "a", "0", "1", "11", "01", "1x", "hold", "linear", "fitted", "cubic", "dit", "ddim", "XScheduler", "dimm"),
-    *(
-        "sha256:" + 64 * "a",
-        "sha256:" + 63 * "a",
-        "\x00",
-        "\x1b[31m",
-        "a\n",
-        "11\n",
-        "é",
-        "..",
-        "a/b",
-        "c.safetensors",
-    ),
-    *(
-        [],
-        {},
-        [1],
-        ["1"],
-        [[]],
-        [0.5, 0.5],
-        {"a": 1},
-        {"eta": 0.0},
-        ["11"] * 5,
-        [999.0, 1.0],
-        [1, 2, 3, 4],
-        [2.0, 3, 4],
-    ),
+    *(*NUMBERS, *TEXTS, *OTHERS),
+    *("11", "01", "1x", "hold", "linear", "fitted", "cubic", "dit", "ddim", "XScheduler", "dimm", "11\n"),
+    *("sha256:" + 63 * "a", {"eta": 0.0}, ["11"] * 5, [2.0, 3, 4]),
     {"file": "c.safetensors", "fingerprint": "sha256:" + 64 * "a"},
     {"mode": "uvit", "scale": None},
 ]
-
-
-def places(value, path=()):
-    """Yield the path of every value inside a JSON content."""
-    yield path
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in inner:
-        yield from places(part, (*path, key))
-
-
-def mutated(content, source):
-    """Return a content with one or two changes: a value replaced, removed, doubled, swapped, or a field added."""
-    changed = copy.deepcopy(content)
-    for _ in range(source.choice((1, 1, 1, 2))):
-        path = source.choice([p for p in places(changed) if p])
-        target = changed
-        for key in path[:-1]:
-            target = target[key]
-        act = source.choice(("replace", "replace", "replace", "drop", "more", "swap"))
-        if act == "drop":
-            del target[path[-1]]
-        elif act == "replace":
-            target[path[-1]] = copy.deepcopy(source.choice(VALUES))
-        elif isinstance(target, list):
-            if act == "more":
-                target.insert(path[-1], copy.deepcopy(target[path[-1]]))
-            else:
-                target[path[-1]] = target[source.randrange(len(target))]
-        else:
-            name = source.choice(["new", "routed", "slopes", "reuse", "correction", "name", "eta"])
-            target[name] = copy.deepcopy(source.choice(VALUES))
-    return changed
+NAMES = ("new", "routed", "slopes", "reuse", "correction", "name", "eta")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -114,7 +58,7 @@ def test_schema_and_loader_agree_on_mutated_graphs(seed):
     source, content = random.Random(seed), json.loads(BASE.to_json())
     verdicts = {"both": 0, "loaded": 0, "relation": 0}
     for _ in range(NUM_MUTATIONS // 4):
-        changed = mutated(content, source)
+        changed = mutated(content, source, VALUES, NAMES)
         valid = VALIDATOR.is_valid(changed)
         try:
             graph = CacheGraph.from_json(json.dumps(changed))
@@ -136,16 +80,10 @@ def test_schema_and_loader_agree_on_mutated_graphs(seed):
 
 
 def test_mutated_bytes_are_loaded_or_refused_in_a_sentence(tmp_path):
-    source, whole = random.Random(0), bytearray(BASE.to_json().encode())
+    source, whole = random.Random(0), BASE.to_json().encode()
     path = tmp_path / "g.json"
     for _ in range(1000):
-        content = bytearray(whole)
-        for _ in range(source.choice((1, 1, 3))):
-            place = source.randrange(len(content))
-            content[place : place + source.choice((0, 1, 1, 20))] = bytes(
-                source.choice([b"", b"\x00", b"\xff", b'"', b"{", b"[", b"9", b"e999", b"NaN", b"\\ud800", b","])
-            )
-        path.write_bytes(content)
+        path.write_bytes(damaged(whole, source))
         message, graph = "", None
         try:
             graph = CacheGraph.load(path)

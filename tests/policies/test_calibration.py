@@ -143,6 +143,7 @@ def rewritten(path, change, tensors=None):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["l2c"])
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    header.pop("digest")  # or that would be noticed first
     change(header)
     save_file(kept | (tensors or {}), path, metadata={"l2c": json.dumps(header)})
     return path
@@ -187,7 +188,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no calibration at"):
         l2c.Calibration.load(tmp_path / "none")
     (tmp_path / "text").write_text("no tensors")
-    with pytest.raises(ValueError, match="holds no calibration of l2c"):
+    with pytest.raises(ValueError, match="cannot read a calibration of l2c"):
         l2c.Calibration.load(tmp_path / "text")
 
 

@@ -9,6 +9,7 @@ from l2c.commands.frame.command_settings import (
     COUNT,
     MATMULS,
     PRECISIONS,
+    THREADS,
     Command,
     count,
     optional_text,
@@ -42,7 +43,7 @@ class Benchmark(Command):
     repetitions: int = count(5)
     by_evaluation: bool | None = ruled(Flag(optional=True), None)
     device: str | None = optional_text()
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class BenchmarkDiffusers(Command):
     guidance_scale: float = number(1.0, at_least=0, at_most=LARGEST_SCALE)
     compare: Any = ruled(Items(item=Text()), ["overhead"])
     repetitions: int = count(5)
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class BenchmarkScale(Command):
     repetitions: int = count(3)
     device: str | None = optional_text()
     precision: str | None = optional_text(choices=PRECISIONS)
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class BenchmarkTraining(Command):
     schemes: Any = ruled(Items(item=Text()), ["reference"])
     device: str | None = optional_text()
     precision: str = text("32-true", choices=("32-true", "bf16-mixed"))
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
     cpu_time: bool = flag(False)
     memory: bool = flag(True)
     child: str | None = optional_text()

@@ -33,6 +33,8 @@ from l2c.training.settings import LARGEST_SEED
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MATMULS = ("default", "onednn")
 COUNT = Number(whole=True, at_least=1)
+AT_ONCE = 10**6  # images that are held in memory together
+THREADS = 1024
 
 
 def optional_text(**more: Any) -> Any:
@@ -40,9 +42,10 @@ def optional_text(**more: Any) -> Any:
     return text(None, optional=True, **more)
 
 
-def count(default: int | None = None, *, at_least: int = 1) -> Any:
+def count(default: int | None = None, *, at_least: int = 1, at_most: int | None = None) -> Any:
     """Return a field for a whole number from 1 on; null is allowed where it is the default."""
-    return whole(default, at_least=at_least, optional=default is None, example=None if default else at_least)
+    example = None if default else at_least
+    return whole(default, at_least=at_least, at_most=at_most, optional=default is None, example=example)
 
 
 def seed(default: int) -> Any:
@@ -61,7 +64,9 @@ class ModelSettings(Settings, group="model"):
 
     name: str = text()
     backbone: str = text(choices=("dit", "uvit"))
-    args: dict[str, Any] = ruled(Table(item=Either(rules=(Flag(), Number(whole=True, at_least=-1)))), {})
+    args: dict[str, Any] = ruled(
+        Table(item=Either(rules=(Flag(), Number(whole=True, at_least=-1, at_most=2**20)))), {}
+    )
     checkpoint: str | None = optional_text()
     url: str | None = optional_text()
     schedule: str | None = optional_text()
@@ -92,7 +97,7 @@ class PipelineSettings(Settings, group="model"):
         ),
         None,
     )
-    dtype: str = text("float32")
+    dtype: str = text("float32", choices=("float32", "float16", "bfloat16"))
     device: str = text("cpu")
     options: dict[str, Any] | None = ruled(Table(item=Anything(optional=True), optional=True), None)
 
@@ -132,7 +137,7 @@ class TrainScaleShift(Command, CorrectionSettings):
     graph: str | None = optional_text()
     checkpoint: str | None = optional_text()
     cfg_scale: float | None = scale()
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Sample(Sampling):
     labels: Any = ruled(
         Items(item=Number(whole=True, at_least=0), single=True, nonempty=False, optional=True, example=(3, 7)), None
     )
-    num_images: int = count(10)
+    num_images: int = count(10, at_most=AT_ONCE)
     seed: int = seed(0)
     device: str | None = optional_text()
 
@@ -187,15 +192,15 @@ class Evaluate(Command):
     graph: str | None = optional_text()
     checkpoint: str | None = optional_text()
     cfg_scale: float | None = scale()
-    num_images: int | None = count(at_least=2)
-    batch_size: int | None = count()
+    num_images: int | None = count(at_least=2, at_most=10**9)
+    batch_size: int | None = count(at_most=AT_ONCE)
     seed: int = seed(1000)
     baselines: Any = ruled(Items(item=Text(choices=("fewer_steps", "random")), nonempty=False), [])
-    random_draws: int = count(5)
-    timing_batch: int = count(16)
+    random_draws: int = count(5, at_most=1000)
+    timing_batch: int = count(16, at_most=AT_ONCE)
     timing_repetitions: int = count(5)
     device: str | None = optional_text()
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
     reference: str | None = optional_text()
     samples: str | None = optional_text()
     features: str | None = optional_text(choices=("inception", "digits"))
@@ -215,7 +220,7 @@ class Compare(Command, TournamentSettings):
     LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "timing_batch", "num_images")
 
     only: Sequence[str] | None = ruled(Items(item=Text(), optional=True, example=("gram", "best")), None)
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
 
 
 @dataclass(frozen=True)
@@ -227,27 +232,27 @@ class Calibrate(Command):
 
     output: str = text()
     measure: Any = ruled(Items(item=Text(choices=("changes", "responses")), single=True), ["changes"])
-    num_trajectories: int = count(64)
-    batch_size: int = count(8)
+    num_trajectories: int = count(64, at_most=AT_ONCE)
+    batch_size: int = count(8, at_most=AT_ONCE)
     seed: int = seed(7)
-    true_errors: int = count(64, at_least=0)
+    true_errors: int = count(64, at_least=0, at_most=AT_ONCE)
     budget: Budget | None = ruled(BUDGET, None)
-    num_threads: int | None = count()
+    num_threads: int | None = count(at_most=THREADS)
 
 
 @dataclass(frozen=True)
 class Changes(Settings, group="changes"):
     """Settings for measuring changes."""
 
-    max_age: int = count(3)
+    max_age: int = count(3, at_most=1000)
 
 
 @dataclass(frozen=True)
 class Responses(Settings, group="responses"):
     """Settings for measuring responses."""
 
-    num_probes: int = count(8)
-    max_age: int = count(8)
+    num_probes: int = count(8, at_most=1000)
+    max_age: int = count(8, at_most=1000)
 
 
 @dataclass(frozen=True)
@@ -272,7 +277,7 @@ class EncodeLatents(Command):
     output: str = text("data/latents")
     vae: str = text("stabilityai/sd-vae-ft-ema")
     image_size: int = whole(256, at_least=8, at_most=8192)
-    batch_size: int = count(32)
+    batch_size: int = count(32, at_most=AT_ONCE)
     shard_size: int = count(4096)
     mirrored: bool = flag(True)
 

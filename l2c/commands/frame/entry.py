@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
@@ -22,14 +22,16 @@ from safetensors import SafetensorError
 from l2c.commands.frame.sentences import explained, sentence_of
 from l2c.commands.frame.settings import checked, memory_sentence
 from l2c.commands.frame.table import spelled
-from l2c.io.atomic import check_writable
+from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
+from l2c.io.folder_lock import locked
 from l2c.io.memory import memory_explained
 
 if TYPE_CHECKING:
     import torch
 
 TRACEBACK = "L2C_TRACEBACK"
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of processes that share a run: the first one is 0
 BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException, SafetensorError)
 
 Task = Callable[[DictConfig], None]
@@ -111,16 +113,14 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         begun.append(config_name)
         try:
             checked(config_name, cfg)
-            if run_folder() != Path.cwd():
-                check_writable(run_folder() / "run")
             _use_threads(cfg)
-            with memory_explained(lambda: memory_sentence(config_name, cfg)):
+            with _held(run_folder()), memory_explained(lambda: memory_sentence(config_name, cfg)):
                 task(cfg)
         except BAD_INPUT as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _fail(error)
             _take_back()
-            sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {sentence_of(error)}\n")
+            sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {sentence_of(error, _folder())}\n")
             failed.append(str(error))
         except KeyboardInterrupt:
             _take_back()
@@ -153,6 +153,23 @@ def _use_threads(cfg: DictConfig) -> None:
         torch.set_num_threads(count)
 
 
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a run folder while a command works in it, and remove what a killed one left; not the current folder."""
+    if folder == Path.cwd() or any(os.environ.get(name, "0") != "0" for name in RANKS):
+        yield
+        return
+    check_writable(folder / "run")
+    with locked(folder):
+        sweep(folder)
+        yield
+
+
+def _folder() -> Path:
+    """Return the run folder, or the current one where there is none yet."""
+    return run_folder() if HydraConfig.initialized() else Path.cwd()
+
+
 def _take_back() -> None:
     """Remove an empty run folder, and folders above it that are empty then, up to the current one."""
     if HydraConfig.initialized():
@@ -169,5 +186,5 @@ def _fail(error: Exception) -> NoReturn:
     _take_back()
     if isinstance(error, BrokenPipeError) or os.environ.get(TRACEBACK):
         raise error
-    sys.stderr.write(f"error: {sentence_of(error)}\n")
+    sys.stderr.write(f"error: {sentence_of(error, _folder())}\n")
     sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
@@ -14,6 +15,7 @@ from l2c.io.names import near_names, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
 
 OLD = {**OLD_WORDS, "statistics": "calibration"}
+MEND = "free some space on its disk, or choose another with hydra.run.dir=PATH"
 A_GROUP = "a group takes the name of one of its choices (solver=ddim), a setting its value (solver.cfg_scale=4)"
 
 
@@ -49,13 +51,15 @@ def explained(config_name: str, error: Exception) -> Exception:
     return error
 
 
-def sentence_of(error: Exception) -> str:
-    """Return an exception's message on one line."""
+def sentence_of(error: Exception, folder: Path) -> str:
+    """Return an exception's message on one line; `folder` is what a failure of the disk is said of."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror or error}, in {folder}; {MEND}"
     old = re.search(r"override '([\w.]+)'", str(error))
     if old and old[1] in OLD:
         forms = f", {FORMS}" if old[1] in OLD_WORDS else ""

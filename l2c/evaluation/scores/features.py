@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +112,9 @@ class InceptionFeatures:
         path = find_checkpoint(
             weights or INCEPTION_FILE, name="Inception-v3", url=INCEPTION_URL, remedy="inception=PATH"
         )
-        load_weights(path)  # a safe load: torch-fidelity's own would run a pickle's code
+        plain = io.BytesIO()  # of a safe load: torch-fidelity's own would run a pickle's code
+        torch.save(load_weights(path), plain)
+        plain.seek(0)
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ModuleNotFoundError as error:
@@ -120,7 +123,7 @@ class InceptionFeatures:
             ) from error
         try:
             self.network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=plain
             )
         except RuntimeError as error:
             raise ValueError(

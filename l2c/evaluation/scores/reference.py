@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.drawing.image_archive import IMAGES, ArchiveImages, array_names, open_member
+from l2c.drawing.image_archive import IMAGES, ArchiveImages, array_names, open_member, read_header
 from l2c.drawing.image_shards import ImageShards, to_pixels
 from l2c.evaluation.scores.features import FeatureExtractor, ImageFeatures
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.io.atomic import replacing
 
+MOST_FEATURES = 2**14
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))  # ADM's names; _s are those of spatial features
 
 
@@ -185,8 +186,17 @@ def _names(path: Path) -> list[str]:
 
 
 def _read_array(path: Path, name: str) -> np.ndarray:
+    """Return one array of statistics, (F,) or (F, F) finite numbers."""
     with open_member(path, name) as file:
-        try:
-            return np.lib.format.read_array(file, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"cannot read {name} of {path}: {error}; fetch the file again") from error
+        shape, _, dtype = read_header(file)
+    wanted = 1 if name.startswith("mu") else 2
+    if len(shape) != wanted or dtype.kind != "f" or not all(0 < side <= MOST_FEATURES for side in shape):
+        raise ValueError(
+            f"{name} of {path} has the shape {shape} and type {dtype}; statistics are floating-point numbers, mu of "
+            f"(F,) and sigma of (F, F), with F up to {MOST_FEATURES}; fetch the file again"
+        )
+    with open_member(path, name) as file:
+        values = np.lib.format.read_array(file, allow_pickle=False)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} of {path} holds numbers that are not finite; fetch the file again")
+    return values

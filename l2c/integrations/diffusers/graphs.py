@@ -8,8 +8,11 @@ from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
+from l2c.io.json_fields import known_fields, parse, read_text
+from l2c.io.names import quoted, shown
 
 FORMAT = "l2c-cache-graphs"
+MOST = 16  # denoisers of a pipeline
 
 
 class CacheGraphs(Mapping[str, CacheGraph]):
@@ -62,15 +65,25 @@ class CacheGraphs(Mapping[str, CacheGraph]):
 
         """
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no cache graphs at {path}; CacheGraphs.save writes them")
+            raise FileNotFoundError(f"no cache graphs at {shown(path, 300)}; CacheGraphs.save writes them")
+        name = shown(path, 300)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no JSON file in UTF-8; copy or save it again") from error
-        form = content.get("format") if isinstance(content, dict) else None
-        if form != FORMAT or content.get("version") != 1 or not isinstance(content.get("graphs"), dict):
+            content = parse(read_text(path))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        form, graphs = (content.get("format"), content.get("graphs")) if isinstance(content, dict) else (None, None)
+        if form != FORMAT or content.get("version") != 1 or not isinstance(graphs, dict):
             raise ValueError(
-                f"{path} holds no graphs of a pipeline: format is {form!r}, must be {FORMAT!r}, version 1; a "
+                f"{name} holds no graphs of a pipeline: format is {quoted(form)}, must be {FORMAT!r}, version 1; a "
                 "single graph is read by l2c.CacheGraph.load"
             )
-        return cls({name: CacheGraph.from_json(json.dumps(graph)) for name, graph in content["graphs"].items()})
+        known_fields(content, ("format", "version", "graphs"))
+        if not 0 < len(graphs) <= MOST:
+            raise ValueError(f"{name} holds {len(graphs)} graphs, must be 1 to {MOST}: one for each denoiser")
+        found = {}
+        for denoiser, graph in graphs.items():
+            try:
+                found[denoiser] = CacheGraph.from_json(json.dumps(graph), folder=Path(path).parent)
+            except ValueError as error:
+                raise ValueError(f"{name}, the graph of {shown(denoiser)}: {error}") from error
+        return cls(found)

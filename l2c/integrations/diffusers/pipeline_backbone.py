@@ -29,6 +29,7 @@ from l2c.integrations.diffusers.prompts import by_class, prompt_lines, read_prom
 from l2c.integrations.diffusers.recording import FirstStep, RecordedCall, first_step, prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import as_model_sees
+from l2c.io.memory import out_of_memory
 from l2c.io.names import check_folder_or_hub
 
 
@@ -271,7 +272,12 @@ def read_pipeline(settings: Mapping[str, Any]) -> Any:
     check_folder_or_hub("pipeline", settings["pipeline"])
     pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(settings["device"])
+    try:
+        pipe.to(settings["device"])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(f"there is no device {settings['device']!r} here; say model.device=cpu") from error
     return pipe
 
 

@@ -95,12 +95,14 @@ def _scores(context: PolicyContext, name: str) -> np.ndarray:
     if not Path(name).is_file():
         raise FileNotFoundError(f"no scores at {name}; numpy.save writes such an array")
     try:
-        scores = np.load(name, allow_pickle=False)
+        scores = np.load(name, mmap_mode="r", allow_pickle=False)  # the file must be as long as its head says
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{name} holds no array of numbers; write one with numpy.save") from error
     wanted = (context.blank.num_evaluations, context.blank.num_layers)
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds no array of numbers; write one with numpy.save")
     if scores.shape != wanted or not np.isfinite(scores).all():
         raise ValueError(
             f"{name} holds an array {scores.shape}; a score is one finite number per (evaluation, layer), {wanted}"
         )
-    return scores
+    return np.array(scores)

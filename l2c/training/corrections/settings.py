@@ -33,7 +33,7 @@ class CorrectionSettings(Settings):
     slopes: bool = flag(True)
     scale_shift: bool = flag(True)
     max_steps: int = whole(100, at_least=1)
-    batch_size: int = whole(16, at_least=1)
+    batch_size: int = whole(16, at_least=1, at_most=10**6)
     slope_rate: float = number(0.02, above=0)
     scale_shift_rate: float = number(0.003, above=0)
     seed: int = whole(0, at_least=0, at_most=LARGEST_SEED)

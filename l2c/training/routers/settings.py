@@ -86,7 +86,7 @@ class HarmonicaSettings(RouterSettings):
     name: str = text("harmonica", choices=("harmonica",))
     error_weights: str = text("disabled_once", choices=("sensitivity", "disabled_once", "cumulative", "none"))
     weights_every: int = whole(50, at_least=1)
-    weight_images: int = whole(8, at_least=1)
+    weight_images: int = whole(8, at_least=1, at_most=10**6)
 
     def check_together(self) -> None:
         """Refuse extrapolation, which this training does not support."""
@@ -107,7 +107,7 @@ class DataSettings(Settings, group="data"):
     """
 
     name: str = text("noise")
-    batch_size: int = whole(32, at_least=1)
+    batch_size: int = whole(32, at_least=1, at_most=10**6)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class NoiseSettings(DataSettings):
 
     """
 
-    num_trajectories: int | None = whole(None, at_least=1, optional=True, example=64)
+    num_trajectories: int | None = whole(None, at_least=1, at_most=10**6, optional=True, example=64)
     store_outputs: bool = flag(False)
 
 
@@ -138,7 +138,7 @@ class LatentsSettings(DataSettings):
     name: str = text("latents")
     folder: str = text("data/latents")
     vae_scale: float = number(0.18215, above=0)
-    num_workers: int = whole(4, at_least=0)
+    num_workers: int = whole(4, at_least=0, at_most=1024)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ImagesSettings(LatentsSettings):
     name: str = text("imagenet")
     folder: str = text("data/imagenet/train")
     vae: str = text("stabilityai/sd-vae-ft-ema")
-    num_workers: int = whole(8, at_least=0)
+    num_workers: int = whole(8, at_least=0, at_most=1024)
 
 
 ROUTERS: dict[str, type[RouterSettings]] = {

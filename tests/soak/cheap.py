@@ -1,0 +1,122 @@
+"""Every command that writes, with settings that make it quick, and the files that are its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+TINY = ["model=dit_digits", *(f"model.args.{name}" for name in ("hidden_size=32", "depth=2", "num_heads=2"))]
+RANDOM = [*TINY, "model.checkpoint=random"]
+FOLDER = "run"
+
+
+@dataclass(frozen=True)
+class Cheap:
+    """A command.
+
+    Attributes:
+        arguments: its name and settings; it runs from a folder of its own.
+        results: patterns of the files that two runs write alike.
+        resumes: whether it goes on where a killed one stopped, by `resume=auto`.
+        large: settings that take a gigabyte and more; none where nothing of it grows.
+
+    """
+
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+    resumes: bool = False
+    large: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> list[str]:
+        """The arguments, with the run's folder."""
+        resume = ["resume=auto"] if self.resumes else []
+        return [*self.arguments, f"hydra.run.dir={FOLDER}", *resume]
+
+
+def prepare(folder: Path) -> None:
+    """Write what the commands read: images, an autoencoder, a router file."""
+    from tiny_diffusers import make_vae
+
+    for label in "ab":
+        (folder / "images" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (16, 16), (80 * i, 0, 255 * (label == "a"))).save(folder / "images" / label / f"{i}.png")
+    make_vae().save_pretrained(folder / "vae")
+    torch.save({f"{i}.prob": torch.linspace(-2, 2, 12) for i in range(10)}, folder / "router.pt")
+
+
+def commands(inputs: Path) -> dict[str, Cheap]:
+    """Return the commands by name.
+
+    Args:
+        inputs: the folder that `prepare` filled.
+
+    """
+    trainer = ("trainer.accelerator=cpu", "data=noise")
+    steps = ("trainer.max_steps=6", "checkpoint_every_n_steps=2", "+trainer.enable_progress_bar=false")
+    measured = ("true_errors=1", "measure=[changes,responses]", "responses.num_probes=1", "output=c.safetensors")
+    one = ("~methods", "+methods={fewer_steps: null}", "num_seeds=1")
+    latents = ("batch_size=2", "output=latents")
+    small = ("timing_batch=1", "timing_repetitions=1")
+    graph = "graph=dit_digits_ddim20"
+    return {
+        "train": Cheap(
+            ("train", *RANDOM, "solver.num_evaluations=4", *trainer, "data.batch_size=2", *steps),
+            ("run/cache_graph.json",),
+            resumes=True,
+            large=("data.batch_size=200000",),
+        ),
+        "correct": Cheap(
+            ("correct", graph, "max_steps=2", "batch_size=1", "loss=output", "accelerator=cpu"),
+            ("run/cache_graph.json", "run/cache_graph.safetensors"),
+            resumes=True,
+            large=("batch_size=100000",),
+        ),
+        "calibrate": Cheap(
+            ("calibrate", *RANDOM, "solver.num_evaluations=3", "num_trajectories=2", "batch_size=2", *measured),
+            (),  # its weights are drawn anew by each run
+            large=("num_trajectories=100000", "batch_size=100000"),
+        ),
+        "graph": Cheap(("graph", "policy=interval", "solver.num_evaluations=4"), ("run/cache_graph.json",)),
+        "sample": Cheap(
+            ("sample", graph, "num_images=2"), ("run/samples.safetensors",), large=("num_images=100000",)
+        ),
+        "sample-many": Cheap(
+            ("sample-many", graph, "num_images=6", "batch_size=2", "shard_size=2", "trainer.accelerator=cpu"),
+            ("run/samples/*.safetensors", "run/samples/samples.npz"),
+            large=("num_images=100000", "batch_size=100000", "shard_size=100000"),
+        ),
+        "evaluate": Cheap(
+            ("evaluate", graph, "num_images=2", "batch_size=2", *small, "random_draws=1"),
+            (),
+            large=("num_images=100000", "batch_size=100000"),
+        ),
+        "compare": Cheap(
+            ("compare", "solver.num_evaluations=4", "num_images=2", "batch_size=2", "budgets=[3]", *small, *one),
+            ("run/reference.safetensors",),
+            large=("num_images=100000", "batch_size=100000"),
+        ),
+        "encode": Cheap(
+            ("encode", f"images={inputs}/images", f"vae={inputs}/vae", "image_size=16", "shard_size=2", *latents),
+            ("latents/*",),
+        ),
+        "import": Cheap(
+            ("import", f"file={inputs}/router.pt", "model=dit_digits", "num_evaluations=20", "threshold=0.1"),
+            ("run/cache_graph.json",),
+        ),
+        "train-backbone": Cheap(
+            ("train-backbone", *TINY, "max_steps=4", "batch_size=2", "output=w.safetensors"),
+            ("w.safetensors",),
+            resumes=True,
+            large=("batch_size=200000",),
+        ),
+        "train-classifier": Cheap(
+            ("train-classifier", "max_steps=3", "batch_size=2", "output=w.safetensors"),
+            ("w.safetensors",),
+            large=("batch_size=1000000",),
+        ),
+    }

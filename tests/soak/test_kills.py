@@ -1,0 +1,67 @@
+"""kill -9 at random moments: nothing is half-written, and the next run ends as an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cheap import FOLDER, commands, prepare
+from forked import command, run, start, warm
+from PIL import Image
+from safetensors.torch import load_file
+
+IN_SUITE = ("train", "sample-many")  # one kill each; the others in make soak
+NAMES = list(commands(Path()))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+    prepare(folder)
+    warm()
+    return folder
+
+
+def check_whole(folder):
+    """Read every file of a run that has its final name."""
+    for path in (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".safetensors":
+            load_file(path)
+        elif path.suffix == ".ckpt":
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".png":
+            Image.open(path).verify()
+
+
+def results(folder, patterns):
+    return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_killed_command_loses_nothing(name, place, inputs, times, counted):
+    tried = times(1 if name in IN_SUITE and str(place).startswith("/dev/shm") else 0, 9)
+    cheap, source = commands(inputs)[name], random.Random(name)
+    whole = run(cheap.line, place / "whole")
+    assert whole.code == 0, whole.err
+    expected = results(place / "whole", cheap.results)
+    assert bool(expected) == bool(cheap.results)
+    ended = 0
+    for trial in range(tried):
+        folder = place / f"trial{trial}"
+        killed = start(command(cheap.line), folder).kill_after(source.uniform(0.2, 1.0) * whole.seconds)
+        ended += killed.code == 0
+        check_whole(folder)
+        again = run(cheap.line, folder)
+        assert again.code == 0, again.err
+        assert results(folder, cheap.results) == expected
+        leftovers = [p.name for p in folder.rglob(".*") if ".part" in p.name or p.name in (".run.lock", FOLDER)]
+        assert not leftovers
+        shutil.rmtree(folder)
+    counted(killed=tried - ended, ended_before=ended)

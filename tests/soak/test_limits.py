@@ -1,0 +1,76 @@
+"""Full disks, read-only folders, no memory: one sentence from every command, nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cheap import commands
+from forked import run
+from test_kills import check_whole, inputs  # noqa: F401 - a fixture
+
+NAMES = list(commands(Path()))
+LARGE = [name for name, cheap in commands(Path()).items() if cheap.large]
+IN_SUITE = ("sample",)
+GIGABYTE = 2**30
+
+
+def check(ended, folder, words):
+    assert ended.code == 0 or ended.sentence, ended.err
+    assert ended.sentence is None or any(word in ended.sentence for word in words), ended.sentence
+    check_whole(folder)
+    assert not [path.name for path in folder.rglob(".*") if ".part" in path.name or path.name == ".run.lock"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_cannot_grow_is_one_sentence(name, tmp_path, inputs, times, counted):  # noqa: F811
+    refused = 0
+    for size in (0, 300, 3000, 30_000)[: times(2 if name in IN_SUITE else 0, 4)]:
+        folder = tmp_path / str(size)
+        ended = run(commands(inputs)[name].line, folder, file_size=size)
+        check(ended, folder, ("File too large",))
+        refused += ended.code != 0
+    assert refused
+    counted(refused=refused)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of 100 kB, where this user may."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=100k", "none", place], capture_output=True)
+    if not done or done.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_and_read_only_disks_are_one_sentence(name, small_disk, inputs, times, counted):  # noqa: F811
+    times(0, 1)
+    line = commands(inputs)[name].line
+    (small_disk / "ballast").write_bytes(bytes(60 * 1024))
+    check(run(line, small_disk / "full"), small_disk, ("No space left",))
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    (small_disk / "full").is_dir()
+    ended = run(line, small_disk)
+    assert ended.sentence, ended.err
+    assert "Read-only file system" in ended.sentence
+    counted(full_and_read_only=1)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_no_memory_is_one_sentence_that_says_what_lowers_it(name, tmp_path, inputs, times, counted):  # noqa: F811
+    times(1 if name in IN_SUITE else 0, 1)
+    cheap = commands(inputs)[name]
+    given = {setting.partition("=")[0] for setting in cheap.large}
+    line = [part for part in cheap.line if part.partition("=")[0] not in given]
+    ended = run([*line, *cheap.large], tmp_path / "run", memory=GIGABYTE)
+    assert ended.sentence, ended.err
+    assert "out of memory" in ended.sentence
+    assert any(setting.partition("=")[0].split(".")[-1] in ended.sentence for setting in cheap.large), ended.sentence
+    counted(refused=1)
