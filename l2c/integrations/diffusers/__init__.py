@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 try:
-    from diffusers.hooks import HookRegistry
+    from diffusers.hooks import HookRegistry, ModelHook
 except ModuleNotFoundError as error:
     raise ValueError(
         "cache graphs on pipelines need the package diffusers; run pip install '.[diffusers]' in a clone of l2c"
@@ -21,11 +21,12 @@ from diffusers.utils.torch_utils import unwrap_module
 from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.adapters import WeightsWatch
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
-from l2c.integrations.diffusers.fit import check_scheduler, fitted_to
+from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
 from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
-from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
+from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, Seats, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.timesteps import Schedule
 from l2c.io.torchvision_stand_in import make_importable
@@ -47,6 +48,7 @@ def apply_cache_graph(
     *,
     resample: bool = False,
     any_weights: bool = False,
+    any_adapters: bool = False,
     any_guidance: bool = False,
 ) -> None:
     """Apply a cache graph to a pipeline, or to its transformer or U-Net.
@@ -61,12 +63,14 @@ def apply_cache_graph(
         resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
             with a warning and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
+        any_adapters: accept any adapters (LoRA), now or later, on the base model whose weights are the graph's.
         any_guidance: accept calls of the pipeline at another guidance scale than the graph's.
 
     Raises:
         ValueError: if the model has another architecture, other weights or a cache that is already on, the correction
             is of another graph, or the graph is for one of two denoisers; from the call of the pipeline, if its
-            timesteps or guidance scale are not the graph's, or it adds noise that the graph was not made for.
+            timesteps or guidance scale are not the graph's, it adds noise that the graph was not made for, or weights
+            or adapters (LoRA) are no longer the graph's.
         FileNotFoundError: if the graph's correction is missing.
 
     """
@@ -85,18 +89,11 @@ def apply_cache_graph(
             if pipe is None
             else "resample=True cannot tell which timesteps each of two denoisers has; make graphs for this schedule"
         )
+    accepted = {"any_weights": any_weights, "any_adapters": any_adapters, "any_guidance": any_guidance}
     try:
         for name, model in models.items():
             part = len(models) > 1
-            _apply(
-                unwrap_module(model),
-                pipe,
-                graphs[name],
-                part=part,
-                resample=resample,
-                any_weights=any_weights,
-                any_guidance=any_guidance,
-            )
+            _apply(unwrap_module(model), pipe, graphs[name], part=part, resample=resample, **accepted)
     except BaseException:
         for model in list(models.values())[: list(models).index(name)]:
             _remove(unwrap_module(model))
@@ -143,26 +140,42 @@ def _apply(
     part: bool,
     resample: bool,
     any_weights: bool,
+    any_adapters: bool,
     any_guidance: bool,
 ) -> None:
     """Apply a graph to one model; `part` = it makes some of the pipeline's evaluations, another model the others."""
     _check_uncached(model)
-    given, graph = graph, fitted_to(graph, model, any_weights=any_weights)
+    given, graph = graph, fitted_to(graph, model)
+    watch: WeightsWatch | None = None
+    if not any_weights:
+
+        def check(model: nn.Module) -> None:
+            check_model_weights(graph, model, any_adapters=any_adapters)
+
+        check(model)
+        watch = None if graph.fingerprint is None else WeightsWatch(model, check)
     correction = Correction.of(given)  # of the graph under the names that it was made with
     layers = [make_layer(model, name) for name in graph.layers]
     if pipe is not None and not resample:
         check_scheduler(graph, pipe.scheduler)
     hooks = _hooks(graph, layers, share=type(model).__name__ in CHAINED and correction is None)
     slots = [hooks[layer.module].slots[layer.call] for layer in layers]
-    for module, hook in hooks.items():
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, LAYER)
+    placed: list[tuple[nn.Module, ModelHook, str]] = [(module, hook, LAYER) for module, hook in hooks.items()]
     for layer, slot in zip(layers, slots, strict=True):
-        for module in layer.silent:
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(SilentHook(slot), SILENT)
+        placed += [(module, SilentHook(slot), SILENT) for module in layer.silent]
+    for module, hook, name in placed:
+        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+    seats = Seats(model, placed)
+
+    def upkeep(model: nn.Module) -> None:
+        if watch is not None:
+            watch.look(model)
+        seats.look(model)
+
     pipe_of = None if pipe is None else weakref.ref(pipe)
     schedule = Schedule(graph, pipe_of, resample=resample, any_guidance=any_guidance, part=part)
     root = HookRegistry.check_if_exists_or_initialize(model)
-    root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction), ROOT)
+    root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
     root.invalidate_child_registries_cache()
 

@@ -19,21 +19,24 @@ from l2c.graph.binding import (
     wrong_layers,
 )
 from l2c.graph.cache_graph import CacheGraph
+from l2c.integrations.diffusers.adapters import FUSED, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
+from l2c.integrations.diffusers.guidance import guidance_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
 from l2c.integrations.dit_weights import diffusers_layer_names
+from l2c.io.names import shown
 
 TOLERANCE = 1e-5  # of the largest timestep: schedulers round in 32 bits
 FLOW_TOLERANCE = 4e-3  # of a timestep of flow matching, which some pipelines round to 16 bits
 RESAMPLE = "or apply it with resample=True"
 
 
-def fitted_to(graph: CacheGraph, model: nn.Module, *, any_weights: bool = False) -> CacheGraph:
+def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     """Return the graph under the model's own layer names.
 
     Raises:
-        ValueError: if the model is of another architecture or has other weights.
+        ValueError: if the model is of another architecture.
 
     """
     name = type(model).__name__
@@ -47,11 +50,43 @@ def fitted_to(graph: CacheGraph, model: nn.Module, *, any_weights: bool = False)
             f"the graph was made for {graph.model} with {graph.num_layers} layers, but {name} has "
             f"{len(unlisted)} more of their kind ({unlisted[0]}, ...); take a graph of this model"
         )
-    dtype = str(next(model.parameters()).dtype)
-    if graph.provenance.get("dtype", "torch.float32") == dtype:  # rounded weights have another digest
-        names = (name, name)
-        check_weights(graph.binding, names, lambda: weights_digest(model.state_dict()), any_weights=any_weights)
     return graph
+
+
+def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bool = False) -> None:
+    """Refuse weights that are not the graph's; adapters (LoRA) at work count as weights.
+
+    Args:
+        graph: the graph; one that is bound to no weights accepts any.
+        model: the model.
+        any_adapters: look at the weights without adapters alone.
+
+    Raises:
+        ValueError: if they differ, where their precision is the graph's (rounded weights have another digest).
+
+    """
+    if graph.provenance.get("dtype", "torch.float32") != str(next(model.parameters()).dtype):
+        return
+    name, weights = type(model).__name__, base_weights if any_adapters else effective_weights
+    try:
+        check_weights(graph.binding, (name, name), lambda: weights_digest(weights(model)))
+    except ValueError as error:
+        adapters = at_work(model)
+        fused = [adapter for adapter, how in adapters.items() if how == FUSED]
+        if not adapters or (any_adapters and not fused):
+            raise
+        found = ", ".join(f"{shown(adapter)} {how}" for adapter, how in adapters.items())
+        off = "unfuse_lora" if fused else "disable_lora"
+        if any_adapters:
+            raise ValueError(
+                f"the graph holds for the weights of {name} under any adapters (LoRA), but some are fused into them "
+                f"({found}); call pipe.unfuse_lora(), or pass any_weights=True to use it all the same"
+            ) from error
+        raise ValueError(
+            f"the graph was made with other adapters (LoRA), or none, than are at work in {name} now ({found}); "
+            f"call pipe.{off}(), make a graph with them, or pass any_adapters=True to use it for this base model "
+            "with any adapters"
+        ) from error
 
 
 def check_scheduler(graph: CacheGraph, scheduler: Any) -> None:
@@ -97,12 +132,11 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
     """
     call = call_of(pipe)
     given = {} if call is None else dict(call.f_locals)
-    if "guidance_scale" in given:
-        scale, embedded = given["guidance_scale"], graph.guidance == "embedded"
-        if not embedded:  # pipelines take a scale of 1 or less as off, and make no second branch then
-            scale = 1.0 if scale is None or scale <= 1 else scale
-        mend = f"call the pipeline with guidance_scale={graph.cfg_scale}"
-        check_guidance(graph.binding, None, scale, any_guidance=any_guidance, mend=mend)
+    guidance = guidance_of(pipe)
+    if guidance.argument in given:
+        mend = f"call the pipeline with {guidance.argument}={graph.cfg_scale}"
+        mend += " and a negative_prompt" if guidance.on and graph.cfg_scale != 1 else ""
+        check_guidance(graph.binding, None, guidance.scale_of(given), any_guidance=any_guidance, mend=mend)
     check_noise(graph, draws=adds_noise(pipe.scheduler, eta=given.get("eta") or 0.0))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
 from l2c.backbones.forward_lock import ForwardLock
@@ -150,6 +150,31 @@ def _tokenless(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty((*shape[:-2], 0, shape[-1]))
 
 
+class Seats:
+    """The modules that hooks sit on, by name; what is put in a module's place (a LoRA's layer) takes its hooks over.
+
+    Args:
+        model: the model.
+        placed: modules of it, each with its hook and the hook's name.
+
+    """
+
+    def __init__(self, model: nn.Module, placed: Sequence[tuple[nn.Module, ModelHook, str]]) -> None:
+        names = {module: name for name, module in model.named_modules()}
+        self._placed = [(names[module], module, hook, kind) for module, hook, kind in placed]
+
+    def look(self, model: nn.Module) -> None:
+        """Move the hooks of modules that were replaced."""
+        registry = HookRegistry.check_if_exists_or_initialize
+        for place, (name, before, hook, kind) in enumerate(self._placed):
+            now = model.get_submodule(name)
+            if now is not before:
+                registry(before).remove_hook(kind, recurse=False)
+                registry(now).register_hook(hook, kind)
+                registry(model).invalidate_child_registries_cache()
+                self._placed[place] = (name, now, hook, kind)
+
+
 class BranchName(StateManager):
     """The name that a pipeline gives to the guidance branch that runs (`cache_context`), in each thread its own."""
 
@@ -178,6 +203,7 @@ class GraphHook(_UncopiedHook):
         layers: the slots of the graph's layers, in their order.
         hooks: the hooks that hold them.
         correction: scales and shifts of the rows of the graph that was given; None = none.
+        upkeep: called with the model where a trajectory begins; None = nothing is.
 
     """
 
@@ -189,8 +215,10 @@ class GraphHook(_UncopiedHook):
         layers: Sequence[Slot],
         hooks: Sequence[LayerHook],
         correction: Correction | None = None,
+        upkeep: Callable[[nn.Module], None] | None = None,
     ) -> None:
         super().__init__()
+        self._upkeep = upkeep
         self.schedule = schedule
         self.layers = tuple(layers)
         self.hooks = tuple(hooks)
@@ -216,9 +244,13 @@ class GraphHook(_UncopiedHook):
 
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, BranchHistory]:
         t = timestep_of(module, args, kwargs)
-        if self.schedule.begins_anew(t):
+        anew = self.schedule.begins_anew(t)
+        if anew:
             self._forget()
         e = self.schedule.evaluation(t)
+        if self._upkeep is not None and (anew or e < getattr(self._local, "evaluation", e + 1)):
+            self._upkeep(module)
+        self._local.evaluation = e
         name = self.branch.name
         branches = self._branches
         history = branches.given(e, conditions_of(module, args, kwargs)) if name is None else branches.named(name)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from l2c.backbones.layer_form import OUTPUT, Branch, ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import block_of
+from l2c.integrations.diffusers.adapters import bare, plain_parts
 
 LAYERS = ("layer", "block", "resnet")
 STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of a U-Net, in the order in which they run
@@ -139,12 +140,12 @@ def _before_last_projection(block: Any) -> dict[nn.Module, tuple[nn.Module, ...]
     if all(isinstance(getattr(block, name, None), nn.Module) for name in ("attn", "proj_mlp", "proj_out")):
         return {block.proj_out: (block.attn, block.proj_mlp)}
     widths = _widths(block)
-    linear: list[Any] = [child for child in block.children() if isinstance(child, nn.Linear)]
-    for down in linear:
+    linear: dict[Any, Any] = {child: bare(child) for child in block.children() if isinstance(bare(child), nn.Linear)}
+    for child, down in linear.items():
         inner = down.in_features
-        ups = [up for up in linear if up.in_features in widths and up.out_features in (inner, 2 * inner)]
+        ups = [c for c, up in linear.items() if up.in_features in widths and up.out_features in (inner, 2 * inner)]
         if down.out_features in widths and inner not in widths and ups:
-            return {down: tuple(ups)}
+            return {child: tuple(ups)}
     return {}
 
 
@@ -191,10 +192,11 @@ def _is_feed_forward(module: nn.Module, block: nn.Module) -> bool:
     """Return whether a module maps tokens to tokens by two matrices or more, through another width."""
     if isinstance(module, _FEEDFORWARD_CLASSES):
         return True
-    if "Norm" in type(module).__name__ or isinstance(module, nn.Linear):
+    if "Norm" in type(module).__name__ or isinstance(bare(module), nn.Linear):
         return False
     widths = _widths(block)
-    matrices = [p.shape for p in module.parameters() if p.ndim >= 2 and min(p.shape[:2]) > 1]
+    parameters = [p for part in plain_parts(module) for p in part.parameters(recurse=False)]
+    matrices = [p.shape for p in parameters if p.ndim >= 2 and min(p.shape[:2]) > 1]
     ups = [shape for shape in matrices if shape[1] in widths]
     downs = [shape for shape in matrices if shape[0] in widths]
     # A gate doubles the inner width of the way up.
@@ -217,7 +219,7 @@ def _widths(block: nn.Module) -> set[int]:
         projection.in_features
         for child in block.children()
         if _is_attention(child)
-        for projection in child.modules()
+        for projection in plain_parts(child)
         if isinstance(projection, nn.Linear)
     }
 

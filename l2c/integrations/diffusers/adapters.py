@@ -1,0 +1,138 @@
+"""Adapters in a model (LoRA and its like, as the package peft puts them in), and the weights that count with them.
+
+A layer with adapters holds the plain one as `base_layer`, says which are active, merged (fused) or all disabled, and
+how much each is scaled. Nothing else of peft is needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FUSED = "fused"
+SAMPLED = 8  # values of each weight that are looked at
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Return whether a module is a layer with adapters around a plain one."""
+    return "base_layer" in dict(module.named_children()) and hasattr(module, "active_adapters")
+
+
+def bare(module: nn.Module) -> Any:
+    """Return a layer without its adapters."""
+    return module.get_submodule("base_layer") if is_adapted(module) else module
+
+
+def plain_parts(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and all inside it, adapters left out."""
+    module = bare(module)
+    yield module
+    for child in module.children():
+        yield from plain_parts(child)
+
+
+def at_work(model: nn.Module) -> dict[str, str]:
+    """Return the adapters that change what a model computes: how, for people, by their names."""
+    found: dict[str, str] = {}
+    for _, layer in _adapted(model):
+        found |= {name: f"at {layer.scaling.get(name, 1.0):g}" for name in _active(layer)}
+        found |= dict.fromkeys(layer.merged_adapters, FUSED)
+    return found
+
+
+def effective_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the weights that count: the state dict under plain names, with adapters only where they are at work."""
+    return weights_under(model, keep_active=True)
+
+
+def base_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the state dict without adapters, under plain names; what was fused into it stays."""
+    return weights_under(model, keep_active=False)
+
+
+def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
+    """Return the state dict under plain names, with the adapters that are at work or without."""
+    weights = dict(model.state_dict())
+    for name, layer in _adapted(model):
+        active = _active(layer) if keep_active else []
+        start = f"{name}." if name else ""
+        for key in [key for key in weights if key.startswith(start)]:
+            inside, value = key.removeprefix(start), weights.pop(key)
+            if inside.startswith("base_layer."):
+                weights[start + inside.removeprefix("base_layer.")] = value
+            elif any(adapter in inside.split(".") for adapter in active):
+                weights[key] = value
+        weights |= {f"{start}scale.{adapter}": torch.tensor(layer.scaling.get(adapter, 1.0)) for adapter in active}
+    return weights
+
+
+def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if is_adapted(module)]
+
+
+def _active(layer: Any) -> list[str]:
+    """Return the adapters that a layer adds to its plain output; fused ones are in its weights."""
+    off = layer.disable_adapters or layer.merged_adapters
+    own = {key for part in layer.children() if isinstance(part, nn.ModuleDict) for key in part}
+    return [] if off else [name for name in layer.active_adapters if name in own]
+
+
+class WeightsWatch:
+    """Notices between trajectories that a model's weights or adapters have changed since a graph was applied.
+
+    A few values of each weight are looked at, which a fused adapter changes all of; where they differ, the check that
+    was made when the graph was applied is made again.
+
+    Args:
+        model: the model.
+        check: refuses weights that are not the graph's.
+
+    """
+
+    def __init__(self, model: nn.Module, check: Callable[[nn.Module], None]) -> None:
+        self._check = check
+        self._seen = _look(model)
+
+    def look(self, model: nn.Module) -> None:
+        """Check a model's weights again where they have changed.
+
+        Raises:
+            ValueError: if they are not the graph's.
+
+        """
+        now = _look(model)
+        adapters, values = now
+        before = self._seen[1]
+        if adapters != self._seen[0] or any(values[name] != before[name] for name in values.keys() & before.keys()):
+            try:
+                self._check(model)
+            except ValueError as error:
+                if adapters or self._seen[0]:
+                    raise
+                raise ValueError(f"weights changed after the graph was applied (a fused LoRA?): {error}") from error
+        self._seen = adapters, {**before, **values}
+
+
+def _look(model: nn.Module) -> tuple[list[Any], dict[str, tuple[float, ...]]]:
+    """Return how each layer is adapted, and a few values of each weight that can be read (plain, not on meta)."""
+    parts: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    for name, weight in model.named_parameters():
+        if type(weight) is nn.Parameter and not weight.is_meta and weight.numel():
+            flat = weight.detach().reshape(-1)
+            few = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
+            parts.setdefault(weight.device, []).append((name.replace("base_layer.", ""), few.float()))
+    values: dict[str, tuple[float, ...]] = {}
+    for named in parts.values():
+        read = torch.cat([few for _, few in named]).tolist()  # one transfer a device
+        for name, few in named:
+            values[name], read = tuple(read[: len(few)]), read[len(few) :]
+    layers = [(name, layer, _active(layer), list(layer.merged_adapters)) for name, layer in _adapted(model)]
+    adapters = [
+        (name, {adapter: layer.scaling.get(adapter) for adapter in active}, merged)
+        for name, layer, active, merged in layers
+        if active or merged
+    ]
+    return adapters, values

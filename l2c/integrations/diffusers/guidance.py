@@ -1,0 +1,96 @@
+"""How a pipeline's call is guided: which argument holds the scale, what it means, which arguments switch it off."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from l2c.graph.binding import NEUTRAL_SCALE
+from l2c.integrations.diffusers.denoisers import denoiser_of
+
+TRUE, EMBEDDED = "true_cfg_scale", "guidance_scale"
+NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
+
+
+@dataclass(frozen=True)
+class PipelineGuidance:
+    """Guidance of a pipeline's call.
+
+    Attributes:
+        mode: `cfg`: uncond + s (cond - uncond); `uvit`: cond + s (cond - uncond); `embedded`: s is an input of the
+            model.
+        argument: the argument of the call that takes s; None = there is no single one.
+        off: arguments with which a call makes no unconditional pass.
+        on: arguments that a call needs for one beside s.
+
+    """
+
+    mode: str
+    argument: str | None
+    off: Mapping[str, Any] = field(default_factory=dict)
+    on: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self, scale: float | None) -> dict[str, Any]:
+        """Return the arguments of a call at a scale; None = as the pipeline has it."""
+        if scale is None or self.argument is None:
+            return {}
+        return {self.argument: scale} if self.mode == "embedded" else {**self.on, self.argument: scale}
+
+    def scale_of(self, call: Mapping[str, Any]) -> float | None:
+        """Return the scale that counts in a call with these arguments; the neutral one where guidance is off."""
+        scale = None if self.argument is None else call.get(self.argument)
+        if self.mode == "embedded" or self.argument is None:
+            return scale
+        neutral = NEUTRAL_SCALE[self.mode]
+        off = scale is None or scale <= neutral or (self.on and not negative(call))
+        return neutral if off else scale
+
+    def default(self, pipe: Any, options: Mapping[str, Any]) -> float | None:
+        """Return the scale of a call that says nothing about it but these options."""
+        return self.scale_of({**defaults_of(pipe), **options})
+
+
+def defaults_of(pipe: Any) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call with their defaults."""
+    return {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
+
+
+def negative(call: Mapping[str, Any]) -> bool:
+    """Return whether a call has a negative prompt."""
+    return any(call.get(name) is not None for name in NEGATIVE)
+
+
+def guidance_of(pipe: Any) -> PipelineGuidance:
+    """Return how a pipeline's calls are guided.
+
+    Pipelines with `true_cfg_scale` (Qwen-Image, Flux) make an unconditional pass where that is above 1 and a negative
+    prompt is given; their `guidance_scale` is an input of models that take one. Where there are several scales
+    (Stable Video Diffusion has one a frame), there is no single one.
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    scales = {name: 1.0 for name in (TRUE, EMBEDDED) if name in parameters}
+    if getattr(denoiser_of(pipe).config, "guidance_embeds", False) and EMBEDDED in parameters:
+        return PipelineGuidance("embedded", EMBEDDED, {TRUE: 1.0} if TRUE in parameters else {})
+    if TRUE in parameters:
+        return PipelineGuidance("cfg", TRUE, {TRUE: 1.0}, {"negative_prompt": [""]})
+    if scales:
+        neutral = _neutral(pipe)
+        mode = "cfg" if neutral == NEUTRAL_SCALE["cfg"] else "uvit"
+        return PipelineGuidance(mode, EMBEDDED, {EMBEDDED: neutral})
+    several = [name for name in parameters if name.endswith("guidance_scale")]
+    return PipelineGuidance("cfg", None, dict.fromkeys(several, 1.0))
+
+
+def _neutral(pipe: Any) -> float:
+    """Return the guidance scale at which a pipeline runs no second branch.
+
+    It is 1.0 for `uncond + s (cond - uncond)`, and 0.0 for `cond + s (cond - uncond)` (Z-Image).
+    """
+    before = getattr(pipe, "_guidance_scale", None)
+    pipe._guidance_scale = 1.0
+    try:
+        return 0.0 if getattr(pipe, "do_classifier_free_guidance", False) else 1.0
+    finally:
+        pipe._guidance_scale = before
