@@ -1,13 +1,14 @@
 """Try cache graphs on every transformer and U-Net class of diffusers, at tiny size, and write what holds as a table.
 
-    python benchmarks/coverage.py [CLASS ...] [--output docs/coverage.md]
+    python benchmarks/coverage.py [CLASS or PIPELINE ...] [--output docs/coverage.md]
 
-Of some classes alone, the others' rows in the table stay.
+Of some classes or pipelines alone, the others' rows in the tables stay.
 
 For each class: a graph that computes everything must equal the plain model bit for bit; reuse under equal inputs must
 equal computing; the forwards that really run must be those of the rows; a second call must equal the first; removing
 the graph must restore the model bit for bit; and two guidance branches that run in turn must equal each run alone.
-Configurations are in tiny_models.yaml. All take a few minutes on one core.
+Configurations are in tiny_models.yaml. Whole pipelines are those of tiny_pipelines.py; whole_pipelines.py says what
+is checked. All take some minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import whole_pipelines
 from tiny_models import CONFIGURATIONS, TIMES, TinyModel, configurations, moved_on, tiny_model
+from tiny_pipelines import PIPELINES, STEPS
 from torch import Tensor, nn
 
 import l2c
@@ -184,7 +187,7 @@ def share_of(layers: list[Any], run: Any) -> str:
 def examine(name: str) -> Finding:
     """Return what holds for a class."""
     from l2c.integrations.diffusers.layers import find_layers, make_layer
-    from l2c.integrations.diffusers.recording import calls_of
+    from l2c.integrations.diffusers.recorded.steps import calls_of
 
     finding = Finding(name)
     for kind, of in KINDS.items():
@@ -222,39 +225,47 @@ of a module.
 
 
 def main() -> None:
-    """Examine classes, print their rows, write the table."""
+    """Examine classes and pipelines, print their rows, write the tables."""
     import diffusers
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("classes", nargs="*", help="names of classes; none = all")
-    parser.add_argument("--output", type=Path, help="write the table here, or these rows into it")
+    parser.add_argument("names", nargs="*", help="of classes or tiny pipelines; none = all")
+    parser.add_argument("--output", type=Path, help="write the tables here, or these rows into them")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    known = configurations()
-    unknown = [name for name in options.classes if name not in known]
+    diffusers.logging.set_verbosity_error()
+    known: dict[str, Callable[[str], Finding | whole_pipelines.Outcome]] = {
+        **dict.fromkeys(configurations(), examine),
+        **dict.fromkeys(PIPELINES, whole_pipelines.outcome_of),
+    }
+    unknown = [name for name in options.names if name not in known]
     if unknown:
         sys.exit(f"no configuration of {unknown[0]} in {CONFIGURATIONS.name}; known are {', '.join(known)}")
-    findings = []
-    for name in options.classes or known:
-        findings.append(examine(name))
-        print(findings[-1].line, flush=True)
     rows = {} if options.output is None else written(options.output)
-    rows |= {finding.name: finding.line for finding in findings}
-    cells = [row.split("|") for row in rows.values()]
-    layer_graphs, block_graphs = (sum(row[place].strip() == "yes" for row in cells) for place in (4, 5))
-    counts = f"{len(rows)} classes: layer graphs are right on {layer_graphs}, block graphs on {block_graphs}."
-    print(counts)
+    for name in options.names or known:
+        rows[name] = known[name](name).line
+        print(rows[name], flush=True)
+    classes = [rows[name] for name in configurations() if name in rows]
+    pipelines = [rows[name] for name in PIPELINES if name in rows]
+    layer_graphs, block_graphs, right = (
+        sum(row.split("|")[place].strip() == "yes" for row in table)
+        for table, place in ((classes, 4), (classes, 5), (pipelines, 3))
+    )
+    counts = f"{len(classes)} classes: layer graphs are right on {layer_graphs}, block graphs on {block_graphs}."
+    of_pipelines = f"{len(pipelines)} pipelines: right are {right}."
+    print(counts, of_pipelines)
     if options.output is not None:
-        text = HEAD.format(version=diffusers.__version__, counts=counts)
-        ordered = [rows[name] for name in known if name in rows]
-        options.output.write_text(text + "\n".join(ordered) + "\n", encoding="utf-8")
+        text = HEAD.format(version=diffusers.__version__, counts=counts) + "\n".join(classes) + "\n"
+        text += whole_pipelines.HEAD.format(steps=STEPS, counts=of_pipelines) + "\n".join(pipelines) + "\n"
+        options.output.write_text(text, encoding="utf-8")
 
 
 def written(path: Path) -> dict[str, str]:
-    """Return the rows of a table that was written before, by class."""
+    """Return the rows of tables that were written before, by class, or name of the pipeline."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {line.split("`")[1]: line for line in lines if line.startswith("| `")}
+    named = (re.match(r"\| `(\w+)`(?: \((\w+)\))?", line) for line in lines)
+    return {found[2] or found[1]: found.string for found in named if found is not None}
 
 
 if __name__ == "__main__":

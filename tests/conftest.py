@@ -25,6 +25,7 @@ from l2c.io.torchvision_stand_in import make_importable
 
 make_importable()  # tests import diffusers and Lightning themselves
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # tiny models and pipelines are made there
 # A folder of weights that the developer keeps must not decide a test.
 os.environ.pop("L2C_CHECKPOINTS", None)
 

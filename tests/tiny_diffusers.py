@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tiny_parts import frozen, make_clip, make_t5, make_tokenizer, make_vae
 from torch import Tensor, nn
 
 
@@ -44,13 +45,6 @@ class Family:
 class UNetFamily(Family):
     def __call__(self, x: Tensor, t: float) -> Tensor:
         return self.model(x, torch.tensor(t), return_dict=False, **self.conditions)[0]
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    return model.eval().requires_grad_(False)
 
 
 def _text(*shape: int) -> Tensor:
@@ -200,57 +194,6 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "hunyuan": _hunyuan,
     "unet": _unet,
 }
-
-
-def make_vae(latent_channels: int = 4, **options: Any) -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        block_out_channels=(8,),
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        latent_channels=latent_channels,
-        norm_num_groups=4,
-        sample_size=8,
-        **options,
-    )
-
-
-def make_t5(num_layers: int = 1) -> Any:
-    from transformers import T5Config, T5EncoderModel
-
-    config = T5Config(vocab_size=8, d_model=24, d_kv=8, d_ff=16, num_layers=num_layers, num_heads=2)
-    return T5EncoderModel(config).eval()
-
-
-def make_clip(width: int) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=8,
-        hidden_size=width,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=7,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    return CLIPTextModel(config).eval()
-
-
-def make_tokenizer(length: int):  # type: ignore[no-untyped-def]
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", "a", "red", "cat", "blue", "dog"])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
-    )
 
 
 def _dit_pipeline() -> Any:

@@ -172,6 +172,10 @@ class Backbone(nn.Module, ABC):
         """
         return (t,) if y is None else (t, y)
 
+    def parts(self, y: Tensor | None) -> list[Tensor] | None:
+        """Return the places (N_i,) of labels y (N,) that can run in one pass; None = all can."""
+        return None
+
     @abstractmethod
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict from x (N, C, H, W) and its `condition`; `layers` decides and keeps."""

@@ -59,6 +59,7 @@ class WrappedModule(Backbone):
     """
 
     layers_per_block = 1
+    usual_time = 1.0  # a timestep at which the module itself runs
 
     def __init__(
         self,
@@ -110,8 +111,16 @@ class WrappedModule(Backbone):
         return "\n".join(lines)
 
     def blocks(self) -> list[nn.Module]:
-        """Return the modules that the layers are parts of, each once; a layer that is a whole block is its own."""
-        return [self.module.get_submodule(name) for name in dict.fromkeys(map(block_of, self.layer_names))]
+        """Return the modules that the layers are parts of, each once; a layer that is a whole block is its own.
+
+        Those of other modules that take this one's place at some evaluations follow.
+        """
+        names = dict.fromkeys(map(block_of, self.layer_names))
+        return [module.get_submodule(name) for module in self.modules_in_turn() for name in names]
+
+    def modules_in_turn(self) -> list[nn.Module]:
+        """Return the modules of which one runs at each evaluation; here the one alone."""
+        return [self.module]
 
     def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
         """Call the module as its own code would."""

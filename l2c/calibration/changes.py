@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
-from l2c.backbones.layer_form import RESIDUAL
+from l2c.backbones.layer_form import RESIDUAL, joined
+from l2c.backbones.parts import alike
 from l2c.backbones.uvit import UViT
 from l2c.backbones.wrap import WrappedModule
 from l2c.sampling.guided import GuidedBackbone
@@ -55,7 +56,7 @@ def measure_changes(
             def evaluate(x: Tensor, t: float, network: GuidedBackbone = network) -> Tensor:
                 blocks.added.clear()
                 output, layers = network.full(x, t)
-                sums.add([*layers, *blocks.added])
+                sums.add([*layers, *blocks.of_batch()])
                 bar.update()
                 return output
 
@@ -114,7 +115,14 @@ class _BlockOutputs:
         self._blocks = _blocks(backbone)
         self._collect = (_wrapped_collector if self._wrapped else _collector)(backbone, self.added)
         self._hooks: list[RemovableHandle] = []
-        self.count = len(self._blocks)
+        turns = len(backbone.modules_in_turn()) if isinstance(backbone, WrappedModule) else 1
+        self.count = len(self._blocks) // turns
+
+    def of_batch(self) -> list[Tensor]:
+        """Return `added`, those of parts of the batch that ran apart (`Backbone.parts`) joined."""
+        if not self.count or len(self.added) <= self.count or len(self.added) % self.count:
+            return self.added
+        return [torch.cat(alike(self.added[i :: self.count])) for i in range(self.count)]
 
     def __enter__(self) -> _BlockOutputs:
         self._hooks = [
@@ -151,8 +159,6 @@ def _wrapped_collector(backbone: Any, residuals: list[Tensor]):  # type: ignore[
     def collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not args and "hidden_states" not in kwargs:
             return
-        branch = forms.get(module, RESIDUAL).branch(module, args, kwargs, output)
-        streams = (branch,) if isinstance(branch, Tensor) else branch
-        residuals.append(torch.cat([stream for stream in streams if stream is not None], dim=1))
+        residuals.append(joined(forms.get(module, RESIDUAL).branch(module, args, kwargs, output)))
 
     return collect

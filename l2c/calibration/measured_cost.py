@@ -31,7 +31,9 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     weight = next(backbone.parameters())
     x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
-    held, rest = macs_of(backbone.layers, lambda: backbone(x, torch.ones(1, device=weight.device), y))
+    held, rest = macs_of(
+        backbone.layers, lambda: backbone(x, torch.full((1,), backbone.usual_time, device=weight.device), y)
+    )
     share = sum(held) / max(1, sum(held) + rest)
     if share < ENOUGH:
         log.warning(

@@ -20,9 +20,10 @@ class Guidance:
     Attributes:
         mode: `dit`: uncond + s (cond - uncond) on the first three channels, the others conditional (the rule
             of the published DiT code, which its figures were made with); `uvit`: cond + s (cond - uncond);
-            `cfg`: uncond + s (cond - uncond) on all channels, as diffusers' pipelines have it; `embedded`: s is an
+            `cfg`: uncond + s (cond - uncond) on all channels, as diffusers' pipelines have it; `cfg_normed`: the
+            same, scaled to the norm of cond along the last axis (Qwen-Image, Lumina 2); `embedded`: s is an
             input of the network, which needs no unconditional pass (guidance-distilled models).
-        scale: s; None or the neutral value (`dit` and `cfg` 1.0, `uvit` 0.0) switches guidance off.
+        scale: s; None or the neutral value (`dit`, `cfg` and `cfg_normed` 1.0, `uvit` 0.0) switches guidance off.
 
     """
 
@@ -43,8 +44,9 @@ class Guidance:
         assert self.scale is not None, "an inactive guidance has nothing to combine"
         if self.mode == "uvit":
             return cond + self.scale * (cond - uncond)
-        if self.mode == "cfg":
-            return uncond + self.scale * (cond - uncond)
+        if self.mode in ("cfg", "cfg_normed"):
+            guided = uncond + self.scale * (cond - uncond)
+            return guided if self.mode == "cfg" else guided * (_norm(cond) / _norm(guided))
         guided = cond.clone()
         guided[:, :3] = uncond[:, :3] + self.scale * (cond[:, :3] - uncond[:, :3])
         return guided
@@ -73,3 +75,7 @@ class Guidance:
     def merge(self, output: Tensor) -> Tensor:
         """Return the guided output (N, ...) of the output (2 N, ...) of both branches."""
         return self.combine(*output.chunk(2)) if self.active else output
+
+
+def _norm(output: Tensor) -> Tensor:
+    return output.norm(dim=-1, keepdim=True)

@@ -15,7 +15,7 @@ from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import HOLD
 from l2c.io.names import shown
 
-NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0}  # of guidance that is off, by its mode
+NEUTRAL_SCALE = {"dit": 1.0, "uvit": 0.0, "cfg": 1.0, "cfg_normed": 1.0}  # of guidance that is off, by its mode
 GUIDANCES = (*NEUTRAL_SCALE, "embedded")  # the last has no scale at which it is off
 SCHEDULERS = {  # the classes of diffusers that take our solvers' steps
     "ddim": "DDIMScheduler",
@@ -38,7 +38,7 @@ class Binding:
         solver: name of the solver, or class of a diffusers scheduler.
         timesteps: t that the backbone is given at each evaluation, noisiest first, strictly monotone.
         solver_options: the solver's own settings, `eta` for one.
-        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg`, `embedded`; None = not said.
+        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg`, `cfg_normed`, `embedded`; None = not said.
         cfg_scale: guidance scale; None = any.
         fingerprint: digest of the weights, `sha256:...`; None = any.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -28,7 +28,6 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 
 if TYPE_CHECKING:  # diffusers is optional
     from l2c.integrations.diffusers import CacheGraphs
-    from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone
 
 NEEDS = {
     **dict.fromkeys(("gram", "best"), ("responses",)),
@@ -54,12 +53,13 @@ class _Asked:
     def key(self, pipe: Any) -> str:
         """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
         from l2c.integrations.diffusers import denoisers_of
+        from l2c.integrations.diffusers.adapters import effective_weights
 
         content = {
             "made by": [__version__, VERSION],  # what another version kept is not read
-            "weights": [weights_digest(model.state_dict()) for model in denoisers_of(pipe).values()],
+            "weights": [weights_digest(effective_weights(model)) for model in denoisers_of(pipe).values()],
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
-            "prompts": list(map(str, self.prompts)),
+            "prompts": list(map(_named, self.prompts)),
             "settings": [
                 *(self.steps, self.scale, self.policy, str(dict(self.options)), self.num_trajectories, self.seed)
             ],
@@ -86,11 +86,11 @@ def accelerate(
 
     Args:
         pipe: a diffusers pipeline.
-        prompts: texts or class labels, or a file with one a line; None = a few of ours.
+        prompts: texts, class labels or pictures, or a file with one a line; None = a few of ours.
         budget: what the graph may cost: a share of the uncached MACs (0.5), a speed-up by MACs ("2x") or, above 1,
             evaluations' worth.
         num_inference_steps: None = the pipeline's own.
-        guidance_scale: None = the pipeline's own.
+        guidance_scale: for Qwen-Image and its like their `true_cfg_scale`; None = the pipeline's own.
         policy: a policy's name; None = gram where the scheduler passes gradients on and memory allows, else
             block_caching.
         options: further arguments of the pipeline's call, `height` and `width` for example.
@@ -104,13 +104,13 @@ def accelerate(
 
     """
     from l2c.integrations.diffusers import CacheGraphs, apply_cache_graph, denoisers_of, remove_cache_graph
+    from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 
     denoisers_of(pipe)  # refuses what is no pipeline
-    defaults = {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
     asked = _Asked(
         _read(prompts, pipe),
-        defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps,
-        defaults.get("guidance_scale") if guidance_scale is None else guidance_scale,
+        defaults_of(pipe)["num_inference_steps"] if num_inference_steps is None else num_inference_steps,
+        guidance_of(pipe).default(pipe, options or {}) if guidance_scale is None else guidance_scale,
         policy,
         options or {},
         num_trajectories,
@@ -129,6 +129,13 @@ def accelerate(
     return graph
 
 
+def _named(prompt: Any) -> str:
+    """Return a prompt as text; a picture by its digest."""
+    if isinstance(prompt, (str, int)):
+        return str(prompt)
+    return hashlib.sha256(np.asarray(prompt).tobytes()).hexdigest()
+
+
 def _read(prompts: Any, pipe: Any) -> list[Any]:
     from l2c.integrations.diffusers.prompts import check_prompts, read_prompts
 
@@ -145,14 +152,13 @@ def _kept_in(folder: str | Path | None) -> Path:
 
 def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:
     """Calibrate where that was not done yet; write the graph, and a note of a few lines for people."""
-    from l2c.integrations.diffusers.pipeline_backbone import graphs_of, pipeline_backbone
+    from l2c.integrations.diffusers.graphs import graphs_of
+    from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 
     backbone = pipeline_backbone(
         pipe, asked.prompts, num_evaluations=asked.steps, guidance_scale=asked.scale, options=asked.options
     )
-    # Prompts of different lengths run one at a time, and so without the empty one beside them.
-    guided = None if backbone.lengths_differ else asked.scale
-    sampler = Sampler(backbone, solver="pipeline", num_evaluations=asked.steps, cfg_scale=guided)
+    sampler = Sampler(backbone, solver="pipeline", num_evaluations=asked.steps, cfg_scale=asked.scale)
     refusals: list[str] = []
     for name in AUTO if asked.policy is None else (asked.policy,):
         try:
@@ -168,10 +174,6 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     write_text(note, "\n".join(lines) + "\n")
 
 
-def _batch_size(backbone: PipelineBackbone, largest: int) -> int:
-    return 1 if backbone.lengths_differ else largest
-
-
 def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> Calibration | None:
     """Return the calibration of a policy, measured now or found in the folder."""
     needs = NEEDS.get(policy, ())
@@ -179,8 +181,7 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
         return None
     path = folder / f"calibration_{'_'.join(needs)}.safetensors"
     if not path.is_file():
-        backbone: Any = sampler.backbone
-        size = _batch_size(backbone, 1 if "responses" in needs else 4)
+        size = 1 if "responses" in needs else 4
         how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories, "batch_size": size}
         Calibration.measure(sampler, what=needs, true_errors=NUM_JUDGED, **how).save(path)
     return Calibration.load(path)
@@ -190,9 +191,8 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
 def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: PolicyContext) -> list[str]:
     """Return two lines: what is saved, and the error on noises that the graph was not made on."""
     backbone: Any = sampler.backbone
-    count = _batch_size(backbone, NUM_JUDGED)
-    noise = seeded_noise(backbone.input_shape, asked.seed, count, first=asked.num_trajectories)
-    labels = labels_in_turn(len(asked.prompts), count)
+    noise = seeded_noise(backbone.input_shape, asked.seed, NUM_JUDGED, first=asked.num_trajectories)
+    labels = labels_in_turn(len(asked.prompts), NUM_JUDGED)
     plain = sampler.sample(labels, noise=noise)
     cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale).sample(labels, noise=noise)
     error = float((cached - plain).norm() / plain.norm())
@@ -201,5 +201,5 @@ def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: Policy
         f"{graph.provenance.get('method', 'graph')}: {graph.num_reused} of "
         f"{graph.num_evaluations * graph.num_layers} layers are reused; {100 * share:.0f} % of the denoiser's MACs "
         "are left",
-        f"latents of the same noise differ by {100 * error:.1f} % (L2, relative; {count} new noises)",
+        f"latents of the same noise differ by {100 * error:.1f} % (L2, relative; {NUM_JUDGED} new noises)",
     ]

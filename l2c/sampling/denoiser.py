@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, Pass, call_block
+from l2c.backbones.parts import in_order
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import combined
@@ -27,7 +28,8 @@ class Denoiser:
     Args:
         backbone: the frozen network.
         y: (N,) conditional labels on the backbone's device; None for a backbone without labels.
-        guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N.
+        guidance: how conditional and unconditional outputs are merged; both run as one batch of 2 N, or apart
+            where the backbone says so (`Backbone.parts`).
         graph: the cache graph; None computes everything and keeps nothing.
         timesteps: t of all evaluations, noisiest first, so that what depends on t alone is worked out for many at
             once; None = for each as it comes.
@@ -59,15 +61,28 @@ class Denoiser:
         self._conditions: Conditions | None = None
         if graph is not None and correction is None:
             correction = Correction.of(graph)
-        self._pass = _ScheduledPass(lifetimes, store or LayerStore(), call, correction)
+        first = store or LayerStore()
+        self._parts = backbone.parts(self._network.y)
+        stores = [first, *(first.another() for _ in (self._parts or ())[1:])]
+        self._passes = [_ScheduledPass(lifetimes, store, call, correction) for store in stores]
         self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
         batch = self._network.batch(x)
         condition = self._condition(len(batch), t)
-        self._pass.begin(self._evaluation)
-        output = self.backbone.run(batch, condition, self._pass)
+        for layers in self._passes:
+            layers.begin(self._evaluation)
+        if self._parts is None:
+            output = self.backbone.run(batch, condition, self._passes[0])
+        else:
+            output = in_order(
+                self._parts,
+                [
+                    self.backbone.run(batch[rows], tuple(part[rows] for part in condition), layers)
+                    for rows, layers in zip(self._parts, self._passes, strict=True)
+                ],
+            )
         self._evaluation += 1
         return self._network.merge(output)
 
@@ -86,7 +101,7 @@ class Denoiser:
     @property
     def cached_bytes(self) -> int:
         """Memory that the cache holds now, in bytes."""
-        return self._pass.store.nbytes
+        return sum(layers.store.nbytes for layers in self._passes)
 
 
 def lifetimes_for(backbone: Backbone, graph: CacheGraph) -> Lifetimes:

@@ -60,6 +60,10 @@ class LayerStore:
         self._bytes = 0
         self._peak = peak or Peak()
 
+    def another(self) -> LayerStore:
+        """Return an empty store of the same kind, whose peak is its own."""
+        return LayerStore(self.dtype, self.device)
+
     def put(self, slot: int, output: Tensor) -> None:
         """Keep an output (N, T, D) in a slot."""
         dtype, device = self.dtype or output.dtype, self.device or output.device

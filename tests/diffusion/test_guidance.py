@@ -29,6 +29,12 @@ def test_cfg_guides_all_channels_from_the_unconditional_output():
     assert got == [2 + 4 * (c - 2) for c in range(1, 9)]
 
 
+def test_cfg_normed_has_the_direction_of_cfg_and_the_norm_of_cond():
+    normed, plain = (Guidance(mode, 4.0).combine(COND, UNCOND) for mode in ("cfg_normed", "cfg"))
+    torch.testing.assert_close(normed.norm(dim=-1), COND.norm(dim=-1))
+    torch.testing.assert_close(normed / normed.norm(dim=-1, keepdim=True), plain / plain.norm(dim=-1, keepdim=True))
+
+
 def test_conventions_agree_up_to_one():
     """DiT's scale s is U-ViT's s - 1, on the channels that DiT guides."""
     dit, uvit = Guidance("dit", 1.5).combine(COND, UNCOND), Guidance("uvit", 0.5).combine(COND, UNCOND)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_diffusers import FAMILIES, PIPELINES, Family, make_tokenizer
+from tiny_diffusers import FAMILIES, PIPELINES, Family
+from tiny_parts import make_tokenizer
 
 import l2c
 

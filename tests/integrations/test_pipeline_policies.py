@@ -22,10 +22,11 @@ from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.responses import measure_responses
 from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
-from l2c.integrations.diffusers.conditions import PerPrompt
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, pipeline_backbone
-from l2c.integrations.diffusers.recording import FirstStep, RecordedCall
+from l2c.integrations.diffusers.recorded.conditions import PerPrompt, places_of
+from l2c.integrations.diffusers.recorded.recording import Recording
+from l2c.integrations.diffusers.recorded.steps import RecordedCall
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.io.seeds import ImageNoise
 from l2c.policies.context import PolicyContext
@@ -110,10 +111,10 @@ def family_sampler(make_family, name, of=None, num_evaluations=3, **options):
         for given in [family.conditions.items()]
         for i in range(2)
     ]
+    calls = [RecordedCall(family.x, times[0], given, "hidden_states", ("timestep",), False) for given in conditions]
     backbone = PipelineBackbone(
         family.model,
-        [RecordedCall(family.x, times[0], given, "hidden_states", ("timestep",), False) for given in conditions],
-        FirstStep(None, 1.0),
+        Recording(calls, places_of(conditions[0], family.conditions), None, 1.0),
         SchedulerSolver(scheduler, times),
         of=of,
         **options,
@@ -184,7 +185,7 @@ def doubled(table):
     if isinstance(table, dict):
         return {key: doubled(value) for key, value in table.items()}
     if isinstance(table, PerPrompt):
-        return PerPrompt(table.rows.double())
+        return PerPrompt(tuple(part.double() for part in table.parts), table.axis)
     return table.double() if torch.is_tensor(table) else table
 
 
@@ -235,7 +236,7 @@ def test_fewer_steps_are_the_schedulers_own(make_pipeline):
     settings = {"options": small_sizes(pipe), "fewer_steps": True}
     backbone = pipeline_backbone(pipe, ["a cat", "a red dog"], num_evaluations=STEPS, **settings)
     handle.remove()
-    assert sum(encoded) <= 4  # two prompts, the empty one, and once more
+    assert sum(encoded) <= 5  # two prompts, one of them twice in a batch, and with the empty one under guidance
     assert "encode_prompt" not in vars(pipe)
     for steps in (3, 2):
         sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=steps)

@@ -10,12 +10,13 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.hooks import HookRegistry
-from tiny_diffusers import make_t5
+from tiny_parts import make_t5
 
 import l2c
 from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers.graphs import graphs_of
 from l2c.integrations.diffusers.layers import find_layers
-from l2c.integrations.diffusers.pipeline_backbone import graphs_of, pipeline_backbone
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 
 STEPS = 6
 SIZES = {"height": 16, "width": 16, "num_frames": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -36,3 +37,27 @@ def denoiser_of(pipe_or_model: Any) -> Any:
 
     """
     return next(iter(denoisers_of(pipe_or_model).values()))
+
+
+def second_of(pipe: Any, timesteps: Sequence[float]) -> tuple[nn.Module, float] | None:
+    """Return a pipeline's second denoiser and the t below which it is called; None where there is one alone.
+
+    Args:
+        pipe: the pipeline.
+        timesteps: of a trajectory, as its models are given them.
+
+    Raises:
+        ValueError: if there are two, but no boundary between their times.
+
+    """
+    models = list(denoisers_of(pipe).values())
+    if len(models) == 1:
+        return None
+    ratio = getattr(pipe.config, "boundary_ratio", None)
+    if ratio is None:
+        raise ValueError(
+            f"{type(pipe).__name__} has two denoisers but no boundary_ratio, so that the time of each is not known; "
+            "calibrate each on a pipeline of its own"
+        )
+    training = float(pipe.scheduler.config.num_train_timesteps)
+    return models[1], ratio * (training if max(timesteps) > 1 else 1.0)

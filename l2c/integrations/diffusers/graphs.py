@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from l2c.backbones.digest import weights_digest
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.selection import with_evaluations
+from l2c.integrations.diffusers.adapters import effective_weights
+from l2c.integrations.diffusers.denoisers import denoisers_of, second_of
 from l2c.io.atomic import write_json
 from l2c.io.json_fields import known_fields, parse, read_text
 from l2c.io.names import quoted, shown
@@ -87,3 +92,25 @@ class CacheGraphs(Mapping[str, CacheGraph]):
             except ValueError as error:
                 raise ValueError(f"{name}, the graph of {shown(denoiser)}: {error}") from error
         return cls(found)
+
+
+def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
+    """Return a graph of a whole trajectory as the pipeline needs it: for two denoisers, the part of each.
+
+    The second one's first evaluation computes everything.
+    """
+    models = denoisers_of(pipe)
+    if len(models) == 1:
+        return graph
+    boundary = second_of(pipe, graph.timesteps)
+    assert boundary is not None
+    first, second = models
+    start = sum(t >= boundary[1] for t in graph.timesteps)
+    parts: dict[str, CacheGraph] = {}
+    for name, part in ((first, slice(0, start)), (second, slice(start, None))):
+        chosen = range(graph.num_evaluations)[part]
+        if not chosen:
+            raise ValueError(f"{type(pipe).__name__} calls its {name} at none of {len(graph.rows)} steps; take more")
+        digest = graph.fingerprint if name == first else weights_digest(effective_weights(models[name]))
+        parts[name] = with_evaluations(graph, chosen, fingerprint=digest)
+    return CacheGraphs(parts)

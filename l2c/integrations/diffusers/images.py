@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.integrations.diffusers.guidance import guidance_of
+from l2c.integrations.diffusers.prompts import condition_of
 from l2c.io.seeds import torch_generator
 
 PURPOSE = "image of a pipeline"
@@ -35,11 +36,8 @@ def pipeline_images(
         options: further arguments of its call.
 
     """
-    parameters = inspect.signature(pipe.__call__).parameters
-    given = "class_labels" if "class_labels" in parameters else "prompt"
-    settings: dict[str, Any] = {"num_inference_steps": num_evaluations, "output_type": "np", **(options or {})}
-    if guidance_scale is not None and "guidance_scale" in parameters:
-        settings["guidance_scale"] = guidance_scale
+    given, guided = condition_of(pipe), guidance_of(pipe).arguments(guidance_scale)
+    settings = {"num_inference_steps": num_evaluations, "output_type": "np", **guided, **(options or {})}
     images = []
     for i, prompt in enumerate(tqdm(prompts, desc="drawing", unit="image")):
         generator = torch_generator(PURPOSE, seed, i)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,17 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Conventions
-from l2c.backbones.digest import weights_digest
-from l2c.backbones.layer_cache import Pass
+from l2c.backbones.layer_cache import LayerCache, LayerOutput, Pass, Row
+from l2c.backbones.layer_form import Shapes
+from l2c.backbones.parts import alike, in_order, part_of
 from l2c.backbones.wrap import WrappedModule
-from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.selection import with_evaluations
-from l2c.integrations.diffusers.conditions import differ_in_length, digest_of, rows_of, tabled
-from l2c.integrations.diffusers.denoisers import denoiser_of, denoisers_of
-from l2c.integrations.diffusers.graphs import CacheGraphs
+from l2c.integrations.diffusers.adapters import effective_weights
+from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
+from l2c.integrations.diffusers.guidance import guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
-from l2c.integrations.diffusers.prompts import by_class, prompt_lines, read_prompts
-from l2c.integrations.diffusers.recording import FirstStep, RecordedCall, first_step, prediction_of, recorded_call
+from l2c.integrations.diffusers.prompts import condition_of, prompt_lines, read_prompts
+from l2c.integrations.diffusers.recorded.conditions import (
+    differ_in_length,
+    digest_of,
+    groups_of,
+    rows_of,
+    tabled,
+)
+from l2c.integrations.diffusers.recorded.recording import Recording, record
+from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import as_model_sees
 from l2c.io.memory import out_of_memory
@@ -34,16 +40,19 @@ from l2c.io.names import check_folder_or_hub
 
 
 class PipelineBackbone(WrappedModule):
-    """The denoiser of a pipeline with the conditions of prompts; label i is prompt i, the last the empty one.
+    """The denoiser of a pipeline with the conditions of prompts; label i is prompt i, the last the unconditional one.
+
+    Prompts whose conditions differ in length are never put into one batch: their rows run apart. What is kept of a
+    layer is then flat, (N, M), shorter ones filled with zeros.
 
     Args:
         model: the transformer or U-Net.
-        calls: calls of the model, for each prompt and for the empty one.
-        step: the first step of the trajectory of the first prompt.
+        recording: what the pipeline makes of the prompts.
         solver: the pipeline's scheduler.
         of: kinds of layers, see `find_layers`.
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
-        guidance: what the guidance scale means: `cfg`, `uvit`, or `embedded`, an input of the model.
+        guidance: what the guidance scale means: `cfg`, `cfg_normed`, `uvit`, or `embedded`, an input of the
+            model.
         second: a denoiser of the same architecture, and the t below which it takes the first one's place.
 
     Attributes:
@@ -56,8 +65,7 @@ class PipelineBackbone(WrappedModule):
     def __init__(
         self,
         model: nn.Module,
-        calls: Sequence[RecordedCall],
-        step: FirstStep,
+        recording: Recording,
         solver: SchedulerSolver,
         *,
         of: tuple[str, ...] | None = None,
@@ -65,10 +73,11 @@ class PipelineBackbone(WrappedModule):
         guidance: str = "cfg",
         second: tuple[nn.Module, float] | None = None,
     ) -> None:
+        calls = recording.calls
         count = len(calls) - 1
         super().__init__(
             model,
-            [make_layer(model, name) for name in find_layers(model, of=of, calls=step.calls)],
+            [make_layer(model, name) for name in find_layers(model, of=of, calls=recording.runs)],
             timestep=calls[0].time[-1],
             labels="prompt",
             conventions=Conventions(type(model).__name__, "linear", 0, guidance, count),
@@ -76,6 +85,7 @@ class PipelineBackbone(WrappedModule):
             num_embedded_labels=count + 1,
         )
         self.own_solver = solver
+        self.usual_time = solver.timesteps[0]
         self.fewer_steps = dict(fewer_steps or {})
         self._recorded = calls[0]
         self.second = None if second is None else second[0].eval().requires_grad_(False)
@@ -83,19 +93,81 @@ class PipelineBackbone(WrappedModule):
             () if self.second is None else tuple(make_layer(self.second, name) for name in self.layer_names)
         )
         self.boundary = -float("inf") if second is None else second[1]
-        self._sign = step.sign
-        self._table = tabled([call.conditions for call in calls])
+        self._sign = recording.sign
+        self._table = tabled([call.conditions for call in calls], recording.places)
+        self.lengths_differ = differ_in_length(self._table)  # the unconditional branch counts too
+        self._streams_of: dict[Any, dict[int, Shapes]] = {}  # of each length of prompts
+        self._shapes_of: dict[Any, dict[int, tuple[int, ...]]] = {}  # of layers' outputs, likewise
         self.origin = hashlib.sha256(f"{digest_of(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
 
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the weights that count, see `effective_weights`."""
+        return effective_weights(self.module)
+
+    def modules_in_turn(self) -> list[nn.Module]:
+        """Return the one denoiser, or both of two."""
+        return [self.module] if self.second is None else [self.module, self.second]
+
+    def parts(self, y: Tensor | None) -> list[Tensor] | None:
+        """Return the rows of prompts y (N,) that may run together, see `Backbone.parts`."""
+        if y is None or not self.lengths_differ:
+            return None
+        return [torch.tensor(places, device=y.device) for places in groups_of(self._table, y.tolist()).values()]
+
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
-        """Predict by the denoiser whose time it is; see `WrappedModule.run`."""
+        """Predict by the denoiser whose time it is; see `WrappedModule.run`.
+
+        Raises:
+            ValueError: if the batch holds prompts of different lengths, see `parts`.
+
+        """
         with self._lock, self._at(condition[0]):
+            if self.lengths_differ:
+                length, *others = groups_of(self._table, condition[1].tolist())
+                if others:
+                    raise ValueError(
+                        "prompts of different lengths cannot run in one pass; give one prompt at a time, without a "
+                        "guidance scale, or let the pipeline pad them (options)"
+                    )
+                self._streams = self._streams_of.setdefault(length, {})
             return super().run(x, condition, layers)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict, computing every layer, by the denoiser whose time it is."""
         with self._lock, self._at(t):
-            return super().forward(x, t, y)
+            run = super().forward
+            parts = self.parts(y)
+            if parts is None or y is None:
+                return run(x, t, y)
+            return in_order(parts, [run(x[rows], t[rows], y[rows]) for rows in parts])
+
+    def forward_cached(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        row: Row,
+        cache: Sequence[LayerOutput] | None = None,
+        keep: Sequence[bool] | None = None,
+    ) -> tuple[Tensor, LayerCache]:
+        """Predict with some layers reused; see `Backbone.forward_cached`."""
+        parts = self.parts(y)
+        if parts is None or y is None:
+            return super().forward_cached(x, t, y, row, cache, keep)
+        outputs, kept = [], []
+        for length, rows in zip(groups_of(self._table, y.tolist()), parts, strict=True):
+            own = self._shapes_of.setdefault(length, {})
+            given = (
+                None
+                if cache is None
+                else [c if c is None else part_of(c, rows, own.get(i)) for i, c in enumerate(cache)]
+            )
+            output, layers = super().forward_cached(x[rows], t[rows], y[rows], row, given, keep)
+            own |= {i: tuple(layer.shape[1:]) for i, layer in enumerate(layers) if layer is not None}
+            outputs.append(output)
+            kept.append(layers)
+        whole = (None if layer[0] is None else in_order(parts, alike(layer)) for layer in zip(*kept, strict=True))
+        return in_order(parts, outputs), tuple(whole)
 
     @contextlib.contextmanager
     def _at(self, t: Tensor) -> Iterator[None]:
@@ -110,23 +182,21 @@ class PipelineBackbone(WrappedModule):
         finally:
             self.module, self.layers = own
 
-    @property
-    def lengths_differ(self) -> bool:
-        """Whether the conditions of prompts, the empty one among them, have different lengths."""
-        return differ_in_length(self._table)
-
     def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
         """Call the model as the pipeline does for prompts y (N,)."""
         if y is None:
             raise ValueError(f"{self.conventions.name} needs prompts: give y (N,) in 0..{self.num_labels}")
         given = self._recorded.arguments(x, t, rows_of(self._table, y))
         predicted = prediction_of(self.module(**given))
+        axis = self._recorded.beside
+        if axis is not None and predicted.shape[axis] > x.shape[axis]:
+            predicted = predicted.narrow(axis, 0, x.shape[axis])
         return predicted if self._sign == 1.0 else self._sign * predicted
 
 
 def pipeline_backbone(
     pipe: Any,
-    prompts: Sequence[str] | Sequence[int],
+    prompts: Sequence[Any],
     *,
     num_evaluations: int,
     guidance_scale: float | None = None,
@@ -138,7 +208,7 @@ def pipeline_backbone(
 
     Args:
         pipe: a diffusers pipeline.
-        prompts: texts, or class labels for a class-conditional pipeline.
+        prompts: texts; class labels or pictures for a pipeline that takes those.
         num_evaluations: number of steps.
         guidance_scale: given to models that take it as an input (Flux); for the others guidance is the sampler's.
         of: kinds of layers, see `find_layers`.
@@ -147,87 +217,30 @@ def pipeline_backbone(
             name.
 
     Raises:
-        ValueError: if there are no prompts, their lengths differ, or a graph cannot follow the scheduler.
+        ValueError: if there are no prompts, or a graph cannot follow the scheduler.
 
     """
     if not prompts:
         raise ValueError("no prompts given; one at least is needed")
-    model = denoiser_of(pipe)
-    parameters = inspect.signature(pipe.__call__).parameters
-    labels = by_class(pipe)
-    empty: Any = model.config.num_embeds_ada_norm if labels else ""
-    distilled = bool(getattr(model.config, "guidance_embeds", False))
-    settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {})}
-    if "guidance_scale" in parameters:
-        settings["guidance_scale"] = guidance_scale if distilled and guidance_scale is not None else _off(pipe)
-    name = "class_labels" if labels else "prompt"
-    given = {**settings, name: [prompts[0]]}
+    model, guidance = denoiser_of(pipe), guidance_of(pipe)
+    settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
+    if guidance.mode == "embedded":
+        settings |= guidance.arguments(guidance_scale)
     with _encoding_once(pipe):
-        step = first_step(pipe, model, **given)
-        calls = [recorded_call(pipe, model, **{name: [prompt]}, **settings) for prompt in (*prompts, empty)]
-        timesteps = as_model_sees(pipe.scheduler.timesteps, calls[0].t, pipe.scheduler)
+        recording = record(pipe, model, prompts, guidance, **settings)
+        timesteps = as_model_sees(pipe.scheduler.timesteps, recording.calls[0].t, pipe.scheduler)
         solver = SchedulerSolver(pipe.scheduler, timesteps)
+        given = {**settings, condition_of(pipe): [prompts[0]]}
         fewer = _fewer_steps(pipe, model, given) if fewer_steps else None
     return PipelineBackbone(
         model,
-        calls,
-        step,
+        recording,
         solver,
         of=of,
         fewer_steps=fewer,
-        guidance="embedded" if distilled else "cfg" if _off(pipe) == 1.0 else "uvit",
-        second=_second(pipe, solver),
+        guidance=recording.guidance or guidance.mode,
+        second=second_of(pipe, solver.timesteps),
     )
-
-
-def _off(pipe: Any) -> float:
-    """Return the guidance scale at which a pipeline runs no second branch.
-
-    It is 1.0 for `uncond + s (cond - uncond)`, and 0.0 for `cond + s (cond - uncond)` (Z-Image).
-    """
-    before = getattr(pipe, "_guidance_scale", None)
-    pipe._guidance_scale = 1.0
-    try:
-        return 0.0 if getattr(pipe, "do_classifier_free_guidance", False) else 1.0
-    finally:
-        pipe._guidance_scale = before
-
-
-def _second(pipe: Any, solver: SchedulerSolver) -> tuple[nn.Module, float] | None:
-    """Return a pipeline's second denoiser and the t below which it is called; None where there is one alone."""
-    models = list(denoisers_of(pipe).values())
-    if len(models) == 1:
-        return None
-    ratio = getattr(pipe.config, "boundary_ratio", None)
-    if ratio is None:
-        raise ValueError(
-            f"{type(pipe).__name__} has two denoisers but no boundary_ratio, so that the time of each is not known; "
-            "calibrate each on a pipeline of its own"
-        )
-    training = float(pipe.scheduler.config.num_train_timesteps)
-    return models[1], ratio * (training if max(solver.timesteps) > 1 else 1.0)
-
-
-def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
-    """Return a graph of a whole trajectory as the pipeline needs it: for two denoisers, the part of each.
-
-    The second one's first evaluation computes everything.
-    """
-    models = denoisers_of(pipe)
-    if len(models) == 1:
-        return graph
-    boundary = _second(pipe, SchedulerSolver(pipe.scheduler, graph.timesteps))
-    assert boundary is not None
-    first, second = models
-    start = sum(t >= boundary[1] for t in graph.timesteps)
-    parts: dict[str, CacheGraph] = {}
-    for name, part in ((first, slice(0, start)), (second, slice(start, None))):
-        chosen = range(graph.num_evaluations)[part]
-        if not chosen:
-            raise ValueError(f"{type(pipe).__name__} calls its {name} at none of {len(graph.rows)} steps; take more")
-        digest = graph.fingerprint if name == first else weights_digest(models[name].state_dict())
-        parts[name] = with_evaluations(graph, chosen, fingerprint=digest)
-    return CacheGraphs(parts)
 
 
 def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> dict[int, SchedulerSolver]:

@@ -20,28 +20,62 @@ PROMPTS = (
     "an astronaut riding a horse",
 )
 NUM_DEFAULT_LABELS = 8
+CONDITIONS = ("class_labels", "prompt", "image")  # arguments of a call that say what to draw, the first one counts
+
+
+def condition_of(pipe: Any) -> str:
+    """Return the argument of a pipeline's call that says what to draw: `prompt`, `class_labels` or `image`.
+
+    Raises:
+        ValueError: if it has none of these.
+
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    found = next((name for name in CONDITIONS if name in parameters), None)
+    if found is None:
+        raise ValueError(
+            f"{type(pipe).__name__} takes none of {', '.join(CONDITIONS)}, so that it cannot be calibrated on what "
+            "it is to draw; wrap its model by l2c.wrap, or apply a graph that was made elsewhere"
+        )
+    return found
 
 
 def by_class(pipe: Any) -> bool:
     """Return whether a pipeline draws classes, not texts."""
-    return "class_labels" in inspect.signature(pipe.__call__).parameters
+    return condition_of(pipe) == "class_labels"
+
+
+def empty_of(pipe: Any) -> Any:
+    """Return the prompt that says nothing."""
+    return denoiser_of(pipe).config.num_embeds_ada_norm if by_class(pipe) else ""
 
 
 def check_prompts(prompts: Sequence[Any], pipe: Any) -> list[Any]:
-    """Return prompts as the pipeline takes them: texts, or class labels as integers.
+    """Return prompts as the pipeline takes them: texts, pictures, or class labels as integers.
 
     Raises:
-        ValueError: if there are none, a text is empty, or one is no label of the model.
+        ValueError: if there are none, a text is empty, one is no label of the model, or there are texts for a
+            pipeline that draws from pictures alone.
 
     """
     if not prompts:
         raise ValueError("prompts is empty; give at least one prompt, or None for a few of ours")
+    if condition_of(pipe) == "image":
+        if any(isinstance(prompt, str) for prompt in prompts):
+            raise _pictures_needed(pipe)
+        return list(prompts)
     if not by_class(pipe):
         wrong = [prompt for prompt in prompts if not isinstance(prompt, str) or not prompt.strip()]
         if wrong:
             raise ValueError(f"prompts must be texts that are not empty, got {wrong[0]!r}")
         return list(prompts)
     return labels_of(prompts, pipe, "prompts")
+
+
+def _pictures_needed(pipe: Any) -> ValueError:
+    return ValueError(
+        f"{type(pipe).__name__} draws from pictures, not from texts; give a list of pictures (PIL) as prompts"
+    )
 
 
 def labels_of(prompts: Sequence[Any], pipe: Any, where: str) -> list[int]:
@@ -61,6 +95,8 @@ def read_prompts(path: str | None, pipe: Any) -> list[Any]:
         ValueError: if the file is empty or not UTF-8, or a line is empty or no label of the model.
 
     """
+    if condition_of(pipe) == "image":
+        raise _pictures_needed(pipe)
     labels = by_class(pipe)
     num_classes = denoiser_of(pipe).config.num_embeds_ada_norm if labels else 0
     if path is None:

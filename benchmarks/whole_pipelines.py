@@ -1,0 +1,134 @@
+"""Runs whole tiny pipelines end to end under cache graphs: calibrated, applied, sampled, removed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tiny_pipelines import STEPS, TinyPipeline, tiny_pipeline
+
+import l2c
+from l2c.integrations.diffusers.graphs import CacheGraphs
+
+BUDGET = 0.5
+HEAD = """
+## Whole pipelines
+
+From tiny random parts, {steps} steps under guidance, decoded: `l2c.accelerate` at half of the MACs. A row is "yes"
+where a graph that computes everything gives the plain pipeline's output bit for bit, the accelerated one is finite,
+differs from the plain one and is the same in a second call, and after `l2c.remove` the pipeline draws bit for bit
+what it drew before. *Policy* is what `accelerate` chose, *error* what it foretold for the latents (random weights: it
+says nothing about trained ones). *As drawn*: our sampler, on which it was calibrated, draws the pipeline's latents.
+
+{counts}
+
+| pipeline | denoiser | right | policy | error | as drawn | refused, and why |
+|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass
+class Outcome:
+    """What holds for one pipeline."""
+
+    name: str
+    pipeline: str
+    denoiser: str
+    policy: str = ""
+    error: str = ""
+    drawn: str = ""
+    refused: str = ""
+
+    @property
+    def right(self) -> bool:
+        """Whether everything holds."""
+        return not self.refused
+
+    @property
+    def line(self) -> str:
+        """Row of the table."""
+        right = "yes" if self.right else "no"
+        refused = self.refused.replace("|", "/")
+        return (
+            f"| `{self.pipeline}` ({self.name}) | {self.denoiser} | {right} | {self.policy} | {self.error} | "
+            f"{self.drawn} | {refused} |"
+        )
+
+
+def all_computed(graph: Any) -> Any:
+    """Return a graph, or the graphs of two denoisers, whose rows compute everything."""
+    if isinstance(graph, Mapping):
+        return CacheGraphs({name: all_computed(part) for name, part in graph.items()})
+    rows = ((True,) * graph.num_layers,) * graph.num_evaluations
+    return graph.replace(rows=rows, reuse=(), fitted=(), weighted=(), routed=None)
+
+
+def check(tiny: TinyPipeline, outcome: Outcome) -> None:
+    """Accelerate a pipeline and compare with the plain one; write down what is found.
+
+    Raises:
+        ValueError: if something is not as it must be; the message says what.
+
+    """
+
+    def need(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(what)
+
+    pipe = tiny.pipe
+    plain = tiny.draw()
+    need(torch.equal(tiny.draw(), plain), "the plain pipeline is not deterministic")
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said):
+        settings = {"num_inference_steps": STEPS, "guidance_scale": tiny.scale, "options": tiny.options}
+        graph = l2c.accelerate(pipe, tiny.prompts, budget=BUDGET, num_trajectories=2, folder=folder, **settings)
+    *_, reused, error = said.getvalue().strip().splitlines()
+    outcome.policy, outcome.error = reused.split(":")[0], error.split("differ by ")[1].split(" (")[0]
+    cached = tiny.draw()
+    need(bool(cached.isfinite().all()), "the cached output is not finite")
+    need(not torch.equal(cached, plain), "the graph changes nothing")
+    need(torch.equal(tiny.draw(), cached), "a second call differs from the first")
+    need(not torch.equal(tiny.draw(tiny.prompts[1]), cached), "another prompt draws the same")
+    l2c.remove(pipe)
+    need(torch.equal(tiny.draw(), plain), "the graph leaves traces when it is removed")
+    with l2c.applied(pipe, all_computed(graph)):
+        need(torch.equal(tiny.draw(), plain), "a graph that computes everything changes bits")
+    outcome.drawn = calibrated_as_drawn(tiny)
+
+
+@torch.no_grad()
+def calibrated_as_drawn(tiny: TinyPipeline) -> str:
+    """Return whether our sampler draws what the pipeline draws, from the same noise, for people."""
+    from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+
+    backbone = pipeline_backbone(
+        tiny.pipe, tiny.prompts, num_evaluations=STEPS, guidance_scale=tiny.scale, options=tiny.options
+    )
+    sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=tiny.scale)
+    noise = torch.randn(1, *backbone.input_shape, generator=torch.Generator().manual_seed(0))
+    ours = sampler.sample([0], noise=noise)
+    try:
+        theirs = tiny.latents(noise)
+    except TypeError:
+        return "not compared: takes no latents"
+    difference = float((ours.flatten() - theirs.flatten()).norm() / theirs.norm())
+    return "yes" if difference < 1e-3 else f"off by {100 * difference:.0f} %"
+
+
+def outcome_of(name: str) -> Outcome:
+    """Return what holds for a pipeline."""
+    from l2c.integrations.diffusers.denoisers import denoisers_of
+
+    tiny = tiny_pipeline(name)
+    kinds = " and ".join(f"`{key}`" for key in denoisers_of(tiny.pipe))
+    outcome = Outcome(name, type(tiny.pipe).__name__, kinds)
+    try:
+        check(tiny, outcome)
+    except Exception as error:  # the table says what is refused, and why
+        outcome.refused = str(error).splitlines()[0][:200]
+    return outcome

@@ -1,0 +1,1 @@
+"""What a pipeline makes of prompts, recorded from its own calls."""

@@ -1,0 +1,143 @@
+"""Arguments of a pipeline's model other than noisy input and timestep, for each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c.backbones.digest import weights_digest
+
+SHARED, LISTED = "shared", "listed"  # places of a condition that has no axis of prompts
+
+
+@dataclass(frozen=True)
+class PerPrompt:
+    """A condition with a part for each prompt, kept apart: prompts may differ in length.
+
+    Attributes:
+        parts: one for each prompt, as the model is given it for a batch of this prompt alone.
+        axis: axis of prompts, along which the parts of a batch are joined; None = each part is a list, and so is
+            that of a batch.
+
+    """
+
+    parts: tuple[Any, ...]
+    axis: int | None = 0
+
+    @cached_property
+    def alike(self) -> Tensor | None:
+        """All parts as one tensor (P, ...); None where they differ in shape or are lists."""
+        return torch.stack(self.parts) if self.axis is not None and len(set(self.shapes)) == 1 else None
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        """Shape of each part; all None for lists, whose members may differ in shape."""
+        return tuple(None if self.axis is None else tuple(part.shape) for part in self.parts)
+
+
+def places_of(one: Any, two: Any) -> Any:
+    """Return where the axis of prompts lies in each condition.
+
+    Args:
+        one: a condition of a call for one prompt, or a mapping or tuple of some.
+        two: the same of a call for this prompt twice.
+
+    """
+    if isinstance(one, Mapping):
+        return {key: places_of(value, two[key]) for key, value in one.items()}
+    if isinstance(one, (list, tuple)):
+        if len(two) == 2 * len(one):
+            return LISTED
+        return tuple(places_of(a, b) for a, b in zip(one, two, strict=True))
+    if not isinstance(one, Tensor) or one.shape == two.shape:
+        return SHARED
+    return next(axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if b == 2 * a)
+
+
+def tabled(values: Sequence[Any], places: Any) -> Any:
+    """Return the conditions of single prompts as one table; what prompts share is the first one's.
+
+    Args:
+        values: the same condition of each prompt.
+        places: see `places_of`.
+
+    """
+    head = values[0]
+    if isinstance(places, Mapping):
+        return {key: tabled([value[key] for value in values], places[key]) for key in head}
+    if isinstance(places, tuple):
+        return tuple(tabled(parts, place) for parts, place in zip(zip(*values, strict=True), places, strict=True))
+    if places == SHARED:
+        return head
+    return PerPrompt(tuple(values), None if places == LISTED else places)
+
+
+def rows_of(table: Any, y: Tensor) -> Any:
+    """Return the conditions of a batch of prompts y (N,), which must be alike in length; see `groups_of`."""
+    if isinstance(table, Mapping):
+        return {key: rows_of(value, y) for key, value in table.items()}
+    if isinstance(table, tuple):
+        return tuple(rows_of(value, y) for value in table)
+    if not isinstance(table, PerPrompt):
+        return table.to(y.device) if isinstance(table, Tensor) else table
+    if table.axis is None:
+        members = [member for prompt in y.tolist() for member in table.parts[prompt]]
+        return [member.to(y.device) if isinstance(member, Tensor) else member for member in members]
+    if table.alike is not None:  # no value of y is read
+        return table.alike.to(y.device)[y].movedim(0, table.axis).flatten(table.axis, table.axis + 1)
+    return torch.cat([table.parts[prompt] for prompt in y.tolist()], dim=table.axis).to(y.device)
+
+
+def halves(value: Any, place: Any) -> tuple[Any, Any]:
+    """Return the first and the second half of a condition of twice as many prompts."""
+    if isinstance(place, Mapping):
+        both = {key: halves(value[key], place[key]) for key in place}
+        return {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
+    if isinstance(place, tuple):
+        pairs = [halves(part, inner) for part, inner in zip(value, place, strict=True)]
+        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+    if place == SHARED:
+        return value, value
+    if place == LISTED:
+        return value[: len(value) // 2], value[len(value) // 2 :]
+    first, second = value.chunk(2, dim=place)
+    return first, second
+
+
+def groups_of(table: Any, prompts: Sequence[int]) -> dict[Any, list[int]]:
+    """Return the places in a batch of prompts whose conditions are alike in shape, by their shapes."""
+    groups: dict[Any, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        shapes = tuple(condition.shapes[prompt] for condition in _per_prompt(table))
+        groups.setdefault(shapes, []).append(place)
+    return groups
+
+
+def differ_in_length(table: Any) -> bool:
+    """Return whether some condition has another shape for some prompt."""
+    return any(len(set(condition.shapes)) > 1 for condition in _per_prompt(table))
+
+
+def digest_of(table: Any) -> str:
+    """Return a digest of conditions."""
+    if isinstance(table, Mapping):
+        return str({key: digest_of(value) for key, value in table.items()})
+    if isinstance(table, PerPrompt):
+        table = table.parts
+    if isinstance(table, (list, tuple)):
+        return str([digest_of(member) for member in table])
+    return weights_digest({"": table}) if isinstance(table, Tensor) else str(table)
+
+
+def _per_prompt(table: Any) -> list[PerPrompt]:
+    """Return the conditions of a table that have a part for each prompt."""
+    if isinstance(table, Mapping):
+        table = tuple(table.values())
+    if isinstance(table, tuple):
+        return [condition for member in table for condition in _per_prompt(member)]
+    return [table] if isinstance(table, PerPrompt) else []

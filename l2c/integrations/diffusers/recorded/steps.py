@@ -1,0 +1,277 @@
+"""Records calls of a pipeline: arguments of its model, runs of its modules, inputs of its scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.integrations.diffusers.recorded.conditions import halves
+from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
+
+
+def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
+    """Return how often each module runs in one forward, by its name; modules that do not run are left out.
+
+    Args:
+        model: the model.
+        run: calls it once.
+
+    """
+    counts: dict[str, int] = {}
+
+    def count(name: str) -> Callable[[nn.Module, Any], None]:
+        def add(module: nn.Module, args: Any) -> None:
+            counts[name] = counts.get(name, 0) + 1
+
+        return add
+
+    hooks = [module.register_forward_pre_hook(count(name)) for name, module in model.named_modules()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """A call of a pipeline's model.
+
+    Attributes:
+        x: the noisy input (N, ...).
+        t: the timestep.
+        conditions: the other arguments.
+        noisy: name of the argument that takes x.
+        time: place of the timestep among the arguments, see `time_argument`.
+        listed: whether x is given as a list of N tensors.
+        beside: axis of the noisy input along which something else follows it (a picture's latents, a mask), kept as
+            the condition `BESIDE`; None = nothing does.
+
+    """
+
+    x: Tensor
+    t: float
+    conditions: dict[str, Any]
+    noisy: str
+    time: tuple[str, ...]
+    listed: bool
+    beside: int | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
+        """Return a call as a hook of the model sees it.
+
+        Raises:
+            ValueError: if there is no timestep.
+
+        """
+        t = timestep_of(module, args, kwargs)
+        given = arguments_of(module, args, kwargs)
+        noisy = next(iter(given))
+        x = given.pop(noisy)
+        found = time_argument(given)
+        assert found is not None, "timestep_of refuses this"
+        given = _without(given, found[0])
+        given.pop("return_dict", None)
+        conditions = {key: value for key, value in given.items() if value is not None}
+        listed = isinstance(x, list)
+        return cls(torch.stack(x) if listed else x, t, conditions, noisy, found[0], listed)
+
+    def split(self, axis: int | None, size: int) -> RecordedCall:
+        """Return the call whose noisy input are the first `size` along an axis, the others a condition."""
+        if axis is None:
+            return self
+        rest = self.x.narrow(axis, size, self.x.shape[axis] - size)
+        conditions = {**self.conditions, BESIDE: rest}
+        return replace(self, x=self.x.narrow(axis, 0, size), conditions=conditions, beside=axis)
+
+    def arguments(self, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model's arguments for other inputs."""
+        if self.beside is not None:
+            conditions = dict(conditions)
+            x = torch.cat([x, conditions.pop(BESIDE)], dim=self.beside)
+        given = {self.noisy: list(x.unbind()) if self.listed else x, **conditions}
+        *inside, name = self.time
+        if not inside:
+            return {**given, name: t}
+        return {**given, inside[0]: {**given.get(inside[0], {}), name: t}}
+
+
+BESIDE = "beside the noisy input"
+
+
+class _RecordedError(Exception):
+    """Ends a pipeline's call when the recording is complete."""
+
+
+def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
+    """Call a pipeline up to the first call of its model.
+
+    Raises:
+        ValueError: if the model is not called, or called without a timestep.
+
+    """
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append(RecordedCall.of(module, args, kwargs))
+        raise _RecordedError
+
+    calls: list[RecordedCall] = []
+    hook = model.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        pipe(**settings)
+    except _RecordedError:
+        return calls[0]
+    finally:
+        hook.remove()
+    raise ValueError(f"{type(pipe).__name__} ended without calling its {type(model).__name__}")
+
+
+def _without(given: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    name, *inside = path
+    rest = {key: value for key, value in given.items() if key != name}
+    return {**rest, name: _without(given[name], tuple(inside))} if inside else rest
+
+
+def prediction_of(output: Any) -> Tensor:
+    """Return a model's prediction (N, ...); some answer with a list of N tensors."""
+    while not isinstance(output, Tensor):
+        if isinstance(output, list):
+            return torch.stack(output)
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+    return output
+
+
+@dataclass
+class RecordedStep:
+    """The first step of a pipeline's trajectory.
+
+    Attributes:
+        runs: how often each module of the model ran in it, by its name; None = each once.
+        calls: the model's calls.
+        predictions: what it answered.
+        taken: what the scheduler was given as the prediction; None = not known.
+        sample: what the scheduler was given as the noisy sample; None = not known.
+
+    """
+
+    runs: dict[str, int] | None = None
+    calls: list[RecordedCall] = field(default_factory=list)
+    predictions: list[Tensor] = field(default_factory=list)
+    taken: Tensor | None = None
+    sample: Tensor | None = None
+
+    @property
+    def beside(self) -> tuple[int | None, int]:
+        """The axis along which something follows the sample in the model's input, and the sample's size there."""
+        if self.sample is None or not self.calls:
+            return None, 0
+        ours, theirs = self.calls[0].x.shape, self.sample.shape
+        larger = [axis for axis, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
+        if len(ours) != len(theirs) or len(larger) != 1 or ours[larger[0]] < theirs[larger[0]]:
+            return None, 0
+        return larger[0], theirs[larger[0]]
+
+    @property
+    def sign(self) -> float | None:
+        """-1.0 where the scheduler gets the prediction's opposite (Lumina, Z-Image), else 1.0; None = neither."""
+        if self.taken is None or not self.predictions:
+            return 1.0
+        return next((sign for sign in (1.0, -1.0) if close(sign * self.predictions[0], self.taken)), None)
+
+    def unconditional(self, alone: RecordedCall, places: Any) -> tuple[dict[str, Any], Tensor, Tensor] | None:
+        """Return conditions of the unconditional branch, its prediction and the conditional one's, of a guided step.
+
+        Args:
+            alone: the call for the same prompt without guidance.
+            places: see `conditions.places_of`.
+
+        Returns:
+            None where the step has not two branches, or they cannot be told apart.
+
+        """
+        size = len(alone.x)
+        if len(self.calls) == 2 and all(len(call.x) == size for call in self.calls):
+            both = [call.conditions for call in self.calls]
+            predictions = self.predictions
+        elif len(self.calls) == 1 and len(self.calls[0].x) == 2 * size:
+            call = self.calls[0].conditions
+            if set(call) != set(places):
+                return None
+            both = list(halves(call, places))
+            predictions = list(self.predictions[0].chunk(2))
+        else:
+            return None
+        far = [_distance(conditions, alone.conditions) for conditions in both]
+        if far[0] == far[1]:
+            return None
+        uncond = far.index(max(far))
+        return both[uncond], predictions[uncond], predictions[1 - uncond]
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    """Return how far apart two conditions are: a sum of differences, infinite for other shapes."""
+    if isinstance(ours, Mapping):
+        if set(ours) != set(theirs):
+            return float("inf")
+        return sum(_distance(value, theirs[key]) for key, value in ours.items())
+    if isinstance(ours, (list, tuple)):
+        same = len(ours) == len(theirs)
+        return sum(map(_distance, ours, theirs)) if same else float("inf")
+    if isinstance(ours, Tensor):
+        same = isinstance(theirs, Tensor) and ours.shape == theirs.shape
+        return float((ours.float() - theirs.float()).abs().sum()) if same else float("inf")
+    return 0.0 if ours == theirs else 1.0
+
+
+@torch.no_grad()
+def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
+    """Call a pipeline up to the first step of its scheduler; the model runs."""
+    step = RecordedStep()
+
+    def record(*args: Any, **kwargs: Any) -> None:
+        given = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
+        step.taken, step.sample = given.get("model_output"), given.get("sample")
+        raise _RecordedError
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        step.calls.append(RecordedCall.of(module, args, kwargs))
+        step.predictions.append(prediction_of(output))
+
+    def run() -> None:
+        try:
+            pipe(**settings)
+        except _RecordedError:
+            return
+
+    hook = model.register_forward_hook(look, with_kwargs=True)
+    pipe.scheduler.step = record
+    try:
+        step.runs = calls_of(model, run)
+    finally:
+        hook.remove()
+        del pipe.scheduler.step
+    return step
+
+
+def difference(predicted: Tensor, taken: Tensor) -> float:
+    """Return how far a scheduler's input is from a prediction, in units of its largest value; infinite if not alike.
+
+    Variance, or a prediction of what lies beside the noisy input, may be left out.
+    """
+    predicted, taken = predicted.float(), taken.float()
+    size = taken[0].numel()
+    if len(predicted) != len(taken) or predicted[0].numel() < size:
+        return float("inf")
+    largest = taken.abs().max().clamp_min(torch.finfo(taken.dtype).tiny)
+    return float((predicted.flatten(1)[:, :size] - taken.flatten(1)).abs().max() / largest)
+
+
+def close(predicted: Tensor, taken: Tensor) -> bool:
+    """Return whether a scheduler's input is a prediction, see `difference`."""
+    return difference(predicted, taken) < 1e-2

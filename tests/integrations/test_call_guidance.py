@@ -1,0 +1,92 @@
+"""How pipelines' calls are guided, and what they draw from."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+
+from tiny_pipelines import tiny_pipeline
+
+import l2c
+from l2c.integrations.diffusers import applied
+from l2c.integrations.diffusers.guidance import guidance_of
+from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.prompts import check_prompts, condition_of, read_prompts
+
+
+class Called:
+    """What is looked at of a pipeline."""
+
+    def __init__(self, **config: object) -> None:
+        self.transformer = nn.Module()
+        self.transformer.config = SimpleNamespace(**config)
+
+
+class TrueGuidance(Called):
+    def __call__(self, prompt=None, negative_prompt=None, true_cfg_scale=4.0, guidance_scale=3.5):
+        """Take the scales of Flux and Qwen-Image."""
+
+
+class OfPictures(Called):
+    def __call__(self, image, min_guidance_scale=1.0, max_guidance_scale=3.0):
+        """Take the scales of Stable Video Diffusion."""
+
+
+class OfNothing(Called):
+    def __call__(self, num_inference_steps=2):
+        """Take nothing to draw."""
+
+
+def test_true_guidance_needs_a_negative_prompt():
+    pipe = TrueGuidance(guidance_embeds=False)
+    guidance = guidance_of(pipe)
+    assert (guidance.mode, guidance.argument) == ("cfg", "true_cfg_scale")
+    assert guidance.default(pipe, {}) == 1.0
+    assert guidance.default(pipe, {"negative_prompt": " "}) == 4.0
+    assert guidance.default(pipe, {"negative_prompt": " ", "true_cfg_scale": 0.5}) == 1.0
+
+
+def test_a_scale_that_is_an_input_is_the_one_that_counts():
+    pipe = TrueGuidance(guidance_embeds=True)
+    guidance = guidance_of(pipe)
+    assert (guidance.mode, guidance.argument) == ("embedded", "guidance_scale")
+    assert guidance.default(pipe, {}) == 3.5
+    assert guidance.off == {"true_cfg_scale": 1.0}
+
+
+def test_pictures_and_several_scales():
+    pipe = OfPictures()
+    assert guidance_of(pipe).argument is None
+    assert guidance_of(pipe).off == {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
+    assert check_prompts([b"a picture"], pipe)
+    for refused in (lambda: check_prompts(["a cat"], pipe), lambda: read_prompts(None, pipe)):
+        with pytest.raises(
+            ValueError, match="OfPictures draws from pictures, not from texts; give a list of pictures"
+        ):
+            refused()
+    with pytest.raises(ValueError, match="OfNothing takes none of class_labels, prompt, image, so that it cannot be"):
+        condition_of(OfNothing())
+
+
+def test_a_call_without_the_graphs_guidance_is_refused():
+    tiny = tiny_pipeline("qwen_image")
+    pipe = tiny.pipe
+    tiny.draw()
+    graph = l2c.CacheGraph(
+        rows=((True,) * len(find_layers(pipe.transformer)),) * 4,
+        layers=find_layers(pipe.transformer),
+        timesteps=tuple(float(t) / 1000 for t in pipe.scheduler.timesteps),
+        model="QwenImageTransformer2DModel",
+        solver="FlowMatchEulerDiscreteScheduler",
+        guidance="cfg_normed",
+        cfg_scale=tiny.scale,
+    )
+    with applied(pipe, graph):
+        tiny.draw()
+        with pytest.raises(ValueError, match=r"cfg_scale 3.0, got 1.0; .* true_cfg_scale=3.0 and a negative_prompt"):
+            tiny.draw(negative_prompt=None)
