@@ -225,8 +225,8 @@ def make_t5(num_layers: int = 1) -> Any:
     return T5EncoderModel(config).eval()
 
 
-def make_clip(width: int) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def make_clip(width: int, *, projected: bool = False) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=8,
@@ -237,8 +237,9 @@ def make_clip(width: int) -> Any:
         max_position_embeddings=7,
         bos_token_id=0,
         eos_token_id=1,
+        projection_dim=width,
     )
-    return CLIPTextModel(config).eval()
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
 def make_tokenizer(length: int):  # type: ignore[no-untyped-def]
@@ -309,3 +310,47 @@ def attentive_pipeline() -> Any:
         norm_num_groups=4,
     )
     return _stable_diffusion(frozen(unet))
+
+
+def flux(tokenizer: Callable[[int], Any], **scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a tiny Flux and the options of its call."""
+    import diffusers
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    pipe = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
+        text_encoder=make_clip(16),
+        tokenizer=tokenizer(7),
+        text_encoder_2=make_t5(num_layers=2),
+        tokenizer_2=tokenizer(7),
+        transformer=frozen(transformer),
+    )
+    return pipe, {"max_sequence_length": 7, "height": 8, "width": 8}
+
+
+def sd3(tokenizer: Callable[[int], Any], **scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a tiny Stable Diffusion 3 and the options of its call."""
+    import diffusers
+
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=_sd3().model,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=make_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
+        text_encoder=make_clip(8, projected=True),
+        tokenizer=tokenizer(7),
+        text_encoder_2=make_clip(8, projected=True),
+        tokenizer_2=tokenizer(7),
+        text_encoder_3=make_t5(num_layers=2),
+        tokenizer_3=tokenizer(7),
+    )
+    return pipe, {"max_sequence_length": 7, "height": 8, "width": 8}

@@ -9,7 +9,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
 
 import diffusers
-from tiny_diffusers import frozen, make_clip, make_t5, make_vae
+from tiny_diffusers import flux, frozen, make_t5, make_vae
 
 import l2c
 from l2c.integrations.diffusers import applied
@@ -17,29 +17,6 @@ from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.policies.context import PolicyContext
 
 STEPS = 4
-
-
-def flux(tokenizer):
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=16,
-        axes_dims_rope=(4, 4, 8),
-    )
-    pipe = diffusers.FluxPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
-        text_encoder=make_clip(16),
-        tokenizer=tokenizer(7),
-        text_encoder_2=make_t5(num_layers=2),
-        tokenizer_2=tokenizer(7),
-        transformer=frozen(transformer),
-    )
-    return pipe, {"max_sequence_length": 7, "height": 8, "width": 8}
 
 
 def lumina2(tokenizer):

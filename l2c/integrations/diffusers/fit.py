@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from l2c.backbones.digest import weights_digest
+from l2c.backbones.digest import known_digest
 from l2c.graph.binding import (
     SCHEDULERS,
     check_guidance,
@@ -50,7 +50,7 @@ def fitted_to(graph: CacheGraph, model: nn.Module, *, any_weights: bool = False)
     dtype = str(next(model.parameters()).dtype)
     if graph.provenance.get("dtype", "torch.float32") == dtype:  # rounded weights have another digest
         names = (name, name)
-        check_weights(graph.binding, names, lambda: weights_digest(model.state_dict()), any_weights=any_weights)
+        check_weights(graph.binding, names, lambda: known_digest(model), any_weights=any_weights)
     return graph
 
 
