@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from l2c.backbones.uvit import UViT
     from l2c.backbones.wrap import wrap
     from l2c.graph.cache_graph import CacheGraph
+    from l2c.graph.ladder import Ladder
     from l2c.integrations.diffusers import CacheGraphs, applied, apply, remove
     from l2c.integrations.l2c_routers import import_l2c_router
     from l2c.pipelines.acceleration import accelerate
@@ -22,6 +23,7 @@ __all__ = [
     "CacheGraphs",
     "Calibration",
     "DiT",
+    "Ladder",
     "Sampler",
     "UViT",
     "__version__",
@@ -41,6 +43,7 @@ __getattr__, __dir__ = lazy_names(
         "CacheGraphs": "l2c.integrations.diffusers",
         "Calibration": "l2c.policies.calibration",
         "DiT": "l2c.backbones.dit",
+        "Ladder": "l2c.graph.ladder",
         "Sampler": "l2c.sampling.sampler",
         "UViT": "l2c.backbones.uvit",
         "accelerate": "l2c.pipelines.acceleration",

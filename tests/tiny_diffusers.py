@@ -252,3 +252,47 @@ def attentive_pipeline() -> Any:
         norm_num_groups=4,
     )
     return _stable_diffusion(frozen(unet))
+
+
+def flux(tokenizer: Callable[[int], Any], **scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a tiny Flux and the options of its call."""
+    import diffusers
+
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    pipe = diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
+        text_encoder=make_clip(16),
+        tokenizer=tokenizer(7),
+        text_encoder_2=make_t5(num_layers=2),
+        tokenizer_2=tokenizer(7),
+        transformer=frozen(transformer),
+    )
+    return pipe, {"max_sequence_length": 7, "height": 8, "width": 8}
+
+
+def sd3(tokenizer: Callable[[int], Any], **scheduler: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a tiny Stable Diffusion 3 and the options of its call."""
+    import diffusers
+
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=_sd3().model,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
+        vae=make_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
+        text_encoder=make_clip(8, projected=True),
+        tokenizer=tokenizer(7),
+        text_encoder_2=make_clip(8, projected=True),
+        tokenizer_2=tokenizer(7),
+        text_encoder_3=make_t5(num_layers=2),
+        tokenizer_3=tokenizer(7),
+    )
+    return pipe, {"max_sequence_length": 7, "height": 8, "width": 8}

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RUN = 64  # words of eight bytes
 
@@ -33,6 +34,24 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
             digest.update(f"{part}{tuple(stored.shape)}".encode())
             digest.update(stored.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return f"sha256:{digest.hexdigest()}"
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
+
+
+def known_digest(module: nn.Module, weights: Mapping[str, Tensor] | None = None) -> str:
+    """Return `weights_digest` of a module, worked out anew only where the checksum of its weights has changed.
+
+    Args:
+        module: the module.
+        weights: those of it that count; None = its state dict.
+
+    """
+    weights = module.state_dict() if weights is None else weights
+    checksum = weights_checksum(weights)
+    if module not in _KNOWN or _KNOWN[module][1] != checksum:
+        _KNOWN[module] = weights_digest(weights), checksum
+    return _KNOWN[module][0]
 
 
 def weights_checksum(weights: Mapping[str, Tensor]) -> str:

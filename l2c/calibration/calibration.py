@@ -12,7 +12,7 @@ from torch import Tensor
 
 from l2c.calibration import calibration_file as file
 from l2c.calibration.cost import Cost
-from l2c.calibration.grid import Grid
+from l2c.calibration.grid import Grid, oldest_age
 from l2c.calibration.other_times import Measured, carry
 from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
@@ -119,8 +119,7 @@ class Calibration:
         self.check(graph, any_times=True)
         grid = solver if isinstance(solver, Grid) else Grid.of(solver)
         measured = Measured(self.grid, *(self.tensors[name].numpy() for name in ("responses", "responses_ahead")))
-        count = len(grid.timesteps)
-        responses = carry(measured, grid, max_age=min(count - 1, max(6, -(-2 * count // 5))))
+        responses = carry(measured, grid, max_age=oldest_age(len(grid.timesteps)))
         return replace(
             self,
             tensors={"responses": torch.from_numpy(responses)},

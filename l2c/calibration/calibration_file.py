@@ -25,7 +25,7 @@ VERSION = 2
 FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", "corrections")
 OF_BINDING = tuple(Binding.__dataclass_fields__)
 OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction")
-CORRECTION = ("share", "predicted", "true")  # of the uncached MACs; mean squared errors per pixel
+CORRECTION = ("num_evaluations", "share", "predicted", "true")  # share of the MACs; mean squared errors per pixel
 NUMBER = (int, float)
 TEXT = (str, type(None))
 DIMENSIONS = {"layer_change": 3, "block_change": 3, "responses": 4, "responses_ahead": 4}
@@ -98,9 +98,11 @@ def fields_of(header: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise ValueError("its content is not what was written; copy the file again, or run l2c calibrate again")
     known_fields(content, FIELDS)
     grid = member(content, "grid", (dict, type(None)))
-    corrections = tuple(_correction(one, i) for i, one in enumerate(member(content, "corrections", list)))
+    binding = _binding(member(content, "binding", dict))
+    count = binding.num_evaluations
+    corrections = tuple(_correction(one, i, count) for i, one in enumerate(member(content, "corrections", list)))
     return {
-        "binding": _binding(member(content, "binding", dict)),
+        "binding": binding,
         "settings": member(content, "settings", dict),
         "grid": None if grid is None else Grid.from_json(grid, "grid"),
         "schedule": _schedule(member(content, "schedule", (dict, type(None)))),
@@ -150,10 +152,12 @@ def _cost(content: Mapping[str, Any] | None) -> Cost | None:
     )
 
 
-def _correction(content: Any, index: int) -> Mapping[str, float]:
+def _correction(content: Any, index: int, num_evaluations: int) -> Mapping[str, float]:
+    """Return a correction; one that does not say its number of evaluations is of those measured."""
     where = f"corrections[{index}]"
     if not isinstance(content, dict) or index >= MOST:
         raise ValueError(f"{where} must be an object, and one of at most {MOST}, got {quoted(content, 40)}")
+    content = {"num_evaluations": num_evaluations, **content}
     known_fields(content, CORRECTION, where)
     return {name: finite_number(f"{where}.{name}", content.get(name), low=1e-300) for name in CORRECTION}
 

@@ -16,6 +16,7 @@ from l2c.io.numbers import finite_number
 
 FIELDS = ("timesteps", "ends", "coefficients", "direct")
 MOST_EVALUATIONS = 10_000
+SMALL = 1e-4  # outputs of this size reach no clip of a scheduler, so that its steps are linear
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,7 @@ def step_coefficients(solver: Solver) -> tuple[float, ...]:
         ValueError: if a coefficient is 0 or not finite.
 
     """
-    count = solver.num_evaluations
-    one = torch.eye(count, dtype=torch.float64).view(count, count, 1, 1, 1)  # [evaluation, image]
-    calls = iter(range(count))
-    final = solver.sample(lambda x, t: one[next(calls)], torch.zeros(count, 1, 1, 1, dtype=torch.float64)).flatten()
+    final = output_map(solver)[-1]
     later = _later(solver)
     coefficients = tuple(float(moved) / after for moved, after in zip(final, later, strict=True))
     wrong = [e for e, value in enumerate(coefficients) if value == 0 or not math.isfinite(value)]
@@ -134,9 +132,27 @@ def step_coefficients(solver: Solver) -> tuple[float, ...]:
     return coefficients
 
 
+def output_map(solver: Solver) -> torch.Tensor:
+    """Return how far an output of 1 at each evaluation moves the state of each evaluation, and the image, (E + 1, E).
+
+    Entry [k, e] is for the output of evaluation e and the state that the network is given at evaluation k; the last
+    row is for the image. In 64 bits.
+    """
+    count = solver.num_evaluations
+    one = SMALL * torch.eye(count, dtype=torch.float64).view(count, count, 1, 1, 1)  # [evaluation, image]
+    states: list[torch.Tensor] = []
+
+    def output(x: torch.Tensor, t: float) -> torch.Tensor:
+        states.append(x.double().flatten())
+        return one[len(states) - 1]
+
+    final = solver.sample(output, torch.zeros(count, 1, 1, 1, dtype=torch.float64))
+    return torch.stack([*states, final.double().flatten()]) / SMALL
+
+
 def _later(solver: Solver) -> list[float]:
     """Return for each evaluation what a state after its step is multiplied by until the end, outputs being 0."""
-    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    one = SMALL * torch.ones(1, 1, 1, 1, dtype=torch.float64)
     states: list[float] = []
 
     def nothing(x: torch.Tensor, t: float) -> torch.Tensor:
@@ -152,3 +168,8 @@ def places(times: Sequence[float], like: Grid) -> list[float]:
     """Return how far times are from the end of a grid: 1 at its first evaluation, 0 at its last."""
     first, last = like.timesteps[0], like.timesteps[-1]
     return [(t - last) / (first - last) for t in times]
+
+
+def oldest_age(num_evaluations: int) -> int:
+    """Return the age that responses reach by default, in evaluations: 0.4 of the trajectory, at least 6."""
+    return min(num_evaluations - 1, max(6, -(-2 * num_evaluations // 5)))

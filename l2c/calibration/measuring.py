@@ -11,7 +11,8 @@ from torch import Tensor
 from l2c.calibration.calibration import Kind
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
-from l2c.calibration.grid import Grid
+from l2c.calibration.forward_responses import measure_forward
+from l2c.calibration.grid import Grid, oldest_age
 from l2c.calibration.responses import measure_both_ways
 from l2c.diffusion import SOLVERS, Solver
 from l2c.sampling.batches import labels_in_turn
@@ -19,7 +20,12 @@ from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 CHANGES, RESPONSES = "changes", "responses"
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {CHANGES: {"max_age": 3}, RESPONSES: {"num_probes": 8, "max_age": 8}}
+GRADIENT, FORWARD = "gradient", "forward"
+METHODS = (GRADIENT, FORWARD)
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    CHANGES: {"max_age": 3},
+    RESPONSES: {"method": GRADIENT, "num_probes": 8, "max_age": None, "group": 1},
+}
 log = logging.getLogger(__name__)
 
 
@@ -44,22 +50,30 @@ def measure(
         seed: seed of noises and directions.
         batch_size: trajectories at a time; memory grows with it.
         changes: arguments of `measure_changes` where they are not `DEFAULTS`.
-        responses: arguments of `measure_both_ways` likewise.
+        responses: likewise: `method` `gradient` or `forward`, and the arguments of `measure_both_ways` or
+            `measure_forward`; `max_age` None = `oldest_age` of the solver.
 
     Raises:
-        ValueError: if the solver adds noise of its own, or passes no gradient on, where responses are asked for.
+        ValueError: if an argument is not allowed, or responses are asked for and the solver adds noise of its own or,
+            with `gradient`, solver or model pass no gradient on.
 
     """
     backbone, solver = sampler.backbone, sampler.solver
     given = {CHANGES: changes or {}, RESPONSES: responses or {}}
     how = {name: {**DEFAULTS[name], **given[name]} for name in what}
+    if RESPONSES in how:
+        how[RESPONSES] = _checked(how[RESPONSES], solver)
     labels = labels_in_turn(backbone.num_labels, num_trajectories)
     start = labels, seeded_noise(backbone.input_shape, seed, num_trajectories)
     tensors: dict[str, Tensor] = {}
     if CHANGES in how:
         tensors |= measure_changes(sampler, *start, batch_size=batch_size, **how[CHANGES])
     if RESPONSES in how:
-        found = measure_both_ways(sampler, *start, batch_size=batch_size, seed=seed, **how[RESPONSES])
+        arguments = {"batch_size": batch_size, **how[RESPONSES]}
+        if arguments.pop("method") == FORWARD:
+            found = measure_forward(sampler, *start, **arguments)
+        else:
+            found = measure_both_ways(sampler, *start, seed=seed, **arguments)
         tensors["responses"], tensors["responses_ahead"] = found
     return kind(
         tensors,
@@ -75,6 +89,18 @@ def measure(
         schedule=solver.schedule if solver.name in SOLVERS else None,
         cost=count_macs(backbone),
     )
+
+
+def _checked(given: Mapping[str, Any], solver: Solver) -> dict[str, Any]:
+    """Return settings of responses, all of them known."""
+    found = dict(given)
+    if found["method"] not in METHODS:
+        raise ValueError(f"responses.method must be one of {', '.join(METHODS)}, got {found['method']!r}")
+    if found["max_age"] is None:
+        found["max_age"] = oldest_age(solver.num_evaluations)
+    if found["method"] == GRADIENT and found.pop("group") != 1:
+        raise ValueError("responses.group is for responses.method=forward; the gradient way measures every layer")
+    return found
 
 
 def _grid(solver: Solver) -> Grid | None:

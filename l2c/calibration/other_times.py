@@ -24,6 +24,7 @@ from l2c.calibration.grid import Grid, places
 Array = npt.NDArray[np.floating]
 SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
 ROUGH = 0.3  # of what a left-out output differs by: how far an interpolated one is taken to be off halfway
+FURTHER = 0.1  # of the last step: how far beyond the last output a spline through the others holds
 SLACK = 1e-6  # of the trajectory: times that differ by less are the same
 
 
@@ -82,18 +83,19 @@ def carry(measured: Measured, wanted: Grid, *, max_age: int) -> Array:
 
 
 def check_times(measured: Grid, wanted: Grid) -> None:
-    """Refuse times before or after those measured.
+    """Refuse times before or after those measured; within one step of them layers are computed.
 
     Raises:
-        ValueError: if a wanted time lies outside the measured ones.
+        ValueError: if a wanted time lies further out.
 
     """
-    step = 1 / (len(measured.timesteps) - 1)
+    _, second, *_, last, end = [*places(measured.timesteps, measured), *places(measured.ends[-1:], measured)]
+    half = 0.5 / (len(measured.timesteps) - 1)
     for t, place in zip(wanted.timesteps, places(wanted.timesteps, measured), strict=True):
-        if not -step / 2 <= place <= 1 + step / 2:
-            first, last = measured.timesteps[0], measured.timesteps[-1]
+        if not min(end, last - half) - SLACK <= place <= max(2 - second, 1 + half) + SLACK:
+            first, final = measured.timesteps[0], measured.timesteps[-1]
             raise ValueError(
-                f"the calibration was measured from t = {first:g} to {last:g}, but t = {t:g} is wanted; calibrate "
+                f"the calibration was measured from t = {first:g} to {final:g}, but t = {t:g} is wanted; calibrate "
                 "with a solver whose times reach that far"
             )
 
@@ -141,7 +143,9 @@ class _Source:
 
     def __init__(self, measured: Measured) -> None:
         self._measured = measured
-        self.times = _bent(places(measured.grid.timesteps, measured.grid))
+        at = places(measured.grid.timesteps, measured.grid)
+        self.times = _bent(at)
+        self._end = float(_bent([at[-1] - FURTHER * (at[-2] - at[-1])])[0])
         self._roughness: dict[int, Array] = {}
         self._splines: dict[int, tuple[CubicSpline, float, float]] = {}
 
@@ -180,6 +184,6 @@ class _Source:
             zero = np.zeros((len(responses), 1, responses.shape[2]), dtype=responses.dtype)
             knots = np.concatenate([responses[:, :back][:, ::-1], zero, ahead[:, :on]], axis=1).swapaxes(0, 1)
             knots = knots / self._measured.grid.coefficients[e]
-            room = u[-1] - u[-2] if e + on + 1 == len(self.times) else 0.0  # the end of the trajectory
-            self._splines[e] = CubicSpline(u[::-1], knots[::-1]), u[-1] + room / 2, u[0] + SLACK
+            at_end = e + on + 1 == len(self.times)  # of the trajectory: the spline holds a little further
+            self._splines[e] = CubicSpline(u[::-1], knots[::-1]), self._end if at_end else u[-1], u[0] + SLACK
         return self._splines[e]

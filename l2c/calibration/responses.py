@@ -12,11 +12,14 @@ holds the activations of one evaluation, the states of the trajectory and the ou
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.backbones.backbone import Backbone
+from l2c.io.memory import out_of_memory
 from l2c.io.seeds import ImageNoise
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.guided import GuidedBackbone
@@ -147,9 +150,10 @@ class _Trajectory:
             at_state = torch.zeros_like(at_image)
             for k, gradient in enumerate(by_output):
                 # Some layers may be made that nothing reads: the last block's text stream.
-                at_state[k], *by_layer = torch.autograd.grad(
-                    output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, materialize_grads=True
-                )
+                with _gradients_refused(self._backbone):
+                    at_state[k], *by_layer = torch.autograd.grad(
+                        output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, materialize_grads=True
+                    )
                 yield e, k, by_layer
             at_states[e] = at_state
 
@@ -168,6 +172,21 @@ class _Trajectory:
             )
             found.append(gradient)
         return found
+
+
+@contextmanager
+def _gradients_refused(backbone: Backbone) -> Iterator[None]:
+    """Replace the error of a model without a backward pass (quantised weights, inference kernels) by a sentence."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ValueError(
+            f"{backbone.conventions.name} passes no gradient from its output to its layers ({reason}); measure by "
+            "forward passes alone (responses.method=forward), or on the same weights in plain 16 or 32 bits"
+        ) from error
 
 
 def _responses(trajectory: _Trajectory, probes: Tensor, reach: tuple[int, int], bar: tqdm) -> Tensor:

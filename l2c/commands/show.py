@@ -1,4 +1,4 @@
-"""Print what a cache graph does and draw it as a heat map, or draw error against budget of a calibration.
+"""Print what a cache graph does and draw it as a heat map, or draw error against budget of a calibration or ladder.
 
 l2c show runs/demo/cache_graph.json output=graph.png
 l2c show runs/calibrate/dit_digits.safetensors num_steps=30
@@ -10,9 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from l2c.commands.frame.table import spelled
 from l2c.io.bundled import graph_names
+
+if TYPE_CHECKING:
+    from l2c.graph.ladder import Ladder
 
 CALIBRATION = ".safetensors"
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
@@ -23,11 +27,12 @@ def main(arguments: Sequence[str]) -> None:
     """Load, print, draw."""
     parser = argparse.ArgumentParser(
         prog=spelled("show"),
-        description="Print what a cache graph does and draw it as a heat map; of a calibration, draw error against "
-        "budget.",
+        description="Print what a cache graph does and draw it as a heat map; of a calibration or a ladder, draw "
+        "error against budget.",
     )
     parser.add_argument(
-        "graph", help=f"a cache_graph.json, a bundled graph ({', '.join(graph_names())}) or a calibration's file"
+        "graph",
+        help=f"a cache_graph.json, a bundled graph ({', '.join(graph_names())}), a ladder's or a calibration's file",
     )
     parser.add_argument(
         "options",
@@ -44,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         if output.suffix not in (".png", ".svg", ".pdf"):
             raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {output}")
         text = (
-            _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_graph(name, options, output)
+            _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_json(name, options, output)
         )
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -61,11 +66,15 @@ def _options(given: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _of_graph(name: str, options: dict[str, str], output: Path) -> str:
+def _of_json(name: str, options: dict[str, str], output: Path) -> str:
+    """Draw a graph as a heat map, or a ladder as error against budget; return it as text."""
+    from l2c.graph import ladder, several
     from l2c.graph.cache_graph import CacheGraph
 
     if "num_steps" in options:
         raise ValueError("a graph has its number of evaluations; num_steps is for a calibration")
+    if Path(name).is_file() and several.form_of(name) == ladder.FORMAT:
+        return _of_ladder(ladder.Ladder.load(name), "expected", output)
     graph = CacheGraph.load(name)
     from l2c.report.figures import graph_heatmap, save_figure
 
@@ -84,24 +93,27 @@ def _of_calibration(name: str, options: dict[str, str], output: Path) -> str:
     num_steps = None if text is None else whole_number("num_steps", int(text), low=2)
     calibration = Calibration.load(name)
     ladder = calibration.reachable(SHARES, num_steps=num_steps)
+    return _of_ladder(ladder, "expected" if calibration.corrections else "first-order", output)
+
+
+def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
+    """Draw error against budget; return it as a table, `how` saying what the errors are."""
+    from l2c.graph.ladder import ERROR, SPREAD, WORTH
     from l2c.report.curves import budget_curve
     from l2c.report.figures import save_figure
 
-    figures = [graph.measured for graph in ladder]
-    worth = [figure["evaluations_worth_of_macs"] for figure in figures]
-    errors = [figure["expected_mse"] for figure in figures]
-    spread = [figure["expected_mse_standard_error"] for figure in figures]
-    count = ladder[0].num_evaluations
-    how = "expected" if calibration.corrections else "first-order"
-    title = f"{calibration.binding.model}: {count} evaluations, {how} error of its graphs"
+    first, count = ladder[0], ladder[0].num_evaluations
     figure = budget_curve(
-        worth, errors, num_evaluations=count, title=title, spread=spread, ylabel=f"{how} squared error"
+        ladder.figures(WORTH),
+        ladder.figures(ERROR),
+        num_evaluations=count,
+        title=f"{first.model}: {count} evaluations, {how} error of its graphs",
+        spread=ladder.figures(SPREAD),
+        ylabel=f"{how} squared error",
     )
     save_figure(figure, output)
-    lines = [f"{calibration.binding.model}, {ladder[0].solver}, {count} evaluations; {how} squared error x 1e-5"]
-    for cost, error, one in zip(worth, errors, spread, strict=True):
-        lines.append(f"{cost:8.2f} evaluations' worth {count / cost:6.2f} x  {1e5 * error:.3g} +- {1e5 * one:.2g}")
-    return "\n".join(lines)
+    head = f"{first.model}, {first.solver}, {count} evaluations; {how} squared error x 1e-5"
+    return f"{head}\n{ladder.summary()}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from l2c.backbones.digest import weights_digest
+from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_text
@@ -29,11 +29,12 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 if TYPE_CHECKING:  # diffusers is optional
     from l2c.integrations.diffusers import CacheGraphs
 
+GRAM = "gram"
 NEEDS = {
-    **dict.fromkeys(("gram", "best"), ("responses",)),
+    **dict.fromkeys((GRAM, "best"), ("responses",)),
     **dict.fromkeys(("block_caching", "smoothcache", "top_k"), ("changes",)),
 }
-AUTO = ("gram", "block_caching")  # the better one first
+AUTO = (GRAM, "block_caching")  # the better one first
 NUM_JUDGED = 4  # new noises that the error is measured on
 FOLDER = "L2C_CACHE"  # environment variable
 
@@ -57,7 +58,7 @@ class _Asked:
 
         content = {
             "made by": [__version__, VERSION],  # what another version kept is not read
-            "weights": [weights_digest(effective_weights(model)) for model in denoisers_of(pipe).values()],
+            "weights": [known_digest(model, effective_weights(model)) for model in denoisers_of(pipe).values()],
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
             "prompts": list(map(_named, self.prompts)),
             "settings": [
@@ -82,7 +83,8 @@ def accelerate(
 ) -> CacheGraph | CacheGraphs:
     """Calibrate a pipeline, make a cache graph for a budget, apply it; found on disk the second time.
 
-    Call the pipeline as ever afterwards, with the same steps and guidance scale; `l2c.remove(pipe)` takes it off.
+    Call the pipeline as ever afterwards, with the same guidance scale; `l2c.remove(pipe)` takes it off. Graphs belong
+    to their steps, but with gram calls with other steps, resolutions and strengths get graphs of their own.
 
     Args:
         pipe: a diffusers pipeline.
@@ -103,7 +105,7 @@ def accelerate(
         FileNotFoundError: if there is no such prompt file.
 
     """
-    from l2c.integrations.diffusers import CacheGraphs, apply_cache_graph, denoisers_of, remove_cache_graph
+    from l2c.integrations.diffusers import CacheGraphs, denoisers_of, remove_cache_graph
     from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 
     denoisers_of(pipe)  # refuses what is no pipeline
@@ -123,8 +125,7 @@ def accelerate(
     if not (path.is_file() and note.is_file()):
         _make(pipe, asked, budget, path, note)
     kind = CacheGraphs if len(denoisers_of(pipe)) > 1 else CacheGraph
-    graph = kind.load(path)
-    apply_cache_graph(pipe, graph)
+    _apply(pipe, graph := kind.load(path), place, budget)
     tqdm.write(note.read_text(encoding="utf-8").rstrip())
     return graph
 
@@ -162,8 +163,12 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     refusals: list[str] = []
     for name in AUTO if asked.policy is None else (asked.policy,):
         try:
-            context = PolicyContext.of(sampler, _calibration(sampler, asked, path.parent, name))
-            graph = make_graph(name, context, budget=budget)
+            calibration = _calibration(sampler, asked, path.parent, name)
+            context = PolicyContext.of(sampler, calibration)
+            if name == GRAM and calibration is not None:
+                graph = calibration.graph(budget)
+            else:
+                graph = make_graph(name, context, budget=budget)
             break
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
             if asked.policy is not None or name == AUTO[-1]:
@@ -179,12 +184,28 @@ def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> 
     needs = NEEDS.get(policy, ())
     if not needs:
         return None
-    path = folder / f"calibration_{'_'.join(needs)}.safetensors"
+    path = _file_of(folder, needs)
     if not path.is_file():
         size = 1 if "responses" in needs else 4
         how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories, "batch_size": size}
         Calibration.measure(sampler, what=needs, true_errors=NUM_JUDGED, **how).save(path)
     return Calibration.load(path)
+
+
+def _file_of(folder: Path, needs: Sequence[str]) -> Path:
+    return folder / f"calibration_{'_'.join(needs)}.safetensors"
+
+
+def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Budget) -> None:
+    """Apply a graph; its calibration instead, where that makes such graphs for other steps too."""
+    from l2c.integrations.diffusers import apply_cache_graph
+
+    if isinstance(graph, CacheGraph) and graph.provenance.get("method") == GRAM:
+        calibration = Calibration.load(_file_of(folder, NEEDS[GRAM]))
+        if calibration.grid is not None:
+            apply_cache_graph(pipe, calibration, budget=budget)
+            return
+    apply_cache_graph(pipe, graph)
 
 
 @torch.no_grad()

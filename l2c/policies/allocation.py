@@ -28,10 +28,12 @@ def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
         older: responses of the one to three outputs before it, the newer first.
 
     """
+    if len(older) == 1:
+        step = held - older[0]
+        slope = -float(step @ held) / max(float(step @ step), 1e-30)
+        return weights_of(min(max(slope, SLOPES[0]), SLOPES[1]))
     steps = np.stack([held - other for other in older]).astype(np.float64)  # (K - 1, M)
     gram, aim = steps @ steps.T, -(steps @ held)
-    if len(older) == 1:
-        return weights_of(float(np.clip(aim[0] / max(gram[0, 0], 1e-30), *SLOPES)))
     ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
     slopes = np.linalg.solve(gram + ridge * np.eye(len(older)), aim)
     return (1 + float(slopes.sum()), *(-slopes).tolist())
@@ -94,6 +96,11 @@ class Allocation:
     def saved(self) -> float:
         """MACs saved."""
         return float((~self.rows).sum(axis=0) @ self.macs)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no more entry can be reused, whatever it saves."""
+        return not (self._possible & self.rows.T).any()
 
     def column(self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str]) -> Array | None:
         """Return the change of the image (M,) due to one layer's column of bits; None where it is impossible.
@@ -272,10 +279,15 @@ class Allocation:
         return columns
 
     def grow(self, to_save: float, *, avoid: Collection[Entry] = ()) -> None:
-        """Reuse entries, the least added error per MAC first, until `to_save` MACs are saved."""
+        """Reuse entries, the least added error per MAC first, until `to_save` MACs are saved.
+
+        Where only layers are left that save more than is wanted, one is reused if that comes nearer.
+        """
         steps = 0
         while self.saved < to_save - self.macs.min() / 2:
-            if not self._flip_best(to=False, room=to_save - self.saved, avoid=avoid):
+            room = to_save - self.saved
+            if not self._flip_best(to=False, room=room, avoid=avoid):
+                self._flip_best(to=False, room=2 * room - self.macs.min() / 2, avoid=avoid)
                 break
             steps += 1
             if steps % 8 == 0:

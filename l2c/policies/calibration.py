@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from l2c.calibration import calibration as measured
@@ -12,7 +13,9 @@ from l2c.calibration import measuring
 from l2c.calibration.grid import Grid
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
+from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.ladder import Ladder
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
@@ -22,8 +25,26 @@ from l2c.sampling.uncached import uncached_like
 
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
+REMEMBERED = 256  # graphs
 CORRECTED_AT = (0.75, 0.64, 0.5, 0.4, 0.32, 0.25)
+CARRIED_AT = (0.64, 0.4, 0.25)  # at other numbers of evaluations
+LEAST_CORRECTED = 4  # evaluations
 EULER = ("flow_euler", "FlowMatchEulerDiscreteScheduler")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a graph is made for: binding, evaluations as responses see them, and those of each solver step."""
+
+    binding: Binding
+    grid: Grid | None
+    steps: Sequence[Sequence[int]]
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What tells it from another one of the same calibration."""
+        options = tuple(sorted(self.binding.solver_options.items()))
+        return self.binding.solver, options, self.binding.timesteps, self.grid
 
 
 @dataclass(frozen=True)
@@ -34,6 +55,8 @@ class Calibration(measured.Calibration):
     graph = calibration.graph(0.4, num_steps=30)
 
     """
+
+    _made: dict[Any, CacheGraph] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def measure(cls, sampler: Sampler, *, true_errors: int = 64, **settings: Any) -> Calibration:
@@ -94,59 +117,69 @@ class Calibration(measured.Calibration):
         solver: Solver | str | None = None,
         solver_options: Mapping[str, float] | None = None,
         max_span: int | None = None,
-    ) -> list[CacheGraph]:
-        """Return the graphs of several budgets, as `graph` makes them; `measured` holds their expected errors."""
-        context = self._context(num_steps, timesteps, solver, solver_options)
-        return [gram(context, budget=budget, max_span=max_span or _span(context)) for budget in budgets]
+    ) -> Ladder:
+        """Return the graphs of several budgets, each as `graph` makes it."""
+        target = self._target(num_steps, timesteps, solver, solver_options)
+        return Ladder(self._graphs(target, budgets, max_span))
 
-    def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> list[CacheGraph]:
+    def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> Ladder:
         """Return the graphs of those of some budgets that can be reached, from the largest.
 
         Raises:
             BudgetOutOfReach: if none can be reached.
 
         """
-        context = self._context(num_steps, None, None, None)
         found: list[CacheGraph] = []
-        refusal: BudgetOutOfReach | None = None
-        for budget in budgets:
-            try:
-                found.append(gram(context, budget=budget, max_span=_span(context)))
-            except BudgetOutOfReach as error:
-                refusal = error
-                break
-        if not found and refusal is not None:
-            raise refusal
-        return found
+        try:
+            for graph in self._graphs(self._target(num_steps, None, None, None), budgets):
+                found.append(graph)
+        except BudgetOutOfReach:
+            if not found:
+                raise
+        return Ladder(found)
 
-    def _context(
+    def _graphs(
+        self, target: _Target, budgets: Sequence[Budget], max_span: int | None = None
+    ) -> Iterator[CacheGraph]:
+        """Yield the graph of each budget; those of the last `REMEMBERED` are made once."""
+        context: PolicyContext | None = None
+        for budget in budgets:
+            key = (target.key, str(budget), max_span)
+            if key not in self._made:
+                context = context or self._context(target)
+                self._made[key] = gram(context, budget=budget, max_span=max_span or _span(context))
+                for old in list(self._made)[:-REMEMBERED]:
+                    self._made.pop(old, None)
+            yield self._made[key]
+
+    def _context(self, target: _Target) -> PolicyContext:
+        if self.cost is None:
+            raise ValueError("the calibration does not hold the MACs of its layers; run l2c calibrate again")
+        blank = CacheGraph.blank(target.binding)
+        calibration = self if target.grid is None else self.at(blank, target.grid)
+        return PolicyContext(blank, self.cost, routed_evaluations(target.steps), calibration)
+
+    def _target(
         self,
         num_steps: int | None,
         timesteps: Sequence[float] | None,
         solver: Solver | str | None,
         options: Mapping[str, float] | None,
-    ) -> PolicyContext:
-        if self.cost is None:
-            raise ValueError("the calibration does not hold the MACs of its layers; run l2c calibrate again")
+    ) -> _Target:
         given = [value for value in (num_steps, timesteps) if value is not None]
         if len(given) == 2 or (given and isinstance(solver, Solver)):
             raise ValueError("give num_steps, timesteps or a solver that has them, not two of these")
-        binding, grid = self.binding, self.grid
-        steps: Sequence[Sequence[int]] = [(e,) for e in range(binding.num_evaluations)]
+        binding = self.binding
         if timesteps is not None:
             name = binding.solver if solver is None else str(solver)
-            grid = _euler_grid(name, self.binding.solver, timesteps)
-            steps = [(e,) for e in range(len(grid.timesteps))]
+            grid = self._euler_grid(name, timesteps)
             binding = replace(binding, solver=name, timesteps=grid.timesteps, solver_options={})
-        elif num_steps is not None or solver is not None or options is not None:
-            found = solver if isinstance(solver, Solver) else self._solver(num_steps, solver, options)
-            grid, steps = Grid.of(found), found.steps
-            binding = replace(
-                binding, solver=found.name, timesteps=found.timesteps, solver_options=dict(found.options)
-            )
-        blank = CacheGraph.blank(binding)
-        calibration = self if grid is None else self.at(blank, grid)
-        return PolicyContext(blank, self.cost, routed_evaluations(steps), calibration)
+            return _Target(binding, grid, [(e,) for e in range(len(grid.timesteps))])
+        if num_steps is None and solver is None and options is None:
+            return _Target(binding, self.grid, [(e,) for e in range(binding.num_evaluations)])
+        found = solver if isinstance(solver, Solver) else self._solver(num_steps, solver, options)
+        binding = replace(binding, solver=found.name, timesteps=found.timesteps, solver_options=dict(found.options))
+        return _Target(binding, Grid.of(found), found.steps)
 
     def _solver(self, num_steps: int | None, name: str | None, options: Mapping[str, float] | None) -> Solver:
         binding = self.binding
@@ -160,10 +193,25 @@ class Calibration(measured.Calibration):
             options = binding.solver_options if name == binding.solver else {}
         return make_solver(name, self.schedule, num_steps or binding.num_evaluations, **options)
 
+    def _euler_grid(self, name: str, timesteps: Sequence[float]) -> Grid:
+        """Return the grid of Euler steps of a flow, whose state moves by the output times the difference of times."""
+        if name not in EULER or self.binding.solver not in EULER or self.grid is None:
+            raise ValueError(
+                f"timesteps alone do not say what the steps of {name} are; they do for {' and '.join(EULER)}: pass "
+                "num_steps, or the solver itself"
+            )
+        times, own = tuple(map(float, timesteps)), self.grid
+        unit = own.coefficients[0] / (own.ends[0] - own.timesteps[0])  # models count to 1000, or to 1, or up
+        ends = (*times[1:], 0.0 if own.timesteps[-1] < own.timesteps[0] else 1 / abs(unit))
+        moved = tuple(unit * (end - t) for t, end in zip(times, ends, strict=True))
+        return Grid(times, ends, moved, (True,) * len(times))
+
     def corrected(self, sampler: Sampler, *, num_trajectories: int = 64, batch_size: int = 64) -> Calibration:
         """Return the calibration with true errors beside those that its responses predict, at several budgets.
 
-        First order underestimates errors, the more so the less is computed. Trajectories differ from those measured.
+        First order underestimates errors, the more so the less is computed and the more evaluations there are. Where
+        responses can be carried, half and twice the evaluations are tried too, on half as many trajectories.
+        Trajectories differ from those measured.
 
         Args:
             sampler: the measured uncached sampler.
@@ -171,36 +219,39 @@ class Calibration(measured.Calibration):
             batch_size: trajectories at a time.
 
         """
-        backbone = sampler.backbone
+        plain = replace(self, corrections=())
+        found = plain._true_errors(sampler, CORRECTED_AT, num_trajectories, batch_size)
+        own = self.binding.num_evaluations
+        for count in (2 * round(own / 4), 2 * own):
+            if count < LEAST_CORRECTED or self.grid is None or self.schedule is None or num_trajectories < 2:
+                continue
+            with contextlib.suppress(ValueError):  # nothing was measured there, or no budget can be reached
+                other = uncached_like(sampler, num_evaluations=count)
+                found += plain._true_errors(other, CARRIED_AT, num_trajectories // 2, batch_size)
+        return replace(self, corrections=tuple(found))
+
+    def _true_errors(
+        self, sampler: Sampler, shares: Sequence[float], num_trajectories: int, batch_size: int
+    ) -> list[dict[str, float]]:
+        """Return true errors beside predicted ones of graphs at the number of evaluations of an uncached sampler."""
+        backbone, count = sampler.backbone, sampler.solver.num_evaluations
         first, seed = int(self.settings.get("num_trajectories", 0)), int(self.settings.get("seed", 0))
         noise = seeded_noise(backbone.input_shape, seed, num_trajectories, first=first)
         labels = labels_in_turn(backbone.num_labels, num_trajectories, first=first)
-        plain = replace(self, corrections=())
         streams = {"batch_size": batch_size, "seed": seed, "first_image": first}
+        graphs = self.reachable(shares, num_steps=None if count == self.binding.num_evaluations else count)
         reference = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
         found: list[dict[str, float]] = []
-        for share, graph in zip(CORRECTED_AT, plain.reachable(CORRECTED_AT), strict=False):
+        for graph in graphs:
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
             images = sample_in_batches(cached, labels, noise, **streams)
             true = float((images - reference).double().square().mean())
             predicted = float(graph.measured["expected_mse"])
+            share = float(graph.measured["evaluations_worth_of_macs"]) / count
             if 0 < true < math.inf and predicted > 0:
-                found.append({"share": share, "predicted": predicted, "true": true})
-        return replace(self, corrections=tuple(found))
+                found.append({"num_evaluations": count, "share": share, "predicted": predicted, "true": true})
+        return found
 
 
 def _span(context: PolicyContext) -> int:
     return max(LEAST_SPAN, round(SPAN * context.blank.num_evaluations))
-
-
-def _euler_grid(name: str, measured_name: str, timesteps: Sequence[float]) -> Grid:
-    """Return the grid of Euler steps of a flow, whose state moves by the output times the difference of times."""
-    if name not in EULER or measured_name not in EULER:
-        raise ValueError(
-            f"timesteps alone do not say what the steps of {name} are; they do for {' and '.join(EULER)}: pass "
-            "num_steps, or the solver itself"
-        )
-    times = tuple(map(float, timesteps))
-    ends = (*times[1:], 0.0)
-    moved = tuple((end - t) / 1000 for t, end in zip(times, ends, strict=True))
-    return Grid(times, ends, moved, (True,) * len(times))

@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from l2c.calibration.calibration import Calibration
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
-from l2c.policies.allocation import Allocation, Array
+from l2c.policies.allocation import Allocation
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import PolicyContext
+from l2c.policies.expected_error import expected_error
 from l2c.policies.settings import ORDER
 
 REUSES = (HOLD, LINEAR, FITTED)
+NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 
 def gram(
@@ -62,7 +63,7 @@ def gram(
     made = {"order": order, "max_span": max_span, "routed": routed, "exchanges": exchanges}
     graph = _graph_of(context, allocation, budget=worth, reuses=list(reuses), **made)
     got = context.cost.evaluations_worth(graph)
-    if got > worth + 0.1:
+    if got > worth + NEAR and allocation.exhausted:
         ages, reason = allocation.max_age, f"and routed {routed} (raise max_span, or take routed=all)"
         if calibration.carried_from is not None or max_span > ages:
             reason = f"and the {ages} ages measured (calibrate with a larger responses.max_age)"
@@ -107,28 +108,3 @@ def _graph_of(context: PolicyContext, allocation: Allocation, **made: Any) -> Ca
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
     expected = expected_error(allocation.columns.sum(axis=0), calibration, share)
     return graph.replace(measured={**graph.measured, **expected})
-
-
-def expected_error(change: Array, calibration: Calibration, share: float) -> dict[str, float]:
-    """Return the expected mean squared error per pixel of a graph, and its standard error over trajectories.
-
-    To first order it is that of the summed responses; where the calibration holds true errors beside predicted ones,
-    it is raised by their ratio, interpolated between the budgets.
-
-    Args:
-        change: (M,), the sum of all responses.
-        calibration: gives the directions per trajectory, and the ratios.
-        share: share of the uncached MACs.
-
-    """
-    of_probes = calibration.settings.get("responses")
-    num_probes = int(of_probes.get("num_probes", 1)) if isinstance(of_probes, dict) else 1
-    num_probes = num_probes if num_probes > 0 and len(change) % num_probes == 0 else 1
-    each = np.square(change.astype(np.float64)).reshape(-1, num_probes).sum(axis=1)
-    each *= len(each)  # per trajectory
-    ratio = 1.0
-    if calibration.corrections:
-        known = sorted((one["share"], one["true"] / one["predicted"]) for one in calibration.corrections)
-        ratio = float(np.exp(np.interp(share, [at for at, _ in known], np.log([ratio for _, ratio in known]))))
-    spread = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0.0
-    return {"expected_mse": float(ratio * each.mean()), "expected_mse_standard_error": float(ratio * spread)}

@@ -30,5 +30,6 @@ def check_differentiable(solver: Solver, shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"policies gram and best differentiate the image through every step, but {solver.name} passes no "
             "gradient on; give the pipeline a scheduler that does (DDIMScheduler, DPMSolverMultistepScheduler, "
-            "FlowMatchEulerDiscreteScheduler), or take a policy that works from changes, e.g. block_caching"
+            "FlowMatchEulerDiscreteScheduler), for gram measure forward passes alone (responses.method=forward), or "
+            "take a policy that works from changes, e.g. block_caching"
         )

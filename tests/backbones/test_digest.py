@@ -121,3 +121,15 @@ def test_any_plain_tensor_has_a_checksum(dtype, shape):
     assert weights_checksum({"w": weight}) == weights_checksum({"w": weight.clone()})
     if weight.numel():
         assert weights_checksum({"w": weight}) != weights_checksum({"w": torch.zeros_like(weight)})
+
+
+def test_the_digest_of_any_module_is_remembered_while_its_weights_stay(monkeypatch):
+    from l2c.backbones import digest
+
+    layer, calls = nn.Linear(3, 2), []
+    monkeypatch.setattr(digest, "weights_digest", lambda weights: calls.append(1) or weights_digest(weights))
+    assert digest.known_digest(layer) == digest.known_digest(layer) == weights_digest(layer.state_dict())
+    assert calls == [1]
+    layer.weight.data.mul_(1.5)
+    assert digest.known_digest(layer) == weights_digest(layer.state_dict())
+    assert calls == [1, 1]

@@ -10,7 +10,7 @@ from l2c.calibration.changes import measure_changes
 from l2c.calibration.measuring import measure
 from l2c.calibration.responses import measure_both_ways
 from l2c.policies.best import with_responses
-from l2c.policies.gram import expected_error
+from l2c.policies.expected_error import expected_error
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 
@@ -34,7 +34,7 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
         "batch_size": 8,
         "measure": ["changes", "responses"],
         "changes": {"max_age": 3},
-        "responses": given,
+        "responses": {"method": "gradient", **given},
     }
     assert found.grid.timesteps == sampler.timesteps
     assert found.cost.evaluation > 0
@@ -42,7 +42,7 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
 
 def test_settings_that_are_not_given_are_written_down_too(sampler):
     found = measure(Calibration, sampler, num_trajectories=2, batch_size=2)
-    assert found.settings["responses"] == {"num_probes": 8, "max_age": 8}
+    assert found.settings["responses"] == {"method": "gradient", "num_probes": 8, "max_age": 4}
     again = with_responses(sampler, found.settings).required_calibration()
     assert again.settings == found.settings
     assert torch.equal(again.tensors["responses"], found.tensors["responses"])

@@ -99,3 +99,20 @@ def test_times_outside_and_solvers_with_noise_are_refused():
         Grid((3.0, 3.0), (3.0, 3.0), (1.0, 1.0), (True, True))
     with pytest.raises(ValueError, match="3 timesteps must have as many ends, got 2"):
         Grid((3.0, 2.0, 1.0), (2.0, 1.0), (1.0, 1.0, 1.0), (True,) * 3)
+
+
+def test_evaluations_within_a_step_of_those_measured_compute_everything():
+    fine = grid("flow_euler", 50, shift=3.0)  # its last times lie nearer to 0 than those measured
+    carried = carry(smooth(grid("flow_euler", shift=3.0), 10), fine, max_age=4)
+    unknown = [e for e in range(1, 50) if np.isnan(carried[e, :, 0]).any()]
+    assert unknown
+    assert unknown == list(range(unknown[0], 50))
+    assert len(unknown) <= 3
+    expected = smooth(fine, 4).responses
+    for e in range(1, unknown[0]):
+        assert np.allclose(carried[e, :, 0], expected[e, :, 0], rtol=0.05, atol=0.03 * np.abs(expected[e]).max())
+    late = Grid(tuple(range(950, -50, -50)), (*range(900, -50, -50), 0), (-0.1,) * 20, (True,) * 20)
+    early = Grid(tuple(range(980, -20, -20)), (*range(960, -20, -20), 0), (-0.04,) * 50, (True,) * 50)
+    carried = carry(smooth(late, 10), early, max_age=4)
+    unknown = [e for e in range(1, 50) if np.isnan(carried[e, :, 0]).any()]
+    assert unknown == [1, 2]  # t = 960 lies before 950, and at 940 its output is the last one

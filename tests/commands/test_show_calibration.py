@@ -63,3 +63,12 @@ def test_a_graph_has_its_number_of_evaluations():
     with pytest.raises(SystemExit) as stop:
         show.main(["dit_digits_ddim20", "num_steps=30"])
     assert "num_steps is for a calibration" in str(stop.value)
+
+
+def test_a_ladder_is_drawn_as_its_calibration_is(path, tmp_path, capsys):
+    Calibration.load(path).reachable(show.SHARES).save(tmp_path / "ladder.json")
+    show.main([str(tmp_path / "ladder.json"), f"output={tmp_path / 'ladder.png'}"])
+    of_ladder = capsys.readouterr().out
+    assert (tmp_path / "ladder.png").stat().st_size > 1000
+    show.main([str(path), f"output={tmp_path / 'ladder.png'}"])
+    assert capsys.readouterr().out.splitlines()[1:] == of_ladder.splitlines()[1:]

@@ -31,9 +31,9 @@ def pipe():
     return pipe
 
 
-def image(pipe):
+def image(pipe, steps=5):
     generator = torch.Generator().manual_seed(0)
-    return pipe([3], num_inference_steps=5, guidance_scale=2.0, generator=generator, output_type="np").images
+    return pipe([3], num_inference_steps=steps, guidance_scale=2.0, generator=generator, output_type="np").images
 
 
 def accelerated(pipe, folder, **changes):
@@ -57,6 +57,22 @@ def test_calibrated_once_and_found_after(pipe, tmp_path, capsys, monkeypatch):
     assert (image(pipe) == cached).all()
     remove_cache_graph(pipe)
     assert (image(pipe) == plain).all()
+
+
+def test_calls_with_other_steps_get_graphs_of_their_own_from_gram_alone(pipe, tmp_path):
+    plain = image(pipe, 7)
+    graph = accelerated(pipe, tmp_path)
+    cached = image(pipe, 7)
+    assert not (cached == plain).all()
+    (path,) = tmp_path.rglob("*.safetensors")
+    remove_cache_graph(pipe)
+    with l2c.applied(pipe, graph), pytest.raises(ValueError, match="made for num_evaluations 5, got 7"):
+        image(pipe, 7)
+    with l2c.applied(pipe, l2c.Calibration.load(path), budget=0.5):
+        assert (image(pipe, 7) == cached).all()
+    accelerated(pipe, tmp_path, policy="block_caching")
+    with pytest.raises(ValueError, match="made for num_evaluations 5, got 7"):
+        image(pipe, 7)
 
 
 def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypatch):

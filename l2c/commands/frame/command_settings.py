@@ -251,8 +251,10 @@ class Changes(Settings, group="changes"):
 class Responses(Settings, group="responses"):
     """Settings for measuring responses."""
 
+    method: str = text("gradient", choices=("gradient", "forward"))
     num_probes: int = count(8, at_most=1000)
-    max_age: int = count(8, at_most=1000)
+    max_age: int | None = count(at_most=1000)
+    group: int = count(1, at_most=1000)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
+from l2c.calibration.calibration import Calibration
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.diffusers.adapters import WeightsWatch
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
@@ -28,6 +29,7 @@ from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler,
 from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, Seats, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
+from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
 from l2c.integrations.diffusers.timesteps import Schedule
 from l2c.io.torchvision_stand_in import make_importable
 from l2c.sampling.correction import Correction
@@ -44,14 +46,15 @@ HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "l
 
 def apply_cache_graph(
     pipe_or_model: Any,
-    graph: Graphs | str | Path,
+    graph: Graphs | Calibration | str | Path,
     *,
+    budget: float | str | None = None,
     resample: bool = False,
     any_weights: bool = False,
     any_adapters: bool = False,
     any_guidance: bool = False,
 ) -> None:
-    """Apply a cache graph to a pipeline, or to its transformer or U-Net.
+    """Apply a cache graph, or a calibration, to a pipeline, or to its transformer or U-Net.
 
     The pipeline is then called as ever, any number of times. Decisions follow the timestep that the model is given,
     so a trajectory may begin anywhere (image-to-image). A reused layer without a computed output is computed.
@@ -59,7 +62,9 @@ def apply_cache_graph(
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
         graph: its layers must be modules of the model. For pipelines with two denoisers a graph for each, by its
-            name there, see `CacheGraphs`.
+            name there, see `CacheGraphs`. Or an `l2c.Calibration` of the model: the pipeline then takes any number of
+            steps, resolution and strength, and rows are made at the first call of each schedule. Needs the pipeline.
+        budget: what the graphs of a calibration may cost, see `l2c.policies.budget`.
         resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
             with a warning and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
@@ -70,10 +75,42 @@ def apply_cache_graph(
         ValueError: if the model has another architecture, other weights or a cache that is already on, the correction
             is of another graph, or the graph is for one of two denoisers; from the call of the pipeline, if its
             timesteps or guidance scale are not the graph's, it adds noise that the graph was not made for, or weights
-            or adapters (LoRA) are no longer the graph's.
+            or adapters (LoRA) are no longer the graph's; with a calibration, if its timesteps lie outside those
+            measured, or the budget is out of reach.
         FileNotFoundError: if the graph's correction is missing.
 
     """
+    of_weights = {"any_weights": any_weights, "any_adapters": any_adapters}
+    if isinstance(graph, Calibration) or budget is not None:
+        made = _calibrated(pipe_or_model, graph, budget, resample=resample)
+        model = unwrap_module(denoiser_of(pipe_or_model))
+        watch = _watched(made.first, model, **of_weights)
+        _apply(model, pipe_or_model, made, None, watch, any_guidance=any_guidance)
+    else:
+        _apply_graphs(pipe_or_model, graph, of_weights, resample=resample, any_guidance=any_guidance)
+
+
+def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adapters: bool) -> WeightsWatch | None:
+    """Refuse weights that are not a graph's; return what looks at them again, None where any will do."""
+    if any_weights:
+        return None
+
+    def check(model: nn.Module) -> None:
+        check_model_weights(graph, model, any_adapters=any_adapters)
+
+    check(model)
+    return None if graph.fingerprint is None else WeightsWatch(model, check)
+
+
+def _apply_graphs(
+    pipe_or_model: Any,
+    graph: Graphs | str | Path,
+    of_weights: Mapping[str, bool],
+    *,
+    resample: bool,
+    any_guidance: bool,
+) -> None:
+    """Apply finished graphs, one to each denoiser."""
     models = denoisers_of(pipe_or_model)
     graph = _loaded(graph, two=len(models) > 1)
     pipe = None if isinstance(pipe_or_model, nn.Module) else pipe_or_model
@@ -89,15 +126,45 @@ def apply_cache_graph(
             if pipe is None
             else "resample=True cannot tell which timesteps each of two denoisers has; make graphs for this schedule"
         )
-    accepted = {"any_weights": any_weights, "any_adapters": any_adapters, "any_guidance": any_guidance}
     try:
         for name, model in models.items():
-            part = len(models) > 1
-            _apply(unwrap_module(model), pipe, graphs[name], part=part, resample=resample, **accepted)
+            bare = unwrap_module(model)
+            fitted = fitted_to(graphs[name], bare)
+            watch = _watched(fitted, bare, **of_weights)
+            part = len(models) > 1  # it makes some of the pipeline's evaluations, the other model the others
+            if pipe is not None and not resample:
+                check_scheduler(fitted, pipe.scheduler)
+            rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
+            # The correction is of the graph under the names that it was made with.
+            _apply(bare, pipe, rows, Correction.of(graphs[name]), watch, any_guidance=any_guidance)
     except BaseException:
         for model in list(models.values())[: list(models).index(name)]:
             _remove(unwrap_module(model))
         raise
+
+
+def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resample: bool) -> CalibratedRows:
+    """Return the rows of a calibration for a pipeline; refuse what has no calibration, or no schedule of its own."""
+    kind = type(pipe).__name__
+    if not isinstance(calibration, Calibration) or not hasattr(calibration, "graph"):
+        raise ValueError(
+            f"budget is for an l2c.Calibration, got {type(calibration).__name__}; a finished graph has its budget: "
+            "leave budget out, or give l2c.Calibration.load(PATH)"
+        )
+    if budget is None:
+        raise ValueError("a calibration makes graphs of any budget: say which, budget=0.5 for half of the MACs")
+    if resample:
+        raise ValueError("resample=True is for a finished graph; a calibration makes graphs for any timesteps")
+    if isinstance(pipe, nn.Module) or len(denoisers_of(pipe)) > 1:
+        raise ValueError(
+            f"a calibration reads the timesteps of one denoiser from the pipeline's scheduler, got {kind}; give a "
+            "pipeline with one denoiser, or graphs made by Calibration.graph"
+        )
+    calibration.tensor("responses")  # refuses one that holds none
+    blank = CacheGraph.blank(calibration.binding)
+    blank = fitted_to(blank, unwrap_module(denoiser_of(pipe)))
+    check_scheduler(blank, pipe.scheduler)
+    return CalibratedRows(calibration, budget, blank)
 
 
 def _loaded(
@@ -118,10 +185,8 @@ def remove_cache_graph(pipe_or_model: Any) -> None:
 
 
 @contextmanager
-def applied(
-    pipe_or_model: Any, graph: CacheGraph | Mapping[str, CacheGraph] | str | Path, **options: Any
-) -> Iterator[Any]:
-    """Apply a graph for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
+def applied(pipe_or_model: Any, graph: Graphs | Calibration | str | Path, **options: Any) -> Iterator[Any]:
+    """Apply a graph or a calibration for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
     apply_cache_graph(pipe_or_model, graph, **options)
     try:
         yield pipe_or_model
@@ -135,30 +200,18 @@ apply, remove = apply_cache_graph, remove_cache_graph  # as `l2c.apply` and `l2c
 def _apply(
     model: nn.Module,
     pipe: Any,
-    graph: CacheGraph,
+    rows: Rows,
+    correction: Correction | None,
+    watch: WeightsWatch | None,
     *,
-    part: bool,
-    resample: bool,
-    any_weights: bool,
-    any_adapters: bool,
     any_guidance: bool,
 ) -> None:
-    """Apply a graph to one model; `part` = it makes some of the pipeline's evaluations, another model the others."""
+    """Put hooks on one model."""
     _check_uncached(model)
-    given, graph = graph, fitted_to(graph, model)
-    watch: WeightsWatch | None = None
-    if not any_weights:
-
-        def check(model: nn.Module) -> None:
-            check_model_weights(graph, model, any_adapters=any_adapters)
-
-        check(model)
-        watch = None if graph.fingerprint is None else WeightsWatch(model, check)
-    correction = Correction.of(given)  # of the graph under the names that it was made with
+    graph = rows.first
     layers = [make_layer(model, name) for name in graph.layers]
-    if pipe is not None and not resample:
-        check_scheduler(graph, pipe.scheduler)
-    hooks = _hooks(graph, layers, share=type(model).__name__ in CHAINED and correction is None)
+    alike = correction is None and not isinstance(rows, CalibratedRows)  # the columns of any graph of these rows
+    hooks = _hooks(graph, layers, share=alike and type(model).__name__ in CHAINED)
     slots = [hooks[layer.module].slots[layer.call] for layer in layers]
     placed: list[tuple[nn.Module, ModelHook, str]] = [(module, hook, LAYER) for module, hook in hooks.items()]
     for layer, slot in zip(layers, slots, strict=True):
@@ -172,8 +225,7 @@ def _apply(
             watch.look(model)
         seats.look(model)
 
-    pipe_of = None if pipe is None else weakref.ref(pipe)
-    schedule = Schedule(graph, pipe_of, resample=resample, any_guidance=any_guidance, part=part)
+    schedule = Schedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
     root = HookRegistry.check_if_exists_or_initialize(model)
     root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.

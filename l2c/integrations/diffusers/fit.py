@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from l2c.backbones.digest import weights_digest
+from l2c.backbones.digest import known_digest
 from l2c.graph.binding import (
     SCHEDULERS,
     check_guidance,
@@ -69,7 +69,7 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
         return
     name, weights = type(model).__name__, base_weights if any_adapters else effective_weights
     try:
-        check_weights(graph.binding, (name, name), lambda: weights_digest(weights(model)))
+        check_weights(graph.binding, (name, name), lambda: known_digest(model, weights(model)))
     except ValueError as error:
         adapters = at_work(model)
         fused = [adapter for adapter, how in adapters.items() if how == FUSED]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from l2c.backbones.digest import weights_digest
+from l2c.backbones.digest import known_digest
+from l2c.graph import several
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoisers_of, second_of
-from l2c.io.atomic import write_json
-from l2c.io.json_fields import known_fields, parse, read_text
-from l2c.io.names import quoted, shown
 
 FORMAT = "l2c-cache-graphs"
 MOST = 16  # denoisers of a pipeline
@@ -54,11 +51,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
             OSError: if the folder cannot be made or written.
 
         """
-        corrected = next((name for name, graph in self._graphs.items() if graph.correction is not None), None)
-        if corrected is not None:
-            raise ValueError(f"the graph of {corrected} has a correction; save each graph in a file of its own")
-        graphs = {name: json.loads(graph.to_json()) for name, graph in self._graphs.items()}
-        write_json(path, {"format": FORMAT, "version": 1, "graphs": graphs}, ensure_ascii=False)
+        several.write(path, FORMAT, self._graphs)
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraphs:
@@ -69,29 +62,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
             ValueError: if the file does not hold the graphs of a pipeline, or one of them is damaged.
 
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no cache graphs at {shown(path, 300)}; CacheGraphs.save writes them")
-        name = shown(path, 300)
-        try:
-            content = parse(read_text(path))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        form, graphs = (content.get("format"), content.get("graphs")) if isinstance(content, dict) else (None, None)
-        if form != FORMAT or content.get("version") != 1 or not isinstance(graphs, dict):
-            raise ValueError(
-                f"{name} holds no graphs of a pipeline: format is {quoted(form)}, must be {FORMAT!r}, version 1; a "
-                "single graph is read by l2c.CacheGraph.load"
-            )
-        known_fields(content, ("format", "version", "graphs"))
-        if not 0 < len(graphs) <= MOST:
-            raise ValueError(f"{name} holds {len(graphs)} graphs, must be 1 to {MOST}: one for each denoiser")
-        found = {}
-        for denoiser, graph in graphs.items():
-            try:
-                found[denoiser] = CacheGraph.from_json(json.dumps(graph), folder=Path(path).parent)
-            except ValueError as error:
-                raise ValueError(f"{name}, the graph of {shown(denoiser)}: {error}") from error
-        return cls(found)
+        return cls(several.read(path, FORMAT, "graphs of a pipeline", most=MOST))
 
 
 def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
@@ -111,6 +82,7 @@ def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
         chosen = range(graph.num_evaluations)[part]
         if not chosen:
             raise ValueError(f"{type(pipe).__name__} calls its {name} at none of {len(graph.rows)} steps; take more")
-        digest = graph.fingerprint if name == first else weights_digest(effective_weights(models[name]))
+        model = models[name]
+        digest = graph.fingerprint if name == first else known_digest(model, effective_weights(model))
         parts[name] = with_evaluations(graph, chosen, fingerprint=digest)
     return CacheGraphs(parts)

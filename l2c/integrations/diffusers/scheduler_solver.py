@@ -21,14 +21,15 @@ class SchedulerSolver(Solver):
 
     Args:
         scheduler: copied, as it stands.
-        timesteps: t that the model is given at each evaluation, which some pipelines scale.
+        timesteps: t that the model is given at each of the scheduler's evaluations, which some pipelines scale.
+        first: evaluation of the scheduler that trajectories begin at (image-to-image).
 
     Raises:
         ValueError: if the scheduler evaluates twice at one timestep.
 
     """
 
-    def __init__(self, scheduler: Any, timesteps: Sequence[float]) -> None:
+    def __init__(self, scheduler: Any, timesteps: Sequence[float], *, first: int = 0) -> None:
         name = type(scheduler).__name__
         rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1
         for before, after in itertools.pairwise(timesteps):
@@ -40,9 +41,12 @@ class SchedulerSolver(Solver):
                 )
         self.name = name  # type: ignore[misc]
         self.schedule = NoiseSchedule()
-        self.timesteps = self.indices = tuple(timesteps)
+        self.timesteps = self.indices = tuple(timesteps[first:])
         self.steps = tuple((e,) for e in range(len(self.timesteps)))
         self._scheduler = copy.deepcopy(scheduler)
+        self._first = first
+        if hasattr(scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(first)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.stochastic = adds_noise(scheduler)
 
@@ -53,7 +57,7 @@ class SchedulerSolver(Solver):
             x = x * getattr(scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
         options = {"generator": _generators(generator, len(x))} if self._takes_generator else {}
         for e in range(first_step, self.num_evaluations):
-            t = scheduler.timesteps[e]
+            t = scheduler.timesteps[self._first + e]
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             output = yield Evaluation(e, scaled, self.timesteps[e])
             predicted, _ = split_variance(output, x.shape[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import FrameType
@@ -12,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.resampling import nearest_rows, resampled
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
-from l2c.integrations.diffusers.fit import TOLERANCE, check_call, check_scheduler, check_timesteps
+from l2c.integrations.diffusers.fit import check_call
+from l2c.integrations.diffusers.rows import Rows, tolerance
 
 TIMES = ("timestep", "timesteps", "t")
-log = logging.getLogger(__name__)
 
 
 @lru_cache(maxsize=64)
@@ -95,36 +92,25 @@ class RoundedTimestep(float):
 
 
 class Schedule:
-    """A graph's timesteps, checked against those that the model is given.
+    """The timesteps of the call that runs, and the graph for them.
 
     Args:
-        graph: the graph.
+        rows: where the graph of a call comes from.
         pipe: returns the pipeline whose scheduler is followed, None once it is gone; None without a pipeline.
-        resample: make a graph for the scheduler's own timesteps instead of refusing them.
         any_guidance: accept another guidance scale than the graph's.
-        part: the graph's evaluations are some of the scheduler's; another denoiser makes the others.
 
     Attributes:
-        graph: the graph in use; of `resample`, the resampled one.
+        graph: the graph in use.
         given_rows: the row of the given graph that each evaluation follows.
 
     """
 
-    def __init__(
-        self,
-        graph: CacheGraph,
-        pipe: Callable[[], Any] | None,
-        *,
-        resample: bool = False,
-        any_guidance: bool = False,
-        part: bool = False,
-    ) -> None:
-        self.graph = self._given = graph
-        self.given_rows = list(range(graph.num_evaluations))
+    def __init__(self, rows: Rows, pipe: Callable[[], Any] | None, *, any_guidance: bool = False) -> None:
+        self.graph = rows.first
+        self.given_rows: Sequence[int] = range(self.graph.num_evaluations)
+        self.rows = rows
         self.pipe = pipe
-        self.resample = resample
         self.any_guidance = any_guidance
-        self.part = part
         self._scheduled: Any = None
         self._call: FrameType | None = None  # in which the trajectory that runs began
 
@@ -132,7 +118,7 @@ class Schedule:
         """Return whether the pipeline has set its timesteps since the last forward; looks at them then.
 
         Raises:
-            ValueError: if the timesteps are not the graph's, or another thread is in a call of the pipeline.
+            ValueError: if there is no graph for the timesteps, or another thread is in a call of the pipeline.
 
         """
         pipe = self.pipe() if self.pipe is not None else None
@@ -151,12 +137,7 @@ class Schedule:
             )
         self._scheduled, self._call = timesteps, call
         values = as_model_sees(timesteps, t, scheduler)
-        if self.resample:
-            self.graph = _resampled(self._given, values)
-            self.given_rows = nearest_rows(self._given, values)
-        else:
-            check_scheduler(self._given, scheduler)
-            check_timesteps(self._given, _within(self._given, values) if self.part else values)
+        self.graph, self.given_rows = self.rows.at(values, t, scheduler)
         check_call(self.graph, pipe, any_guidance=self.any_guidance)
         return True
 
@@ -173,16 +154,12 @@ class Schedule:
         """
         timesteps = self.graph.timesteps
         e = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
-        if abs(timesteps[e] - t) > _tolerance(timesteps, t):
+        if abs(timesteps[e] - t) > tolerance(timesteps, t):
             raise ValueError(
                 f"the model is called at t = {float(t):g}, but the graph's {len(timesteps)} evaluations lie at "
                 f"{_shown(timesteps)}; use its scheduler and number of steps, or apply it with resample=True"
             )
         return e
-
-
-def _tolerance(timesteps: Sequence[float], t: float) -> float:
-    return TOLERANCE * max(map(abs, timesteps)) + getattr(t, "eps", 0.0) * abs(t)
 
 
 def _shown(timesteps: Sequence[float]) -> str:
@@ -198,23 +175,3 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
     units = [values, tuple(v / training for v in values), tuple(1 - v / training for v in values)]
     return min(units, key=lambda unit: min(abs(value - t) for value in unit))
-
-
-def _within(graph: CacheGraph, values: Sequence[float]) -> list[float]:
-    """Return the timesteps that lie between the graph's first and last."""
-    low, high = min(graph.timesteps), max(graph.timesteps)
-    return [t for t in values if low - _tolerance(graph.timesteps, t) <= t <= high + _tolerance(graph.timesteps, t)]
-
-
-def _resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
-    """Return a graph for other timesteps, see `l2c.graph.resampling`; a warning says what it loses."""
-    result = resampled(graph, timesteps)
-    log.warning(
-        "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled to "
-        "the new distances; its error was not measured and may be many times that of a graph made for these "
-        "timesteps, which l2c.Calibration.graph makes without the model\n%s",
-        graph.num_evaluations,
-        result.num_evaluations,
-        result.summary(),
-    )
-    return result

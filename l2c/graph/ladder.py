@@ -1,0 +1,113 @@
+"""Graphs of several budgets for one sampler, from the dearest to the cheapest: a server picks a rung per request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import overload
+
+from l2c.graph import several
+from l2c.graph.cache_graph import CacheGraph
+
+FORMAT = "l2c-cache-ladder"
+WORTH, ERROR, SPREAD = "evaluations_worth_of_macs", "expected_mse", "expected_mse_standard_error"
+MOST = 1000  # graphs
+NEAR = 0.01  # of the MACs: budgets are met to within about a layer
+
+
+class Ladder(Sequence[CacheGraph]):
+    """Graphs of several budgets, for the same model, weights, solver, times and guidance; see `Calibration.ladder`.
+
+    ladder = l2c.Ladder.load("ladder.json")
+    graph = ladder.rung(0.5)
+
+    Args:
+        graphs: at least one, in any order, each with its cost and expected error among its measured figures.
+
+    Raises:
+        ValueError: if there is no graph, one lacks these figures, or they were made for different samplers.
+
+    """
+
+    def __init__(self, graphs: Iterable[CacheGraph]) -> None:
+        found = list(graphs)
+        if not found:
+            raise ValueError("a ladder needs one graph at least, got none")
+        for graph in found:
+            if graph.binding != found[0].binding:
+                raise ValueError(
+                    f"the graphs of a ladder must be for one model and sampler, got {found[0].num_evaluations} "
+                    f"evaluations of {found[0].model} and {graph.num_evaluations} of {graph.model} at other times, "
+                    "weights or guidance; make a ladder for each"
+                )
+            if not all(isinstance(graph.measured.get(figure), (int, float)) for figure in (WORTH, ERROR, SPREAD)):
+                raise ValueError("a graph of a ladder does not say its cost and expected error; make it by gram")
+        self._graphs = sorted(found, key=lambda graph: -graph.measured[WORTH])
+
+    @overload
+    def __getitem__(self, index: int) -> CacheGraph: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[CacheGraph]: ...
+    def __getitem__(self, index: int | slice) -> CacheGraph | list[CacheGraph]:
+        return self._graphs[index]
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def figures(self, name: str) -> list[float]:
+        """Return a measured figure of all graphs: `WORTH` in evaluations, `ERROR` or `SPREAD` per pixel."""
+        return [float(graph.measured[name]) for graph in self._graphs]
+
+    @property
+    def shares(self) -> list[float]:
+        """What each graph costs, as a share of the uncached MACs."""
+        return [worth / self._graphs[0].num_evaluations for worth in self.figures(WORTH)]
+
+    def rung(self, share: float) -> CacheGraph:
+        """Return the dearest graph that costs at most a share of the uncached MACs, to within `NEAR`.
+
+        Raises:
+            ValueError: if every graph costs more.
+
+        """
+        costs = self.shares
+        found = [graph for graph, cost in zip(self._graphs, costs, strict=True) if cost <= share + NEAR]
+        if not found:
+            raise ValueError(
+                f"no graph of the ladder costs {share:g} of the MACs or less; the cheapest costs {costs[-1]:.2f}"
+            )
+        return found[0]
+
+    def within(self, error: float) -> CacheGraph:
+        """Return the cheapest graph whose expected mean squared error per pixel is at most `error`.
+
+        Raises:
+            ValueError: if every graph errs more.
+
+        """
+        errors = self.figures(ERROR)
+        found = [graph for graph, expected in zip(self._graphs, errors, strict=True) if expected <= error]
+        if not found:
+            raise ValueError(
+                f"no graph of the ladder is expected to err by {error:g} or less; the least is {min(errors):g}"
+            )
+        return found[-1]
+
+    def summary(self) -> str:
+        """Return a line per graph: cost, speed-up, expected error x 1e-5."""
+        count = self._graphs[0].num_evaluations
+        rows = zip(*(self.figures(name) for name in (WORTH, ERROR, SPREAD)), strict=True)
+        return "\n".join(
+            f"{worth:8.2f} evaluations' worth {count / worth:6.2f} x  {1e5 * error:.3g} +- {1e5 * spread:.2g}"
+            for worth, error, spread in rows
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file; see `several.write`."""
+        names = [f"{share:.4f}" for share in self.shares]
+        several.write(path, FORMAT, dict(zip(names, self._graphs, strict=True)))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Ladder:
+        """Read and validate a file; see `several.read`."""
+        return cls(several.read(path, FORMAT, "ladder of cache graphs", most=MOST).values())

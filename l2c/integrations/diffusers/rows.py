@@ -1,0 +1,120 @@
+"""Where the rows of a pipeline's call come from: a finished graph, one resampled, or a calibration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from l2c.graph.binding import Binding
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.resampling import nearest_rows, resampled
+from l2c.integrations.diffusers.fit import TOLERANCE, check_scheduler, check_timesteps
+from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
+
+log = logging.getLogger(__name__)
+
+
+class MakesGraphs(Protocol):
+    """A calibration: makes the graph of a budget for a solver, see `l2c.Calibration`."""
+
+    @property
+    def binding(self) -> Binding:
+        """What it is valid for."""
+
+    def graph(self, budget: Any, *, solver: Any) -> CacheGraph:
+        """Return the graph of a budget."""
+
+
+class FinishedRows:
+    """The rows of a graph, for its own timesteps alone.
+
+    Args:
+        graph: the graph, under the model's own layer names.
+        part: the graph's evaluations are some of the scheduler's; another denoiser makes the others.
+
+    Attributes:
+        first: the graph that stands before the first call.
+
+    """
+
+    def __init__(self, graph: CacheGraph, *, part: bool = False) -> None:
+        self.first = graph
+        self.part = part
+
+    def at(self, timesteps: Sequence[float], t: float, scheduler: Any) -> tuple[CacheGraph, Sequence[int]]:
+        """Return the graph of a trajectory, and for each evaluation the row of the given graph that it follows.
+
+        Args:
+            timesteps: the scheduler's timesteps, in the units of the model.
+            t: the one that the trajectory begins at.
+            scheduler: the scheduler, its timesteps set.
+
+        Raises:
+            ValueError: if there is no graph for these.
+
+        """
+        check_scheduler(self.first, scheduler)
+        check_timesteps(self.first, within(self.first, timesteps) if self.part else timesteps)
+        return self.first, range(self.first.num_evaluations)
+
+
+class ResampledRows:
+    """The rows of a graph for any timesteps: every evaluation gets the row of the nearest one."""
+
+    def __init__(self, graph: CacheGraph) -> None:
+        self.first = graph
+
+    def at(self, timesteps: Sequence[float], t: float, scheduler: Any) -> tuple[CacheGraph, Sequence[int]]:
+        """Return the resampled graph and its rows; a warning says what it loses. See `FinishedRows.at`."""
+        result = resampled(self.first, timesteps)
+        log.warning(
+            "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled "
+            "to the new distances; its error was not measured and may be many times that of a graph made for these "
+            "timesteps, which a calibration makes without the model: l2c.apply(pipe, calibration, budget=...)\n%s",
+            self.first.num_evaluations,
+            result.num_evaluations,
+            result.summary(),
+        )
+        return result, nearest_rows(self.first, timesteps)
+
+
+class CalibratedRows:
+    """Rows that a calibration makes at the first call of each schedule.
+
+    Args:
+        calibration: measured on this model.
+        budget: see `l2c.policies.budget`; a share counts of the trajectory that runs.
+        blank: an all-compute graph of the calibration under the model's own layer names.
+
+    Attributes:
+        first: the graph that stands before the first call; it computes everything.
+
+    """
+
+    def __init__(self, calibration: MakesGraphs, budget: float | str, blank: CacheGraph) -> None:
+        self.first = blank
+        self._calibration = calibration
+        self._budget = budget
+
+    def at(self, timesteps: Sequence[float], t: float, scheduler: Any) -> tuple[CacheGraph, Sequence[int]]:
+        """Return the graph of the trajectory from `t` on, and its rows. See `FinishedRows.at`."""
+        check_scheduler(self.first, scheduler)
+        begin = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
+        solver = SchedulerSolver(scheduler, timesteps, first=begin)
+        graph = self._calibration.graph(self._budget, solver=solver).replace(layers=self.first.layers)
+        return graph, range(graph.num_evaluations)
+
+
+Rows = FinishedRows | ResampledRows | CalibratedRows
+
+
+def tolerance(timesteps: Sequence[float], t: float) -> float:
+    """Return by how much a timestep may differ from one of a graph's."""
+    return TOLERANCE * max(map(abs, timesteps)) + getattr(t, "eps", 0.0) * abs(t)
+
+
+def within(graph: CacheGraph, values: Sequence[float]) -> list[float]:
+    """Return the timesteps that lie between the graph's first and last."""
+    low, high = min(graph.timesteps), max(graph.timesteps)
+    return [t for t in values if low - tolerance(graph.timesteps, t) <= t <= high + tolerance(graph.timesteps, t)]
