@@ -87,7 +87,7 @@ def commands(inputs: Path) -> dict[str, Cheap]:
         ),
         "sample-many": Cheap(
             ("sample-many", graph, "num_images=6", "batch_size=2", "shard_size=2", "trainer.accelerator=cpu"),
-            ("run/samples/*.safetensors", "run/samples/samples.npz"),
+            ("run/samples-*.safetensors", "run/samples.npz"),
             large=("num_images=100000", "batch_size=100000", "shard_size=100000"),
         ),
         "evaluate": Cheap(
