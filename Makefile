@@ -32,7 +32,7 @@ demo: install  ## train routers on the bundled digits DiT, export, sample, repor
 		hydra.run.dir=$(RUN)/emoji
 
 test: install  ## run the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: install  ## the long tests at their whole length: wrong settings, damaged files, kills, full disks, threads (hours)
 	$(BIN)/python -m pytest tests/soak --soak

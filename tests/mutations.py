@@ -48,6 +48,8 @@ def damaged(whole: bytes, source: random.Random) -> bytes:
     """Return bytes with a few of them cut out, put in or replaced, or cut short."""
     content = bytearray(whole)
     for _ in range(source.choice((1, 1, 3))):
+        if not content:
+            break
         place = source.randrange(len(content))
         act = source.randrange(4)
         if act == 0:

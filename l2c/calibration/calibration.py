@@ -137,7 +137,7 @@ class Calibration:
 
         """
         header = file.header_of(
-            self.tensors,
+            tensors=self.tensors,
             binding=self.binding,
             settings=self.settings,
             grid=self.grid,
@@ -165,8 +165,9 @@ class Calibration:
             header = (found.metadata() or {})["l2c"]
             tensors = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118 - not a dict
         try:
-            calibration = cls(tensors, **file.fields_of(header, tensors))
+            calibration = cls(tensors, **file.fields_of(header))
             file.check_tensors(tensors, binding=calibration.binding, grid=calibration.grid, cost=calibration.cost)
+            file.check_digest(header, tensors)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return calibration

@@ -22,7 +22,7 @@ from l2c.io.numbers import finite_number, whole_number
 
 FORMAT = "l2c-calibration"
 VERSION = 2
-FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", "corrections")
+FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", "corrections", "digest")
 OF_BINDING = tuple(Binding.__dataclass_fields__)
 OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction")
 CORRECTION = ("num_evaluations", "share", "predicted", "true")  # share of the MACs; mean squared errors per pixel
@@ -34,8 +34,8 @@ MOST_MACS = 10**18
 
 
 def header_of(
-    tensors: Mapping[str, Tensor],
     *,
+    tensors: Mapping[str, Tensor],
     binding: Binding,
     settings: Mapping[str, Any],
     grid: Grid | None,
@@ -73,16 +73,24 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return f"sha256:{hashlib.sha256(f'{text}{weights_digest(tensors)}'.encode()).hexdigest()}"
 
 
-def fields_of(header: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the content of a head, as arguments of `Calibration`.
-
-    Args:
-        header: text of the head.
-        tensors: tensors of the file.
+def check_digest(header: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a head and tensors that are not those that were written; older files have no digest that would tell.
 
     Raises:
-        ValueError: if the head is damaged, of another version, or has missing, unknown or wrong fields; also if head
-            and tensors are not those that were written (older files have no digest that would tell).
+        ValueError: if the digest in the head is another one.
+
+    """
+    content = parse(header)
+    digest = content.pop("digest", None)
+    if digest is not None and digest != _digest(json.dumps(content, ensure_ascii=False), tensors):
+        raise ValueError("its content is not what was written; copy the file again, or run l2c calibrate again")
+
+
+def fields_of(header: str) -> dict[str, Any]:
+    """Return the content of a head, as arguments of `Calibration`.
+
+    Raises:
+        ValueError: if the head is damaged, of another version, or has missing, unknown or wrong fields.
 
     """
     content = parse(header)
@@ -93,9 +101,6 @@ def fields_of(header: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the calibration is of version {quoted(content.get('version', 1))}, this package reads version "
             f"{VERSION}; run l2c calibrate again"
         )
-    digest = content.pop("digest", None)
-    if digest is not None and digest != _digest(json.dumps(content, ensure_ascii=False), tensors):
-        raise ValueError("its content is not what was written; copy the file again, or run l2c calibrate again")
     known_fields(content, FIELDS)
     grid = member(content, "grid", (dict, type(None)))
     binding = _binding(member(content, "binding", dict))

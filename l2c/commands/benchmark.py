@@ -14,9 +14,10 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
-from l2c.backbones.presets import RANDOM, load_backbone, model_preset
+from l2c.backbones.presets import RANDOM, load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands.frame import entry as cli
+from l2c.commands.frame.sampler import preset_of
 from l2c.commands.frame.table import this_command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
@@ -33,7 +34,7 @@ from l2c.speed.report import speed_table, write_speed_report
 def main(cfg: DictConfig) -> None:
     """Build, time, report."""
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
-    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_xl2")
+    preset = preset_of(cfg, graph, otherwise="dit_xl2")
     device = cli.device(cfg.device)
     checkpoint = RANDOM if cfg.checkpoint is None and graph is None else cfg.checkpoint
     backbone = load_backbone(preset, checkpoint=checkpoint)

@@ -15,6 +15,7 @@ from l2c.commands.frame.table import command_line
 from l2c.io.atomic import check_writable
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
+from l2c.policies.settings import NEEDS
 from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "num_trajectories", "batch_size", "changes", "responses")
@@ -25,6 +26,9 @@ def main(cfg: DictConfig) -> None:
     """Load, run seeded trajectories, save the calibration."""
     if isinstance(cfg.measure, str):
         cfg.measure = [cfg.measure]
+    missing = [what for what in NEEDS.get(cfg.policy.name if "policy" in cfg else "", ()) if what not in cfg.measure]
+    if missing:
+        raise ValueError(f"policy {cfg.policy.name} needs {missing[0]}; say measure=[{','.join(missing)}]")
     check_writable(cfg.output)
     backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)

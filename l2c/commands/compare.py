@@ -94,6 +94,7 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
         **kept_pictures(folder, cells),
         family_of={method: str(options.get("policy", method)) for method, options in cfg.methods.items() if options},
         always=[FEWER_STEPS, *(cfg.graphs or {})],
+        measured_to=MEASURED[cfg.reference],
     )
 
 

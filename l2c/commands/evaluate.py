@@ -10,16 +10,17 @@ l2c evaluate experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import ModelPreset, load_backbone
+from l2c.backbones.presets import load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline
 from l2c.commands.frame.drawing import draw_by
+from l2c.commands.frame.sampler import preset_of
 from l2c.commands.frame.table import this_command_line
 from l2c.evaluation.comparison import compare
 from l2c.evaluation.graph_report import scores_table, table, write_report
 from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures
-from l2c.evaluation.scores.reference import TensorImages, load_reference, open_images
+from l2c.evaluation.scores.reference import TensorImages, check_reference, load_reference, open_images
 from l2c.evaluation.scores.scores import score
 from l2c.evaluation.tournament import fewer_evaluations
 from l2c.graph.binding import scale_in_use
@@ -67,6 +68,8 @@ def judge_images(cfg: DictConfig) -> None:
     settings = {"batch_size": cfg.batch_size, "device": device}
     folder = cli.run_folder()
     check_writable(folder / "scores.json")
+    if str(cfg.reference) != "digits":
+        check_reference(cfg.reference)
     source = cfg.samples
     if source is None:
         drawn = draw_by(cfg, folder / "samples")
@@ -74,12 +77,13 @@ def judge_images(cfg: DictConfig) -> None:
             return
         source = drawn.folder
         print(f"drew {drawn.num_images} images in {drawn.seconds:.1f} s: {drawn.images_per_second:.2f} images/s")
+    images = TensorImages(digits()[0]) if str(source) == "digits" else open_images(source)
     real = TensorImages(digits()[0]) if str(cfg.reference) == "digits" else cfg.reference
     reference = load_reference(real, extractor, **settings)
     if cfg.save_statistics is not None:
         reference.save_statistics(cfg.save_statistics)
     scores = score(
-        TensorImages(digits()[0]) if str(source) == "digits" else open_images(source),
+        images,
         reference,
         extractor,
         **settings,
@@ -102,7 +106,7 @@ def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float
         fewer = "fewer_steps" in cfg.baselines or count != graph.num_evaluations
         backbone = configured_backbone(cfg.model, {"num_evaluations": count, "cfg_scale": scale}, fewer_steps=fewer)
         return (backbone if cfg.device is None else backbone.to(cli.device(cfg.device))), scale, None
-    preset = ModelPreset.of(cfg.get("model") or graph.model)
+    preset = preset_of(cfg, graph)
     backbone = load_backbone(preset, checkpoint=cfg.checkpoint).to(cli.device(cfg.device))
     scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, preset.sampling.cfg_scale)
     return backbone, scale, reader_of(preset)

@@ -9,9 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.presets import load_backbone, model_names, model_preset
+from l2c.backbones.presets import load_backbone
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline, python_line
+from l2c.commands.frame.sampler import preset_of
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import command_line
 from l2c.graph.binding import scale_in_use
@@ -56,11 +57,7 @@ def backbone_of(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tupl
                 "made with, model.layers=[layer], [block] or [block,resnet]"
             )
         return backbone, None
-    if model is None and graph.model not in model_names() and graph.solver.endswith("Scheduler"):
-        raise ValueError(
-            f"the graph was made for {graph.model} of a diffusers pipeline; add backend=diffusers pipeline=PATH"
-        )
-    preset = model or model_preset(graph.model)
+    preset = preset_of(cfg, graph)
     return load_backbone(preset, checkpoint=cfg.checkpoint), preset.sampling.cfg_scale
 
 

@@ -5,6 +5,7 @@ A shard appears whole or not at all, so that a run which was killed goes on at t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,7 +16,7 @@ from l2c.io.names import quoted, shown
 from l2c.io.numbers import whole_number
 
 VERSION = 1
-MOST_IMAGES, MOST_SHARDS, LARGEST_SIDE = 10**10, 10**6, 2**16
+MOST_IMAGES, MOST_SHARDS, LARGEST_SIDE = 10**10, 10**5, 2**16
 M = TypeVar("M", bound="Shards")
 
 
@@ -52,7 +53,8 @@ class Shards:
 
     def missing(self, folder: Path) -> list[int]:
         """Return the numbers of the shards that are not there yet."""
-        return [k for k in range(self.num_shards) if not self.path(folder, k).is_file()]
+        there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        return [k for k in range(self.num_shards) if self.path(folder, k).name not in there]
 
     def settings_to_agree(self) -> dict[str, Any]:
         """Return the settings that must be equal when a folder is continued, by name."""
@@ -66,6 +68,7 @@ class Shards:
             OSError: if the folder cannot be written.
 
         """
+        self.bounded()
         sweep(folder)
         if not (folder / self.FILE).is_file():
             self.save(folder)

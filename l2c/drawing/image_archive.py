@@ -121,7 +121,9 @@ def array_names(path: Path) -> list[str]:
 
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {shown(path, 300)}; give an .npz file of images or of their statistics")
+        raise FileNotFoundError(
+            f"no file {shown(path, 300)}; give a folder of l2c sample-many or an .npz file of images"
+        )
     with _whole(path), zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 

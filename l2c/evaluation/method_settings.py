@@ -10,11 +10,13 @@ from typing import Any
 
 from l2c.io.names import near_names
 from l2c.io.settings import Number, Rule, Text, full_name
-from l2c.policies.settings import COUNT, FROM_0, OPTIONS, SEED, check_options, check_values
+from l2c.policies.settings import COUNT, FROM_0, NEEDS, OPTIONS, SEED, check_options, check_values
 from l2c.sampling.solver_settings import SOLVER_NAMES
 
 FEWER_STEPS = "fewer_steps"
-BY_RESPONSES = ("gram", "best")  # made anew from each calibration; may have another solver
+BY_RESPONSES = tuple(
+    name for name, needs in NEEDS.items() if "responses" in needs
+)  # made anew from each calibration; may have another solver
 SHARE = Number(at_least=0, at_most=1)
 OTHER_SOLVER: dict[str, Rule] = {
     "solver": Text(choices=tuple(name for name in SOLVER_NAMES if name != "pipeline")),

@@ -28,6 +28,7 @@ from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
+from l2c.policies.settings import NEEDS
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.method_table import Cell
 from l2c.report.samples import SampleRow
@@ -37,7 +38,6 @@ from l2c.sampling.solver_settings import SolverSettings
 from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
-CALIBRATED = (*BY_RESPONSES, "block_caching", "smoothcache", "top_k")
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
@@ -94,7 +94,7 @@ class Tournament:
 
         """
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
-        calibrated = [name for name, given in chosen.items() if given.get("policy", name) in CALIBRATED]
+        calibrated = [name for name, given in chosen.items() if given.get("policy", name) in NEEDS]
         if calibrated and not self.contexts:
             raise ValueError(
                 f"{calibrated[0]} needs a calibration; run l2c calibrate measure=[changes,responses] and pass "

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -81,8 +81,9 @@ def _take(path: Path) -> int:
         except FileNotFoundError:
             same = False
         if same:
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
+            with suppress(OSError):  # a full disk: the lock holds all the same
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
             return handle
         os.close(handle)
 

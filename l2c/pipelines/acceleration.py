@@ -23,6 +23,7 @@ from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
+from l2c.policies.settings import NEEDS
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -30,10 +31,6 @@ if TYPE_CHECKING:  # diffusers is optional
     from l2c.integrations.diffusers import CacheGraphs
 
 GRAM = "gram"
-NEEDS = {
-    **dict.fromkeys((GRAM, "best"), ("responses",)),
-    **dict.fromkeys(("block_caching", "smoothcache", "top_k"), ("changes",)),
-}
 AUTO = (GRAM, "block_caching")  # the better one first
 NUM_JUDGED = 4  # new noises that the error is measured on
 FOLDER = "L2C_CACHE"  # environment variable

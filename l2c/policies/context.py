@@ -84,7 +84,8 @@ class PolicyContext:
         if self.stochastic:
             raise ValueError(
                 f"policy {policy} compares images from the same noise, but {self.blank.solver} adds noise of its "
-                "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m)"
+                "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a flow "
+                "flow_euler, flow_dpm_2m)"
             )
         return self.sampler
 
@@ -101,7 +102,7 @@ class PolicyContext:
 
         """
         if self.calibration is None:
-            raise ValueError("this policy needs a calibration; run l2c calibrate and pass calibration=PATH")
+            raise ValueError("there is no calibration; run l2c calibrate and pass calibration=PATH")
         return self.calibration
 
     def least(self, routed: Sequence[int]) -> float:

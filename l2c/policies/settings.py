@@ -14,6 +14,11 @@ from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
 COUNT = Number(whole=True, at_least=1)
 AT_ONCE = Number(whole=True, at_least=1, at_most=10**6)
 SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
+# What `l2c calibrate` must have measured for a policy; the others need no calibration.
+NEEDS = {
+    **dict.fromkeys(("gram", "best"), ("responses",)),
+    **dict.fromkeys(("block_caching", "smoothcache", "top_k"), ("changes",)),
+}
 ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
 FROM_0 = Number(whole=True, at_least=0)

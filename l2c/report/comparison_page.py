@@ -17,11 +17,11 @@ from l2c.report.page_samples import samples_html
 from l2c.report.samples import SampleRow
 
 MEANINGS = (
-    "The cost that was asked for: up to 1 a share of the uncached MACs, above 1 evaluations' worth of MACs.",
+    "The cost that was asked for, in evaluations' worth of MACs.",
     "How the graph was made; fewer_steps is the uncached sampler with fewer evaluations.",
     "What the method took: multiply-accumulate operations of a trajectory over those of one full evaluation.",
-    "Mean squared error per pixel to the uncached images from the same noise, with its standard error over seeds; "
-    "where there is one seed, over noises.",
+    "Mean squared error per pixel to the images that errors are measured to, from the same noise, with its standard "
+    "error over seeds; where there is one seed, over noises.",
     f"The error over the least error at this budget; ratios under {TIE:g} are called ties.",
     "Wall-clock time of the uncached sampler over that of the method, measured in alternation.",
     "How many draws, trainings or calibrations the line is the mean of.",
@@ -41,6 +41,7 @@ class ComparisonPage:
         graphs: per budget the graph of each method.
         family_of: method to family, for the curves; a method without one is a family of its own.
         always: families that the curves label before others, however large their errors are.
+        measured_to: what errors are the distance to.
 
     """
 
@@ -51,6 +52,7 @@ class ComparisonPage:
     graphs: Mapping[float, Mapping[str, CacheGraph]] = field(default_factory=dict)
     family_of: Mapping[str, str] | None = None
     always: Sequence[str] = ()
+    measured_to: str = "uncached images"
 
     def curves(self) -> Figure:
         """Return the curves of error against cost, as the page shows them."""
@@ -70,8 +72,8 @@ class ComparisonPage:
         budgets = list(dict.fromkeys(line.target for line in found))
         lead = (
             f"{len(methods)} ways to sample from {self.model} at {len(budgets)} budgets of computation. Each starts "
-            "from the same noises as the uncached sampler; its error is the distance of its images to the uncached "
-            "ones, so 0 is perfect. Less error at the same cost is better."
+            f"from the same noises; its error is the distance of its images to the {self.measured_to}, so 0 is "
+            "perfect. Less error at the same cost is better."
         )
         return page_html(f"Caching compared: {self.model}", lead, self.facts, self._sections(found, budgets))
 

@@ -290,7 +290,9 @@ def _agreed(
     num_evaluations = None if num_evaluations is None else whole_number("num_evaluations", num_evaluations, low=1)
     if graph is None:
         if solver is None or num_evaluations is None:
-            raise ValueError("a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', 20)")
+            raise ValueError(
+                "a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', num_evaluations=20)"
+            )
         return solver, num_evaluations, dict(given)
     binding, name = graph.binding, backbone.conventions.name
     check_layers(binding, name, backbone.layer_names)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from l2c.io.finite import not_finite
 from l2c.io.settings import as_text
 
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)  # of 1 there is no digest
+MARK = b"l2c sha256 "
 LIGHTNING = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "epoch")
 
 
@@ -44,7 +46,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()  # torch's own errors of writing say neither what nor where
         torch.save(checkpoint, buffer)
         with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(_marked(buffer.getvalue()))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -85,7 +87,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint to resume from at {path}; give the last.ckpt of a run")
     try:
-        _check_sums(path)
+        marked = _check_mark(Path(path).read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign pickles; what matters is said below
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -106,7 +108,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not complete:
         what = f"it has no {missing[0]}" if missing else "a part of it has another type"
         raise ValueError(f"cannot resume from {path}: {what}; give the last.ckpt that a training wrote")
-    if not isinstance(run, dict) or run.get("version") != VERSION or not isinstance(run.get("settings"), dict):
+    if isinstance(run, dict) and run.get("version") == VERSION and not marked:
+        raise ValueError(f"cannot resume from {path}: it is cut short or damaged; give an earlier checkpoint")
+    if not isinstance(run, dict) or run.get("version") not in VERSIONS or not isinstance(run.get("settings"), dict):
         raise ValueError(
             f"cannot resume from {path}: it does not say which settings made it (another version of this package "
             "wrote it); start anew without resume"
@@ -114,17 +118,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _check_sums(path: str | Path) -> None:
-    """Refuse a checkpoint whose parts are not those that were written; torch itself does not look at their checksums.
+def _marked(content: bytes) -> bytes:
+    """Return a checkpoint's bytes with their digest, as the comment at the end of the archive that they are."""
+    mark = MARK + hashlib.sha256(content[:-2]).hexdigest().encode()
+    return content[:-2] + len(mark).to_bytes(2, "little") + mark
+
+
+def _check_mark(content: bytes) -> bool:
+    """Return whether a checkpoint has a digest; refuse another one than its bytes have.
+
+    Torch itself does not look at checksums, and takes damaged numbers as they are.
 
     Raises:
-        ValueError: if a checksum differs.
+        ValueError: if the digest differs.
 
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise ValueError("a checksum differs")
+    size = len(MARK) + 64
+    body, mark = content[: -size - 2], content[-size:]
+    if not mark.startswith(MARK):
+        return False
+    if mark[len(MARK) :] != hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("its digest differs")
+    return True
 
 
 def check_checkpoint(

@@ -183,7 +183,11 @@ def latents(saved, classes, steps):
     [
         ("evaluate.py", ["graph=x", "reference=digits"], "scores against a reference are not made from a pipeline"),
         ("sample.py", ["precision=bf16"], "precision is a setting of our own sampler, which a pipeline does not use"),
-        ("make_graph.py", ["policy=gram", "budget=0.6"], "this policy needs a calibration; run l2c calibrate"),
+        (
+            "make_graph.py",
+            ["policy=gram", "budget=0.6"],
+            "policy gram needs a calibration; run l2c calibrate measure=[responses] and pass",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_sentence(name, arguments, sentence, call, saved, tmp_path):

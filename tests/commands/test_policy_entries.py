@@ -113,6 +113,8 @@ def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):
     assert "policy best has no option 'rounds'" in refused(option)
     without = call("scripts/compare.py", *SMALL, run)
     assert "best needs a calibration; run l2c calibrate measure=[changes,responses]" in refused(without)
+    needs = call("scripts/calibrate.py", *SMALL, "policy=gram", "budget=0.5", run)
+    assert "policy gram needs responses; say measure=[responses]" in refused(needs)
     same = call("scripts/compare.py", *SMALL, f"calibration={calibration}", "seed=7", run)
     assert "was calibrated on the noises of seed 7, where graphs would be compared" in refused(same)
     other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"calibration={calibration}", run)

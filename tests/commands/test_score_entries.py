@@ -33,3 +33,11 @@ def test_a_missing_reference_is_one_sentence(call, refused, tmp_path):
     result = call(EVALUATE, "experiment=l2c_dit_xl2_ddim50", f"hydra.run.dir={tmp_path / 'run'}")
     assert "no reference given; say reference=PATH" in refused(result)
     assert not (tmp_path / "run").exists()
+    wrong = call(
+        EVALUATE,
+        "experiment=l2c_dit_xl2_ddim50",
+        "features=digits",
+        "reference=none.npz",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert "no reference at none.npz; give an .npz file of real images" in refused(wrong)  # before any drawing

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 from l2c.integrations.diffusers import applied, apply_cache_graph, remove_cache_graph
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere

@@ -216,7 +216,7 @@ def test_a_calibration_of_another_model_or_sampler_are_refused(context, make_dit
     with pytest.raises(ValueError, match="needs a calibration"):
         make_graph("smoothcache", PolicyContext.of(context.sampler))
     (tmp_path / "x").write_text("no")
-    with pytest.raises(ValueError, match="holds no calibration"):
+    with pytest.raises(ValueError, match="cannot read a calibration"):
         Calibration.load(tmp_path / "x")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from l2c.training.checkpoints import RUN, VERSION, WholeCheckpoints, check_checkpoint
+from l2c.training.checkpoints import RUN, VERSION, WholeCheckpoints, _marked, check_checkpoint
 
 SETTINGS = {"router.penalty": 1e-3, "seed": 0, "router.reuse": "hold", "sizes": (1, 2)}
 WEIGHTS = {"a": torch.ones(3), "b": torch.ones(2, 2)}
@@ -134,7 +135,9 @@ def broken(kind):
 )
 def test_foreign_checkpoints_are_refused(tmp_path, kind, sentence):
     path = tmp_path / "last.ckpt"
-    torch.save(broken(kind), path)
+    buffer = io.BytesIO()
+    torch.save(broken(kind), buffer)
+    path.write_bytes(_marked(buffer.getvalue()))
     with pytest.raises(ValueError, match=sentence) as refusal:
         check(path)
     assert str(path) in str(refusal.value)
@@ -156,6 +159,13 @@ def test_damaged_files_are_refused(saved, tmp_path):
         with pytest.raises(ValueError, match="cannot resume from") as refusal:
             check(path)
         assert "\n" not in str(refusal.value)
+    for place in (data.index(torch.ones(3).numpy().tobytes()), len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(ValueError, match="cannot resume from"):
+            check(path)
+    torch.save(content(), path)
+    with pytest.raises(ValueError, match="it is cut short or damaged"):
+        check(path)
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
         check(tmp_path / "nowhere.ckpt")
     with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):

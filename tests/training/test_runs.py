@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,12 @@ def test_a_finished_run_is_replaced_and_an_unfinished_one_is_not(tmp_path, capsy
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match="is in use by process"):
-        train_by(config("trainer.max_steps=1"), tmp_path)
+    holding = locked(tmp_path)
+    with ThreadPoolExecutor(1) as another:
+        another.submit(holding.__enter__).result()
+        with pytest.raises(ValueError, match="is in use by process"):
+            train_by(config("trainer.max_steps=1"), tmp_path)
+        another.submit(holding.__exit__, None, None, None).result()
 
 
 def test_nothing_reused_is_said(tmp_path):

@@ -5,11 +5,29 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 
-from l2c.backbones.presets import load_backbone, model_preset
+from l2c.backbones.presets import ModelPreset, load_backbone, model_names
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.names import shown
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.settings import ways
+
+
+def preset_of(cfg: DictConfig, graph: CacheGraph | None, *, otherwise: str = "dit_digits") -> ModelPreset:
+    """Return the preset that a config names, else the one that a graph was made for, else `otherwise`.
+
+    Raises:
+        ValueError: if the graph is one of a diffusers pipeline.
+
+    """
+    model = cfg.get("model")
+    named = model is not None or graph is None or graph.model in model_names()
+    if graph is not None and not named and graph.solver.endswith("Scheduler"):
+        raise ValueError(
+            f"the graph was made for {shown(graph.model)} of a diffusers pipeline; "
+            "add backend=diffusers pipeline=PATH"
+        )
+    return ModelPreset.of(model or (otherwise if graph is None else graph.model))
 
 
 def make_sampler(cfg: DictConfig, *, device: torch.device | None = None) -> Sampler:
@@ -25,7 +43,7 @@ def make_sampler(cfg: DictConfig, *, device: torch.device | None = None) -> Samp
 
     """
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
-    preset = cfg.get("model") or model_preset(graph.model if graph is not None else "dit_digits")
+    preset = preset_of(cfg, graph)
     solver = cfg.get("solver") or {}
     name = solver.get("name")
     num_evaluations = cfg.get("num_evaluations") or solver.get("num_evaluations")

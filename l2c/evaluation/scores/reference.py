@@ -118,6 +118,20 @@ def features_of(
             bar.update(len(batch))
 
 
+def check_reference(source: str | Path) -> None:
+    """Find out that a reference is there and readable, before images are drawn for it.
+
+    Raises:
+        FileNotFoundError, ValueError: the source is not there, or damaged.
+
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        open_images(path)
+    else:
+        _names(path)
+
+
 def load_reference(
     source: str | Path | ImageSet,
     extractor: FeatureExtractor,
