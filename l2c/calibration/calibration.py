@@ -176,5 +176,5 @@ class Calibration:
 def _short(value: Any) -> str:
     if isinstance(value, list):
         return f"{len(value)} evaluations from t = {value[0]:g} to {value[-1]:g}"
-    text = str(value)
+    text = shown(value, 200)
     return text if len(text) < 40 else f"{text[:19]}..."

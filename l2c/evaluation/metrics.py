@@ -60,7 +60,7 @@ class Reader(Protocol):
 
     @property
     def num_features(self) -> int:
-        """See above."""
+        """Number of features F."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return features (N, F) of images (N, C, H, W) in [-1, 1]."""

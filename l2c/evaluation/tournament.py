@@ -90,7 +90,7 @@ class Tournament:
         """Refuse methods that need a calibration where there is none, and calibrations on the noises compared on.
 
         Raises:
-            ValueError: if the calibration is missing, or were made on those noises.
+            ValueError: if a calibration is missing, or was made on those noises.
 
         """
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}

@@ -25,7 +25,7 @@ def makers(context: PolicyContext, products: np.ndarray, worth: float) -> tuple[
     Where responses reach, entries are computed besides that a budget leaves room for.
 
     Args:
-        context: a context with `responses` among its statistics.
+        context: a context with `responses` in its calibration.
         products: see `l2p.measure_products`.
         worth: the budget in evaluations' worth of MACs.
 

@@ -37,7 +37,7 @@ def gram(
         reuses: predictors to choose from, of `hold`, `linear` and `fitted`, per evaluation.
         order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
         max_span: evaluations in a row that a layer may be reused; None = a fifth of the trajectory, at least 4.
-        routed: `all` but the first evaluation, `alternate` or `auto`.
+        routed: `all` but the first evaluation, or `alternate`.
         exchanges: rounds of overshooting the budget and coming back.
 
     """

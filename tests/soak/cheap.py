@@ -46,7 +46,7 @@ def prepare(folder: Path) -> None:
         for i in range(3):
             Image.new("RGB", (16, 16), (80 * i, 0, 255 * (label == "a"))).save(folder / "images" / label / f"{i}.png")
     make_vae().save_pretrained(folder / "vae")
-    torch.save({f"{i}.prob": torch.linspace(-2, 2, 12) for i in range(20)}, folder / "router.pt")
+    torch.save({f"{i}.prob": torch.linspace(-2, 2, 16) for i in range(20)}, folder / "router.pt")
 
 
 def commands(inputs: Path) -> dict[str, Cheap]:

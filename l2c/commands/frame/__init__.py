@@ -1,1 +1,1 @@
-"""Parts that all commands share: the table of commands, their config and its checks, the end of errors."""
+"""Parts that all commands share: the table of commands, their configuration and its checks, error messages."""

@@ -1,4 +1,4 @@
-"""Settings of single benchmarks; see `commands.frame.settings` for how it is checked."""
+"""Settings of single benchmarks; `commands.frame.settings` checks them."""
 
 from __future__ import annotations
 

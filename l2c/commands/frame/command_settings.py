@@ -1,4 +1,4 @@
-"""Settings of single commands; see `commands.frame.settings` for how it is checked."""
+"""Settings of single commands; `commands.frame.settings` checks them."""
 
 from __future__ import annotations
 
