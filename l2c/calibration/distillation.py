@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from l2c.backbones.dit import timestep_embedding
 from l2c.graph.cache_graph import CacheGraph
-from l2c.sampling.correction import layer_widths, reused_entries
+from l2c.sampling.correction import has_slopes, layer_widths, reused_entries
 from l2c.sampling.gradients import differentiable
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.unrolled import image_loss, start_slopes, unroll, with_slopes
@@ -74,6 +74,11 @@ class Distillation(nn.Module):
         self.entries = reused_entries(graph)
         if not self.entries:
             raise ValueError("the graph reuses nothing, so there is nothing to correct; take one that does")
+        if not scale_shift and not has_slopes(graph):
+            raise ValueError(
+                "no reused layer has two computed outputs before it, so there are no slopes to train; take a graph "
+                "that reuses later, or set scale_shift=true"
+            )
         if loss == "image" and not differentiable(sampler.solver, self.backbone.input_shape):
             raise ValueError(
                 f"loss=image needs a solver whose steps can be differentiated, but those of {graph.solver} cannot; "

@@ -25,7 +25,7 @@ from l2c.policies.methods.l2p import measure_products
 from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import TrueError
 from l2c.sampling.batches import labels_in_turn
-from l2c.sampling.correction import reused_entries
+from l2c.sampling.correction import has_slopes
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_like
@@ -117,7 +117,7 @@ def best(
     for each in (context, *(_with_evaluations(context, count) for count in others)):
         error, start = _best_start(each, true_error, worth, max_span, exchanges, seed)
         candidates.append((error, start))
-        if steps and reused_entries(start):
+        if steps and has_slopes(start):
             trained = _trained(each, sampler, start, training)
             candidates.append((true_error.error(trained), trained))
     _, chosen = min(candidates, key=itemgetter(0))

@@ -32,6 +32,16 @@ def reused_entries(graph: CacheGraph) -> list[Entry]:
     return [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
 
 
+def has_slopes(graph: CacheGraph) -> bool:
+    """Return whether an entry that reuses has two computed outputs before it, on whose difference a slope acts."""
+    computed = [0] * graph.num_layers
+    for row in graph.rows:
+        if any(count >= 2 and not fresh for count, fresh in zip(computed, row, strict=True)):
+            return True
+        computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
+    return False
+
+
 def plan_digest(graph: CacheGraph) -> str:
     """Return a digest of what is reused when, by which network."""
     plan: tuple[Any, ...] = (graph.model, graph.fingerprint, graph.layers, graph.rows, graph.timesteps, graph.slopes)

@@ -95,5 +95,14 @@ def test_what_cannot_be_trained_is_refused(uncached, graph):
     with pytest.raises(ValueError, match="leave nothing to train"):
         Distillation(uncached, graph, slopes=False, scale_shift=False)
     full = graph.replace(rows=((True,) * graph.num_layers,) * 6, routed=None)
+    early = graph.replace(
+        rows=tuple((e != 1,) * graph.num_layers for e in range(graph.num_evaluations)),
+        routed=None,
+        reuse=(),
+        fitted=(),
+        weighted=(),
+    )
+    with pytest.raises(ValueError, match="no slopes to train; take a graph that reuses later"):
+        Distillation(uncached, early, scale_shift=False)
     with pytest.raises(ValueError, match="reuses nothing"):
         Distillation(uncached, full)
