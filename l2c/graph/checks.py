@@ -9,7 +9,7 @@ from itertools import pairwise
 from l2c.graph.binding import GUIDANCES
 from l2c.graph.correction_file import DIGEST
 from l2c.graph.fields import GraphFields
-from l2c.graph.predictor import FITTED, MAX_OUTPUTS, MAX_SLOPE, REUSES, WEIGHTED
+from l2c.graph.predictor import FITTED, MAX_OUTPUTS, MAX_SLOPE, REUSES, WEIGHTED, counts_before
 from l2c.io.names import listed, quoted, shown
 from l2c.io.numbers import finite_number
 
@@ -118,8 +118,9 @@ def check_weights(graph: GraphFields) -> None:
     """Refuse weights that are not one set per `weighted` entry, read more than there is, or do not add up to 1."""
     if len(graph.weighted) != len(graph.rows):
         raise ValueError(f"weights has {len(graph.weighted)} entries, but the graph has {len(graph.rows)} rows")
-    computed = [0] * len(graph.layers)
-    for e, (row, given) in enumerate(zip(graph.rows, graph.weighted, strict=True)):
+    for e, (row, given, computed) in enumerate(
+        zip(graph.rows, graph.weighted, counts_before(graph.rows), strict=True)
+    ):
         reused = [layer for layer, fresh in enumerate(row) if not fresh]
         wanted = len(reused) if graph.reuse[e] == WEIGHTED else 0
         if len(given) != wanted:
@@ -140,8 +141,6 @@ def check_weights(graph: GraphFields) -> None:
                     f"weights of evaluation {e}, layer {shown(graph.layers[layer])} must be numbers in "
                     f"[-{MAX_SLOPE:g}, {MAX_SLOPE:g}] that add up to 1, got {listed(weights)}"
                 )
-        for layer, fresh in enumerate(row):
-            computed[layer] += fresh
 
 
 def check_routed(graph: GraphFields) -> None:

@@ -8,7 +8,7 @@ and trainer takes what stands in from here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,6 +142,14 @@ def computed_before(rows: Rows) -> list[list[tuple[int, ...]]]:
         found.append(list(past))
         past = [(e, *of_layer) if fresh else of_layer for fresh, of_layer in zip(row, past, strict=True)]
     return found
+
+
+def counts_before(rows: Rows) -> Iterator[list[int]]:
+    """Yield for each evaluation how many outputs of each layer were computed before it."""
+    counts = [0] * len(rows[0])
+    for row in rows:
+        yield counts
+        counts = [count + fresh for count, fresh in zip(counts, row, strict=True)]
 
 
 def stand_ins(rows: Rows, reuse: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import cycle
 from operator import itemgetter
 
@@ -31,6 +32,7 @@ def makers(context: PolicyContext, products: np.ndarray, worth: float) -> tuple[
 
     """
 
+    @cache  # in_features asks for the same rows
     def in_image_space(rows: Rows) -> CacheGraph | None:
         return refitted(context, context.graph(rows, "gram"), worth)
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import FITTED, HOLD, LINEAR
+from l2c.graph.predictor import FITTED
 from l2c.policies.allocation import Allocation
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import PolicyContext
 from l2c.policies.expected_error import expected_error
-from l2c.policies.settings import ORDER
+from l2c.policies.settings import GRAM_REUSES, ORDER
 
-REUSES = (HOLD, LINEAR, FITTED)
 NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 
@@ -42,9 +41,9 @@ def gram(
 
     """
     worth = context.evaluations(budget)
-    unknown = [reuse for reuse in reuses if reuse not in REUSES]
+    unknown = [reuse for reuse in reuses if reuse not in GRAM_REUSES]
     if unknown or not reuses:
-        raise ValueError(f"reuses must be some of {', '.join(REUSES)}, got {list(reuses)}")
+        raise ValueError(f"reuses must be some of {', '.join(GRAM_REUSES)}, got {list(reuses)}")
     ORDER.check("order", order)
     calibration, total = context.required_calibration(), context.blank.num_evaluations
     max_span = max(4, round(total / 5)) if max_span is None else max_span

@@ -23,6 +23,7 @@ ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
 FROM_0 = Number(whole=True, at_least=0)
 ORDER = Number(whole=True, at_least=2, at_most=MAX_OUTPUTS)  # past outputs that a forecast reads
+GRAM_REUSES = (HOLD, LINEAR, FITTED)  # predictors that gram chooses from
 RULE_REUSE = Text(choices=RULES)
 ENDS: dict[str, Rule] = {"first": COUNT, "last": FROM_0}  # evaluations that compute everything
 PART = Text(choices=("all", "attn", "mlp"))
@@ -90,7 +91,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "seed": SEED,
     },
     "gram": {
-        "reuses": Items(item=Text(choices=(HOLD, LINEAR, FITTED)), example=(FITTED,), single=True),
+        "reuses": Items(item=Text(choices=GRAM_REUSES), example=(FITTED,), single=True),
         "order": ORDER,
         "max_span": Number(whole=True, at_least=1, optional=True, example=4),
         "routed": Text(choices=("all", "alternate")),

@@ -19,7 +19,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.correction_file import FORMAT, CorrectionFile, is_correction
-from l2c.graph.predictor import WEIGHTED
+from l2c.graph.predictor import WEIGHTED, counts_before
 from l2c.io.names import shown
 from l2c.io.tensors import opened, write_tensors
 
@@ -34,12 +34,11 @@ def reused_entries(graph: CacheGraph) -> list[Entry]:
 
 def has_slopes(graph: CacheGraph) -> bool:
     """Return whether an entry that reuses has two computed outputs before it, on whose difference a slope acts."""
-    computed = [0] * graph.num_layers
-    for row in graph.rows:
-        if any(count >= 2 and not fresh for count, fresh in zip(computed, row, strict=True)):
-            return True
-        computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
-    return False
+    return any(
+        count >= 2 and not fresh
+        for row, computed in zip(graph.rows, counts_before(graph.rows), strict=True)
+        for count, fresh in zip(computed, row, strict=True)
+    )
 
 
 def plan_digest(graph: CacheGraph) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2c.backbones.layer_cache import LayerCache
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import WEIGHTED, from_slopes, weighted, weights_of
+from l2c.graph.predictor import DIGITS, FITTED, WEIGHTED, counts_before, from_slopes, weighted, weights_of
 from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
@@ -161,12 +161,10 @@ def with_slopes(graph: CacheGraph, slopes: Tensor) -> CacheGraph:
     """Return a graph whose reused entries have the slopes (R,) or (R, K - 1), see `start_slopes`."""
     given = iter(slopes.tolist())
     if slopes.ndim == 1:
-        fitted = tuple(tuple(round(next(given), 6) for fresh in row if not fresh) for row in graph.rows)
-        return graph.replace(reuse=("fitted",) * len(graph.rows), fitted=fitted, weighted=())
-    computed = [0] * graph.num_layers
-    weighted_rows = []
-    for row in graph.rows:
-        reused = [layer for layer, fresh in enumerate(row) if not fresh]
-        weighted_rows.append(tuple(from_slopes(next(given)[: computed[layer] - 1]) for layer in reused))
-        computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
-    return graph.replace(reuse=(WEIGHTED,) * len(graph.rows), fitted=(), weighted=tuple(weighted_rows))
+        fitted = tuple(tuple(round(next(given), DIGITS) for fresh in row if not fresh) for row in graph.rows)
+        return graph.replace(reuse=(FITTED,) * len(graph.rows), fitted=fitted, weighted=())
+    weighted_rows = tuple(
+        tuple(from_slopes(next(given)[: count - 1]) for count, fresh in zip(computed, row, strict=True) if not fresh)
+        for row, computed in zip(graph.rows, counts_before(graph.rows), strict=True)
+    )
+    return graph.replace(reuse=(WEIGHTED,) * len(graph.rows), fitted=(), weighted=weighted_rows)

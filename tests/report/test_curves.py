@@ -51,8 +51,10 @@ def test_methods_that_miss_a_budget_come_after_those_that_do_not():
 
 def test_exact_methods_and_single_budgets_can_be_drawn():
     exact = Cell("exact", 8.0, 0, 8.0, 0.0, 0.0, 1.0, 1.0)
-    pareto([exact, *cells(1)[:1]])
-    pareto([exact])
+    for drawn in ([exact, *cells(1)[:1]], [exact]):
+        texts = [text.get_text() for axes in pareto(drawn).axes for text in axes.texts]
+        assert "grey: exact" in texts  # no error to place it by, but named
+        assert ("m0" in texts) == (len(drawn) == 2)
 
 
 def test_labels_are_moved_apart_as_little_as_needed():
