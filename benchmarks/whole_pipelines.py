@@ -65,7 +65,7 @@ def all_computed(graph: Any) -> Any:
     if isinstance(graph, Mapping):
         return CacheGraphs({name: all_computed(part) for name, part in graph.items()})
     rows = ((True,) * graph.num_layers,) * graph.num_evaluations
-    return graph.replace(rows=rows, reuse=(), fitted=(), weighted=(), routed=None)
+    return graph.replace(rows=rows, reuse=(), slopes=(), weights=(), routed=None)
 
 
 def check(tiny: TinyPipeline, outcome: Outcome) -> None:

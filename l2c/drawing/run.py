@@ -183,5 +183,5 @@ def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict
 
 def _digest(graph: CacheGraph) -> str:
     correction = graph.correction and graph.correction.fingerprint
-    decisions = repr((graph.rows, graph.reuse, graph.fitted, graph.weighted, correction))
+    decisions = repr((graph.rows, graph.reuse, graph.slopes, graph.weights, correction))
     return f"sha256:{hashlib.sha256(decisions.encode()).hexdigest()}"

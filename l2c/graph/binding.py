@@ -270,7 +270,7 @@ def check_noise(graph: GraphFields, *, draws: bool) -> None:
     """
     if not draws or Binding.of_graph(graph).draws:
         return
-    e = next((e for e, slopes in enumerate(graph.slopes) if any(slopes)), None)
+    e = next((e for e, slopes in enumerate(graph.entry_slopes) if any(slopes)), None)
     if e is not None:
         raise ValueError(
             f"the graph extrapolates (reuse is {graph.reuse[e]} at evaluation {e}) along trajectories without noise, "

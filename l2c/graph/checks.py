@@ -101,9 +101,9 @@ def check_reuse(graph: GraphFields) -> None:
 
 def check_slopes(graph: GraphFields) -> None:
     """Refuse slopes that are not one per fitted entry, or out of range."""
-    if len(graph.fitted) != len(graph.rows):
-        raise ValueError(f"slopes has {len(graph.fitted)} entries, but the graph has {len(graph.rows)} rows")
-    for e, (row, slopes) in enumerate(zip(graph.rows, graph.fitted, strict=True)):
+    if len(graph.slopes) != len(graph.rows):
+        raise ValueError(f"slopes has {len(graph.slopes)} entries, but the graph has {len(graph.rows)} rows")
+    for e, (row, slopes) in enumerate(zip(graph.rows, graph.slopes, strict=True)):
         reused = len(row) - sum(row)
         wanted = reused if graph.reuse[e] == FITTED else 0
         if len(slopes) != wanted or not all(abs(slope) <= MAX_SLOPE for slope in slopes):
@@ -116,10 +116,10 @@ def check_slopes(graph: GraphFields) -> None:
 
 def check_weights(graph: GraphFields) -> None:
     """Refuse weights that are not one set per `weighted` entry, read more than there is, or do not add up to 1."""
-    if len(graph.weighted) != len(graph.rows):
-        raise ValueError(f"weights has {len(graph.weighted)} entries, but the graph has {len(graph.rows)} rows")
+    if len(graph.weights) != len(graph.rows):
+        raise ValueError(f"weights has {len(graph.weights)} entries, but the graph has {len(graph.rows)} rows")
     for e, (row, given, computed) in enumerate(
-        zip(graph.rows, graph.weighted, counts_before(graph.rows), strict=True)
+        zip(graph.rows, graph.weights, counts_before(graph.rows), strict=True)
     ):
         reused = [layer for layer, fresh in enumerate(row) if not fresh]
         wanted = len(reused) if graph.reuse[e] == WEIGHTED else 0

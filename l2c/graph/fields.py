@@ -25,8 +25,8 @@ class GraphFields:
         routed: indices of the evaluations that may reuse; None = those that do.
         reuse: `hold`, `linear`, `fitted` or `weighted`, what stands in for a reused layer, per evaluation; none = all
             `hold`.
-        fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
-        weighted: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`; none
+        slopes: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
+        weights: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`; none
             elsewhere. Each is 1 to 4 numbers that add up to 1, of the layer's past outputs, the last computed first.
         correction: file of scales and shifts of what stands in; None = none.
         fingerprint: digest of the weights that the graph was made for; None = any.
@@ -45,8 +45,8 @@ class GraphFields:
     solver: str
     routed: tuple[int, ...] | None = None
     reuse: tuple[str, ...] = ()
-    fitted: tuple[tuple[float, ...], ...] = ()
-    weighted: tuple[tuple[Weights, ...], ...] = ()
+    slopes: tuple[tuple[float, ...], ...] = ()
+    weights: tuple[tuple[Weights, ...], ...] = ()
     correction: CorrectionFile | None = None
     fingerprint: str | None = None
     solver_options: Mapping[str, float] = field(default_factory=dict)
@@ -84,17 +84,17 @@ class GraphFields:
     @cached_property
     def held(self) -> tuple[tuple[int, ...], ...]:
         """For each evaluation, how many computed outputs of each layer (0..4) are held, because read later."""
-        return held_outputs(self.rows, self.weights)
+        return held_outputs(self.rows, self.entry_weights)
 
     @cached_property
-    def slopes(self) -> tuple[tuple[float, ...], ...]:
+    def entry_slopes(self) -> tuple[tuple[float, ...], ...]:
         """The slope of each entry: 0 where it is computed, held or `weighted`, that of the line in t for `linear`."""
-        return slopes_of(self.rows, self.timesteps, self.reuse, self.fitted)
+        return slopes_of(self.rows, self.timesteps, self.reuse, self.slopes)
 
     @cached_property
-    def weights(self) -> tuple[tuple[Weights, ...], ...]:
+    def entry_weights(self) -> tuple[tuple[Weights, ...], ...]:
         """The weights of the past outputs that stand in for each entry, the last one first; none where computed."""
-        return entry_weights(self.rows, self.slopes, self.reuse, self.weighted)
+        return entry_weights(self.rows, self.entry_slopes, self.reuse, self.weights)
 
     @cached_property
     def keep(self) -> tuple[tuple[bool, ...], ...]:

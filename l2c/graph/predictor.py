@@ -153,7 +153,7 @@ def counts_before(rows: Rows) -> Iterator[list[int]]:
 
 
 def stand_ins(rows: Rows, reuse: str) -> dict[str, Any]:
-    """Return one of `RULES` for all entries that rows reuse, as `reuse` and `weighted` of a graph.
+    """Return one of `RULES` for all entries that rows reuse, as `reuse` and `weights` of a graph.
 
     Args:
         rows: one row per evaluation, one bool per layer, True = compute.
@@ -166,7 +166,7 @@ def stand_ins(rows: Rows, reuse: str) -> dict[str, Any]:
         tuple(FORECASTS[reuse](e, of_layer) for of_layer, fresh in zip(past, row, strict=True) if not fresh)
         for e, (row, past) in enumerate(zip(rows, computed_before(rows), strict=True))
     )
-    return {"reuse": (WEIGHTED,) * len(rows), "weighted": tuple(weighted)}
+    return {"reuse": (WEIGHTED,) * len(rows), "weights": tuple(weighted)}
 
 
 def slopes_of(

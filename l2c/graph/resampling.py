@@ -41,13 +41,13 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     fitted: list[tuple[float, ...]] = []
     for e, (i, row) in enumerate(zip(nearest, rows, strict=True)):
         reused = [layer for layer, fresh in enumerate(row) if not fresh] if reuse[e] == FITTED else []
-        slopes = (graph.slopes[i][layer] * new[e][layer] / (old[i][layer] or 1.0) for layer in reused)
+        slopes = (graph.entry_slopes[i][layer] * new[e][layer] / (old[i][layer] or 1.0) for layer in reused)
         fitted.append(tuple(round(slope, DIGITS) for slope in slopes))
     return with_evaluations(
         graph,
         nearest,
         timesteps=tuple(timesteps),
-        fitted=tuple(fitted),
+        slopes=tuple(fitted),
         provenance={**graph.provenance, "resampled_from": graph.num_evaluations},
     )
 

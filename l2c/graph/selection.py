@@ -25,7 +25,7 @@ def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -
     computed = [0] * graph.num_layers
     weighted: list[tuple[Weights, ...]] = []
     for e, row in zip(chosen, rows, strict=True):
-        given = iter(graph.weighted[e])
+        given = iter(graph.weights[e])
         sets: list[Weights] = []
         for layer, fresh in enumerate(row):
             computed[layer] += fresh
@@ -38,8 +38,8 @@ def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -
             "rows": rows,
             "timesteps": tuple(graph.timesteps[e] for e in chosen),
             "reuse": tuple(graph.reuse[e] for e in chosen),
-            "fitted": ((), *(graph.fitted[e] for e in others)),
-            "weighted": tuple(weighted),
+            "slopes": ((), *(graph.slopes[e] for e in others)),
+            "weights": tuple(weighted),
             "routed": None,
             **changes,
         }

@@ -170,7 +170,7 @@ class Allocation:
         return self._weights[key]
 
     def stand_ins(self) -> dict[str, Any]:
-        """Return the predictors, as `reuse`, `fitted` and `weighted` of a graph."""
+        """Return the predictors, as `reuse`, `slopes` and `weights` of a graph."""
         fitted, weighted = [], []
         for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True)):
             layers = [int(layer) for layer in np.flatnonzero(~row)] if reuse == FITTED else []
@@ -178,10 +178,10 @@ class Allocation:
             fitted.append(tuple(0.0 if len(of_entry) == 1 else -of_entry[1] for of_entry in weights))
             weighted.append(tuple(weights))
         if self.order == 2:
-            return {"reuse": self.reuse, "fitted": tuple(fitted)}
+            return {"reuse": self.reuse, "slopes": tuple(fitted)}
         return {
             "reuse": [WEIGHTED if reuse == FITTED else reuse for reuse in self.reuse],
-            "weighted": tuple(weighted),
+            "weights": tuple(weighted),
         }
 
     def _weights_now(self, e: int, layer: int) -> Weights:

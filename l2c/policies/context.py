@@ -137,8 +137,8 @@ class PolicyContext:
         method: str,
         *,
         reuse: Sequence[str] = (),
-        fitted: tuple[tuple[float, ...], ...] = (),
-        weighted: tuple[tuple[Weights, ...], ...] = (),
+        slopes: tuple[tuple[float, ...], ...] = (),
+        weights: tuple[tuple[Weights, ...], ...] = (),
         **hyperparameters: Any,
     ) -> CacheGraph:
         """Return the graph of some rows, with where it came from and its MACs."""
@@ -146,8 +146,8 @@ class PolicyContext:
             rows=tuple(map(tuple, rows)),
             routed=None,
             reuse=tuple(reuse),
-            fitted=fitted,
-            weighted=weighted,
+            slopes=slopes,
+            weights=weights,
             provenance={
                 "method": method,
                 "hyperparameters": hyperparameters,

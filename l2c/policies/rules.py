@@ -70,7 +70,7 @@ class Rule:
         return found
 
     def stand_ins(self, context: PolicyContext, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
-        """Return the predictors of the entries that rows reuse, as `reuse` and `weighted` of a graph.
+        """Return the predictors of the entries that rows reuse, as `reuse` and `weights` of a graph.
 
         Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
         """

@@ -31,7 +31,7 @@ def rule_graphs(context: PolicyContext, worth: float) -> list[CacheGraph]:
     found: dict[object, CacheGraph] = {}
     for graph in (*_intervals(context, worth), *_late_first(context, worth)):
         if graph.num_reused and context.cost.evaluations_worth(graph) <= worth + NEAR:
-            found.setdefault((graph.rows, graph.weights), graph)
+            found.setdefault((graph.rows, graph.entry_weights), graph)
     return list(found.values())
 
 

@@ -75,7 +75,7 @@ def decisions(graph: CacheGraph) -> tuple[tuple[str, ...], ...]:
             COMPUTE if fresh else (reuse if len(weights) > 1 else HOLD)
             for fresh, weights in zip(row, of_row, strict=True)
         )
-        for row, reuse, of_row in zip(graph.rows, graph.reuse, graph.weights, strict=True)
+        for row, reuse, of_row in zip(graph.rows, graph.reuse, graph.entry_weights, strict=True)
     )
 
 

@@ -43,9 +43,16 @@ def has_slopes(graph: CacheGraph) -> bool:
 
 def plan_digest(graph: CacheGraph) -> str:
     """Return a digest of what is reused when, by which network."""
-    plan: tuple[Any, ...] = (graph.model, graph.fingerprint, graph.layers, graph.rows, graph.timesteps, graph.slopes)
+    plan: tuple[Any, ...] = (
+        graph.model,
+        graph.fingerprint,
+        graph.layers,
+        graph.rows,
+        graph.timesteps,
+        graph.entry_slopes,
+    )
     if WEIGHTED in graph.reuse:
-        plan += (graph.weighted,)
+        plan += (graph.weights,)
     return f"sha256:{hashlib.sha256(json.dumps(plan).encode()).hexdigest()}"
 
 

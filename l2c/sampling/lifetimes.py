@@ -91,7 +91,7 @@ class Lifetimes:
 def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
     """Return the computed and read outputs of each block."""
     columns = list(zip(*graph.rows, strict=True))
-    weights = list(zip(*graph.weights, strict=True))
+    weights = list(zip(*graph.entry_weights, strict=True))
     if layers_per_block == 1:
         columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
         weights = [of_layer for layer in weights for of_layer in (layer, layer)]

@@ -148,8 +148,8 @@ def start_slopes(graph: CacheGraph) -> Tensor:
     """
     entries = reused_entries(graph)
     if WEIGHTED not in graph.reuse:
-        return torch.tensor([graph.slopes[e][layer] for e, layer in entries])
-    weights = [graph.weights[e][layer] for e, layer in entries]
+        return torch.tensor([graph.entry_slopes[e][layer] for e, layer in entries])
+    weights = [graph.entry_weights[e][layer] for e, layer in entries]
     width = max(1, *(len(of_entry) - 1 for of_entry in weights))
     slopes = torch.zeros(len(entries), width)
     for i, (_, *older) in enumerate(weights):
@@ -162,9 +162,9 @@ def with_slopes(graph: CacheGraph, slopes: Tensor) -> CacheGraph:
     given = iter(slopes.tolist())
     if slopes.ndim == 1:
         fitted = tuple(tuple(round(next(given), DIGITS) for fresh in row if not fresh) for row in graph.rows)
-        return graph.replace(reuse=(FITTED,) * len(graph.rows), fitted=fitted, weighted=())
+        return graph.replace(reuse=(FITTED,) * len(graph.rows), slopes=fitted, weights=())
     weighted_rows = tuple(
         tuple(from_slopes(next(given)[: count - 1]) for count, fresh in zip(computed, row, strict=True) if not fresh)
         for row, computed in zip(graph.rows, counts_before(graph.rows), strict=True)
     )
-    return graph.replace(reuse=(WEIGHTED,) * len(graph.rows), fitted=(), weighted=weighted_rows)
+    return graph.replace(reuse=(WEIGHTED,) * len(graph.rows), slopes=(), weights=weighted_rows)

@@ -86,7 +86,7 @@ def test_slopes_are_trained_by_adam_on_the_error_of_the_image(uncached, graph, b
     assert torch.equal(module.slopes, slopes)
     trained, scale, shift = module.corrected()
     assert scale is shift is None
-    assert [trained.slopes[e][i] for e, i in module.entries] == [round(s, 6) for s in slopes.tolist()]
+    assert [trained.entry_slopes[e][i] for e, i in module.entries] == [round(s, 6) for s in slopes.tolist()]
 
 
 def test_what_cannot_be_trained_is_refused(uncached, graph):
@@ -99,8 +99,8 @@ def test_what_cannot_be_trained_is_refused(uncached, graph):
         rows=tuple((e != 1,) * graph.num_layers for e in range(graph.num_evaluations)),
         routed=None,
         reuse=(),
-        fitted=(),
-        weighted=(),
+        slopes=(),
+        weights=(),
     )
     with pytest.raises(ValueError, match="no slopes to train; take a graph that reuses later"):
         Distillation(uncached, early, scale_shift=False)

@@ -187,8 +187,8 @@ def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     assert set(graph.reuse) == {"fitted"}
     two = [(e, i) for e, i in entries if sum(graph.rows[before][i] for before in range(e)) > 1]
     assert two
-    assert all(-1 <= graph.slopes[e][i] <= 4 for e, i in entries)
-    assert any(graph.slopes[e][i] for e, i in two)
+    assert all(-1 <= graph.entry_slopes[e][i] <= 4 for e, i in entries)
+    assert any(graph.entry_slopes[e][i] for e, i in two)
 
 
 def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
@@ -212,7 +212,7 @@ def test_an_age_that_is_not_known_is_never_used():
     assert (~allocation.rows).any()
     for e in range(3, 6):
         assert all(allocation.rows[e - 1, layer] for layer in range(3) if not allocation.rows[e, layer])
-        assert not any(allocation.stand_ins()["fitted"][e])  # the output before the last is of unknown age: held
+        assert not any(allocation.stand_ins()["slopes"][e])  # the output before the last is of unknown age: held
 
 
 @pytest.mark.parametrize("known", [5, 2], ids=["all ages known", "two ages known in places"])

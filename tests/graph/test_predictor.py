@@ -35,10 +35,10 @@ def by_hand(backbone, graph, noise, labels, scale):
             if fresh:
                 cache.append(None)
             elif graph.reuse[e] == "fitted" and len(past) > 1:
-                slope = graph.fitted[e][sum(not bit for bit in graph.rows[e][:layer])]
+                slope = graph.slopes[e][sum(not bit for bit in graph.rows[e][:layer])]
                 cache.append(past[-1][1] + slope * (past[-1][1] - past[-2][1]))
             elif graph.reuse[e] == "weighted":
-                weights = graph.weighted[e][sum(not bit for bit in graph.rows[e][:layer])]
+                weights = graph.weights[e][sum(not bit for bit in graph.rows[e][:layer])]
                 cache.append(sum(w * past[-1 - i][1] for i, w in enumerate(weights)))
             elif graph.reuse[e] == "linear" and len(past) > 1:
                 (t0, a), (t1, b) = past[-2:]
@@ -88,7 +88,7 @@ def test_fitted_slopes_equal_a_loop_by_hand(backbone, make_graph):
     plain = make_graph(backbone, cfg_scale=2.0)
     generator = torch.Generator().manual_seed(0)
     draws = [torch.randn(len(row) - sum(row), generator=generator).tolist() for row in plain.rows]
-    graph = plain.replace(reuse=("fitted",) * 6, fitted=tuple(map(tuple, draws)))
+    graph = plain.replace(reuse=("fitted",) * 6, slopes=tuple(map(tuple, draws)))
     labels, noise = torch.tensor([1, 4]), seeded_noise(backbone.input_shape, 0, 2)
     with torch.no_grad():
         expected = by_hand(backbone, graph, noise, labels, 2.0)
@@ -105,13 +105,13 @@ def with_weights(plain, seed=0):
         older = [torch.randn(count - 1, generator=draw).tolist() for count in counts]
         weighted.append(tuple((1 - sum(weights), *weights) for weights in older))
         computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
-    return plain.replace(reuse=("weighted",) * len(plain.rows), fitted=(), weighted=tuple(weighted))
+    return plain.replace(reuse=("weighted",) * len(plain.rows), slopes=(), weights=tuple(weighted))
 
 
 def test_weighted_sums_equal_a_loop_by_hand(backbone, make_graph):
     plain = make_graph(backbone, cfg_scale=2.0)
     graph = with_weights(plain)
-    assert max(len(weights) for row in graph.weighted for weights in row) > 2
+    assert max(len(weights) for row in graph.weights for weights in row) > 2
     labels, noise = torch.tensor([1, 4]), seeded_noise(backbone.input_shape, 0, 2)
     with torch.no_grad():
         expected = by_hand(backbone, graph, noise, labels, 2.0)
@@ -132,9 +132,9 @@ def test_weights_of_two_outputs_are_the_line(backbone, make_graph):
     """A fitted graph said in weights draws the same images, bit for bit."""
     plain = make_graph(backbone)
     slopes = tuple((0.5,) * (len(row) - sum(row)) for row in plain.rows)
-    fitted = plain.replace(reuse=("fitted",) * 6, fitted=slopes)
-    weighted = tuple(tuple(w for w in row if w) for row in fitted.weights)
-    said = plain.replace(reuse=("weighted",) * 6, weighted=weighted)
+    fitted = plain.replace(reuse=("fitted",) * 6, slopes=slopes)
+    weighted = tuple(tuple(w for w in row if w) for row in fitted.entry_weights)
+    said = plain.replace(reuse=("weighted",) * 6, weights=weighted)
     images = [Sampler(backbone, graph=graph).sample(torch.tensor([1, 4]), seed=0) for graph in (fitted, said)]
     assert torch.equal(*images)
     assert said.held == fitted.held
@@ -185,8 +185,8 @@ def test_lifetimes_end_with_the_last_reader(bits, reuse, held):
 def test_file_keeps_reuse_and_leaves_out_plain_hold(tmp_path):
     schema = json.loads((Path(l2c.__file__).parent / "graph" / "cache_graph.schema.json").read_text())
     linear = one_layer((1, 1, 0), ("hold", "hold", "linear"))
-    fitted = one_layer((1, 1, 0), ("hold", "hold", "fitted"), fitted=((), (), (0.25,)))
-    summed = one_layer((1, 1, 0), ("hold", "hold", "weighted"), weighted=((), (), ((1.5, -0.5),)))
+    fitted = one_layer((1, 1, 0), ("hold", "hold", "fitted"), slopes=((), (), (0.25,)))
+    summed = one_layer((1, 1, 0), ("hold", "hold", "weighted"), weights=((), (), ((1.5, -0.5),)))
     for graph, written in ((linear, True), (fitted, True), (summed, True), (one_layer((1, 1, 0), None), False)):
         graph.save(tmp_path / "g.json")
         content = json.loads((tmp_path / "g.json").read_text())
@@ -223,14 +223,14 @@ def test_bad_reuse_is_refused(reuse, sentence):
 )
 def test_bad_weights_are_refused(weights, sentence):
     with pytest.raises(ValueError, match=sentence):
-        one_layer((1, 1, 0), ("hold", "hold", "weighted"), weighted=((), (), weights))
+        one_layer((1, 1, 0), ("hold", "hold", "weighted"), weights=((), (), weights))
 
 
 def test_slopes_are_given_or_those_of_the_line_or_none():
     reuse = ("hold", "fitted", "linear", "hold", "fitted")
-    graph = one_layer((1, 1, 0, 0, 0), reuse, fitted=((), (), (), (), (0.5,)))
-    assert graph.slopes == ((0.0,), (0.0,), (1.0,), (0.0,), (0.5,))
-    early = one_layer((1, 0, 1), ("fitted",) * 3, fitted=((), (0.5,), ()))
-    assert early.slopes[1] == (0.0,)  # with one output only it is held
+    graph = one_layer((1, 1, 0, 0, 0), reuse, slopes=((), (), (), (), (0.5,)))
+    assert graph.entry_slopes == ((0.0,), (0.0,), (1.0,), (0.0,), (0.5,))
+    early = one_layer((1, 0, 1), ("fitted",) * 3, slopes=((), (0.5,), ()))
+    assert early.entry_slopes[1] == (0.0,)  # with one output only it is held
     with pytest.raises(ValueError, match="by hold and needs 0 finite slopes"):
-        one_layer((1, 0), ("hold",) * 2, fitted=((), (0.5,)))
+        one_layer((1, 0), ("hold",) * 2, slopes=((), (0.5,)))

@@ -17,15 +17,15 @@ def graph():
         model="m",
         solver="ddim",
         reuse=("hold", "hold", "fitted", "fitted"),
-        fitted=((), (), (0.8,), (0.5,)),
+        slopes=((), (), (0.8,), (0.5,)),
     )
 
 
 def test_a_slope_stays_the_same_multiple_of_the_line(graph):
     other = resampled(graph, (900.0, 600.0, 250.0, 0.0))
     assert other.rows == graph.rows
-    assert other.slopes[2][0] == pytest.approx(0.8 * (350 / 300))  # the line's own slope was 1
-    assert other.slopes[3][1] == pytest.approx(0.5 * 250 / 350)  # computed at 250 and 600
+    assert other.entry_slopes[2][0] == pytest.approx(0.8 * (350 / 300))  # the line's own slope was 1
+    assert other.entry_slopes[3][1] == pytest.approx(0.5 * 250 / 350)  # computed at 250 and 600
 
 
 def test_at_its_own_times_a_graph_stays_as_it_is(graph):

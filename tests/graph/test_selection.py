@@ -17,8 +17,8 @@ def graph():
         model="m",
         solver="ddim",
         reuse=("hold", "hold", "fitted", "hold", "weighted", "weighted"),
-        fitted=((), (), (0.5,), (), (), ()),
-        weighted=((), (), (), (), ((2.0, -1.5, 0.5), (1.5, -0.5)), ((1.25, -0.25),)),
+        slopes=((), (), (0.5,), (), (), ()),
+        weights=((), (), (), (), ((2.0, -1.5, 0.5), (1.5, -0.5)), ((1.25, -0.25),)),
     )
 
 
@@ -30,10 +30,10 @@ def test_the_first_one_computes_and_missing_outputs_are_held(graph):
     part = with_evaluations(graph, range(2, 6), model="n")
     assert part.rows == ((T, T), (T, T), (F, F), (F, T))
     assert part.timesteps == (4, 3, 2, 1)
-    assert part.fitted == ((), (), (), ())
-    assert part.weighted == ((), (), ((1.0,), (1.5, -0.5)), ((1.25, -0.25),))
+    assert part.slopes == ((), (), (), ())
+    assert part.weights == ((), (), ((1.0,), (1.5, -0.5)), ((1.25, -0.25),))
     assert part.model == "n"
 
 
 def test_one_may_be_chosen_again(graph):
-    assert with_evaluations(graph, [0, 1, 2, 2], timesteps=(9, 8, 7, 6)).fitted == ((), (), (0.5,), (0.5,))
+    assert with_evaluations(graph, [0, 1, 2, 2], timesteps=(9, 8, 7, 6)).slopes == ((), (), (0.5,), (0.5,))

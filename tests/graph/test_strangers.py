@@ -29,7 +29,7 @@ BASE = CacheGraph(
     model="m",
     solver="ddim",
     reuse=("hold", "hold", "linear", "fitted", "hold"),
-    fitted=((), (), (), (0.5, -0.25), ()),
+    slopes=((), (), (), (0.5, -0.25), ()),
     fingerprint="sha256:" + 64 * "0",
     solver_options={"eta": 0.0},
     guidance="dit",
@@ -154,7 +154,7 @@ def test_times_may_rise():
     rising = BASE.replace(timesteps=(0.0, 0.25, 0.5, 0.75, 1.0))
     assert CacheGraph.from_json(rising.to_json()) == rising
     falling = BASE.replace(timesteps=(1.0, 0.75, 0.5, 0.25, 0.0))
-    assert rising.slopes == falling.slopes  # a line is one from either end
+    assert rising.entry_slopes == falling.entry_slopes  # a line is one from either end
     with pytest.raises(ValueError, match=r"must increase from noise to image, got 0.2 after 0.25"):
         BASE.replace(timesteps=(0.0, 0.25, 0.2, 0.75, 1.0))
 

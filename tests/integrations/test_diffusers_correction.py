@@ -58,7 +58,7 @@ def with_fitted(graph, seed=0):
     generator = torch.Generator().manual_seed(seed)
     counts = [len(row) - sum(row) for row in graph.rows]
     fitted = [torch.rand(count, generator=generator).tolist() for count in counts]
-    return graph.replace(reuse=("fitted",) * len(counts), fitted=fitted)
+    return graph.replace(reuse=("fitted",) * len(counts), slopes=fitted)
 
 
 def with_correction(graph, widths, folder):
@@ -74,7 +74,7 @@ def with_correction(graph, widths, folder):
 
 def plan_of(graph, corrections):
     """Return per evaluation and layer None (compute), or slope, scale and shift."""
-    slopes = [iter(row) for row in graph.fitted]
+    slopes = [iter(row) for row in graph.slopes]
     return [
         [
             None if fresh else (next(slopes[e]), *corrections.get((e, i), (torch.ones(1), torch.zeros(1))))
@@ -178,7 +178,7 @@ def test_neighbours_share_a_sum_only_where_it_is_exact(case, make_family, family
     rows = [[bool(bit)] * 3 for bit in (1, 1, 0, 1, 0, 0)]
     graph = family_graph(family, of=("block",), rows=rows)
     fitted = [() if row[0] else (0.5, 0.5 if case != "slopes" else 0.2, 0.5) for row in rows]
-    graph, corrections = graph.replace(reuse=("fitted",) * 6, fitted=fitted), {}
+    graph, corrections = graph.replace(reuse=("fitted",) * 6, slopes=fitted), {}
     if case == "correction":
         graph, corrections = with_correction(graph, [32] * 3, tmp_path)
     with swapped(family.model, graph.layers, plan_of(graph, corrections)):

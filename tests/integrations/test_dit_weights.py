@@ -50,7 +50,7 @@ def test_one_graph_for_both(dit, make_graph, make_batch, forecast):
     if forecast:
         uncached = l2c.Sampler(dit, solver="ddim", num_evaluations=9)
         graph = make_policy_graph("interval", PolicyContext.of(uncached), n=2, reuse="taylor2")
-        assert max(len(weights) for row in graph.weights for weights in row) == 3
+        assert max(len(weights) for row in graph.entry_weights for weights in row) == 3
     model = to_diffusers(dit)
     x, _, y = make_batch(dit)
     expected = []

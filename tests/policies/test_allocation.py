@@ -32,7 +32,7 @@ def predicted_error(graph, responses):
     for layer in range(graph.num_layers):
         for e in range(graph.num_evaluations):
             computed = [s for s in range(e) if graph.rows[s][layer]][::-1]
-            for source, weight in zip(computed, graph.weights[e][layer], strict=False):
+            for source, weight in zip(computed, graph.entry_weights[e][layer], strict=False):
                 if e - source > responses.shape[2] or np.isnan(responses[e, layer, e - source - 1]).any():
                     return np.inf
                 total += weight * responses[e, layer, e - source - 1]
@@ -79,7 +79,7 @@ def test_outputs_from_the_first_unknown_age_on_are_not_read(context):
     rows[[4, 6]] = False  # evaluation 6 may read 5, then 3, whose age of 3 is not known, then 2
     allocation = Allocation(responses, range(E, 0, -1), (1,) * L, reuses=("fitted",), order=4)
     assert allocation.set(rows, ["fitted"] * E)
-    weighted = allocation.stand_ins()["weighted"]
+    weighted = allocation.stand_ins()["weights"]
     assert {len(weights) for weights in weighted[6]} == {1}
     assert {len(weights) for weights in weighted[4]} == {4}
     graph = context.graph(rows.tolist(), "test", **allocation.stand_ins())
@@ -92,7 +92,7 @@ def test_outputs_from_the_first_unknown_age_on_are_not_read(context):
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_gram_writes_as_many_weights_as_outputs_are_at_hand(context, order):
     graph = make_graph("gram", context, budget=0.6, order=order)
-    lengths = {len(weights) for row in graph.weights for weights in row}
+    lengths = {len(weights) for row in graph.entry_weights for weights in row}
     assert max(lengths) == order
     assert ("weighted" in graph.reuse) == (order > 2)
     assert Sampler(context.sampler.backbone, graph=graph).sample([1, 2], seed=0).isfinite().all()

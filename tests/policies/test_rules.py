@@ -46,12 +46,12 @@ def test_attention_alone_is_reused(context):
 def test_taylor_forecasts_by_evaluations(context):
     graph = make_graph("interval", context, n=3, reuse="taylor2")
     assert bits(graph) == "10010010"
-    assert graph.weights[1][0] == (1.0,)  # one output only
-    assert graph.weights[4][0] == pytest.approx((1 + 1 / 3, -1 / 3))
-    assert graph.weights[7][0] == pytest.approx((1 + 1 / 3 + 1 / 18, -1 / 3 - 1 / 9, 1 / 18), abs=1e-5)
+    assert graph.entry_weights[1][0] == (1.0,)  # one output only
+    assert graph.entry_weights[4][0] == pytest.approx((1 + 1 / 3, -1 / 3))
+    assert graph.entry_weights[7][0] == pytest.approx((1 + 1 / 3 + 1 / 18, -1 / 3 - 1 / 9, 1 / 18), abs=1e-5)
     linear = make_graph("interval", context, n=3, reuse="linear")
     first = make_graph("interval", context, n=3, reuse="taylor1")
-    for a, b in zip(linear.weights[5], first.weights[5], strict=True):
+    for a, b in zip(linear.entry_weights[5], first.entry_weights[5], strict=True):
         assert a == pytest.approx(b, rel=0.05)  # the respaced times of DDIM are nearly even
     for made in (graph, linear, first):
         assert Sampler(context.sampler.backbone, graph=made).sample([1], seed=0).isfinite().all()

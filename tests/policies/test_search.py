@@ -68,7 +68,7 @@ def test_l2p_forecasts_features_better_than_taylor(context):
                 if not fresh:
                     mix = np.zeros(E)
                     mix[e] = -1
-                    mix[computed[: len(made.weights[e][layer])]] = made.weights[e][layer]
+                    mix[computed[: len(made.entry_weights[e][layer])]] = made.entry_weights[e][layer]
                     total += mix @ products[layer] @ mix
         errors.append(total)
     assert errors[0] < errors[1]

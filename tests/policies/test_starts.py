@@ -30,7 +30,7 @@ def test_rules_keep_to_the_budget(context, worth):
     assert max(costs) <= worth + 0.02
     intervals = [cost for graph, cost in zip(graphs, costs, strict=True) if graph.provenance["method"] == "interval"]
     assert min(intervals) > worth - 2  # what is left over goes into evaluations at the end
-    assert len({(graph.rows, graph.weights) for graph in graphs}) == len(graphs)
+    assert len({(graph.rows, graph.entry_weights) for graph in graphs}) == len(graphs)
     assert {"interval", "late_first"} >= {graph.provenance["method"] for graph in graphs}
 
 
@@ -76,7 +76,7 @@ def test_rows_are_fitted_in_features_where_responses_do_not_reach(context):
     rule = make_graph("l2p", context, n=5, phase=3, order=4, num_trajectories=4, batch_size=4)
     in_image_space, in_features = makers(context, products, 5.0)
     assert in_image_space(rule.rows) is None
-    assert in_features(rule.rows).weighted == rule.weighted
+    assert in_features(rule.rows).weights == rule.weights
 
 
 def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):

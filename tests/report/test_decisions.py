@@ -10,7 +10,7 @@ def graph(**changes):
         "layers": ("blocks.0.attn", "blocks.0.mlp"),
         "timesteps": (9, 7, 5, 3, 1),
         "reuse": ("hold", "hold", "hold", "linear", "fitted"),
-        "fitted": ((), (), (), (), (0.5, 0.25)),
+        "slopes": ((), (), (), (), (0.5, 0.25)),
         "model": "net",
         "solver": "ddim",
     }
@@ -29,12 +29,12 @@ def test_each_entry_has_its_decision():
 
 
 def test_linear_with_one_output_is_held():
-    assert decisions(graph(rows=["11", "01"], timesteps=(9, 7), reuse=("hold", "linear"), fitted=()))[1][0] == "hold"
+    assert decisions(graph(rows=["11", "01"], timesteps=(9, 7), reuse=("hold", "linear"), slopes=()))[1][0] == "hold"
 
 
 def test_a_sum_of_one_output_is_held():
     weights = ((), (), (), (), ((1.0,), (1.5, -0.5)))
-    found = decisions(graph(reuse=("hold",) * 4 + ("weighted",), fitted=(), weighted=weights))
+    found = decisions(graph(reuse=("hold",) * 4 + ("weighted",), slopes=(), weights=weights))
     assert found[4] == ("hold", "weighted")
 
 

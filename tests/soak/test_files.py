@@ -45,7 +45,7 @@ def test_mutated_graphs_are_refused_or_sample_finite_images(make_dit, make_graph
     net, source = make_dit(), random.Random(1)
     graph = make_graph(net, num_evaluations=4, provenance={"a": [1, {}]})
     slopes = tuple(0.5 for bit in graph.rows[3] if not bit)
-    graph = graph.replace(reuse=("hold", "hold", "linear", "fitted"), fitted=((), (), (), slopes))
+    graph = graph.replace(reuse=("hold", "hold", "linear", "fitted"), slopes=((), (), (), slopes))
     content, noise, labels = json.loads(graph.to_json()), torch.randn(1, *net.input_shape), torch.tensor([1])
     refused = misfits = sampled = 0
     for _ in range(times(250, 10_000)):

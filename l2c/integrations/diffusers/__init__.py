@@ -258,7 +258,7 @@ def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) ->
 
     Blocks may share a sum where their weights are equal; corrections differ from block to block.
     """
-    columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.weights, strict=True), strict=True))
+    columns = list(zip(zip(*graph.rows, strict=True), zip(*graph.entry_weights, strict=True), strict=True))
     hooks: dict[nn.Module, LayerHook] = {}
     before: RunHook | None = None
     for index, layer in enumerate(layers):

@@ -40,8 +40,8 @@ class BranchHistory:
         """
         reuse = graph.reuse[evaluation]
         if reuse == WEIGHTED:
-            return self.sum_of(layer, graph.weights[evaluation][layer])
-        return self.value(layer, t, None if reuse == LINEAR else graph.slopes[evaluation][layer])
+            return self.sum_of(layer, graph.entry_weights[evaluation][layer])
+        return self.value(layer, t, None if reuse == LINEAR else graph.entry_slopes[evaluation][layer])
 
     def value(self, layer: int, t: float, slope: float | None) -> Branch | None:
         """Return the prediction for a layer at t; None where nothing was computed yet.

@@ -74,7 +74,7 @@ def l2p(
 
 
 def feature_weights(products: np.ndarray, rows: Rows, order: int) -> dict[str, Any]:
-    """Return weights fitted to the features for all entries that rows reuse, as `reuse` and `weighted` of a graph.
+    """Return weights fitted to the features for all entries that rows reuse, as `reuse` and `weights` of a graph.
 
     Args:
         products: see `measure_products`.
@@ -86,7 +86,7 @@ def feature_weights(products: np.ndarray, rows: Rows, order: int) -> dict[str, A
         tuple(fitted(products[i], e, of_layer[:order]) for i, of_layer in enumerate(past) if not rows[e][i])
         for e, past in enumerate(computed_before(rows))
     )
-    return {"reuse": (WEIGHTED,) * len(rows), "weighted": weighted}
+    return {"reuse": (WEIGHTED,) * len(rows), "weights": weighted}
 
 
 def fitted(products: np.ndarray, evaluation: int, past: Sequence[int]) -> Weights:

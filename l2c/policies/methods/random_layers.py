@@ -38,8 +38,8 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
     return like.replace(
         rows=tuple(map(tuple, rows)),
         reuse=(),
-        fitted=(),
-        weighted=(),
+        slopes=(),
+        weights=(),
         correction=None,
         fingerprint=None,  # nothing of the weights was looked at
         provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": worth}},

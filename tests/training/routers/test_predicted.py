@@ -35,7 +35,7 @@ def test_forecasts_are_those_of_the_exported_graph(backbone, solver, routers, ma
     for evaluation in routers.evaluations:
         cache = predictor(evaluation, passes)
         for layer in (layer for layer, fresh in enumerate(rows[evaluation]) if not fresh):
-            weights = graph.weights[evaluation][layer]
+            weights = graph.entry_weights[evaluation][layer]
             computed = [e for e in range(evaluation) if rows[e][layer]][::-1]
             wanted = sum(w * passes[e][layer] for e, w in zip(computed, weights, strict=False))
             torch.testing.assert_close(cache[layer], wanted, rtol=1e-4, atol=1e-4)
