@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from l2c.io.bundled import checkpoint_folders
-from l2c.io.finite import not_finite
+from l2c.io.tensors import not_finite
 
 # Names under which training codes save a state dict; the exponential moving averages come first.
 CONTAINERS = (

@@ -24,6 +24,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.io.seeds import Stream
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import counted_layers
+from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
 from l2c.speed.bench import REFERENCE, Bench, Setting, Speed
 from l2c.speed.latency import alternate
@@ -102,9 +103,9 @@ def _python_overhead(graph: CacheGraph) -> str:
     depth = graph.num_layers // 2
     net = DiT(input_size=4, patch_size=2, hidden_size=16, depth=depth, num_heads=1, num_classes=2).eval()
     sampler = Sampler(net, solver="ddim", num_evaluations=graph.num_evaluations, cfg_scale=4.0)
-    hollow = graph.replace(layers=net.layer_names, timesteps=sampler.timesteps, solver="ddim", model="DiT")
-    hollow = hollow.replace(guidance=None, cfg_scale=None, fingerprint=None, solver_options={})
-    sampler = Sampler(net, graph=hollow, cfg_scale=4.0, any_weights=True)
+    binding = binding_of(net, sampler.solver, weights_bound=False)
+    hollow = graph.replace(**binding.fields, correction=None)
+    sampler = Sampler(net, graph=hollow, cfg_scale=4.0)
     blank = torch.zeros(2, 4, 16)
     sampler.blocks_by(lambda block, *inputs: (inputs[0], (blank, blank)))
     noise: Tensor = torch.zeros(1, 4, 4, 4)

@@ -13,8 +13,7 @@ from l2c.commands.frame.sampler import make_sampler
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
-from l2c.io.finite import check_finite
-from l2c.io.tensors import write_tensors
+from l2c.io.tensors import check_finite, write_tensors
 from l2c.report.figures import sample_grid, save_figure
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import seeded_noise

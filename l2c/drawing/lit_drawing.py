@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from l2c.data.share import Share
 from l2c.data.vae import Vae
 from l2c.drawing.image_shards import Samples, to_pixels
-from l2c.io.finite import check_finite
 from l2c.io.seeds import Stream
+from l2c.io.tensors import check_finite
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch

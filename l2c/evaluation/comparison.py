@@ -15,6 +15,7 @@ from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
 from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
+from l2c.sampling.image_error import standard_error
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
 
@@ -136,7 +137,7 @@ def _result(
     mse = [error.mse for error in errors]
     spread = errors[0].mse_standard_error
     if len(mse) > 1:  # draws differ far more than images do
-        spread = statistics.stdev(mse) / math.sqrt(len(mse))
+        spread = standard_error(mse)
     mean = ImageError(statistics.mean(mse), spread, statistics.mean(e.psnr for e in errors), errors[0].num_images)
     accuracy = frechet = None
     if classifier is not None and labels is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from l2c.evaluation.scores.frechet import Frechet
+from l2c.sampling.image_error import squared_errors, standard_error
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,10 @@ def image_error(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -
     """
     if images.shape != reference.shape:
         raise ValueError(f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}")
-    per_image = (images.double() - reference.double()).square().flatten(1).mean(dim=1)  # (N,)
-    count = len(per_image)
-    spread = float(per_image.std()) / math.sqrt(count) if count > 1 else math.nan
+    per_image = squared_errors(images, reference).cpu()
     exact = torch.equal(images, reference)
     psnr = math.inf if exact else float(peak_signal_noise_ratio(images, reference, data_range=data_range))
-    return ImageError(float(per_image.mean()), spread, psnr, count)
+    return ImageError(float(per_image.mean()), standard_error(per_image), psnr, len(per_image))
 
 
 class Reader(Protocol):

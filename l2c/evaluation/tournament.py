@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from l2c.evaluation.metrics import image_error
 from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
+from l2c.io.digests import sha256_of
 from l2c.io.tensors import opened, write_tensors
 from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
@@ -172,10 +172,10 @@ class Tournament:
         if policy == "random":
             chosen = [(self.context, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
         elif policy in BY_RESPONSES and self.contexts:
-            files = map(digest, self.calibrations)
+            files = map(sha256_of, self.calibrations)
             chosen = [(context, options, file) for context, file in zip(self.contexts, files, strict=True)]
         else:
-            chosen = [(self.context, options, "".join(map(digest, self.calibrations[:1])))]
+            chosen = [(self.context, options, "".join(map(sha256_of, self.calibrations[:1])))]
         return [
             Draw(partial(self.made, method, policy, context, worth, given), json.dumps([given, file], default=list))
             for context, given, file in chosen
@@ -216,7 +216,7 @@ class Tournament:
                     f"are compared under {own}; leave it out, or choose its solver"
                 )
             if abs(self.context.cost.evaluations_worth(graph) - worth) <= NEAR:
-                found.append(Draw(partial(self.cached, graph), digest(path)))
+                found.append(Draw(partial(self.cached, graph), sha256_of(path)))
         if not found:
             what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
             tqdm.write(f"{method} at {worth:g}: left out, {what} ({self.graphs[method]})")
@@ -297,11 +297,6 @@ def fewer_evaluations(solver: str, worth: float) -> int:
 def cell_name(method: str, worth: float) -> str:
     """Return the name of the files of a method at a budget."""
     return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{worth:g}"
-
-
-def digest(path: Path) -> str:
-    """Return a digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def matching(pattern: str) -> list[Path]:

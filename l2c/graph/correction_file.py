@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.io.atomic import replacing
+from l2c.io.digests import sha256_of
 from l2c.io.json_fields import known_fields, member
 from l2c.io.names import quoted, shown
 
@@ -38,11 +38,7 @@ class CorrectionFile:
     @classmethod
     def of(cls, path: str | Path) -> CorrectionFile:
         """Return the description of an existing file."""
-        with Path(path).open("rb") as file:
-            digest = hashlib.sha256()
-            while part := file.read(2**20):
-                digest.update(part)
-        return cls(Path(path), f"sha256:{digest.hexdigest()}")
+        return cls(Path(path), f"sha256:{sha256_of(path)}")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], folder: Path) -> CorrectionFile:

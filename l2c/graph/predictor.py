@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +37,9 @@ def line_slope(t: float, t_last: float, t_before: float) -> float:
     return (t_last - t) / (t_before - t_last)
 
 
-Slope = TypeVar("Slope", float, "Tensor")
-
-
-def weights_of(slope: Slope) -> tuple[Slope, Slope]:
-    """Return the weights of the last computed output and of the one before; they add up to 1."""
-    return 1 + slope, -slope
+def weights_of(*slopes: Any) -> tuple[Any, ...]:
+    """Return the weights of `a + sum_j slopes[j] (a - b_j)`: of the last output a, then of those before it; sum 1."""
+    return (1 + sum(slopes), *(-slope for slope in slopes))
 
 
 def ahead(last: Tensor, before: Tensor, slope: float | Tensor) -> Tensor:
@@ -55,8 +52,11 @@ def weighted(last: Tensor, before: Tensor, weight: float | Tensor) -> Tensor:
     return before.lerp(last, weight)
 
 
-def combined(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted sum of as many past outputs of one shape as there are weights, the last computed first."""
+def combined(outputs: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
+    """Return the weighted sum of as many past outputs of one shape as there are weights, the last computed first.
+
+    It can be differentiated in weights that are tensors (0-d).
+    """
     newest, *earlier = outputs
     if len(weights) == 1:
         return newest
@@ -64,7 +64,7 @@ def combined(outputs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         return weighted(newest, earlier[0], weights[0])
     value = newest * weights[0]
     for output, weight in zip(earlier, weights[1:], strict=True):
-        value = value.add(output, alpha=weight)
+        value = value.add(output, alpha=weight) if isinstance(weight, float) else value + weight * output
     return value
 
 

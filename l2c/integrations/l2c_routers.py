@@ -63,8 +63,8 @@ def import_l2c_router(
         logits = _logits(path, routers, i, network)
         rows[evaluation] = tuple((torch.sigmoid(logits) > threshold).tolist())
     binding = binding_of(network, announced, weights_bound=network is backbone)
-    return CacheGraph(
-        **binding.fields,
+    return CacheGraph.blank(
+        binding,
         rows=tuple(rows),
         routed=tuple(sorted(router_of)),
         provenance={

@@ -76,8 +76,8 @@ def import_smoothcache(
         routed = [e for e in range(1, num_evaluations) if (num_evaluations - 1 - e) % 2 == 0]
     announced = solver_for(network, solver, num_evaluations)
     binding = binding_of(network, announced, weights_bound=network is backbone)
-    return CacheGraph(
-        **binding.fields,
+    return CacheGraph.blank(
+        binding,
         rows=tuple(map(tuple, rows)),
         routed=None if routed is None else tuple(routed),
         provenance={"method": "smoothcache schedule", "imported_from": Path(path).name},

@@ -1,9 +1,11 @@
-"""Fetch one large file: resumed after a break, checked, and there whole or not at all."""
+"""Fetch one large file: resumed after a break, checked, and there whole or not at all.
+
+No public function of huggingface_hub or pooch goes on with a broken download of any address.
+"""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 import shutil
 import urllib.error
@@ -14,9 +16,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from l2c.io.atomic import replacing
+from l2c.io.digests import CHUNK, sha256_of
 from l2c.io.names import shown
 
-CHUNK = 1 << 20
 HEADERS = {"User-Agent": "l2c"}
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -105,20 +107,12 @@ def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = Non
     source, target = Path(source).expanduser(), Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"no file at {source}; give the path of the weights on this machine")
-    if sha256 is not None and (digest := _sha256(source)) != sha256.lower():
+    if sha256 is not None and (digest := sha256_of(source)) != sha256.lower():
         raise ValueError(f"{source} has the SHA-256 {digest} instead of {sha256}; copy the whole file again")
     if not (target.exists() and source.samefile(target)):
         with replacing(target) as temporary:
             shutil.copyfile(source, temporary)
     return target
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _size(path: Path) -> int:
@@ -193,7 +187,7 @@ def _check(path: Path, *, size: int | None, sha256: str | None, url: str) -> Non
     if size is not None and got_size != size:
         problem = f"{got_size} bytes instead of {size}"
     elif sha256 is not None:
-        digest = _sha256(path)
+        digest = sha256_of(path)
         if digest != sha256.lower():
             problem = f"the SHA-256 {digest} instead of {sha256}"
     if problem is None:

@@ -20,6 +20,7 @@ from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
+from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_like
 
@@ -245,7 +246,7 @@ class Calibration(measured.Calibration):
         for graph in graphs:
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
             images = sample_in_batches(cached, labels, noise, **streams)
-            true = float((images - reference).double().square().mean())
+            true = float(squared_errors(images, reference).mean())
             predicted = float(graph.measured["expected_mse"])
             share = float(graph.measured["evaluations_worth_of_macs"]) / count
             if 0 < true < math.inf and predicted > 0:

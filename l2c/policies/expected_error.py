@@ -9,6 +9,7 @@ import numpy as np
 
 from l2c.calibration.calibration import Calibration
 from l2c.policies.allocation import Array
+from l2c.sampling.image_error import standard_error
 
 BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of those known, as a factor
 
@@ -31,7 +32,7 @@ def expected_error(change: Array, calibration: Calibration, share: float) -> dic
     each = np.square(change.astype(np.float64)).reshape(-1, num_probes).sum(axis=1)
     each *= len(each)  # per trajectory
     ratio = true_over_predicted(calibration.corrections, calibration.binding.num_evaluations, share)
-    spread = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else 0.0
+    spread = standard_error(each) if len(each) > 1 else 0.0
     return {"expected_mse": float(ratio * each.mean()), "expected_mse_standard_error": float(ratio * spread)}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
+from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
 
 
@@ -85,7 +86,7 @@ class TrueError:
         """Return the estimated mean squared error per pixel."""
         sampler = Sampler(self.sampler.backbone, graph=graph, cfg_scale=self.sampler.guidance.scale, any_weights=True)
         images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
-        errors = (images - self.reference).double().square().flatten(1).mean(1)  # (N,)
+        errors = squared_errors(images, self.reference)
         return float(errors @ self.weights)
 
 

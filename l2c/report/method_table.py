@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from l2c.report.table import markdown_table, short
+from l2c.sampling.image_error import standard_error
 
 TIE = 1.5  # ratios of errors below this are ties
 HEADER = ("budget", "method", "MACs (evaluations)", "MSE x 1e-5", "against the least", "speed-up", "seeds")
@@ -84,9 +84,7 @@ def lines(cells: Sequence[Cell]) -> list[Line]:
     for (target, method), group in groups.items():
         least = min(mean for (other, _), mean in means.items() if other == target)
         mse = [cell.mse for cell in group]
-        spread = group[0].mse_standard_error
-        if len(mse) > 1:
-            spread = statistics.stdev(mse) / math.sqrt(len(mse))
+        spread = standard_error(mse) if len(mse) > 1 else group[0].mse_standard_error
         found.append(
             Line(
                 method,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l2c.io.tensors import opened, write_tensors
+from l2c.sampling.image_error import squared_errors
 
 AMPLIFIED = 10  # differences are shown that many times
 NUM_FIRST, NUM_WORST = 6, 3
@@ -67,7 +68,7 @@ class SampleRow:
                 f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}; "
                 "both must hold the same images, at least one"
             )
-        errors = (images.double() - reference.double()).square().flatten(1).mean(dim=1).cpu()  # (N,)
+        errors = squared_errors(images, reference).cpu()  # (N,)
         largest = torch.nan_to_num(errors, nan=torch.inf).argsort(descending=True, stable=True)
         noises = [*range(min(first, len(errors))), *largest[:worst].tolist()]
         return cls(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.io.finite import check_finite
+from l2c.io.tensors import check_finite
 
 
 class Draws(Protocol):

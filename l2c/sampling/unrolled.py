@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l2c.backbones.layer_cache import LayerCache
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import DIGITS, FITTED, WEIGHTED, counts_before, from_slopes, weighted, weights_of
+from l2c.graph.predictor import DIGITS, FITTED, WEIGHTED, combined, counts_before, from_slopes, weights_of
 from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
@@ -99,24 +99,20 @@ class _Reuse:
     def __init__(
         self, graph: CacheGraph, slopes: Tensor, corrections: tuple[Rows, Rows] | None, *, detach: bool
     ) -> None:
-        self.slopes = slopes
+        self.slopes = slopes[:, None] if slopes.ndim == 1 else slopes  # (R, K - 1)
         self.corrections = corrections
         self.detach = detach
         self._index = {entry: i for i, entry in enumerate(reused_entries(graph))}
         self._computed: list[list[Tensor]] = [[] for _ in graph.layers]  # of each layer, newest first
-        self._earlier = 1 if slopes.ndim == 1 else slopes.shape[1]
 
     def cache(self, evaluation: int, row: Sequence[bool]) -> list[Tensor | None]:
         """Return the prediction for each layer that a row reuses; None for the others."""
         return [None if fresh else self._value(evaluation, layer) for layer, fresh in enumerate(row)]
 
     def _value(self, evaluation: int, layer: int) -> Tensor:
-        i, (value, *earlier) = self._index[evaluation, layer], self._computed[layer]
-        if earlier and self.slopes.ndim == 1:
-            value = weighted(value, earlier[0], weights_of(self.slopes[i])[0].to(value.dtype))
-        elif earlier:
-            slopes = self.slopes[i].to(value.dtype)
-            value = value + sum(slopes[j] * (value - output) for j, output in enumerate(earlier))
+        i, outputs = self._index[evaluation, layer], self._computed[layer]
+        slopes = self.slopes[i, : len(outputs) - 1].to(outputs[0].dtype)
+        value = combined(outputs, weights_of(*slopes.unbind()))
         if self.corrections is not None:
             scale, shift = self.corrections
             value = corrected(value, scale[i].to(value.dtype), shift[i].to(value.dtype))
@@ -127,7 +123,7 @@ class _Reuse:
         for layer in (layer for layer, fresh in enumerate(row) if fresh):
             newest = outputs[layer]
             assert newest is not None
-            earlier = self._computed[layer][: self._earlier]
+            earlier = self._computed[layer][: self.slopes.shape[1]]
             self._computed[layer] = [newest.detach() if self.detach else newest, *earlier]
 
 

@@ -14,6 +14,7 @@ from l2c.backbones.dit import DiT
 from l2c.calibration.cost import count_macs
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import seconds_of
 
@@ -107,7 +108,7 @@ class Run:
         plain = Sampler(net, solver="ddim", num_evaluations=size.num_evaluations, cfg_scale=4.0)
         half = tuple(bool(layer % 2) for layer in range(net.num_layers))
         rows = tuple(half if e % 2 else (True,) * net.num_layers for e in range(size.num_evaluations))
-        graph = CacheGraph(rows=rows, layers=net.layer_names, timesteps=plain.timesteps, model="DiT", solver="ddim")
+        graph = CacheGraph.blank(binding_of(net, plain.solver, weights_bound=False), rows=rows)
         self.sampler = Sampler(net, graph=graph, cfg_scale=4.0, precision=precision)
         rows_run = 2 * size.batch_size
         computed = sum(sum(row) for row in rows)

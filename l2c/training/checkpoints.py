@@ -16,8 +16,8 @@ from torch import Tensor
 
 from l2c.backbones.weights import reason_of
 from l2c.io.atomic import replacing
-from l2c.io.finite import not_finite
 from l2c.io.settings import as_text
+from l2c.io.tensors import not_finite
 
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
 VERSION = 2

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from l2c.io.atomic import check_writable, replacing, sweep
-from l2c.io.finite import check_finite, not_finite
 from l2c.io.folder_lock import NAME, locked
 from l2c.io.memory import ExplainedMemoryError, memory_explained
+from l2c.io.tensors import check_finite, not_finite
 
 
 def test_a_full_disk_is_one_sentence_with_the_target_and_leaves_the_old_file(tmp_path):

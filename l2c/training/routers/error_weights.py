@@ -12,7 +12,9 @@ from l2c.diffusion import Guidance, Solver
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.seeds import Stream, draw_normal
 from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.binding import binding_of
 from l2c.sampling.denoiser import Denoiser
+from l2c.sampling.image_error import squared_errors
 
 VARIANTS = ("sensitivity", "disabled_once", "cumulative")
 
@@ -68,12 +70,12 @@ class ErrorWeights:
             cached = self._images(rows)
             for e in reusing:
                 without = self._images(_at(rows, e, full))
-                moved[e] = float((cached - without).square().mean())
+                moved[e] = float(squared_errors(cached, without).mean())
         else:
             before = self._images([full] * len(rows))
             for e in reusing:
                 image = self._images([row if i <= e else full for i, row in enumerate(rows)])
-                moved[e] = float((image - before).square().mean())
+                moved[e] = float(squared_errors(image, before).mean())
                 before = image
         mean = sum(moved.values()) / len(moved) if moved else 0.0
         return [moved[e] / mean if mean > 0 and e in moved else 1.0 for e in range(len(rows))]
@@ -86,8 +88,8 @@ class ErrorWeights:
         for e in range(1, len(rows)):
             others: list[Tensor] = []
             other = self._images(_at(rows, e, none if all(rows[e]) else full), others)
-            change = float((others[e] - outputs[e]).square().mean())
-            found.append(float((other - image).square().mean()) / change if change > 0 else 0.0)
+            change = float(squared_errors(others[e], outputs[e]).mean())
+            found.append(float(squared_errors(other, image).mean()) / change if change > 0 else 0.0)
         mean = sum(found) / (len(found) - 1)
         return [1.0, *(value / mean for value in found[1:])] if mean > 0 else [1.0] * len(rows)
 
@@ -97,15 +99,9 @@ class ErrorWeights:
 
         The outputs of all evaluations are appended to `outputs`.
         """
-        conventions = self.backbone.conventions
         device = next(self.backbone.parameters()).device
-        graph = CacheGraph(
-            rows=tuple(map(tuple, rows)),
-            layers=self.backbone.layer_names,
-            timesteps=self.solver.timesteps,
-            model=conventions.name,
-            solver=self.solver.name,
-        )
+        binding = binding_of(self.backbone, self.solver, weights_bound=False)
+        graph = CacheGraph.blank(binding, rows=tuple(map(tuple, rows)))
         labels = labels_in_turn(self.backbone.num_labels, self.num_images)
         shape = (self.num_images, *self.backbone.input_shape)
         noise = draw_normal(shape, "start of a trajectory for error weights", self.seed).to(device)

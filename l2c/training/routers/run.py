@@ -206,8 +206,8 @@ def _export(
     scale = settings.solver.cfg_scale if settings.data.name in FROM_NOISE else None
     binding = binding_of(backbone, solver, weights_bound=not any_weights, guidance=scale)
     rows = setup.objective.rows(routers, solver.num_evaluations)
-    graph = CacheGraph(
-        **binding.fields,
+    graph = CacheGraph.blank(
+        binding,
         rows=rows,
         routed=routers.evaluations,
         **stand_ins(rows, reuse_under(solver, settings.router.reuse)),

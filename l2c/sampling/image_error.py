@@ -1,0 +1,19 @@
+"""How far images lie from others of the same noise, and how well a mean of such errors is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+
+def squared_errors(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean squared error per pixel of each image (N,), in 64 bits; both have the shape (N, C, H, W)."""
+    return (images.double() - reference.double()).square().flatten(1).mean(dim=1)
+
+
+def standard_error(values: Sequence[float] | np.ndarray | Tensor) -> float:
+    """Return the standard error of the mean of values (N,); NaN of one value."""
+    return float(np.std(np.asarray(values), ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
