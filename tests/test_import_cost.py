@@ -19,7 +19,7 @@ STAGES = {  # code: the heavy packages that it may have loaded
         "torch"  # the names left out are those of diffusers pipelines
     },
     "l2c.integrations.smoothcache.import_smoothcache, l2c.integrations.cache_dit": {"torch"},
-    "from l2c.policies import registry; from l2c.calibration import calibration": {"torch"},
+    "from l2c.policies import registry; from l2c.calibration import measurements": {"torch"},
     # timm imports wandb where it is installed
     "l2c.Sampler(l2c.load_backbone('dit_digits'), graph=graph).sample([1], seed=0)": {
         *("torch", "timm", "torchvision", "wandb"),

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from l2c.calibration.calibration import Kind
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
 from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import Grid, oldest_age
+from l2c.calibration.measurements import Kind
 from l2c.calibration.responses import measure_both_ways
 from l2c.diffusion import SOLVERS, Solver
 from l2c.sampling.batches import labels_in_turn

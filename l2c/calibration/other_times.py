@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy.interpolate import CubicSpline
 
 from l2c.calibration.grid import Grid, places
+from l2c.io.seeds import draw_normal
 
 Array = npt.NDArray[np.floating]
 SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
@@ -63,8 +64,9 @@ def carry(measured: Measured, wanted: Grid, *, max_age: int) -> Array:
     keys = _keys(grid, grid), _keys(wanted, grid)
     kinds = _kinds(grid), _kinds(wanted)
     _, num_layers, _, size = measured.responses.shape
-    rough = _between(source.times, u)[:, None, None] * np.random.default_rng(0).standard_normal(
-        (len(u), num_layers, size), dtype=np.float32
+    rough = (
+        _between(source.times, u)[:, None, None]
+        * draw_normal((len(u), num_layers, size), "doubt of carried responses", 0).numpy()
     )
     carried = np.full((len(u), num_layers, max_age, size), np.nan, dtype=np.float32)
     for e in range(1, len(u)):

@@ -70,12 +70,12 @@ def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
     samples: dict[float, list[SampleRow]] = {}
     graphs: dict[float, dict[str, CacheGraph]] = {}
     for line in lines(cells):  # the folder may hold other runs' too
-        stem = cell_name(line.method, line.target)
+        stem = cell_name(line.method, line.budget)
         sample, graph = folder / "samples" / f"{stem}.safetensors", folder / "graphs" / f"{stem}.json"
         if sample.is_file():
-            samples.setdefault(line.target, []).append(SampleRow.load(sample).drawn_from(line.num_seeds))
+            samples.setdefault(line.budget, []).append(SampleRow.load(sample).drawn_from(line.num_seeds))
         if graph.is_file():
-            graphs.setdefault(line.target, {})[line.method] = CacheGraph.load(graph)
+            graphs.setdefault(line.budget, {})[line.method] = CacheGraph.load(graph)
     return {"samples": samples, "graphs": graphs}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone, fingerprint
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.evaluation.dynamic import DynamicSampler
 from l2c.evaluation.dynamic_methods import at_budget
 from l2c.evaluation.method_settings import BY_RESPONSES, DYNAMIC_OPTIONS, FEWER_STEPS
@@ -38,6 +38,7 @@ from l2c.sampling.solver_settings import SolverSettings
 from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
+CELL = {field.name for field in fields(Cell)}
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
@@ -80,7 +81,7 @@ class Tournament:
         self.backbone = backbone
         self.calibrations = calibration_files(settings.calibration)
         self.uncached = self.plain(solver.num_evaluations)
-        self.contexts = [PolicyContext.of(self.uncached, Calibration.load(path)) for path in self.calibrations]
+        self.contexts = [PolicyContext.of(self.uncached, Measurements.load(path)) for path in self.calibrations]
         self.context = self.contexts[0] if self.contexts else PolicyContext.of(self.uncached)
         self.noise = seeded_noise(backbone.input_shape, settings.seed, settings.num_images)
         self.labels = labels_in_turn(backbone.num_labels, settings.num_images)
@@ -232,9 +233,9 @@ class Tournament:
         path = self.folder / "cells" / f"{name}-{seed}.json"
         if path.is_file():
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["origin"] == draw.origin:
+            if content["origin"] == draw.origin and all(set(cell) == CELL for cell in content["cells"]):
                 return [Cell(**cell) for cell in content["cells"]]
-            tqdm.write(f"{method} at {worth:g}: its options or files have changed, so it is measured again")
+            tqdm.write(f"{method} at {worth:g}: its options, its files or l2c have changed, so it is measured again")
         sampler = draw.sampler()
         cells = [] if sampler is None else [self.cell(method, worth, seed, name, sampler)]
         write_json(path, {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]})

@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.distillation import Distillation, distil
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
@@ -151,7 +151,7 @@ def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyConte
     """Return the context of an uncached sampler, its responses measured now as the settings of a calibration say."""
     known = ("num_trajectories", "seed", "batch_size", "responses")
     how = {name: settings[name] for name in known if name in settings}
-    return PolicyContext.of(sampler, measure(Calibration, sampler, **how))
+    return PolicyContext.of(sampler, measure(Measurements, sampler, **how))
 
 
 _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext]] = WeakKeyDictionary()

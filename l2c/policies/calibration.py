@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from l2c.calibration import calibration as measured
 from l2c.calibration import measuring
 from l2c.calibration.grid import Grid
+from l2c.calibration.measurements import Measurements
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.binding import Binding
@@ -49,7 +49,7 @@ class _Target:
 
 
 @dataclass(frozen=True)
-class Calibration(measured.Calibration):
+class Calibration(Measurements):
     """A calibration that makes graphs.
 
     calibration = l2c.Calibration.load("mine.safetensors")

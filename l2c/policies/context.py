@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.cost import Cost, count_macs
+from l2c.calibration.measurements import Measurements
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import Weights
@@ -37,12 +37,12 @@ class PolicyContext:
     blank: CacheGraph
     cost: Cost
     alternate: tuple[int, ...]
-    calibration: Calibration | None = None
+    calibration: Measurements | None = None
     sampler: Sampler | None = None
 
     @classmethod
     def of(
-        cls, sampler: Sampler, calibration: Calibration | None = None, *, weights_bound: bool = True
+        cls, sampler: Sampler, calibration: Measurements | None = None, *, weights_bound: bool = True
     ) -> PolicyContext:
         """Return the context of an uncached sampler.
 
@@ -94,7 +94,7 @@ class PolicyContext:
         """Every evaluation that can be routed at all."""
         return tuple(range(1, self.blank.num_evaluations))
 
-    def required_calibration(self) -> Calibration:
+    def required_calibration(self) -> Measurements:
         """Return the calibration.
 
         Raises:

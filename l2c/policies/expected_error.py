@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.policies.allocation import Array
 from l2c.sampling.image_error import standard_error
 
 BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of those known, as a factor
 
 
-def expected_error(change: Array, calibration: Calibration, share: float) -> dict[str, float]:
+def expected_error(change: Array, calibration: Measurements, share: float) -> dict[str, float]:
     """Return the expected mean squared error per pixel of a graph, and its standard error over trajectories.
 
     To first order it is that of the summed responses; where the calibration holds true errors beside predicted ones,

@@ -69,7 +69,7 @@ class ComparisonPage:
             raise ValueError("a comparison needs at least one measurement; no method reached any of the budgets")
         found = lines(self.cells)
         methods = list(dict.fromkeys(line.method for line in found))
-        budgets = list(dict.fromkeys(line.target for line in found))
+        budgets = list(dict.fromkeys(line.budget for line in found))
         lead = (
             f"{len(methods)} ways to sample from {self.model} at {len(budgets)} budgets of computation. Each starts "
             f"from the same noises; its error is the distance of its images to the {self.measured_to}, so 0 is "
@@ -102,7 +102,7 @@ class ComparisonPage:
             Section("Table", table_html(columns, rows, best=best)),
         ]
         for budget in budgets:
-            order = [line.method for line in found if line.target == budget]
+            order = [line.method for line in found if line.budget == budget]
             pictures = samples_html(self.samples.get(budget, ()))
             graphs = _graphs(self.graphs.get(budget, {}), order)
             if pictures or graphs:
@@ -112,7 +112,7 @@ class ComparisonPage:
 
 def _orders(line: Line) -> tuple[float | None, ...]:
     """Return the number that each column of a line is sorted by."""
-    return line.target, None, line.evaluations_worth, line.mse, line.ratio, line.speed_up, line.num_seeds
+    return line.budget, None, line.evaluations_worth, line.mse, line.ratio, line.speed_up, line.num_seeds
 
 
 def _graphs(graphs: Mapping[str, CacheGraph], order: Sequence[str]) -> str:

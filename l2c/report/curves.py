@@ -56,9 +56,9 @@ def families(
     for line in found:
         name = (family_of or {}).get(line.method, line.method)
         of_family = best.setdefault(name, {})
-        if line.mse > 0 and (line.target not in of_family or line.mse < of_family[line.target].mse):
-            of_family[line.target] = line
-    budgets = len({line.target for line in found})
+        if line.mse > 0 and (line.budget not in of_family or line.mse < of_family[line.budget].mse):
+            of_family[line.budget] = line
+    budgets = len({line.budget for line in found})
 
     def rank(name: str) -> tuple[int, float]:
         ratios = [math.log(max(line.ratio, 1.0)) for line in best[name].values()]
@@ -103,8 +103,8 @@ def pareto(
         _scale(axis)
         ends = {family.name: _points(family.lines, cost)[0] for family in chosen}
         _label_ends(axis, ends, {family.name: COLOURS[i] for i, family in enumerate(chosen)})
-    for target in sorted({line.target for line in found}):
-        mark_budget(axes[0], target, budget_label(target), above=True)
+    for budget in sorted({line.budget for line in found}):
+        mark_budget(axes[0], budget, budget_label(budget), above=True)
     axes[0].set_ylabel("mean squared error to the uncached images, x 1e-5")
     axes[0].set_xlabel("cost: MACs, in evaluations of the uncached network")
     axes[1].set_xlabel("time, as a share of the uncached sampler's")

@@ -21,7 +21,7 @@ class Cell:
 
     Attributes:
         method: name of the method.
-        target: the budget asked for, in evaluations' worth of MACs.
+        budget: the budget asked for, in evaluations' worth of MACs.
         seed: seed of the draw or of the training.
         evaluations_worth: MACs that it took, in full evaluations.
         mse: mean squared error per pixel against the uncached images.
@@ -32,7 +32,7 @@ class Cell:
     """
 
     method: str
-    target: float
+    budget: float
     seed: int
     evaluations_worth: float
     mse: float
@@ -47,7 +47,7 @@ class Line:
 
     Attributes:
         method: name of the method.
-        target: the budget asked for.
+        budget: the budget asked for.
         evaluations_worth: mean MACs, in full evaluations.
         mse: mean over seeds.
         standard_error: over seeds from two on, else over noises.
@@ -58,7 +58,7 @@ class Line:
     """
 
     method: str
-    target: float
+    budget: float
     evaluations_worth: float
     mse: float
     standard_error: float
@@ -78,26 +78,26 @@ def lines(cells: Sequence[Cell]) -> list[Line]:
     """Return a line per method and budget, budgets from the largest, within them the least error first."""
     groups: dict[tuple[float, str], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault((cell.target, cell.method), []).append(cell)
+        groups.setdefault((cell.budget, cell.method), []).append(cell)
     means = {key: statistics.mean(cell.mse for cell in group) for key, group in groups.items()}
     found = []
-    for (target, method), group in groups.items():
-        least = min(mean for (other, _), mean in means.items() if other == target)
+    for (budget, method), group in groups.items():
+        least = min(mean for (other, _), mean in means.items() if other == budget)
         mse = [cell.mse for cell in group]
         spread = standard_error(mse) if len(mse) > 1 else group[0].mse_standard_error
         found.append(
             Line(
                 method,
-                target,
+                budget,
                 statistics.mean(cell.evaluations_worth for cell in group),
                 statistics.mean(mse),
                 spread,
                 statistics.mean(cell.uncached_seconds / cell.seconds for cell in group),
                 len(group),
-                means[target, method] / least if least > 0 else 1.0,
+                means[budget, method] / least if least > 0 else 1.0,
             )
         )
-    return sorted(found, key=lambda line: (-line.target, line.mse))
+    return sorted(found, key=lambda line: (-line.budget, line.mse))
 
 
 def to_csv(cells: Sequence[Cell]) -> str:
@@ -112,7 +112,7 @@ def to_csv(cells: Sequence[Cell]) -> str:
 def row_of(line: Line) -> tuple[str, ...]:
     """Return the cells of a line of the tables, in the order of `HEADER`."""
     return (
-        f"{line.target:g}",
+        f"{line.budget:g}",
         line.method,
         f"{line.evaluations_worth:.2f}",
         f"{short(1e5 * line.mse)} ± {short(1e5 * line.standard_error, 2)}",

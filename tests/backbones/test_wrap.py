@@ -11,9 +11,9 @@ from torch import nn
 import l2c
 from l2c.backbones.backbone import fingerprint
 from l2c.backbones.dit import modulate, unpatchify
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance, NoiseSchedule, make_solver
 from l2c.policies.context import PolicyContext
@@ -152,7 +152,7 @@ def test_calibration_and_policies_are_those_of_the_dit(twin):
         sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=5, cfg_scale=2.0)
         tensors = measure_changes(sampler, labels, noise, batch_size=2)
         tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=2, max_age=3, seed=0)
-        calibration = Calibration(tensors, PolicyContext.of(sampler).blank.binding)
+        calibration = Measurements(tensors, PolicyContext.of(sampler).blank.binding)
         context = PolicyContext.of(sampler, calibration)
         names = ("block_caching", "smoothcache", "gram", "interval", "faster_diffusion", "top_k", "late_first")
         graphs.append([apply_policy(name, context, budget=0.8).rows for name in names])

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import output_map
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.measuring import measure
 from l2c.calibration.responses import measure_both_ways
 from l2c.policies.context import PolicyContext
@@ -96,7 +96,7 @@ def test_a_model_without_a_backward_pass_is_measured_forward_only(make_dit):
     ) as no:
         measure_both_ways(sampler, labels, noise, num_probes=1)
     assert "responses.method=forward" in str(no.value)
-    found = measure(Calibration, sampler, num_trajectories=2, responses={"method": "forward", "num_probes": 3})
+    found = measure(Measurements, sampler, num_trajectories=2, responses={"method": "forward", "num_probes": 3})
     handle.remove()
     assert found.settings["responses"] == {"method": "forward", "num_probes": 3, "max_age": 4, "group": 1}
     assert found.tensor("responses").shape == (E, 4, 4, 6)
@@ -114,7 +114,7 @@ def test_a_model_without_a_backward_pass_is_measured_forward_only(make_dit):
 def test_bad_settings_are_refused(make_dit, responses, sentence):
     sampler = Sampler(make_dit(), solver="ddim", num_evaluations=E, cfg_scale=1.5)
     with pytest.raises(ValueError, match=sentence):
-        measure(Calibration, sampler, num_trajectories=1, responses=responses)
+        measure(Measurements, sampler, num_trajectories=1, responses=responses)
 
 
 def test_solvers_that_add_noise_are_refused(make_dit):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
 from l2c.graph.predictor import LINEAR
@@ -117,7 +117,7 @@ def test_gram_and_best_run_from_measured_responses(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     blank = PolicyContext.of(sampler).blank
-    context = PolicyContext.of(sampler, Calibration({"responses": responses}, blank.binding))
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, blank.binding))
     worst = make_graph("gram", context, budget=0.7, reuses=["hold"], max_span=6)
     best = make_graph("best", context, budget=0.7, num_trajectories=2, pool=2, steps=2, batch_size=2)
     assert context.cost.evaluations_worth(best) == pytest.approx(0.7 * 6, abs=0.1)
@@ -137,7 +137,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     settings = {"seed": 3, "num_trajectories": 2, "responses": {"num_probes": 2, "max_age": 4}}
     context = PolicyContext.of(
-        sampler, Calibration({"responses": responses}, PolicyContext.of(sampler).blank.binding, settings)
+        sampler, Measurements({"responses": responses}, PolicyContext.of(sampler).blank.binding, settings)
     )
     options = {"budget": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
     longest = make_graph("best", context, **options)
@@ -180,7 +180,7 @@ def test_graph_carries_the_slopes_that_the_allocation_fitted(sampler, start):
     labels, noise = start
     responses = measure_responses(sampler, labels, noise, num_probes=2, max_age=4)
     context = PolicyContext.of(
-        sampler, Calibration({"responses": responses}, PolicyContext.of(sampler).blank.binding)
+        sampler, Measurements({"responses": responses}, PolicyContext.of(sampler).blank.binding)
     )
     graph = make_graph("gram", context, budget=0.6)
     entries = [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import l2c
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.measuring import measure
 from l2c.calibration.responses import measure_both_ways
 from l2c.policies.best import with_responses
@@ -21,7 +21,7 @@ def sampler(make_dit):
 
 def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler):
     given = {"num_probes": 3, "max_age": 2}
-    found = measure(Calibration, sampler, what=("changes", "responses"), num_trajectories=2, seed=3, responses=given)
+    found = measure(Measurements, sampler, what=("changes", "responses"), num_trajectories=2, seed=3, responses=given)
     noise, labels = seeded_noise(sampler.backbone.input_shape, 3, 2), torch.arange(2)
     back, ahead = measure_both_ways(sampler, labels, noise, seed=3, **given)
     assert torch.equal(found.tensors["responses"], back)
@@ -41,7 +41,7 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
 
 
 def test_settings_that_are_not_given_are_written_down_too(sampler):
-    found = measure(Calibration, sampler, num_trajectories=2, batch_size=2)
+    found = measure(Measurements, sampler, num_trajectories=2, batch_size=2)
     assert found.settings["responses"] == {"method": "gradient", "num_probes": 8, "max_age": 4}
     again = with_responses(sampler, found.settings).required_calibration()
     assert again.settings == found.settings
@@ -49,7 +49,7 @@ def test_settings_that_are_not_given_are_written_down_too(sampler):
 
 
 def test_probes_of_one_trajectory_are_no_trajectories_of_their_own(sampler):
-    found = measure(Calibration, sampler, num_trajectories=3, batch_size=3)
+    found = measure(Measurements, sampler, num_trajectories=3, batch_size=3)
     change = found.tensor("responses")[3, 1, 0].numpy()
     each = 3 * np.square(change.astype(np.float64)).reshape(3, 8).sum(axis=1)
     expected = expected_error(change, found, 0.5)

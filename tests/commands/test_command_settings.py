@@ -16,7 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from l2c.commands.frame.settings import COMMANDS, checked
+from l2c.commands.frame.settings import SETTINGS_OF, checked
 from l2c.io.bundled import project_folder
 from l2c.io.settings import RULE, Anything, Either, Flag, Items, Number, Rule, Settings, Table, Text, full_name
 from l2c.policies.settings import OPTIONS, BudgetRule
@@ -72,7 +72,7 @@ def composed(command: str, *overrides: str) -> dict[str, Any]:
 
 
 BASES = [
-    *((command, ()) for command in COMMANDS),
+    *((command, ()) for command in SETTINGS_OF),
     ("train_router", ("router=budget", "data=noise")),
     ("train_router", ("router=harmonica", "data=noise")),
     ("train_router", ("data=imagenet", "router=l2c_summed", "logger=wandb")),
@@ -134,12 +134,12 @@ def test_all_defaults_are_allowed():
         checked(command, composed(command, *overrides))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SETTINGS_OF)
 def test_unknown_settings_are_refused(command):
     content = composed(command)
     with pytest.raises(ValueError, match="unknown setting sead"):
         checked(command, {**content, "sead": 1})
-    for name in COMMANDS[command][1]:
+    for name in SETTINGS_OF[command][1]:
         if isinstance(content.get(name), dict) and name != "policy":
             with pytest.raises(ValueError, match=f"unknown setting {name}.colour"):
                 checked(command, put(content, (name, "colour"), 1))

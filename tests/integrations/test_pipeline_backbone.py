@@ -11,9 +11,9 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler
 
 import l2c
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
+from l2c.calibration.measurements import Measurements
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers import apply_cache_graph, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
@@ -84,7 +84,7 @@ def test_policies_and_routers_need_nothing_new(make_pipeline):
     backbone = backbone_of(pipe)
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
     noise, labels = torch.randn(2, 4, 8, 8), torch.tensor([0, 1])
-    calibration = Calibration(measure_changes(sampler, labels, noise), PolicyContext.of(sampler).blank.binding)
+    calibration = Measurements(measure_changes(sampler, labels, noise), PolicyContext.of(sampler).blank.binding)
     graph = make_graph("block_caching", PolicyContext.of(sampler, calibration), budget=0.7)
     cost = count_macs(backbone)
     assert cost.evaluations_worth(graph) == pytest.approx(0.7 * STEPS, abs=0.3)

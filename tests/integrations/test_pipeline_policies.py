@@ -18,8 +18,8 @@ from diffusers import (
 )
 
 import l2c
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
 from l2c.integrations.diffusers.layers import find_layers
@@ -48,7 +48,7 @@ def calibrated(sampler):
     labels, noise = torch.tensor([0, 1]), seeded_noise(sampler.backbone.input_shape, 5, 2)
     tensors = measure_changes(sampler, labels, noise, max_age=3)
     tensors["responses"] = measure_responses(sampler, labels, noise, num_probes=1, max_age=3)
-    return PolicyContext.of(sampler, Calibration(tensors, PolicyContext.of(sampler).blank.binding))
+    return PolicyContext.of(sampler, Measurements(tensors, PolicyContext.of(sampler).blank.binding))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.policies.allocation import Allocation, fitted_weights
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
@@ -23,7 +23,7 @@ def context(make_dit):
     speed, bend = draw.normal(size=(2, E, L, 1, 24))
     responses = ages[:, None] * speed + ages[:, None] ** 2 * bend / 5 + 0.01 * draw.normal(size=(E, L, 6, 24))
     tensors = {"responses": torch.from_numpy(responses).float()}
-    return PolicyContext.of(sampler, Calibration(tensors, blank.binding))
+    return PolicyContext.of(sampler, Measurements(tensors, blank.binding))
 
 
 def predicted_error(graph, responses):

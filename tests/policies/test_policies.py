@@ -10,7 +10,7 @@ import torch
 from l2c.backbones.backbone import fingerprint
 from l2c.backbones.presets import load_backbone
 from l2c.backbones.shapes import backbone_shapes
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.block_caching import accumulate_rows
 from l2c.policies.methods.smoothcache import longest_spans
@@ -32,7 +32,7 @@ def context(make_dit):
         "block_change": change[:, :, ::2].contiguous(),
         "responses": torch.randn(E, blank.num_layers, 4, 16, generator=generator),
     }
-    return PolicyContext.of(sampler, Calibration(tensors, blank.binding))
+    return PolicyContext.of(sampler, Measurements(tensors, blank.binding))
 
 
 def bits(graph, layer=0):
@@ -204,7 +204,7 @@ def test_bad_input_is_refused_in_one_sentence(context, name, options, sentence):
 
 def test_a_calibration_of_another_model_or_sampler_are_refused(context, make_dit, tmp_path):
     context.required_calibration().save(tmp_path / "s.safetensors")
-    loaded = Calibration.load(tmp_path / "s.safetensors")
+    loaded = Measurements.load(tmp_path / "s.safetensors")
     assert torch.equal(loaded.tensor("layer_change"), context.required_calibration().tensor("layer_change"))
     PolicyContext.of(context.sampler, loaded)
     with pytest.raises(ValueError, match="made for weights"):
@@ -217,7 +217,7 @@ def test_a_calibration_of_another_model_or_sampler_are_refused(context, make_dit
         make_graph("smoothcache", PolicyContext.of(context.sampler))
     (tmp_path / "x").write_text("no")
     with pytest.raises(ValueError, match="cannot read a calibration"):
-        Calibration.load(tmp_path / "x")
+        Measurements.load(tmp_path / "x")
 
 
 @pytest.mark.parametrize("name", UNMEASURED)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.policies.best import likely_rules
 from l2c.policies.context import PolicyContext
@@ -38,7 +38,7 @@ def test_best_is_no_worse_than_the_rules_it_judges(context):
     sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2)
-    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     found = make_graph("best", context, budget=0.6, steps=0, num_trajectories=4, pool=4)
     true_error = TrueError.of(sampler, 4, 7, pool=4, batch_size=64)
     rules = likely_rules(context, 6.0, true_error)
@@ -52,7 +52,7 @@ def test_exchanging_rows_ends_where_no_neighbours_are_better(context):
     sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=9)
-    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     judge = TrueError.of(sampler, 4, 7, pool=4, batch_size=64).thinned(2)
     assert len(judge.noise) == 2
     assert float(judge.weights.sum()) == pytest.approx(1)
@@ -71,7 +71,7 @@ def test_rows_are_fitted_in_features_where_responses_do_not_reach(context):
     sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=2)
-    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     products = measure_products(sampler, 4, batch_size=4, seed=7)
     rule = make_graph("l2p", context, n=5, phase=3, order=4, num_trajectories=4, batch_size=4)
     in_image_space, in_features = makers(context, products, 5.0)
@@ -83,7 +83,7 @@ def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):
     sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
     responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=4)
-    context = PolicyContext.of(sampler, Calibration({"responses": responses}, context.blank.binding))
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     rule = make_graph("interval", context, n=2)
     worth = context.cost.evaluations_worth(rule) + 0.7
     graph = refitted(context, rule, worth)

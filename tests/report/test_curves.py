@@ -45,7 +45,7 @@ def test_some_are_labelled_however_large_their_errors_are():
 
 
 def test_methods_that_miss_a_budget_come_after_those_that_do_not():
-    few = [cell for cell in cells(3) if cell.method != "m0" or cell.target == 15]
+    few = [cell for cell in cells(3) if cell.method != "m0" or cell.budget == 15]
     assert [family.name for family in families(lines(few))] == ["m1", "m2", "m0"]
 
 

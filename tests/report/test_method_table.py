@@ -8,8 +8,8 @@ import pytest
 from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 
 
-def cell(method, mse, seed=0, target=8.0):
-    return Cell(method, target, seed, 8.1, mse, 0.1 * mse, 1.0, 2.0)
+def cell(method, mse, seed=0, budget=8.0):
+    return Cell(method, budget, seed, 8.1, mse, 0.1 * mse, 1.0, 2.0)
 
 
 CELLS = [
@@ -22,7 +22,7 @@ CELLS = [
 
 def test_lines_average_seeds_and_order_by_error():
     found = lines(CELLS)
-    assert [(line.target, line.method) for line in found] == [(8, "a"), (8, "b"), (8, "c"), (5, "d")]
+    assert [(line.budget, line.method) for line in found] == [(8, "a"), (8, "b"), (8, "c"), (5, "d")]
     assert found[2].mse == pytest.approx(3e-4)
     assert found[2].standard_error == pytest.approx(1e-4 / 3**0.5)  # over seeds, not noises
     assert found[0].standard_error == pytest.approx(1e-5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from l2c.backbones.wrap import wrap
-from l2c.calibration.calibration import Calibration
 from l2c.calibration.changes import measure_changes
+from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import FLOW_SOLVERS
 from l2c.graph.cache_graph import CacheGraph
@@ -43,7 +43,7 @@ def context(flow, noise):
     tensors = measure_changes(sampler, LABELS, noise, max_age=3)
     tensors["responses"] = measure_responses(sampler, LABELS, noise, num_probes=1, max_age=4)
     settings = {"seed": 7, "num_trajectories": 3, "batch_size": 3, "responses": {"num_probes": 1, "max_age": 4}}
-    return PolicyContext.of(sampler, Calibration(tensors, PolicyContext.of(sampler).blank.binding, settings))
+    return PolicyContext.of(sampler, Measurements(tensors, PolicyContext.of(sampler).blank.binding, settings))
 
 
 @pytest.mark.parametrize("kind", ["dit", "uvit"])

@@ -15,7 +15,7 @@ import torch
 
 import l2c
 from l2c.backbones.weights import load_weights
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.evaluation.scores.features import InceptionFeatures
 from l2c.evaluation.scores.reference import load_reference, open_images
 from l2c.integrations.l2c_routers import import_l2c_router
@@ -93,7 +93,7 @@ READERS = {
         path("r.pt"), "dit_digits", solver="ddim", num_evaluations=4, threshold=0.1
     ),
     "graph": lambda path: l2c.CacheGraph.load(path("g.json")),
-    "calibration": lambda path: Calibration.load(path("c.safetensors")),
+    "calibration": lambda path: Measurements.load(path("c.safetensors")),
     "images": lambda path: list(open_images(path("i.npz")).batches(1)),
     "reference": lambda path: load_reference(path("r.npz"), None),
     "emoji": lambda path: emoji(path("e.npz")),

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import l2c
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.data.latent_shards import Manifest, look_into, write_shard
 from l2c.drawing.image_shards import ImageShards, Samples
 from l2c.graph.cache_graph import CacheGraph
@@ -148,7 +148,7 @@ def test_mutated_calibrations(make_dit, tmp_path, times, counted):
     sampler = l2c.Sampler(net, solver="ddim", num_evaluations=4)
     context = PolicyContext.of(sampler)
     tensors = {"layer_change": torch.rand(2, 4, net.num_layers)}
-    calibration = Calibration(tensors, context.blank.binding, {"seed": 0}, cost=context.cost)
+    calibration = Measurements(tensors, context.blank.binding, {"seed": 0}, cost=context.cost)
     path, refused = tmp_path / "c.safetensors", 0
     calibration.save(path)
     whole = path.read_bytes()
@@ -159,7 +159,7 @@ def test_mutated_calibrations(make_dit, tmp_path, times, counted):
         by_bytes = source.random() < 0.3
         changed = json.dumps(mutated(head, source, VALUES))
         path.write_bytes(damaged(whole, source) if by_bytes else save(tensors, {"l2c": changed}))
-        found, said = verdict(lambda: Calibration.load(path))
+        found, said = verdict(lambda: Measurements.load(path))
         refused += said is not None
         if found is not None and by_bytes:
             found.save(path)

@@ -10,7 +10,7 @@ from l2c.commands.frame.command_settings import (
     MATMULS,
     PRECISIONS,
     THREADS,
-    Command,
+    CommandSettings,
     count,
     optional_text,
     scale,
@@ -22,7 +22,7 @@ MODES = ("eager", "compiled", "captured", "compiled+captured")
 
 
 @dataclass(frozen=True)
-class Benchmark(Command):
+class Benchmark(CommandSettings):
     """benchmark."""
 
     DOING: ClassVar[str] = "timing a graph"
@@ -47,7 +47,7 @@ class Benchmark(Command):
 
 
 @dataclass(frozen=True)
-class BenchmarkDiffusers(Command):
+class BenchmarkDiffusers(CommandSettings):
     """benchmarks/diffusers_caches.py."""
 
     DOING: ClassVar[str] = "timing the caches of pipelines"
@@ -63,7 +63,7 @@ class BenchmarkDiffusers(Command):
 
 
 @dataclass(frozen=True)
-class BenchmarkScale(Command):
+class BenchmarkScale(CommandSettings):
     """benchmarks/scale.py."""
 
     DOING: ClassVar[str] = "timing networks of many sizes"
@@ -82,7 +82,7 @@ class BenchmarkScale(Command):
 
 
 @dataclass(frozen=True)
-class BenchmarkTraining(Command):
+class BenchmarkTraining(CommandSettings):
     """benchmarks/router_training.py."""
 
     DOING: ClassVar[str] = "timing training steps"

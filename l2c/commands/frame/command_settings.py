@@ -103,7 +103,7 @@ class PipelineSettings(Settings, group="model"):
 
 
 @dataclass(frozen=True)
-class Command(Settings):
+class CommandSettings(Settings):
     """Settings at the top of a command's configuration; `DOING` and `LOWERS` are for running out of memory."""
 
     DOING: ClassVar[str] = "working"
@@ -114,7 +114,7 @@ class Command(Settings):
 
 
 @dataclass(frozen=True)
-class TrainRouter(Command):
+class TrainRouter(CommandSettings):
     """train_router; its other settings are those of `RouterTraining`."""
 
     DOING: ClassVar[str] = "preparing the training of routers"
@@ -128,7 +128,7 @@ class TrainRouter(Command):
 
 
 @dataclass(frozen=True)
-class TrainScaleShift(Command, CorrectionSettings):
+class TrainScaleShift(CommandSettings, CorrectionSettings):
     """train_scale_shift."""
 
     DOING: ClassVar[str] = "training a correction"
@@ -141,7 +141,7 @@ class TrainScaleShift(Command, CorrectionSettings):
 
 
 @dataclass(frozen=True)
-class Sampling(Command):
+class Sampling(CommandSettings):
     """Settings of how our sampler runs."""
 
     graph: str | None = optional_text()
@@ -183,7 +183,7 @@ class SampleMany(Sampling, DrawingSettings):
 
 
 @dataclass(frozen=True)
-class Evaluate(Command):
+class Evaluate(CommandSettings):
     """evaluate."""
 
     DOING: ClassVar[str] = "judging a graph"
@@ -213,7 +213,7 @@ class Evaluate(Command):
 
 
 @dataclass(frozen=True)
-class Compare(Command, TournamentSettings):
+class Compare(CommandSettings, TournamentSettings):
     """compare."""
 
     DOING: ClassVar[str] = "comparing methods"
@@ -224,7 +224,7 @@ class Compare(Command, TournamentSettings):
 
 
 @dataclass(frozen=True)
-class Calibrate(Command):
+class Calibrate(CommandSettings):
     """calibrate."""
 
     DOING: ClassVar[str] = "calibrating"
@@ -258,7 +258,7 @@ class Responses(Settings, group="responses"):
 
 
 @dataclass(frozen=True)
-class MakeGraph(Command):
+class MakeGraph(CommandSettings):
     """make_graph."""
 
     DOING: ClassVar[str] = "making a graph"
@@ -269,7 +269,7 @@ class MakeGraph(Command):
 
 
 @dataclass(frozen=True)
-class EncodeLatents(Command):
+class EncodeLatents(CommandSettings):
     """encode_latents."""
 
     DOING: ClassVar[str] = "encoding images"
@@ -285,7 +285,7 @@ class EncodeLatents(Command):
 
 
 @dataclass(frozen=True)
-class ImportRouter(Command):
+class ImportRouter(CommandSettings):
     """import_router."""
 
     DOING: ClassVar[str] = "converting a router"
@@ -305,7 +305,7 @@ class ImportRouter(Command):
 
 
 @dataclass(frozen=True)
-class TrainBackbone(Command, BackboneTraining):
+class TrainBackbone(CommandSettings, BackboneTraining):
     """train_backbone."""
 
     DOING: ClassVar[str] = "training a backbone"
@@ -325,7 +325,7 @@ class TrainBackbone(Command, BackboneTraining):
 
 
 @dataclass(frozen=True)
-class TrainClassifier(Command, ClassifierTraining):
+class TrainClassifier(CommandSettings, ClassifierTraining):
     """train_classifier."""
 
     DOING: ClassVar[str] = "training the classifier"

@@ -16,7 +16,7 @@ from l2c.commands.frame.benchmark_settings import Benchmark, BenchmarkDiffusers,
 from l2c.commands.frame.command_settings import (
     Calibrate,
     Changes,
-    Command,
+    CommandSettings,
     Compare,
     EncodeLatents,
     Evaluate,
@@ -74,7 +74,7 @@ _DRAWING: dict[str, Group] = {
     "data": _data,
 }
 _MEASURING: dict[str, Group] = {"model": model_settings, "solver": SolverSettings.of}
-COMMANDS: dict[str, tuple[type[Command], dict[str, Group]]] = {
+SETTINGS_OF: dict[str, tuple[type[CommandSettings], dict[str, Group]]] = {
     "train_router": (
         TrainRouter,
         {
@@ -118,7 +118,7 @@ class Checked:
 
     """
 
-    top: Command
+    top: CommandSettings
     groups: dict[str, Any]
     content: dict[str, Any]
 
@@ -134,7 +134,7 @@ def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
         ValueError: if a setting is unknown, of another type or out of range; one sentence.
 
     """
-    settings, groups = COMMANDS[command]
+    settings, groups = SETTINGS_OF[command]
     content = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else dict(cfg)
     assert isinstance(content, dict)
     given = {str(name): value for name, value in content.items() if name != "hydra"}
@@ -156,7 +156,7 @@ def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
     return Checked(top, made, {str(k): v for k, v in content.items()})
 
 
-def _known(name: str, settings: type[Command], groups: Mapping[str, Group]) -> None:
+def _known(name: str, settings: type[CommandSettings], groups: Mapping[str, Group]) -> None:
     known = [*(field.name for field in fields(settings)), *groups]
     if name not in known:
         raise ValueError(f"unknown setting {name}; {near_names(name, known)}")
@@ -171,7 +171,7 @@ def unknown_setting(command: str, name: str, beside: Mapping[str, Any]) -> str |
         beside: the other settings of its group.
 
     """
-    settings, groups = COMMANDS[command]
+    settings, groups = SETTINGS_OF[command]
     group, _, own = name.rpartition(".")
     if name in groups:
         return f"no {name} is chosen yet; say {name}=NAME, and its settings beside it"
@@ -203,7 +203,7 @@ def _check_methods(given: Any, reference: str) -> None:
         check_method(str(method), options or {}, reference=reference)
 
 
-def router_training(top: Command, groups: Mapping[str, Any]) -> RouterTraining:
+def router_training(top: CommandSettings, groups: Mapping[str, Any]) -> RouterTraining:
     """Return the settings of `train_routers`."""
     assert isinstance(top, TrainRouter)
     return RouterTraining(
@@ -223,7 +223,7 @@ def groups_of(groups: Mapping[str, Any]) -> dict[str, Any]:
 
 def memory_sentence(command: str, cfg: DictConfig) -> str:
     """Say what a command was doing when memory ran out, and what lowers it."""
-    settings = COMMANDS[command][0]
+    settings = SETTINGS_OF[command][0]
     now = {name: OmegaConf.select(cfg, name) for name in settings.LOWERS if "=" not in name}
     lowers = " or ".join(
         f"a smaller {name} (now {as_text(now[name])})" if now.get(name) is not None else name

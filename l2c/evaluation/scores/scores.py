@@ -13,6 +13,7 @@ from l2c.evaluation.scores.features import FeatureExtractor
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.evaluation.scores.precision_recall import precision_recall
 from l2c.evaluation.scores.reference import ImageSet, Reference, features_of
+from l2c.io.seeds import torch_generator
 
 SPLITS = 10
 
@@ -78,7 +79,7 @@ def score(
         pooled.append(features.pooled)
     precision, recall = _neighbours(torch.cat(pooled), reference)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # torchmetrics shuffles before it splits
+        torch.set_rng_state(torch_generator("splits of the inception score", 0).get_state())  # torchmetrics shuffles
         inception_score = float(inception.compute()[0])
     return Scores(
         fid=fid.compute(),

@@ -20,7 +20,7 @@ from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
-from l2c.calibration.calibration import Calibration
+from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.diffusers.adapters import WeightsWatch
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
@@ -46,7 +46,7 @@ HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "l
 
 def apply_cache_graph(
     pipe_or_model: Any,
-    graph: Graphs | Calibration | str | Path,
+    graph: Graphs | Measurements | str | Path,
     *,
     budget: float | str | None = None,
     resample: bool = False,
@@ -81,7 +81,7 @@ def apply_cache_graph(
 
     """
     of_weights = {"any_weights": any_weights, "any_adapters": any_adapters}
-    if isinstance(graph, Calibration) or budget is not None:
+    if isinstance(graph, Measurements) or budget is not None:
         made = _calibrated(pipe_or_model, graph, budget, resample=resample)
         model = unwrap_module(denoiser_of(pipe_or_model))
         watch = _watched(made.first, model, **of_weights)
@@ -146,7 +146,7 @@ def _apply_graphs(
 def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resample: bool) -> CalibratedRows:
     """Return the rows of a calibration for a pipeline; refuse what has no calibration, or no schedule of its own."""
     kind = type(pipe).__name__
-    if not isinstance(calibration, Calibration) or not hasattr(calibration, "graph"):
+    if not isinstance(calibration, Measurements) or not hasattr(calibration, "graph"):
         raise ValueError(
             f"budget is for an l2c.Calibration, got {type(calibration).__name__}; a finished graph has its budget: "
             "leave budget out, or give l2c.Calibration.load(PATH)"
@@ -185,7 +185,7 @@ def remove_cache_graph(pipe_or_model: Any) -> None:
 
 
 @contextmanager
-def applied(pipe_or_model: Any, graph: Graphs | Calibration | str | Path, **options: Any) -> Iterator[Any]:
+def applied(pipe_or_model: Any, graph: Graphs | Measurements | str | Path, **options: Any) -> Iterator[Any]:
     """Apply a graph or a calibration for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
     apply_cache_graph(pipe_or_model, graph, **options)
     try:

@@ -20,7 +20,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.io.names import shown
 from l2c.io.tensors import opened, write_tensors
 
-Kind = TypeVar("Kind", bound="Calibration")
+Kind = TypeVar("Kind", bound="Measurements")
 MAX_BYTES = 2**32
 OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
@@ -31,7 +31,7 @@ HOW = {
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Measurements:
     """Measured tensors and what they are valid for.
 
     Attributes:
