@@ -150,7 +150,9 @@ class DiT(Backbone):
     ) -> None:
         super().__init__()
         if input_size % patch_size:
-            raise ValueError(f"input_size {input_size} is not a multiple of patch_size {patch_size}")
+            raise ValueError(
+                f"input_size {input_size} is not a multiple of patch_size {patch_size}; take sides that it divides"
+            )
         self.conventions = Conventions(
             name="DiT", schedule="linear", first_timestep=0, guidance="dit", null_label=num_classes
         )

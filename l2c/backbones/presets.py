@@ -71,7 +71,10 @@ class ModelPreset:
                 raise ValueError(f"a model preset has no key {key!r}; {near_names(key, [*known, *CONVENTIONS[1:]])}")
         for key in ("name", "backbone"):
             if key not in content:
-                raise ValueError(f"a model preset needs the key {key!r}, got {', '.join(content) or 'no key'}")
+                raise ValueError(
+                    f"a model preset needs the key {key!r}, got {', '.join(content) or 'no key'}; "
+                    "add it to the preset"
+                )
         sampling = content.get("sampling")
         if isinstance(sampling, Mapping):
             try:

@@ -105,7 +105,9 @@ class UViT(Backbone):
         if depth % 2:
             raise ValueError(f"U-ViT's depth must be even (in-blocks and out-blocks pair up), got {depth}")
         if img_size % patch_size:
-            raise ValueError(f"img_size {img_size} is not a multiple of patch_size {patch_size}")
+            raise ValueError(
+                f"img_size {img_size} is not a multiple of patch_size {patch_size}; take sides that it divides"
+            )
         labelled = num_classes > 0
         self.conventions = Conventions(
             name="UViT",

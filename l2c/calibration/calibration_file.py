@@ -184,7 +184,9 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
         found = shape[1:3] if name.endswith("change") else shape[:2]
         wanted = num_evaluations, num_layers
         if found != wanted and (name != "block_change" or found[0] != num_evaluations):
-            raise ValueError(f"{name} has {found} evaluations and layers, but the file is of {wanted}")
+            raise ValueError(
+                f"{name} has {found} evaluations and layers, but the file is of {wanted}; run l2c calibrate again"
+            )
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds numbers that are not finite; calibrate again")
     pair = [tensors[name].shape for name in ("responses", "responses_ahead") if name in tensors]
@@ -195,4 +197,6 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
     if grid is not None and grid.timesteps != binding.timesteps:
         raise ValueError("the timesteps of grid and binding differ, must be the same")
     if cost is not None and len(cost.layers) != num_layers:
-        raise ValueError(f"cost has {len(cost.layers)} layers, but the file is of {num_layers}")
+        raise ValueError(
+            f"cost has {len(cost.layers)} layers, but the file is of {num_layers}; run l2c calibrate again"
+        )

@@ -6,7 +6,6 @@ l2c download-emoji
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,4 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     from l2c.testbeds.emoji import fetch_emoji
 
-    try:
-        print(f"wrote {fetch_emoji(given.pictures, given.names)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print(f"wrote {fetch_emoji(given.pictures, given.names)}")

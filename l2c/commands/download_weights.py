@@ -6,7 +6,6 @@ l2c download dit_xl2
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,10 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--sha256", help="digest that the file must have, where you know it")
     given = parser.parse_args(arguments)
-    try:
-        print(f"wrote {_fetch(given)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    print(f"wrote {_fetch(given)}")
 
 
 def _fetch(given: argparse.Namespace) -> Path:

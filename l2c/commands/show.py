@@ -7,7 +7,6 @@ l2c show runs/calibrate/dit_digits.safetensors num_steps=30
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,17 +41,12 @@ def main(arguments: Sequence[str]) -> None:
         "graphs of a calibration, by default as many as were measured",
     )
     given = parser.parse_args(arguments)
-    try:
-        options = _options(given.options)
-        name = given.graph.removeprefix("graph=")
-        output = Path(options.get("output") or f"{Path(name).stem}.png")
-        if output.suffix not in (".png", ".svg", ".pdf"):
-            raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {output}")
-        text = (
-            _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_json(name, options, output)
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    options = _options(given.options)
+    name = given.graph.removeprefix("graph=")
+    output = Path(options.get("output") or f"{Path(name).stem}.png")
+    if output.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {output}")
+    text = _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_json(name, options, output)
     print(f"{text}\nwrote {output}")
 
 
@@ -114,7 +108,3 @@ def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
     save_figure(figure, output)
     head = f"{first.model}, {first.solver}, {count} evaluations; {how} squared error x 1e-5"
     return f"{head}\n{ladder.summary()}"
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -117,7 +117,10 @@ class Shards:
     def bounded(self: M) -> M:
         """Return the manifest; refuse one of more shards than any folder has."""
         if self.num_shards > MOST_SHARDS:
-            raise ValueError(f"{self.num_images} images in shards of {self.shard_size} are more than {MOST_SHARDS}")
+            raise ValueError(
+                f"{self.num_images} images in shards of {self.shard_size} are more than {MOST_SHARDS} shards; "
+                "raise shard_size"
+            )
         return self
 
     @classmethod

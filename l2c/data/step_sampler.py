@@ -33,7 +33,10 @@ class StepBatchSampler:
         parts: Sequence[Share] = (Share(),),
     ) -> None:
         if num_items < 1 or batch_size < 1:
-            raise ValueError(f"need at least one item and a batch of one, got {num_items} and {batch_size}")
+            raise ValueError(
+                f"a sampler of steps must have at least one item and batches of at least one, got {num_items} and "
+                f"{batch_size}; check the data and batch_size"
+            )
         self.num_items = num_items
         self.batch_size = batch_size
         self.seed = seed

@@ -42,7 +42,10 @@ def image_error(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -
 
     """
     if images.shape != reference.shape:
-        raise ValueError(f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}")
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}; "
+            "draw both from one noise"
+        )
     per_image = squared_errors(images, reference).cpu()
     exact = torch.equal(images, reference)
     psnr = math.inf if exact else float(peak_signal_noise_ratio(images, reference, data_range=data_range))

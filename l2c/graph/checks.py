@@ -36,14 +36,19 @@ def check_counts(num_rows: int, num_layers: int) -> None:
 
     """
     if not num_rows or not num_layers:
-        raise ValueError(f"a cache graph needs rows and layers, got {num_rows} and {num_layers}")
+        raise ValueError(
+            f"a cache graph needs rows and layers, got {num_rows} and {num_layers}; "
+            "give a row per evaluation, with a bit per layer"
+        )
     for what, got, most in (
         ("rows", num_rows, MAX_EVALUATIONS),
         ("layers", num_layers, MAX_LAYERS),
         ("entries (rows times layers)", num_rows * num_layers, MAX_ENTRIES),
     ):
         if got > most:
-            raise ValueError(f"a cache graph has at most {most} {what}, got {got}")
+            raise ValueError(
+                f"a cache graph has at most {most} {what}, got {got}; make one for fewer steps or layers"
+            )
 
 
 def check_names(graph: GraphFields) -> None:
@@ -102,7 +107,9 @@ def check_reuse(graph: GraphFields) -> None:
 def check_slopes(graph: GraphFields) -> None:
     """Refuse slopes that are not one per fitted entry, or out of range."""
     if len(graph.slopes) != len(graph.rows):
-        raise ValueError(f"slopes has {len(graph.slopes)} entries, but the graph has {len(graph.rows)} rows")
+        raise ValueError(
+            f"slopes has {len(graph.slopes)} entries, but the graph has {len(graph.rows)} rows; give one list per row"
+        )
     for e, (row, slopes) in enumerate(zip(graph.rows, graph.slopes, strict=True)):
         reused = len(row) - sum(row)
         wanted = reused if graph.reuse[e] == FITTED else 0
@@ -117,7 +124,10 @@ def check_slopes(graph: GraphFields) -> None:
 def check_weights(graph: GraphFields) -> None:
     """Refuse weights that are not one set per `weighted` entry, read more than there is, or do not add up to 1."""
     if len(graph.weights) != len(graph.rows):
-        raise ValueError(f"weights has {len(graph.weights)} entries, but the graph has {len(graph.rows)} rows")
+        raise ValueError(
+            f"weights has {len(graph.weights)} entries, but the graph has {len(graph.rows)} rows; "
+            "give one list per row"
+        )
     for e, (row, given, computed) in enumerate(
         zip(graph.rows, graph.weights, counts_before(graph.rows), strict=True)
     ):

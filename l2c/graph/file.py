@@ -138,7 +138,7 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
     timesteps = items(sampler, "timesteps", NUMBER, "sampler.timesteps")
     declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")
     if declared != len(rows) and 0 < len(rows) == len(timesteps):
-        raise ValueError(f"sampler.num_evaluations is {declared}, but there are {len(rows)} rows")
+        raise ValueError(f"sampler.num_evaluations is {declared}, but there are {len(rows)} rows; it counts them")
     statistics = member(content, "statistics", dict)
     return {
         "rows": rows,

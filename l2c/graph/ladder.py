@@ -32,7 +32,9 @@ class Ladder(Sequence[CacheGraph]):
     def __init__(self, graphs: Iterable[CacheGraph]) -> None:
         found = list(graphs)
         if not found:
-            raise ValueError("a ladder needs one graph at least, got none")
+            raise ValueError(
+                "a ladder needs one graph at least, got none; give graphs, or budgets to Calibration.ladder"
+            )
         for graph in found:
             if graph.binding != found[0].binding:
                 raise ValueError(

@@ -72,7 +72,10 @@ def to_diffusers(backbone: DiT) -> Any:
     missing, unexpected = model.load_state_dict(weights, strict=False)
     problems = [key for key in missing if "pos_embed.pos_embed" not in key] + unexpected
     if problems:
-        raise ValueError(f"the DiT does not fit diffusers' one, which disagrees about {problems[0]}")
+        raise ValueError(
+            f"the DiT does not fit diffusers' one, which disagrees about {problems[0]}; "
+            "it holds the published form alone"
+        )
     for block in model.transformer_blocks:
         block.norm1.emb.time_proj.downscale_freq_shift = backbone.t_embedder.frequency_shift
     return model.eval().requires_grad_(False)
@@ -86,7 +89,9 @@ def from_diffusers(model: Any) -> DiT:
 
     """
     if type(model).__name__ != "DiTTransformer2DModel":
-        raise ValueError(f"need a DiTTransformer2DModel, got {type(model).__name__}")
+        raise ValueError(
+            f"need a DiTTransformer2DModel, got {type(model).__name__}; other classes take a graph by l2c.apply"
+        )
     config = model.config
     blocks = list(model.transformer_blocks)
     if abs(blocks[0].norm1.norm.eps - 1e-6) > 1e-9 or abs(blocks[0].norm3.eps - 1e-6) > 1e-9:

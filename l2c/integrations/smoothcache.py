@@ -96,7 +96,10 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
     """
     forecast = next((reuse for reuse in graph.reuse if reuse != HOLD), None)
     if forecast is not None:
-        raise ValueError(f"a SmoothCache schedule reuses outputs as they are, but this graph has reuse {forecast!r}")
+        raise ValueError(
+            f"a SmoothCache schedule reuses outputs as they are, but this graph has reuse {forecast!r}; "
+            "make one with reuse=hold"
+        )
     if any(kind_of(name).startswith("attn") == bool(i % 2) for i, name in enumerate(graph.layers)):
         raise ValueError(
             f"a SmoothCache schedule has attention and MLP in turn, but this graph's layers are {graph.layers[0]}, "

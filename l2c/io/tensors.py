@@ -58,7 +58,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], texts: Mappin
 
     """
     if wrong := not_finite(tensors):
-        raise ValueError(f"{wrong[0]} is not finite (NaN or infinite), so that {path} is not written")
+        raise ValueError(
+            f"{wrong[0]} is not finite (NaN or infinite), so that {path} is not written; "
+            "look for the first step that gave it"
+        )
     content = save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, None if texts is None else dict(texts)
     )

@@ -169,7 +169,7 @@ class Calibration(Measurements):
     ) -> _Target:
         given = [value for value in (num_steps, timesteps) if value is not None]
         if len(given) == 2 or (given and isinstance(solver, Solver)):
-            raise ValueError("give num_steps, timesteps or a solver that has them, not two of these")
+            raise ValueError("give num_steps, timesteps or a solver that has them; not two of these")
         binding = self.binding
         if timesteps is not None:
             name = binding.solver if solver is None else str(solver)

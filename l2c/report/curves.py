@@ -253,7 +253,8 @@ def budget_curve(
     bars = list(spread) if spread is not None else [0.0] * len(worth)
     if not len(worth) == len(errors) == len(bars):
         raise ValueError(
-            f"give one error per graph, got {len(worth)} costs, {len(errors)} errors, {len(bars)} spreads"
+            f"give one error per graph, got {len(worth)} costs, {len(errors)} errors, {len(bars)} spreads; "
+            "leave out what has none"
         )
     together = zip(worth, errors, bars, strict=True)
     points = sorted((float(w), 1e5 * float(e), 1e5 * float(s)) for w, e, s in together if math.isfinite(e) and e > 0)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,27 @@ def test_commands_have_modules_configs_and_scripts():
 
 def test_an_unknown_command_is_told_near_ones(call, refused):
     assert "unknown command 'evaluat'; did you mean evaluate" in refused(call(MAIN, "evaluat", "graph=x"))
+
+
+def test_help_explains_settings_and_groups(call):
+    page = call(MAIN, "train", "router=harmonica", "--help").stdout
+    assert re.search(
+        r"\n  threshold: 0\.5 +# compute where sigmoid\(logit\) > threshold\n", page
+    )  # of the l2c it begins with
+    assert re.search(r"\n  learning_rate: 0\.05 +# 0\.2 of l2c", page)
+    assert re.search(r"\nresume: null +# a last\.ckpt to continue", page)
+    assert "\n  cfg_scale: ${oc.select:model.sampling.cfg_scale,null}\n" in page
+    assert "\nrouter=harmonica\n    budget, harmonica, l2c," in page
+    assert "\npolicy" not in page
+    assert "\nhydra" not in page
+
+
+@pytest.mark.parametrize("line", [("show", "nowhere.json"), ("download", "nowhere")])
+def test_commands_without_a_config_say_one_sentence_or_raise(call, refused, line, monkeypatch):
+    assert "nowhere" in refused(call(MAIN, *line))
+    monkeypatch.setenv("L2C_TRACEBACK", "1")
+    with pytest.raises((FileNotFoundError, ValueError), match="nowhere"):
+        call(MAIN, *line)
 
 
 @pytest.mark.parametrize("name", ["graph", "sample-many", "encode"])

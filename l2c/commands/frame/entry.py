@@ -19,9 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
+from l2c.commands.frame.help import help_page
 from l2c.commands.frame.sentences import explained, sentence_of
 from l2c.commands.frame.settings import checked, memory_sentence
-from l2c.commands.frame.table import spelled
+from l2c.commands.frame.table import TRACEBACK, spelled
 from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
@@ -30,7 +31,6 @@ from l2c.io.memory import memory_explained
 if TYPE_CHECKING:
     import torch
 
-TRACEBACK = "L2C_TRACEBACK"
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of processes that share a run: the first one is 0
 BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException, SafetensorError)
 
@@ -104,6 +104,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints a traceback of its own
     OmegaConf.register_new_resolver("command", spelled, replace=True)  # examples in the configs' help
+    OmegaConf.register_new_resolver("help_page", help_page, replace=True)
     started = list(sys.argv)
     failed: list[str] = []  # jobs of a sweep
     begun: list[str] = []

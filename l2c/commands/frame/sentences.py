@@ -51,15 +51,15 @@ def explained(config_name: str, error: Exception) -> Exception:
     return error
 
 
-def sentence_of(error: Exception, folder: Path) -> str:
-    """Return an exception's message on one line; `folder` is what a failure of the disk is said of."""
+def sentence_of(error: Exception, folder: Path, mend: str = MEND) -> str:
+    """Return an exception's message on one line; `folder` and `mend` are for a failure of the disk."""
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.strerror or error}, in {folder}; {MEND}"
+        return f"{error.strerror or error}, in {folder}; {mend}"
     old = re.search(r"override '([\w.]+)'", str(error))
     if old and old[1] in OLD:
         forms = f", {FORMS}" if old[1] in OLD_WORDS else ""

@@ -7,8 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 
-from l2c.commands.frame.table import COMMANDS
+from l2c.commands.frame.table import COMMANDS, TRACEBACK
 from l2c.io.names import near_names
 from l2c.io.version import __version__
 
@@ -71,7 +72,16 @@ def start(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
     module = f"l2c.commands.{command.module}"
     if not command.hydra:
-        import_module(module).main(arguments)
+        try:
+            import_module(module).main(arguments)
+        except (ValueError, OSError, MemoryError) as error:
+            if isinstance(error, BrokenPipeError) or os.environ.get(TRACEBACK):
+                raise
+            from l2c.commands.frame.sentences import sentence_of
+
+            sys.exit(
+                f"error: {sentence_of(error, Path.cwd(), 'free some space on its disk, or choose another path')}"
+            )
         return
     from l2c.commands.frame.entry import run_configured
 

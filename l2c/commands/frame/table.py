@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+TRACEBACK = "L2C_TRACEBACK"  # the environment variable that makes commands raise instead of printing a sentence
+
 
 @dataclass(frozen=True)
 class Command:

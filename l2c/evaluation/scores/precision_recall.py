@@ -23,7 +23,7 @@ def radii(features: Tensor, k: int = K) -> Tensor:
     if len(features) <= k:
         raise ValueError(
             f"precision and recall look at the {k} nearest neighbours and need more than {k} images, "
-            f"got {len(features)}"
+            f"got {len(features)}; draw more"
         )
     found, start = [], 0
     for chunk in _chunks(features, features):

@@ -64,7 +64,7 @@ def score(
 
     """
     if len(images) < 2:
-        raise ValueError(f"scores need at least 2 images, got {len(images)}")
+        raise ValueError(f"scores need at least 2 images, got {len(images)}; draw more")
     fid = _against(reference, "mu", "sigma", device)
     sfid = _against(reference, "mu_s", "sigma_s", device) if "mu_s" in reference.statistics else None
     inception = _inception_score(len(images))

@@ -152,7 +152,7 @@ def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resa
             "leave budget out, or give l2c.Calibration.load(PATH)"
         )
     if budget is None:
-        raise ValueError("a calibration makes graphs of any budget: say which, budget=0.5 for half of the MACs")
+        raise ValueError("a calibration makes graphs of any budget; say which, budget=0.5 for half of the MACs")
     if resample:
         raise ValueError("resample=True is for a finished graph; a calibration makes graphs for any timesteps")
     if isinstance(pipe, nn.Module) or len(denoisers_of(pipe)) > 1:

@@ -100,7 +100,9 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     try:
         module: Any = model.get_submodule(path)
     except AttributeError as error:
-        raise ValueError(f"{type(model).__name__} has no layer {name}") from error
+        raise ValueError(
+            f"{type(model).__name__} has no layer {name}; find_layers lists those that it has"
+        ) from error
     owner: Any = model.get_submodule(block_of(path))
     if getattr(owner, "_chunk_size", None) is not None and module is not owner:
         raise ValueError(

@@ -129,7 +129,10 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
         return calls[0]
     finally:
         hook.remove()
-    raise ValueError(f"{type(pipe).__name__} ended without calling its {type(model).__name__}")
+    raise ValueError(
+        f"{type(pipe).__name__} ended without calling its {type(model).__name__}; "
+        "raise strength or num_inference_steps"
+    )
 
 
 def _without(given: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
