@@ -27,7 +27,7 @@ from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
 from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
-from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, Seats, SilentHook, Slot
+from l2c.integrations.diffusers.hooks import OUTER, GraphHook, LayerHook, RunHook, Seats, SilentHook, Slot, put, take
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
 from l2c.integrations.diffusers.timesteps import Schedule
@@ -40,8 +40,11 @@ make_importable()  # transformers, and with it each pipeline, imports torchvisio
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
 Graphs: TypeAlias = "CacheGraph | Mapping[str, CacheGraph]"
 ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"
-# Memory and precision; everything else that hooks into a forward may change what it computes.
-HARMLESS = ("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution")
+# Memory, precision and devices; everything else that hooks into a forward may change what it computes.
+HARMLESS = (
+    *("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution"),
+    *OUTER,
+)
 
 
 def apply_cache_graph(
@@ -217,7 +220,7 @@ def _apply(
     for layer, slot in zip(layers, slots, strict=True):
         placed += [(module, SilentHook(slot), SILENT) for module in layer.silent]
     for module, hook, name in placed:
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+        put(module, hook, name)
     seats = Seats(model, placed)
 
     def upkeep(model: nn.Module) -> None:
@@ -226,17 +229,16 @@ def _apply(
         seats.look(model)
 
     schedule = Schedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
-    root = HookRegistry.check_if_exists_or_initialize(model)
-    root.register_hook(GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)
+    put(model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
-    root.invalidate_child_registries_cache()
+    HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
 
 
 def _remove(model: nn.Module) -> None:
-    root = HookRegistry.check_if_exists_or_initialize(model)
-    for name in (ROOT, SILENT, LAYER):
-        root.remove_hook(name, recurse=True)
-    root.invalidate_child_registries_cache()
+    for module in model.modules():
+        for name in (ROOT, SILENT, LAYER):
+            take(module, name)
+    HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
 
 
 def _check_uncached(model: nn.Module) -> None:

@@ -55,7 +55,7 @@ def base_weights(model: nn.Module) -> dict[str, Any]:
 
 def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
     """Return the state dict under plain names, with the adapters that are at work or without."""
-    weights = dict(model.state_dict())
+    weights = _readable(model)
     for name, layer in _adapted(model):
         active = _active(layer) if keep_active else []
         start = f"{name}." if name else ""
@@ -66,6 +66,22 @@ def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
             elif any(adapter in inside.split(".") for adapter in active):
                 weights[key] = value
         weights |= {f"{start}scale.{adapter}": torch.tensor(layer.scaling.get(adapter, 1.0)) for adapter in active}
+    return weights
+
+
+def _readable(model: nn.Module) -> dict[str, Any]:
+    """Return the state dict, with the weights that accelerate keeps elsewhere between forwards (memory, disk)."""
+    kept: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for part in getattr(hook, "hooks", (hook,)):  # several in one
+            if getattr(part, "weights_map", None) is not None:
+                kept[path] = part.weights_map  # type: ignore[union-attr]
+    weights = dict(model.state_dict())
+    for name, weight in weights.items():
+        path, _, own = name.rpartition(".")
+        if path in kept and isinstance(weight, Tensor) and weight.is_meta:
+            weights[name] = kept[path][own]
     return weights
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -150,6 +151,45 @@ def _tokenless(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty((*shape[:-2], 0, shape[-1]))
 
 
+OUTER = ("cp_input", "cp_output")  # of context parallelism: they give a module its part of the tokens
+
+
+def put(module: nn.Module, hook: ModelHook, name: str) -> None:
+    """Register a hook beneath those that move weights or split tokens, whenever those were put on.
+
+    Accelerate puts back the forward that it found when it is taken off, as model offload does after every call of a
+    pipeline: a hook above it would be lost.
+    """
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    with _beneath_accelerate(module):
+        outer = [(name, hook) for name, hook in registry.hooks.items() if name.startswith(OUTER)]
+        for other, _ in reversed(outer):
+            registry.remove_hook(other, recurse=False)
+        registry.register_hook(hook, name)
+        for other, above in outer:
+            registry.register_hook(above, other)
+
+
+def take(module: Any, name: str) -> None:
+    """Take a hook off, and no other; without one of that name nothing happens."""
+    if hasattr(module, "_diffusers_hook"):
+        with _beneath_accelerate(module):
+            module._diffusers_hook.remove_hook(name, recurse=False)
+
+
+@contextmanager
+def _beneath_accelerate(module: Any) -> Iterator[None]:
+    """Let `module.forward` be the one that accelerate's hook calls, where there is such a hook."""
+    if "_old_forward" not in vars(module):
+        yield
+        return
+    outer, module.forward = module.forward, module._old_forward
+    try:
+        yield
+    finally:
+        module._old_forward, module.forward = module.forward, outer
+
+
 class Seats:
     """The modules that hooks sit on, by name; what is put in a module's place (a LoRA's layer) takes its hooks over.
 
@@ -165,13 +205,12 @@ class Seats:
 
     def look(self, model: nn.Module) -> None:
         """Move the hooks of modules that were replaced."""
-        registry = HookRegistry.check_if_exists_or_initialize
         for place, (name, before, hook, kind) in enumerate(self._placed):
             now = model.get_submodule(name)
             if now is not before:
-                registry(before).remove_hook(kind, recurse=False)
-                registry(now).register_hook(hook, kind)
-                registry(model).invalidate_child_registries_cache()
+                take(before, kind)
+                put(now, hook, kind)
+                HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
                 self._placed[place] = (name, now, hook, kind)
 
 
