@@ -1,4 +1,4 @@
-"""Every command and every Python block of README and docs: it runs, or where it needs other data it composes."""
+"""Every command and every Python block of README and docs: it runs, or where it needs other data its settings fit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 from doc_pages import PAGES, ROOT, blocks, commands, indented
+from hydra import compose, initialize_config_dir
 
+from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import COMMANDS
+from l2c.io.bundled import project_folder
 
 RUN_WHOLE = ("README.md", "docs/tour.md")  # their commands run, one after the other, in one folder
 OTHER_DATA = "needs other data"
@@ -67,7 +70,7 @@ def calls_of(page: Path) -> list[tuple[list[str], bool]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_commands_run_or_compose(page, command, tmp_path):
+def test_commands_run_or_have_settings_that_fit(page, command, tmp_path):
     for call, runs in calls_of(page):
         name, *overrides = call
         assert name in COMMANDS, f"{relative(page)}: l2c {name} is no command"
@@ -81,7 +84,10 @@ def test_commands_run_or_compose(page, command, tmp_path):
         else:
             plain = [word for word in overrides if word not in ("-m", "--cfg", "job")]
             plain = [word.split(",")[0] if sweeps and "[" not in word else word for word in plain]
-            done = command(name, *plain, "--cfg", "job", cwd=tmp_path)
+            with initialize_config_dir(str(project_folder("configs")), version_base="1.3"):
+                cfg = compose(COMMANDS[name].module, plain)
+            checked(COMMANDS[name].module, cfg)
+            continue
         assert done.returncode == 0, f"{relative(page)}: l2c {' '.join(call)}: {done.stderr[-600:]}"
 
 
