@@ -283,6 +283,6 @@ def quick_acceleration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `l2c.accelerate` calibrate on one trajectory without responses, and keep things in a folder of the test."""
     from l2c.pipelines import acceleration
 
-    monkeypatch.setenv(acceleration.FOLDER, str(tmp_path / "kept"))
+    monkeypatch.setenv("L2C_CACHE", str(tmp_path / "kept"))
     monkeypatch.setattr(acceleration, "AUTO", ("block_caching",))
     monkeypatch.setitem(acceleration.accelerate.__kwdefaults__, "num_trajectories", 1)

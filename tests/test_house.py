@@ -1,4 +1,4 @@
-"""How large the parts of the package may grow."""
+"""How large the parts of the package may grow, and how alike they may be."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "l2c"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MAX_MODULE, MAX_FUNCTION, MAX_ROOM = 350, 60, 16  # lines, lines, modules of a folder
+MAX_SHARED = 8  # lines that two places may have in common
 
 
 def relative(path: Path) -> str:
@@ -32,3 +33,28 @@ def test_rooms_stay_small():
     rooms = Counter(relative(path.parent) for path in MODULES if path.name != "__init__.py")
     crowded = {room: count for room, count in rooms.items() if count > MAX_ROOM}
     assert not crowded, f"more than {MAX_ROOM} modules: {crowded}; a room with two subjects is two rooms"
+
+
+def own_lines(path: Path) -> list[tuple[int, str]]:
+    """Return the numbered lines of a file that say something of its own: no imports, no heads of functions."""
+    text = path.read_text(encoding="utf-8")
+    others: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            others |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.FunctionDef):
+            others |= set(range(node.lineno, node.body[0].lineno))
+    numbered = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, line) for number, line in numbered if line and number not in others]
+
+
+def test_no_two_places_share_more_than_a_few_lines():
+    root = PACKAGE.parent
+    places: dict[tuple[str, ...], list[str]] = {}
+    for path in (*MODULES, *sorted(root.glob("benchmarks/**/*.py")), *sorted(root.glob("scripts/*.py"))):
+        lines = own_lines(path)
+        for i in range(len(lines) - MAX_SHARED):
+            part = tuple(line for _, line in lines[i : i + MAX_SHARED + 1])
+            places.setdefault(part, []).append(f"{path.relative_to(root)}:{lines[i][0]}")
+    shared = [found for found in places.values() if len(found) > 1]
+    assert not shared, f"more than {MAX_SHARED} equal lines: {shared}"

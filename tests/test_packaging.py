@@ -131,3 +131,29 @@ def test_the_installed_package_works_from_another_folder(installed):
     assert (installed.here / "run" / "cache_graph.json").is_file()
     assert "cache_graph.json" in printed
     assert files() == before
+
+
+THREE_LINES = """
+import l2c, torch
+
+l2c.apply  # before diffusers, where torchvision is of another build than torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({folder!r})
+pipe.set_progress_bar_config(disable=True)
+call = dict(num_inference_steps=6, guidance_scale=4.5)
+graph = l2c.accelerate(pipe, ["a cat", "a dog"], budget=0.6, num_trajectories=1, **call)
+images = pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="np", **call).images
+l2c.remove(pipe)
+plain = pipe("a cat", generator=torch.Generator().manual_seed(0), output_type="np", **call).images
+print(graph.removed_fraction_overall, abs(images - plain).max())
+"""
+
+
+def test_the_installed_package_accelerates_a_pipeline(installed, tiny_pipeline):
+    pytest.importorskip("diffusers")
+    removed, difference = map(
+        float, installed("python", "-c", THREE_LINES.format(folder=str(tiny_pipeline))).split()[-2:]
+    )
+    assert 0 < removed < 1
+    assert 0 < difference < 1

@@ -1,4 +1,4 @@
-"""Files that travel with the package: presets, weights and graphs, found from any current folder."""
+"""Folders: of what travels with the package (presets, weights, graphs), of the user, of what can be made again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def project_folder(name: str) -> Path:
 def own_checkpoint_folder() -> Path:
     """Return the folder where weights of the user's own are kept: `L2C_CHECKPOINTS`, else `checkpoints/` here."""
     return Path(os.environ.get("L2C_CHECKPOINTS") or "checkpoints").expanduser()
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made again: `L2C_CACHE`, else `l2c` in the user's cache folder."""
+    kept = os.environ.get("L2C_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "l2c"
+    return Path(kept).expanduser()
 
 
 def checkpoint_folders() -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_text
+from l2c.io.bundled import cache_folder
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.calibration import Calibration
@@ -33,7 +33,6 @@ if TYPE_CHECKING:  # diffusers is optional
 GRAM = "gram"
 AUTO = (GRAM, "block_caching")  # the better one first
 NUM_JUDGED = 4  # new noises that the error is measured on
-FOLDER = "L2C_CACHE"  # environment variable
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def accelerate(
     )
     worth = evaluations_worth(budget, asked.steps)
     remove_cache_graph(pipe)
-    place = _kept_in(folder) / asked.key(pipe)
+    place = (cache_folder() if folder is None else Path(folder).expanduser()) / asked.key(pipe)
     path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
     if not (path.is_file() and note.is_file()):
         _make(pipe, asked, budget, path, note)
@@ -140,12 +139,6 @@ def _read(prompts: Any, pipe: Any) -> list[Any]:
     if prompts is None or isinstance(prompts, (str, Path)):
         return read_prompts(None if prompts is None else str(prompts), pipe)
     return check_prompts(list(prompts), pipe)
-
-
-def _kept_in(folder: str | Path | None) -> Path:
-    if folder is not None or FOLDER in os.environ:
-        return Path(folder or os.environ[FOLDER]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "l2c"
 
 
 def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:

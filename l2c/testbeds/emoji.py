@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from l2c.io.atomic import replacing
+from l2c.io.bundled import cache_folder
 from l2c.io.download import download
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -161,8 +161,8 @@ def pack_emoji(pictures: Path, names: Path, output: Path) -> Path:
 
 
 def emoji_path() -> Path:
-    """Return the path of the pictures: in the folder `L2C_CACHE`, without it in `~/.cache/l2c`."""
-    return Path(os.environ.get("L2C_CACHE", "~/.cache/l2c")).expanduser() / EMOJI_FILE
+    """Return the path of the pictures, in the cache folder."""
+    return cache_folder() / EMOJI_FILE
 
 
 def fetch_emoji(pictures: str | Path | None = None, names: str | Path | None = None) -> Path:
