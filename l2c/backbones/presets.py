@@ -116,6 +116,8 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
         raise ValueError(f"unknown backbone {preset.backbone!r}; known are {', '.join(BACKBONES)}")
     try:
         backbone = BACKBONES[preset.backbone](**preset.args)
+        if not backbone.layer_names:
+            raise ValueError("the network would have no layers")
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         if out_of_memory(error):
             raise

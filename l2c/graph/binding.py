@@ -126,23 +126,18 @@ def wrong_layers(binding: Binding, model: str, layers: Sequence[str]) -> ValueEr
     )
 
 
-def check_weights(
-    binding: Binding, names: Sequence[str], digest: Callable[[], str], *, any_weights: bool = False
-) -> None:
+def check_weights(binding: Binding, names: Sequence[str], digest: Callable[[], str]) -> None:
     """Refuse a graph of other weights; one that is bound to none must be of a model of this name.
 
     Args:
         binding: the graph's.
         names: names of the model at hand, its own one first.
         digest: returns the fingerprint of its weights; called only where the graph has one.
-        any_weights: accept other weights of the same architecture.
 
     Raises:
         ValueError: if weights or names differ.
 
     """
-    if any_weights:
-        return
     mend = "take a graph made for these weights, or pass any_weights=True to use it all the same"
     if binding.fingerprint is None:
         if binding.model not in names and names[0] != names[-1]:

@@ -15,8 +15,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.numbers import finite_number
-from l2c.sampling.binding import binding_of
-from l2c.sampling.sampler import solver_for
+from l2c.sampling.binding import binding_of, solver_for
 
 
 def import_l2c_router(

@@ -21,8 +21,7 @@ from l2c.graph.predictor import HOLD
 from l2c.io.atomic import write_text
 from l2c.io.json_fields import parse, read_text
 from l2c.io.names import quoted
-from l2c.sampling.binding import binding_of
-from l2c.sampling.sampler import solver_for
+from l2c.sampling.binding import binding_of, solver_for
 
 KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
 KEY = re.compile(r"(attn1?|mlp|ff)(?:-(\d+))?")

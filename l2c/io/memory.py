@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # Torch raises RuntimeErrors of these words where memory of the host runs out, pinned memory included.
-WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "can't allocate memory")
+WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "can't allocate memory", "std::bad_alloc")
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that memory ran out, on the host or on a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
         return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
 
 
@@ -32,7 +35,7 @@ def memory_explained(sentence: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError) as error:
         if isinstance(error, ExplainedMemoryError) or not out_of_memory(error):
             raise
         raise ExplainedMemoryError(sentence()) from error

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 from l2c.io.names import near_names
 
 RULE = "rule"
+LARGEST = 1e30  # numbers without a bound are smaller, either way: larger ones overflow 32-bit floats
 BITS = 2**31  # whole numbers without a bound are smaller: larger ones overflow in libraries, or never end
 S = TypeVar("S", bound="Settings")
 
@@ -62,6 +63,8 @@ class Rule:
         if value is not None and self.fits(value):
             return
         kind = self.kind() + (" or null" if self.optional else "")
+        if type(value) in (int, float) and LARGEST < abs(value) < math.inf:  # a bound that `kind` leaves out
+            kind += f" (numbers of at most {as_text(LARGEST)})"
         example = self.shown(default)
         hint = "" if example is None else f"; e.g. {name}={as_text(example)}"
         raise ValueError(f"{name} must be {kind}, got {described(value)}{hint}")
@@ -88,7 +91,7 @@ class Number(Rule):
         """Return whether a value is such a number."""
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        if not -1e300 < value < 1e300 or (self.whole and self.at_most is None and abs(value) >= BITS):
+        if not -LARGEST <= value <= LARGEST or (self.whole and self.at_most is None and abs(value) >= BITS):
             return False
         return (
             (self.at_least is None or value >= self.at_least)
@@ -219,12 +222,12 @@ class Anything(Rule):
         return "a plain value"
 
     def fits(self, value: Any) -> bool:
-        """Return whether a value is plain, and finite where it is a number."""
+        """Return whether a value is plain, and what a `Number` may be where it is one."""
         if isinstance(value, Mapping):
             return all(isinstance(key, str) and (v is None or self.fits(v)) for key, v in value.items())
         if is_list(value):
             return all(item is None or self.fits(item) for item in value)
-        return isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+        return isinstance(value, (bool, str)) or Number(whole=isinstance(value, int)).fits(value)
 
 
 def ruled(rule: Rule, default: Any = MISSING) -> Any:

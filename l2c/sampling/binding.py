@@ -1,10 +1,29 @@
-"""Makes the binding of a graph from a backbone, a solver and guidance; the only place that makes bindings."""
+"""Bindings: made from a backbone, a solver and guidance, here alone; those of graphs agreed with a sampler."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
 from l2c.backbones.backbone import Backbone, fingerprint
-from l2c.diffusion import Guidance, Solver
-from l2c.graph.binding import Binding
+from l2c.backbones.digest import WeightsWatch
+from l2c.diffusion import Guidance, Solver, make_solver, schedule_of
+from l2c.graph.binding import (
+    Binding,
+    check_guidance,
+    check_layers,
+    check_num_evaluations,
+    check_options,
+    check_solver,
+    check_weights,
+    scale_in_use,
+)
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.checks import MAX_SCALE
+from l2c.io.numbers import finite_number, whole_number
+
+TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
 
 def binding_of(
@@ -34,3 +53,102 @@ def binding_of(
         cfg_scale=guidance.scale if isinstance(guidance, Guidance) else guidance,
         fingerprint=fingerprint(backbone) if weights_bound else None,
     )
+
+
+def loaded(graph: CacheGraph | str | Path | None) -> CacheGraph | None:
+    """Return a graph, read where a path or a name is given."""
+    if isinstance(graph, (str, Path)):
+        return CacheGraph.load(graph)
+    if graph is not None and not isinstance(graph, CacheGraph):
+        raise ValueError(f"graph must be a CacheGraph, a path or a bundled name, got {type(graph).__name__}")
+    return graph
+
+
+def agreed(
+    backbone: Backbone,
+    graph: CacheGraph | None,
+    solver: str | None,
+    num_evaluations: int | None,
+    given: Mapping[str, float],
+    any_weights: bool,
+) -> tuple[str, int, dict[str, float]]:
+    """Return the solver, number of evaluations and options in use; refuse those that contradict the graph."""
+    num_evaluations = None if num_evaluations is None else whole_number("num_evaluations", num_evaluations, low=1)
+    if graph is None:
+        if solver is None or num_evaluations is None:
+            raise ValueError(
+                "a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', num_evaluations=20)"
+            )
+        return solver, num_evaluations, dict(given)
+    binding, name = graph.binding, backbone.conventions.name
+    check_layers(binding, name, backbone.layer_names)
+    if not any_weights:
+        check_own_weights(binding, backbone)
+    if solver is not None:
+        check_solver(binding, solver)
+    if num_evaluations is not None:
+        check_num_evaluations(binding, num_evaluations)
+    check_options(binding, given)
+    return binding.solver, binding.num_evaluations, {**binding.solver_options, **given}
+
+
+def check_own_weights(binding: Binding, backbone: Backbone) -> None:
+    """Refuse a graph of other weights than a backbone's.
+
+    Raises:
+        ValueError: if they differ.
+
+    """
+    check_weights(binding, (backbone.conventions.name, type(backbone).__name__), lambda: fingerprint(backbone))
+
+
+def watch_of(backbone: Backbone, graph: CacheGraph | None, *, any_weights: bool) -> WeightsWatch | None:
+    """Return what looks at a backbone's weights before each trajectory; None where any will do."""
+    if graph is None or graph.fingerprint is None or any_weights:
+        return None
+    return WeightsWatch(backbone, partial(check_own_weights, graph.binding), since="the sampler was made")
+
+
+def guidance_in_use(
+    backbone: Backbone, graph: CacheGraph | None, cfg_scale: float | None, *, any_guidance: bool
+) -> Guidance:
+    """Return the guidance in use; refuse one that is not the graph's or that the backbone cannot do."""
+    conventions = backbone.conventions
+    if cfg_scale is not None:
+        cfg_scale = finite_number("cfg_scale", cfg_scale, low=-MAX_SCALE, high=MAX_SCALE)
+    published = None if conventions.published is None else conventions.published.cfg_scale
+    scale = scale_in_use(cfg_scale, None if graph is None else graph.cfg_scale, published)
+    if graph is not None:
+        check_guidance(graph.binding, conventions.guidance, scale, model=conventions.name, any_guidance=any_guidance)
+    guidance = Guidance(conventions.guidance, scale)
+    if guidance.active and conventions.null_label is None:
+        raise ValueError(
+            f"cfg_scale={scale} needs an unconditional label, but {conventions.name} has none; leave cfg_scale out"
+        )
+    return guidance
+
+
+def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: float) -> Solver:
+    """Return a solver on the backbone's noise schedule, or the one that a pipeline brings along.
+
+    Raises:
+        ValueError: if the name or an option is unknown, or the solver is not the pipeline's.
+
+    """
+    own: Solver | None = getattr(backbone, "own_solver", None)
+    if own is None:
+        schedule = schedule_of(backbone.conventions)
+        return make_solver(name, schedule, num_evaluations, **options)
+    fewer: Mapping[int, Solver] = getattr(backbone, "fewer_steps", {})
+    own = fewer.get(num_evaluations, own)
+    if name not in ("pipeline", own.name) or num_evaluations != own.num_evaluations:
+        raise ValueError(
+            f"the pipeline was read with {own.name} and {own.num_evaluations} steps, got {name} and "
+            f"{num_evaluations}; read it again with those"
+        )
+    return own
+
+
+def tolerance_of(timesteps: Sequence[float]) -> float:
+    """Return the largest difference of times that counts as rounding, in units of t."""
+    return TIMESTEP_TOLERANCE * min(1.0, max(map(abs, timesteps)) / 1000)

@@ -9,32 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone
+from l2c.backbones.digest import weights_in
 from l2c.backbones.layer_cache import BlockCall
-from l2c.diffusion import Guidance, Solver, make_solver, schedule_of
 from l2c.graph.binding import (
-    check_guidance,
-    check_layers,
     check_noise,
-    check_num_evaluations,
-    check_options,
-    check_solver,
     check_times,
-    check_weights,
-    scale_in_use,
 )
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.checks import MAX_SCALE
 from l2c.io.numbers import finite_number, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
+from l2c.sampling.binding import agreed, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.execution.precision import dtype_of, in_precision, matmul_setting, matmuls
 from l2c.sampling.execution.runner import Runner, cache_explained
 from l2c.sampling.inputs import as_labels, check_images, checked_count
 from l2c.sampling.store import LayerStore, Stores
-
-TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
 
 
 def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 0) -> Tensor:
@@ -99,18 +90,18 @@ class Sampler:
             raise ValueError(
                 f"a sampler needs a backbone (l2c.load_backbone, l2c.wrap), got {type(backbone).__name__}"
             )
-        graph = _loaded(graph)
+        graph = loaded(graph)
         if not isinstance(solver_options, Mapping | None):
             raise ValueError(f"solver_options must be numbers by name, got {type(solver_options).__name__}")
         given = {str(name): finite_number(str(name), value) for name, value in (solver_options or {}).items()}
         if eta is not None:
             given["eta"] = finite_number("eta", eta, low=0, high=1)
         self.graph = graph
-        solver, num_evaluations, options = _agreed(backbone, graph, solver, num_evaluations, given, any_weights)
+        solver, num_evaluations, options = agreed(backbone, graph, solver, num_evaluations, given, any_weights)
         self.solver = solver_for(backbone, solver, num_evaluations, **options)
-        self.guidance = _guidance(backbone, graph, cfg_scale, any_guidance=any_guidance)
+        self.guidance = guidance_in_use(backbone, graph, cfg_scale, any_guidance=any_guidance)
         if graph is not None:
-            tolerance = _tolerance(self.solver.timesteps)
+            tolerance = tolerance_of(self.solver.timesteps)
             check_times(graph.binding, self.solver.timesteps, lambda t: tolerance)
             check_noise(graph, draws=self.solver.stochastic)
         self._correction = None if graph is None else Correction.of(graph)  # refuses a file that does not belong
@@ -122,6 +113,7 @@ class Sampler:
         self.cache_dtype = dtype_of(cache_dtype, "cache_dtype")
         self._stores = Stores(self.cache_dtype, cache_device)
         self._runner = Runner()
+        self._watch = watch_of(self.backbone, graph, any_weights=any_weights)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -161,10 +153,12 @@ class Sampler:
 
         Raises:
             ValueError: if labels are out of range, shapes do not fit, the noise is not finite, there is neither
-                noise nor seed, or an image comes out as NaN or infinity.
+                noise nor seed, an image comes out as NaN or infinity, or the weights are no longer the graph's.
             MemoryError: if memory runs out; the message says what lowers it.
 
         """
+        if self._watch is not None:
+            self._watch.look(self.backbone)
         device = next(self.backbone.parameters()).device
         y = as_labels(labels, device)
         count = checked_count(self.backbone, y, noise)
@@ -185,6 +179,7 @@ class Sampler:
                 x,
                 y,
                 generator,
+                weights=lambda: weights_in(self.backbone),
                 offloaded=self._stores.device is not None,
                 progress=progress,
             )
@@ -267,84 +262,3 @@ class Sampler:
         """
         self._runner.capture()
         return self
-
-
-def _loaded(graph: CacheGraph | str | Path | None) -> CacheGraph | None:
-    """Return a graph, read where a path or a name is given."""
-    if isinstance(graph, (str, Path)):
-        return CacheGraph.load(graph)
-    if graph is not None and not isinstance(graph, CacheGraph):
-        raise ValueError(f"graph must be a CacheGraph, a path or a bundled name, got {type(graph).__name__}")
-    return graph
-
-
-def _agreed(
-    backbone: Backbone,
-    graph: CacheGraph | None,
-    solver: str | None,
-    num_evaluations: int | None,
-    given: Mapping[str, float],
-    any_weights: bool,
-) -> tuple[str, int, dict[str, float]]:
-    """Return the solver, number of evaluations and options in use; refuse those that contradict the graph."""
-    num_evaluations = None if num_evaluations is None else whole_number("num_evaluations", num_evaluations, low=1)
-    if graph is None:
-        if solver is None or num_evaluations is None:
-            raise ValueError(
-                "a sampler needs a graph, or solver and num_evaluations (e.g. solver='ddim', num_evaluations=20)"
-            )
-        return solver, num_evaluations, dict(given)
-    binding, name = graph.binding, backbone.conventions.name
-    check_layers(binding, name, backbone.layer_names)
-    check_weights(binding, (name, type(backbone).__name__), lambda: fingerprint(backbone), any_weights=any_weights)
-    if solver is not None:
-        check_solver(binding, solver)
-    if num_evaluations is not None:
-        check_num_evaluations(binding, num_evaluations)
-    check_options(binding, given)
-    return binding.solver, binding.num_evaluations, {**binding.solver_options, **given}
-
-
-def _guidance(
-    backbone: Backbone, graph: CacheGraph | None, cfg_scale: float | None, *, any_guidance: bool
-) -> Guidance:
-    """Return the guidance in use; refuse one that is not the graph's or that the backbone cannot do."""
-    conventions = backbone.conventions
-    if cfg_scale is not None:
-        cfg_scale = finite_number("cfg_scale", cfg_scale, low=-MAX_SCALE, high=MAX_SCALE)
-    published = None if conventions.published is None else conventions.published.cfg_scale
-    scale = scale_in_use(cfg_scale, None if graph is None else graph.cfg_scale, published)
-    if graph is not None:
-        check_guidance(graph.binding, conventions.guidance, scale, model=conventions.name, any_guidance=any_guidance)
-    guidance = Guidance(conventions.guidance, scale)
-    if guidance.active and conventions.null_label is None:
-        raise ValueError(
-            f"cfg_scale={scale} needs an unconditional label, but {conventions.name} has none; leave cfg_scale out"
-        )
-    return guidance
-
-
-def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: float) -> Solver:
-    """Return a solver on the backbone's noise schedule, or the one that a pipeline brings along.
-
-    Raises:
-        ValueError: if the name or an option is unknown, or the solver is not the pipeline's.
-
-    """
-    own: Solver | None = getattr(backbone, "own_solver", None)
-    if own is None:
-        schedule = schedule_of(backbone.conventions)
-        return make_solver(name, schedule, num_evaluations, **options)
-    fewer: Mapping[int, Solver] = getattr(backbone, "fewer_steps", {})
-    own = fewer.get(num_evaluations, own)
-    if name not in ("pipeline", own.name) or num_evaluations != own.num_evaluations:
-        raise ValueError(
-            f"the pipeline was read with {own.name} and {own.num_evaluations} steps, got {name} and "
-            f"{num_evaluations}; read it again with those"
-        )
-    return own
-
-
-def _tolerance(timesteps: Sequence[float]) -> float:
-    """Return the largest difference of times that counts as rounding, in units of t."""
-    return TIMESTEP_TOLERANCE * min(1.0, max(map(abs, timesteps)) / 1000)

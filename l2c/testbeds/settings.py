@@ -7,7 +7,7 @@ from typing import Any
 
 from l2c.io.settings import Settings, number, text, whole
 from l2c.training.routers.settings import DataSettings
-from l2c.training.settings import LARGEST_SEED
+from l2c.training.settings import LARGEST_SEED, THREADS
 
 OPTIMIZERS = ("adamw", "muon")
 SKIN_TONES = ("all", "none")
@@ -69,7 +69,7 @@ class BackboneTraining(Settings):
     ema_decay: float = number(0.999, at_least=0, below=1)
     gradient_clip: float = number(1.0, above=0)
     seed: int = whole(0, at_least=0, at_most=LARGEST_SEED)
-    num_threads: int = whole(1, at_least=1, at_most=1024)
+    num_threads: int = whole(1, at_least=1, at_most=THREADS)
     accelerator: str = text("cpu")
     resume: str | None = text(None, optional=True, example="auto")
 
@@ -94,4 +94,4 @@ class ClassifierTraining(Settings):
     max_steps: int = whole(1500, at_least=1)
     batch_size: int = whole(64, at_least=1, at_most=10**6)
     seed: int = whole(0, at_least=0, at_most=LARGEST_SEED)
-    num_threads: int = whole(1, at_least=1, at_most=1024)
+    num_threads: int = whole(1, at_least=1, at_most=THREADS)

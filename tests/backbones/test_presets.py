@@ -105,6 +105,8 @@ def test_unknown_names_are_told_near_ones():
 
 
 def test_arguments_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="of model mine do not fit: the network would have no layers; change"):
+        build_backbone({"name": "mine", "backbone": "dit", "args": {"depth": 0}})
     with pytest.raises(ValueError, match=r"arguments of model mine do not fit: .*'width'"):
         build_backbone({"name": "mine", "backbone": "dit", "args": {"width": 8}})
     with pytest.raises(ValueError, match="unknown backbone 'unet'; known are dit, uvit"):

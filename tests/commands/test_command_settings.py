@@ -21,7 +21,25 @@ from l2c.io.bundled import project_folder
 from l2c.io.settings import RULE, Anything, Either, Flag, Items, Number, Rule, Settings, Table, Text, full_name
 from l2c.policies.settings import OPTIONS, BudgetRule
 
-TRAPS = (None, "abc", "", "1e-3x", math.nan, math.inf, -math.inf, -1, 0, 2, -1e30, 1e308, True, [], [None], ["abc"])
+TRAPS = (
+    None,
+    "abc",
+    "",
+    "1e-3x",
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    0,
+    2,
+    -1e31,
+    1e38,
+    1e308,
+    True,
+    [],
+    [None],
+    ["abc"],
+)
 MORE = ({}, {"x": 1}, [math.nan], 1.5, 10**30, "a\0b")
 
 
@@ -37,7 +55,7 @@ def allowed(rule: Rule, value: Any) -> bool:
         plain = type(value) is str and value != "" and "\0" not in value
         return plain and (not rule.choices or value in rule.choices)
     if isinstance(rule, Number):
-        if type(value) not in ((int,) if rule.whole else (int, float)) or not abs(value) < 1e300:
+        if type(value) not in ((int,) if rule.whole else (int, float)) or not abs(value) <= 1e30:
             return False
         if rule.whole and abs(value) >= 2**63:
             return False
@@ -161,6 +179,12 @@ def test_unknown_settings_are_refused(command):
             "trainer.max_steps=4611686018427387904",
             "trainer.max_steps must be a whole number below 2147",
         ),
+        (
+            "train_router",
+            "router.init=1e31",
+            "router.init must be a number or normal (numbers of at most 1e30), got 1e+31",
+        ),
+        ("train_router", "router.clamp=1e31", "router.clamp must be a number > 0 (numbers of at most 1e30), got 1e"),
         ("train_router", "seed=-1", "seed must be a whole number >= 0"),
         ("calibrate", "measure=[]", "measure must be a list of at least one item, each changes or responses"),
         (
@@ -168,7 +192,7 @@ def test_unknown_settings_are_refused(command):
             "responses.num_probes=0",
             "responses.num_probes must be a whole number >= 1 and <= 1000, got 0",
         ),
-        ("calibrate", "num_threads=0", "num_threads must be a whole number >= 1 and <= 1024 or null, got 0"),
+        ("calibrate", "num_threads=0", "num_threads must be a whole number >= 1 and <= 512 or null, got 0"),
         ("sample_many", "shard_size=-1", "shard_size must be a whole number >= 1, got -1"),
         ("sample", "cfg_scale=nan", "cfg_scale must be a number >= 0 and <= 1000 or null, got nan"),
         ("compare", "methods.gram={max_span: 0}", "methods.gram.max_span must be a whole number >= 1 or null, got 0"),

@@ -147,6 +147,15 @@ def test_weights_that_were_fused_and_unloaded_are_noticed(family, graph):
 
 
 @torch.no_grad()
+def test_one_value_written_in_place_is_noticed(family, graph):
+    with applied(family.model, graph):
+        family.trajectory()
+        next(weight for weight in family.model.parameters() if weight.dim() == 2).view(-1)[7] += 0.5
+        with pytest.raises(ValueError, match="changed after the graph was applied"):
+            family.trajectory()
+
+
+@torch.no_grad()
 def test_any_adapters_on_the_base_model(family, graph, make_family):
     """Loaded after the graph, switched and unloaded, the output is that of a graph applied with them in place."""
     other = make_family("flux")

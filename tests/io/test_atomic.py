@@ -102,3 +102,11 @@ def test_the_innermost_sentence_on_memory_counts():
         memory_explained(lambda: "inner"),
     ):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
+
+
+def test_every_way_to_run_out_of_memory_is_known():
+    for error in (MemoryError(), RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, "Cannot allocate memory")):
+        with pytest.raises(ExplainedMemoryError, match="sentence"), memory_explained(lambda: "sentence"):
+            raise error
+    with pytest.raises(FileNotFoundError), memory_explained(lambda: "sentence"):
+        raise FileNotFoundError("a")

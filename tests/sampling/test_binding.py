@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import torch
 
 import l2c
@@ -45,3 +49,86 @@ def test_a_binding_makes_a_graph_and_the_head_of_a_file(make_dit):
         "timesteps": list(solver.timesteps),
         "guidance_scale": 2.0,
     }
+
+
+@pytest.fixture(params=["plain", "compiled", "bf16"])
+def bound(request, make_dit, make_graph):
+    """Return a network and a sampler whose graph is bound to its weights."""
+    net = make_dit()
+    graph = make_graph(net, num_evaluations=3, fingerprint=fingerprint(net))
+    sampler = Sampler(net, graph=graph, precision="bf16" if request.param == "bf16" else None)
+    if request.param == "compiled":
+        sampler.compile(1, backend="eager", progress=False)
+    return sampler.backbone, sampler
+
+
+def doubled(net):
+    return {name: 2 * value for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.blocks[1].mlp.fc1.weight.mul_(2),
+        lambda net: net.blocks[0].mlp.fc1.weight.view(-1)[7].add_(0.5),  # one value
+        lambda net: net.load_state_dict(doubled(net)),
+        lambda net: net.load_state_dict(doubled(net), assign=True),
+        lambda net: [weight.data.copy_(2 * weight) for weight in net.parameters()],  # not in torch's counters
+        lambda net: setattr(net.blocks[0].mlp.fc1, "bias", torch.nn.Parameter(net.blocks[0].mlp.fc1.bias + 1)),
+        lambda net: net.blocks.insert(0, net.blocks.pop(1)),
+    ],
+    ids=["in place", "one value", "loaded", "assigned", "through .data", "another parameter", "blocks change places"],
+)
+@torch.no_grad()
+def test_weights_that_change_after_a_sampler_was_made_are_refused(bound, change):
+    net, sampler = bound
+    before, images = copy.deepcopy(net.state_dict()), sampler.sample([1], seed=0)
+    change(net)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"^weights changed after the sampler was made: the graph was made for"):
+            sampler.sample([1], seed=0)
+    if next(net.parameters()).dtype != torch.float32:
+        return  # a cast keeps the digest from before it until the weights change
+    net.load_state_dict(before)
+    assert torch.equal(sampler.sample([1], seed=0), images)
+
+
+@torch.no_grad()
+def test_weights_written_with_their_own_values_are_digested_once_and_taken(bound, monkeypatch):
+    net, sampler = bound
+    images = sampler.sample([1], seed=0)
+    net.load_state_dict(copy.deepcopy(net.state_dict()))
+    looked = []
+    monkeypatch.setattr("l2c.sampling.binding.fingerprint", lambda net: looked.append(1) or fingerprint(net))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: sampler.sample([1], seed=0), range(16)))
+    assert all(torch.equal(image, images) for image in found)
+    assert 1 <= len(looked) <= 8
+    sampler.sample([1], seed=0)
+    assert len(looked) <= 8
+    for twin in (copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))):  # whose tensors are others
+        assert torch.equal(twin.sample([1], seed=0), images)
+
+
+def test_weights_without_counters_are_watched_by_values(make_dit, make_graph):
+    with torch.inference_mode():
+        net = make_dit()
+        sampler = Sampler(net, graph=make_graph(net, fingerprint=fingerprint(net)))
+        sampler.sample([1], seed=0)
+        for weight in net.parameters():
+            weight.mul_(2)
+        with pytest.raises(ValueError, match="weights changed after the sampler was made"):
+            sampler.sample([1], seed=0)
+
+
+@torch.no_grad()
+def test_other_weights_are_taken_where_any_will_do(make_dit, make_graph):
+    net = make_dit()
+    graph = make_graph(net)
+    samplers = (
+        Sampler(net, graph=graph.replace(fingerprint="sha256:" + 64 * "a"), any_weights=True),
+        Sampler(net, graph=graph),
+    )
+    net.blocks[0].mlp.fc1.weight.mul_(2)
+    images = [sampler.sample([1], seed=0) for sampler in samplers]
+    assert torch.equal(*images)

@@ -360,6 +360,25 @@ def test_noise_of_the_steps_is_drawn_before_a_captured_trajectory(make_dit, monk
     assert sampler.captured
 
 
+@torch.no_grad()
+def test_weights_that_moved_in_memory_are_captured_anew(make_dit, monkeypatch):
+    net, captured = make_dit(), []
+    sampler = Sampler(net, solver="ddim", num_evaluations=2)
+    monkeypatch.setattr(
+        "l2c.sampling.execution.runner.CapturedTrajectory", lambda run: captured.append(1) or run
+    )  # a replay without a device
+    monkeypatch.setattr("l2c.sampling.execution.runner.why_not", lambda x, offloaded: None)
+    sampler.capture()
+    for change in (lambda: None, lambda: net.blocks[0].mlp.fc1.weight.mul_(2)):  # read where they lay
+        change()
+        sampler.sample(LABELS, seed=0)
+    assert len(captured) == 1
+    held = net.state_dict()  # else the new ones might lie where the old ones did
+    net.load_state_dict({name: value.clone() for name, value in held.items()}, assign=True)
+    sampler.sample(LABELS, seed=0)
+    assert len(captured) == 2
+
+
 def test_a_captured_trajectory_is_replayed_and_captured_anew_for_another_batch(monkeypatch):
     """The bookkeeping, with a graph that runs what it was given; the real one needs a CUDA device."""
 

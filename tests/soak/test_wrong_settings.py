@@ -14,10 +14,10 @@ HUGE = 2**31 - 1
 ODD = {
     "train": [
         *("trainer.accelerator=zzz", "trainer.strategy=zzz", "trainer.devices=1000", "trainer.devices=[0]"),
-        *("trainer.precision=16-true", f"data.num_trajectories={10**6}", "router.init=1e299"),
-        *("router.learning_rate=1e299", "router.learning_rate=1e-300", "router.penalty=1e299", "router.clamp=1e299"),
+        *("trainer.precision=16-true", f"data.num_trajectories={10**6}", "router.init=1e30"),
+        *("router.learning_rate=1e30", "router.learning_rate=1e-300", "router.penalty=1e30", "router.clamp=1e30"),
         *("router.clamp=1e-300", "trainer.gradient_clip_val=1e-300", "model.schedule=zzz", "model.prediction=zzz"),
-        *("model.first_timestep=1e299", "model.null_label=99", "model.sampling={a: 1}", "model.sampling=zzz"),
+        *("model.first_timestep=1e30", "model.null_label=99", "model.sampling={a: 1}", "model.sampling=zzz"),
         *("model.args.depth=-1", "model.args.depth=0", "model.args.num_heads=0", "model.args.num_heads=5"),
         *("++model.args.zzz=1", "model.args.input_size=-1", "model.args.input_size=7", "model.args.patch_size=0"),
         *("model.args.in_channels=0", "model.checkpoint=/dev/zero", "model.checkpoint=/tmp", "resume=/dev/zero"),
@@ -26,7 +26,7 @@ ODD = {
         *("trainer.accumulate_grad_batches=3", f"checkpoint_every_n_steps={HUGE}", "router.threshold=1"),
     ],
     "correct": [
-        *("graph=zzz", "graph=/dev/zero", "checkpoint=zzz", "slope_rate=1e299", "scale_shift_rate=1e299"),
+        *("graph=zzz", "graph=/dev/zero", "checkpoint=zzz", "slope_rate=1e30", "scale_shift_rate=1e30"),
         *("accelerator=zzz", "resume=/dev/zero", "cfg_scale=1000", "+solver.name=ddpm", "solver.num_evaluations=3"),
     ],
     "sample": [
@@ -36,7 +36,7 @@ ODD = {
         *("hydra.run.dir=/dev/null/x", "hydra.run.dir=/proc/x"),
     ],
     "sample-many": ["cache_device=zzz", "trainer.accelerator=zzz", "trainer.accelerator=gpu", f"shard_size={HUGE}"],
-    "evaluate": ["device=zzz", "num_threads=1024", "reference=zzz", "reference=/dev/zero", "baselines=[]"],
+    "evaluate": ["device=zzz", "num_threads=512", "reference=zzz", "reference=/dev/zero", "baselines=[]"],
     "compare": [
         *("budgets=[1e-9]", "budgets=[1e9x]", "budgets=[1e12]", "graphs={a: zzz}", "calibration=zzz"),
         *("calibration=/dev/zero", "calibration=[/tmp]", "solver.num_evaluations=1", "+methods.zzz=null"),
@@ -47,7 +47,7 @@ ODD = {
         *("responses.num_probes=1000", "responses.max_age=1000", "changes.max_age=1000", "solver.options={eta: 1}"),
     ],
     "graph": [
-        *("policy.n=1e299", "policy.n=1", f"policy.first={HUGE}", f"policy.last={HUGE}", f"policy.phase={HUGE}"),
+        *("policy.n=1e30", "policy.n=1", f"policy.first={HUGE}", f"policy.last={HUGE}", f"policy.phase={HUGE}"),
         *("budget=1e-9", "budget=1e9x", "budget=1e12", "solver.num_evaluations=1", "calibration=/dev/zero"),
     ],
     "encode": ["images=zzz", "images=/dev/null", "vae=/tmp", "image_size=9", "output=/dev/null/x"],
@@ -56,12 +56,12 @@ ODD = {
         *("num_evaluations=3", f"num_evaluations={HUGE}", "threshold=0", "threshold=1"),
     ],
     "train-backbone": [
-        *("output=/tmp", "output=/dev/null", "learning_rate=1e299", "learning_rate=1e-300", "weight_decay=1e299"),
-        *(f"warmup_steps={HUGE}", "decay_share=1e-300", "min_snr_gamma=1e299", "min_snr_gamma=1e-300", "ema_decay=0"),
+        *("output=/tmp", "output=/dev/null", "learning_rate=1e30", "learning_rate=1e-300", "weight_decay=1e30"),
+        *(f"warmup_steps={HUGE}", "decay_share=1e-300", "min_snr_gamma=1e30", "min_snr_gamma=1e-300", "ema_decay=0"),
         *("gradient_clip=1e-300", "accelerator=zzz", "accelerator=gpu", "resume=/dev/zero", "dataset=folder"),
         *("dataset_options={folder: zzz}", "label_dropout=1"),
     ],
-    "train-classifier": ["output=/tmp", "output=/dev/null", "learning_rate=1e299", "learning_rate=1e-300"],
+    "train-classifier": ["output=/tmp", "output=/dev/null", "learning_rate=1e30", "learning_rate=1e-300"],
 }
 IN_SUITE = {"calibrate": ["output=/dev/null"], "train": ["model.args.num_heads=5", "trainer.devices=1000"]}
 

@@ -9,7 +9,6 @@ from l2c.commands.frame.command_settings import (
     COUNT,
     MATMULS,
     PRECISIONS,
-    THREADS,
     CommandSettings,
     count,
     optional_text,
@@ -17,6 +16,7 @@ from l2c.commands.frame.command_settings import (
 )
 from l2c.io.settings import Flag, Items, Number, Table, Text, flag, number, ruled, text
 from l2c.sampling.solver_settings import LARGEST_SCALE
+from l2c.training.settings import THREADS
 
 MODES = ("eager", "compiled", "captured", "compiled+captured")
 

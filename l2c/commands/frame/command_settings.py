@@ -28,13 +28,12 @@ from l2c.policies.settings import BUDGET
 from l2c.sampling.solver_settings import LARGEST_SCALE
 from l2c.testbeds.settings import PIXEL_SETTINGS, SKIN_TONES, BackboneTraining, ClassifierTraining
 from l2c.training.corrections.settings import CorrectionSettings
-from l2c.training.settings import LARGEST_SEED
+from l2c.training.settings import LARGEST_SEED, THREADS
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MATMULS = ("default", "onednn")
 COUNT = Number(whole=True, at_least=1)
 AT_ONCE = 10**6  # images that are held in memory together
-THREADS = 1024
 
 
 def optional_text(**more: Any) -> Any:

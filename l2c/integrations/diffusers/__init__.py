@@ -18,11 +18,12 @@ except ModuleNotFoundError as error:
     ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
+from l2c.backbones.digest import WeightsWatch
 from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
-from l2c.integrations.diffusers.adapters import WeightsWatch
+from l2c.integrations.diffusers.adapters import facts_under_adapters
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
@@ -102,7 +103,9 @@ def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adap
         check_model_weights(graph, model, any_adapters=any_adapters)
 
     check(model)
-    return None if graph.fingerprint is None else WeightsWatch(model, check)
+    if graph.fingerprint is None:
+        return None
+    return WeightsWatch(model, check, since="the graph was applied (a fused LoRA?)", facts=facts_under_adapters)
 
 
 def _apply_graphs(

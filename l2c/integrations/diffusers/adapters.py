@@ -6,14 +6,15 @@ how much each is scaled. Nothing else of peft is needed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from l2c.backbones.digest import some_values, written
+
 FUSED = "fused"
-SAMPLED = 8  # values of each weight that are looked at
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -96,59 +97,16 @@ def _active(layer: Any) -> list[str]:
     return [] if off else [name for name in layer.active_adapters if name in own]
 
 
-class WeightsWatch:
-    """Notices between trajectories that a model's weights or adapters have changed since a graph was applied.
+def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
+    """Return how each layer is adapted, how often each weight was written in place, and a few values of each.
 
-    A few values of each weight are looked at, which a fused adapter changes all of; where they differ, the check that
-    was made when the graph was applied is made again.
-
-    Args:
-        model: the model.
-        check: refuses weights that are not the graph's.
-
+    The values tell of what leaves torch's counters as they are: an adapter is fused through `.data`.
     """
-
-    def __init__(self, model: nn.Module, check: Callable[[nn.Module], None]) -> None:
-        self._check = check
-        self._seen = _look(model)
-
-    def look(self, model: nn.Module) -> None:
-        """Check a model's weights again where they have changed.
-
-        Raises:
-            ValueError: if they are not the graph's.
-
-        """
-        now = _look(model)
-        adapters, values = now
-        before = self._seen[1]
-        if adapters != self._seen[0] or any(values[name] != before[name] for name in values.keys() & before.keys()):
-            try:
-                self._check(model)
-            except ValueError as error:
-                if adapters or self._seen[0]:
-                    raise
-                raise ValueError(f"weights changed after the graph was applied (a fused LoRA?): {error}") from error
-        self._seen = adapters, {**before, **values}
-
-
-def _look(model: nn.Module) -> tuple[list[Any], dict[str, tuple[float, ...]]]:
-    """Return how each layer is adapted, and a few values of each weight that can be read (plain, not on meta)."""
-    parts: dict[torch.device, list[tuple[str, Tensor]]] = {}
-    for name, weight in model.named_parameters():
-        if type(weight) is nn.Parameter and not weight.is_meta and weight.numel():
-            flat = weight.detach().reshape(-1)
-            few = flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
-            parts.setdefault(weight.device, []).append((name.replace("base_layer.", ""), few.float()))
-    values: dict[str, tuple[float, ...]] = {}
-    for named in parts.values():
-        read = torch.cat([few for _, few in named]).tolist()  # one transfer a device
-        for name, few in named:
-            values[name], read = tuple(read[: len(few)]), read[len(few) :]
     layers = [(name, layer, _active(layer), list(layer.merged_adapters)) for name, layer in _adapted(model)]
     adapters = [
         (name, {adapter: layer.scaling.get(adapter) for adapter in active}, merged)
         for name, layer, active, merged in layers
         if active or merged
     ]
-    return adapters, values
+    weights = {name.replace("base_layer.", ""): weight for name, weight in model.named_parameters()}
+    return {"adapters at work": adapters, **written(weights.values()), **some_values(weights.items())}

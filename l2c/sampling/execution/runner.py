@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -39,6 +39,7 @@ class Runner:
         self.call: BlockCall = call_block
         self.captured = False
         self._replay: CapturedTrajectory | None = None
+        self._places: list[int] = []  # in memory, of the weights that a replay reads
         self._lock = OwnLock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class Runner:
         y: Tensor | None,
         generator: ImageNoise | None,
         *,
+        weights: Callable[[], Iterable[Tensor]],
         offloaded: bool,
         progress: bool,
     ) -> Tensor:
@@ -106,6 +108,7 @@ class Runner:
             x: noise.
             y: labels; None for a backbone without.
             generator: the source of what a stochastic solver adds.
+            weights: returns the network's weights; a replay reads them where they lay when it was captured.
             offloaded: whether the cache is kept on the host.
             progress: show a bar over the evaluations.
 
@@ -113,8 +116,14 @@ class Runner:
         alone = self.captured or self.call is not call_block  # compiled code and captured buffers serve one at a time
         with self._lock if alone else nullcontext():
             if self.captured and self._replayable(x, offloaded):
+                self._keep_replay_of([weight.data_ptr() for weight in weights()])
                 return self._replayed(trajectory, solver, x, y, generator)
             return self._followed(trajectory, solver, x, y, generator, progress=progress)
+
+    def _keep_replay_of(self, places: list[int]) -> None:
+        """Drop what was captured while the weights lay elsewhere: it would read memory that is no longer theirs."""
+        if places != self._places:
+            self._places, self._replay = places, None
 
     @staticmethod
     def _followed(

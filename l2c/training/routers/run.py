@@ -20,8 +20,7 @@ from l2c.io.atomic import write_text
 from l2c.io.memory import memory_explained
 from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
-from l2c.sampling.binding import binding_of
-from l2c.sampling.sampler import solver_for
+from l2c.sampling.binding import binding_of, solver_for
 from l2c.training.checkpoints import check_checkpoint
 from l2c.training.routers.heatmap import RouterHeatmap
 from l2c.training.routers.lit_router import LitRouter
