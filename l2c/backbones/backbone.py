@@ -56,6 +56,11 @@ class Conventions:
     published: PublishedSampling | None = None
 
 
+def class_name(module: nn.Module) -> str:
+    """Return the name of a module's own class, for which FSDP puts one that it makes of it (`FSDPDiT`)."""
+    return next(kind.__name__ for kind in type(module).__mro__ if not kind.__module__.startswith("torch.distributed"))
+
+
 class Backbone(nn.Module, ABC):
     """A frozen noise-prediction network whose residual branches can be reused across evaluations.
 

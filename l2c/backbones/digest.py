@@ -29,7 +29,8 @@ Facts = dict[Hashable, Any]
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """Return a digest of names, shapes and values (as 32-bit floats) of a state dict, `sha256:...`.
 
-    Quantised tensors that are made of plain ones are digested from those.
+    Quantised tensors that are made of plain ones are digested from those, sharded ones (FSDP2) whole: all processes
+    must ask for them.
 
     Raises:
         ValueError: if a tensor has no values that can be read.
@@ -68,13 +69,14 @@ def weights_checksum(weights: Mapping[str, Tensor]) -> str:
         ValueError: if a tensor has no values that can be read.
 
     """
-    parts = [part for name, value in sorted(weights.items()) for part in _stored(name, value)]
-    heads = [f"{name}{stored.dtype}{tuple(stored.shape)}" for name, stored in parts]
+    heads: list[tuple[str, torch.device]] = []
     sums: dict[torch.device, list[Tensor]] = {}
-    for _, stored in parts:
-        sums.setdefault(stored.device, []).append(_sum_of_bytes(stored.detach()))
+    for name, value in sorted(weights.items()):
+        for part, stored in _stored(name, value):
+            heads.append((f"{part}{stored.dtype}{tuple(stored.shape)}", stored.device))
+            sums.setdefault(stored.device, []).append(_sum_of_bytes(stored.detach()))
     found = {device: iter(torch.stack(values).tolist()) for device, values in sums.items()}  # one transfer a device
-    text = "".join(f"{head}{next(found[stored.device])}" for head, (_, stored) in zip(heads, parts, strict=True))
+    text = "".join(f"{head}{next(found[device])}" for head, device in heads)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -103,6 +105,8 @@ def _stored(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(value, Tensor):  # extra state of some modules
         yield f"{name}={value!r}", torch.empty(0)
         return
+    if hasattr(value, "full_tensor"):  # sharded: gathered from all processes, each of which asks
+        value = value.full_tensor()
     if hasattr(value, "__tensor_flatten__"):
         inner, context = value.__tensor_flatten__()
         yield f"{name}:{type(value).__name__}{context!r}", torch.empty(0)

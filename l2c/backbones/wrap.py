@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.backbone import Backbone, Conventions, class_name
 from l2c.backbones.forward_lock import ForwardLock
 from l2c.backbones.layer_cache import Fresh, LayerOutput, LayerPlan, Pass, Row, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
@@ -303,7 +303,7 @@ def wrap(
         timestep=timestep,
         labels=labels,
         conventions=Conventions(
-            name or type(module).__name__, schedule, first_timestep, guidance, null_label, prediction
+            name or class_name(module), schedule, first_timestep, guidance, null_label, prediction
         ),
         input_shape=input_shape,
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.backbones.backbone import class_name
 from l2c.backbones.dit import DiT
 
 KINDS = {"attn": "attn1", "mlp": "ff"}
@@ -37,7 +38,7 @@ REST = {
 
 def diffusers_layer_names(layers: Sequence[str], model: nn.Module) -> tuple[str, ...]:
     """Return the layers of our DiT under the names of diffusers' one; other names, and other models', as they are."""
-    if type(model).__name__ != "DiTTransformer2DModel":
+    if class_name(model) != "DiTTransformer2DModel":
         return tuple(layers)
     matches = [re.fullmatch(r"blocks\.(\d+)\.(attn|mlp)", name) for name in layers]
     return tuple(
@@ -88,7 +89,7 @@ def from_diffusers(model: Any) -> DiT:
         ValueError: if the model is of another class, or another network under that name.
 
     """
-    if type(model).__name__ != "DiTTransformer2DModel":
+    if class_name(model) != "DiTTransformer2DModel":
         raise ValueError(
             f"need a DiTTransformer2DModel, got {type(model).__name__}; other classes take a graph by l2c.apply"
         )

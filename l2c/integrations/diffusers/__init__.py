@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
     ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
+from l2c.backbones.backbone import class_name
 from l2c.backbones.digest import WeightsWatch
 from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
@@ -217,7 +218,7 @@ def _apply(
     graph = rows.first
     layers = [make_layer(model, name) for name in graph.layers]
     alike = correction is None and not isinstance(rows, CalibratedRows)  # the columns of any graph of these rows
-    hooks = _hooks(graph, layers, share=alike and type(model).__name__ in CHAINED)
+    hooks = _hooks(graph, layers, share=alike and class_name(model) in CHAINED)
     slots = [hooks[layer.module].slots[layer.call] for layer in layers]
     placed: list[tuple[nn.Module, ModelHook, str]] = [(module, hook, LAYER) for module, hook in hooks.items()]
     for layer, slot in zip(layers, slots, strict=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from l2c.backbones.backbone import class_name
 from l2c.backbones.digest import known_digest
 from l2c.graph.binding import (
     SCHEDULERS,
@@ -39,7 +40,7 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
         ValueError: if the model is of another architecture.
 
     """
-    name = type(model).__name__
+    name = class_name(model)
     layers = diffusers_layer_names(graph.layers, model)
     if not all(_has(model, layer) for layer in layers) or (layers == graph.layers and graph.model != name):
         raise wrong_layers(graph.binding, name, find_layers(model))
@@ -67,7 +68,7 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
     """
     if graph.provenance.get("dtype", "torch.float32") != str(next(model.parameters()).dtype):
         return
-    name, weights = type(model).__name__, base_weights if any_adapters else effective_weights
+    name, weights = class_name(model), base_weights if any_adapters else effective_weights
     try:
         check_weights(graph.binding, (name, name), lambda: known_digest(model, weights(model)))
     except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Conventions
+from l2c.backbones.backbone import Conventions, class_name
 from l2c.backbones.layer_cache import LayerCache, LayerOutput, Pass, Row
 from l2c.backbones.layer_form import Shapes
 from l2c.backbones.parts import alike, in_order, part_of
@@ -80,7 +80,7 @@ class PipelineBackbone(WrappedModule):
             [make_layer(model, name) for name in find_layers(model, of=of, calls=recording.runs)],
             timestep=calls[0].time[-1],
             labels="prompt",
-            conventions=Conventions(type(model).__name__, "linear", 0, guidance, count),
+            conventions=Conventions(class_name(model), "linear", 0, guidance, count),
             input_shape=tuple(calls[0].x.shape[1:]),
             num_embedded_labels=count + 1,
         )
