@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from l2c.io.atomic import sweep, write_json
+from l2c.io.digests import DIGEST, check_sealed, sealed
 from l2c.io.json_fields import items, known_fields, member, parse, read_text
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import whole_number
@@ -84,7 +85,7 @@ class Shards:
 
     def save(self, folder: Path) -> None:
         """Write the manifest."""
-        write_json(folder / self.FILE, {"format": self.FORMAT, "version": VERSION, **vars(self)})
+        write_json(folder / self.FILE, sealed({"format": self.FORMAT, "version": VERSION, **vars(self)}))
 
     @classmethod
     def load(cls: type[M], folder: Path) -> M:
@@ -103,14 +104,16 @@ class Shards:
             form = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
             if form != (cls.FORMAT, VERSION):
                 raise ValueError(f"its format and version are {quoted(form[0])} and {quoted(form[1])}")
-            known_fields(content, ("format", "version", *cls.__dataclass_fields__))  # type: ignore[attr-defined]
+            known_fields(content, ("format", "version", DIGEST, *cls.__dataclass_fields__))  # type: ignore[attr-defined]
             made: dict[str, Any] = {
                 "shape": _shape(content),
                 "num_images": _count(content, "num_images", MOST_IMAGES),
                 "shard_size": _count(content, "shard_size", MOST_IMAGES),
                 **cls.others(content),
             }
-            return cls(**made).bounded()
+            manifest = cls(**made).bounded()
+            check_sealed(content, "copy it again")
+            return manifest
         except ValueError as error:
             raise ValueError(f"{shown(path, 300)} is no manifest of {cls.WORD}: {error}; {cls.AGAIN}") from error
 

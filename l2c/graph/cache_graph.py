@@ -126,7 +126,9 @@ class CacheGraph(GraphFields):
             ValueError: if the text is damaged, of another format or version, or contradicts itself.
 
         """
-        return cls(**file.fields_of(text, folder))
+        graph = cls(**file.fields_of(text, folder))
+        file.check_content(text)
+        return graph
 
     def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:
         """Write the graph, a model card and copies of `files` into a folder; see `l2c.graph.hub`."""

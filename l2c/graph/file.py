@@ -15,6 +15,7 @@ from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
 from l2c.graph.statistics import COUNTED, statistics_of
 from l2c.io.atomic import write_text
 from l2c.io.bundled import bundled_graph, graph_names
+from l2c.io.digests import DIGEST, check_sealed, sealed
 from l2c.io.json_fields import items, known_fields, member, parse, read_text
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number
@@ -23,7 +24,7 @@ FORMAT = "l2c-cache-graph"
 VERSION = 1
 FIELDS = {
     *("format", "version", "model", "sampler", "routed", "reuse", "slopes", "weights", "rows"),
-    *("correction", "provenance", "statistics"),
+    *("correction", "provenance", "statistics", DIGEST),
 }
 OF_MODEL = ("name", "fingerprint", "layers")
 OF_SAMPLER = ("solver", "options", "num_evaluations", "timesteps", "guidance")
@@ -70,7 +71,7 @@ def to_json(graph: GraphFields) -> str:
         "statistics": statistics_of(graph),
     }
     try:
-        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(sealed(content, allow_nan=False), indent=1, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the graph's provenance or measured figures cannot be written as JSON: {error}; give finite numbers, "
@@ -161,6 +162,19 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
         "provenance": member(content, "provenance", dict),
         "measured": {name: value for name, value in statistics.items() if name not in COUNTED},
     }
+
+
+def check_content(text: str) -> None:
+    """Refuse a file's text that is not what was written; last, as what is wrong with a field says more.
+
+    Raises:
+        ValueError: if the digest in it is another one.
+
+    """
+    check_sealed(
+        parse(text),
+        "copy it again; if you edited it, delete the field: l2c.CacheGraph.load(PATH).save(PATH) writes it anew",
+    )
 
 
 def _check_format(content: Any) -> None:

@@ -43,7 +43,9 @@ def make(**changes):
 @pytest.fixture
 def content():
     """The file's content, to be damaged."""
-    return json.loads(make().to_json())
+    content = json.loads(make().to_json())
+    del content["digest"]  # else every change would be refused for it
+    return content
 
 
 # --- the file -----------------------------------------------------------------------------------------------

@@ -1,14 +1,17 @@
-"""Settings that their rules allow but that no machine or file has: each command ends well or in one sentence.
-
-What the rules refuse is in `tests/commands/test_command_settings.py`, over a thousand cases.
-"""
+"""Wrong settings through whole commands: what the rules refuse, and what they allow but no machine or file has."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 from cheap import commands
 from forked import run
 from test_kills import inputs  # noqa: F401 - a fixture
+from wrong_settings import cases
+
+from l2c.commands.frame.table import COMMANDS
+from l2c.io.settings import as_text
 
 HUGE = 2**31 - 1
 ODD = {
@@ -85,4 +88,28 @@ def test_odd_settings_end_well_or_in_one_sentence(name, tmp_path, inputs, pytest
         if ended.code and not ended.sentence:
             wrong.append((setting, ended.code, ended.err[-600:]))
     counted(tried=len(chosen), refused=refused, wrong=len(wrong))
+    assert not wrong
+
+
+def override(path, value):
+    """Return a setting as Hydra reads it."""
+    if isinstance(value, Mapping):
+        text = "{" + ",".join(f"{name}: {as_text(inner)}" for name, inner in value.items()) + "}"
+    else:
+        text = "''" if value == "" else as_text(value)
+    return f"++{'.'.join(path)}={text}"
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.hydra])
+def test_what_the_rules_refuse_ends_in_one_sentence(name, tmp_path, inputs, times, counted):  # noqa: F811
+    module, most = COMMANDS[name].module, times(0, 100)
+    refusable = [case for case in cases() if case[0] == module and "\0" not in str(case[-1])]
+    wrong = []
+    chosen = refusable[:: max(1, len(refusable) // most)]
+    for _, choices, _, path, value in chosen:
+        line = [name, *choices, override(path, value), "hydra.run.dir=run"]
+        ended = run(line, tmp_path, seconds=60)
+        if not ended.sentence or any(tmp_path.iterdir()):
+            wrong.append((line, ended.code, ended.err[-600:], sorted(tmp_path.iterdir())))
+    counted(tried=len(chosen), wrong=len(wrong))
     assert not wrong
