@@ -127,10 +127,12 @@ def test_fused_adapters_are_noticed_loaded_or_not(family, graph):
         family.trajectory()
         for layer in layers_of(family.model):
             layer.fuse()
-        with pytest.raises(ValueError, match=r"some are fused into them \(style fused\); call pipe.unfuse_lora"):
+        with pytest.raises(
+            ValueError, match=r"some are fused into them \(style fused\); load the plain weights anew, which"
+        ):
             family.trajectory()
     remove_cache_graph(family.model)
-    with pytest.raises(ValueError, match=r"now \(style fused\); call pipe.unfuse_lora\(\)"):
+    with pytest.raises(ValueError, match=r"now \(style fused\); load the plain weights anew, make"):
         apply_cache_graph(family.model, graph)
 
 

@@ -73,7 +73,7 @@ def apply_cache_graph(
         resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
             with a warning and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
-        any_adapters: accept any adapters (LoRA), now or later, on the base model whose weights are the graph's.
+        any_adapters: accept any adapters (LoRA, IP-Adapter), now or later; the weights beneath must be the graph's.
         any_guidance: accept calls of the pipeline at another guidance scale than the graph's.
 
     Raises:

@@ -1,11 +1,13 @@
-"""Adapters in a model (LoRA and its like, as the package peft puts them in), and the weights that count with them.
+"""Adapters in a model (LoRA and its like, as the package peft puts them in; IP-Adapters), and weights that count.
 
 A layer with adapters holds the plain one as `base_layer`, says which are active, merged (fused) or all disabled, and
-how much each is scaled. Nothing else of peft is needed here.
+how much each is scaled. Nothing else of peft is needed here. An IP-Adapter is a scaled processor in each attention,
+and a projection of what a picture was encoded to.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from l2c.backbones.digest import some_values, written
 
 FUSED = "fused"
+PICTURES = "IP-Adapter"
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -41,7 +44,8 @@ def at_work(model: nn.Module) -> dict[str, str]:
     for _, layer in _adapted(model):
         found |= {name: f"at {layer.scaling.get(name, 1.0):g}" for name in _active(layer)}
         found |= dict.fromkeys(layer.merged_adapters, FUSED)
-    return found
+    scales = dict.fromkeys(scale for _, scale in _of_pictures(model) if scale)
+    return {**found, PICTURES: f"at {', '.join(scales)}"} if scales else found
 
 
 def effective_weights(model: nn.Module) -> dict[str, Any]:
@@ -55,18 +59,33 @@ def base_weights(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
-    """Return the state dict under plain names, with the adapters that are at work or without."""
+    """Return the state dict under plain names, with the adapters that are at work or without.
+
+    Adapters are numbered by their names' order, so that one which is loaded under another name counts as the same.
+    """
     weights = _readable(model)
-    for name, layer in _adapted(model):
+    layers = _adapted(model)
+    number = {
+        name: place for place, name in enumerate(sorted({name for _, layer in layers for name in _active(layer)}))
+    }
+    for name, layer in layers:
         active = _active(layer) if keep_active else []
         start = f"{name}." if name else ""
         for key in [key for key in weights if key.startswith(start)]:
             inside, value = key.removeprefix(start), weights.pop(key)
             if inside.startswith("base_layer."):
                 weights[start + inside.removeprefix("base_layer.")] = value
-            elif any(adapter in inside.split(".") for adapter in active):
-                weights[key] = value
-        weights |= {f"{start}scale.{adapter}": torch.tensor(layer.scaling.get(adapter, 1.0)) for adapter in active}
+            elif any(part in active for part in inside.split(".")):
+                weights[start + ".".join(str(number.get(part, part)) for part in inside.split("."))] = value
+        for adapter in active:
+            weights[f"{start}scale.{number[adapter]}"] = torch.tensor(layer.scaling.get(adapter, 1.0))
+    pictures = _of_pictures(model)
+    off = not keep_active or not any(scale for _, scale in pictures)
+    for name, scale in pictures:
+        if off:
+            weights = {key: value for key, value in weights.items() if not key.startswith(f"{name}.")}
+        elif scale:
+            weights[f"{name}.scale={scale}"] = torch.empty(0)
     return weights
 
 
@@ -90,6 +109,18 @@ def _adapted(model: nn.Module) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in model.named_modules() if is_adapted(module)]
 
 
+def _of_pictures(model: nn.Module) -> list[tuple[str, str]]:
+    """Return the parts of IP-Adapters by name, each with its scales; empty where it adds nothing to an output."""
+    found = []
+    for name, module in model.named_modules():
+        if hasattr(module, "to_k_ip"):
+            scale = str(module.scale)
+            found.append((name, scale if re.search("[1-9]", scale) else ""))
+        elif type(module).__name__ == "MultiIPAdapterImageProjection":
+            found.append((name, ""))
+    return found
+
+
 def _active(layer: Any) -> list[str]:
     """Return the adapters that a layer adds to its plain output; fused ones are in its weights."""
     off = layer.disable_adapters or layer.merged_adapters
@@ -109,4 +140,8 @@ def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
         if active or merged
     ]
     weights = {name.replace("base_layer.", ""): weight for name, weight in model.named_parameters()}
-    return {"adapters at work": adapters, **written(weights.values()), **some_values(weights.items())}
+    return {
+        "adapters at work": (adapters, _of_pictures(model)),
+        **written(weights.values()),
+        **some_values(weights.items()),
+    }

@@ -20,7 +20,7 @@ from l2c.graph.binding import (
     wrong_layers,
 )
 from l2c.graph.cache_graph import CacheGraph
-from l2c.integrations.diffusers.adapters import FUSED, at_work, base_weights, effective_weights
+from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import guidance_of
 from l2c.integrations.diffusers.layers import find_layers
@@ -77,16 +77,19 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
         if not adapters or (any_adapters and not fused):
             raise
         found = ", ".join(f"{shown(adapter)} {how}" for adapter, how in adapters.items())
-        off = "unfuse_lora" if fused else "disable_lora"
         if any_adapters:
             raise ValueError(
                 f"the graph holds for the weights of {name} under any adapters (LoRA), but some are fused into them "
-                f"({found}); call pipe.unfuse_lora(), or pass any_weights=True to use it all the same"
+                f"({found}); load the plain weights anew, which unfuse_lora() gives back with rounding, or pass "
+                "any_weights=True to use it all the same"
             ) from error
+        mend, allow = "load the plain weights anew", "any_weights=True to use it all the same"
+        if not fused:
+            mend = "call pipe.unload_ip_adapter()" if set(adapters) == {PICTURES} else "call pipe.disable_lora()"
+            allow = "any_adapters=True to use it for this base model with any adapters"
         raise ValueError(
             f"the graph was made with other adapters (LoRA), or none, than are at work in {name} now ({found}); "
-            f"call pipe.{off}(), make a graph with them, or pass any_adapters=True to use it for this base model "
-            "with any adapters"
+            f"{mend}, make a graph with them, or pass {allow}"
         ) from error
 
 
