@@ -46,6 +46,7 @@ def test_the_wheel_has_the_version_and_the_command(wheel):
         metadata = archive.read(f"{info}/METADATA").decode()
         assert "l2c = l2c.commands.frame.start:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert f"\nVersion: {l2c.__version__}\n" in metadata
+    assert f"\nversion: {l2c.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def imported_packages():

@@ -120,12 +120,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: str, *
 
 
 def _check_values(source: str, key: str, value: Tensor, expected: Tensor) -> None:
-    """Refuse a tensor whose values cannot be taken as they are, or are not finite in the module's own type.
-
-    Raises:
-        ValueError: if so.
-
-    """
+    """Refuse a tensor whose values cannot be taken as they are, or are not finite in the module's own type."""
     plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta)
     if not plain or value.is_floating_point() != expected.is_floating_point() or value.is_complex():
         raise ValueError(

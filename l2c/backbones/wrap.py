@@ -317,7 +317,6 @@ def _check_parameters(module: nn.Module, **wanted: str | None) -> None:
         return
     for what, parameter in wanted.items():
         if parameter is not None and parameter not in signature:
-            raise ValueError(
-                f"the forward of {type(module).__name__} has no parameter {parameter!r}; say {what}= one of "
-                f"{', '.join(list(signature)[1:])}"
-            )
+            others = list(signature)[1:]
+            mend = f"say {what}= one of {', '.join(others)}" if others else "it takes the noisy input alone"
+            raise ValueError(f"the forward of {type(module).__name__} has no parameter {parameter!r}; {mend}")

@@ -109,7 +109,7 @@ class Distillation(nn.Module):
         return scale, [change[layer][e, 1] for e, layer in self.entries]
 
     def walk(self, noise: Tensor, y: Tensor | None, *, teach: bool = False) -> tuple[Tensor, Tensor]:
-        """Follow the trajectory with today's slopes, scales and shifts; see `unroll`."""
+        """Follow the trajectory with the current slopes, scales and shifts; see `unroll`."""
         return unroll(self.sampler, self.graph, noise, y, self.slopes, self.corrections(), teach=teach)
 
     def loss(self, noise: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -24,9 +24,9 @@ Kind = TypeVar("Kind", bound="Measurements")
 MAX_BYTES = 2**32
 OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
-    "layer_change": "run `l2c calibrate` and pass its file as calibration=PATH",
-    "block_change": "run `l2c calibrate` and pass its file as calibration=PATH",
-    "responses": "run `l2c calibrate measure=[responses]` and pass its file as calibration=PATH",
+    "layer_change": "run `l2c calibrate` and give the file that it writes",
+    "block_change": "run `l2c calibrate` and give the file that it writes",
+    "responses": "run `l2c calibrate measure=[responses]` and give the file that it writes",
 }
 
 

@@ -86,6 +86,7 @@ def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Ce
         {
             "model": name,
             "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
+            "guidance": "none" if cfg.solver.cfg_scale is None else f"{cfg.solver.cfg_scale:g}",
             "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
             "machine": machine(),
             "command": this_command_line(),

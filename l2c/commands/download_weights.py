@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2c.commands.frame.table import spelled
-from l2c.io.bundled import own_checkpoint_folder
+from l2c.io.bundled import own_checkpoint_folder, project_folder
 from l2c.io.download import direct_address, download, keep_local
 
 
@@ -47,10 +47,9 @@ def _fetch(given: argparse.Namespace) -> Path:
         return keep_local(given.file, output, sha256=given.sha256)
     url = given.url or preset.url
     if url is None:
-        raise ValueError(
-            f"no weights of {given.name} are published; bring your own with model.checkpoint=PATH, or say "
-            "--url ADDRESS or --file PATH"
-        )
+        if (project_folder("checkpoints") / str(preset.checkpoint)).is_file():
+            raise ValueError(f"the weights of {given.name} come with l2c; there is nothing to download")
+        raise ValueError(f"no weights of {given.name} are published; say --url ADDRESS or --file PATH")
     if given.url is None and Path(url).suffix not in (".pt", ".pth") and "drive.google.com" not in url:
         raise ValueError(
             f"the weights of {given.name} have no direct address; find them from {url} and save them as {output}"

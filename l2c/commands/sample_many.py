@@ -9,6 +9,9 @@ from omegaconf import DictConfig
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.table import command_line
+from l2c.drawing.image_shards import ImageShards
+
+DIGITS_SHAPE = (1, 8, 8)
 
 
 @cli.entry("sample_many")
@@ -22,7 +25,11 @@ def main(cfg: DictConfig) -> None:
         f"{drawn.images_per_second:.2f} images/s"
     )
     where = drawn.write_archive() if cfg.npz else drawn.folder
-    print(f"wrote {where}\nnext: {command_line('evaluate', samples=drawn.folder, reference='REFERENCE.npz')}")
+    print(f"wrote {where}")
+    if ImageShards(drawn.folder).shape == DIGITS_SHAPE:
+        print(f"next: {command_line('evaluate', samples=drawn.folder, reference='digits')}")
+    else:
+        print("l2c evaluate scores the folder (samples=PATH) against a reference of real images (reference=PATH.npz)")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Shards:
         return dict(vars(self))
 
     def claim(self, folder: Path) -> None:
-        """Make a folder that of these shards; one that holds others already is refused.
+        """Set a folder aside for these shards; one that holds others already is refused.
 
         Raises:
             ValueError: if the folder holds shards of other settings, or is damaged.

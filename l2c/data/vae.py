@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from l2c.io.names import check_folder_or_hub
+from l2c.io.names import folder_or_hub
 from l2c.io.seeds import draw_normal
 
 SCALE_TOLERANCE = 1e-6  # scales that differ by more belong to different autoencoders
@@ -68,8 +68,8 @@ def load_vae(name: str) -> Vae:
         raise ValueError(
             "encoding images needs the package diffusers; run pip install '.[imagenet]' in a clone of l2c"
         ) from error
-    check_folder_or_hub("autoencoder", name)
-    return DiffusersVae(AutoencoderKL.from_pretrained(name))
+    with folder_or_hub("autoencoder", name):
+        return DiffusersVae(AutoencoderKL.from_pretrained(name))
 
 
 def draw_latents(mean: Tensor, std: Tensor, scale: float, draws: list[int], seed: int) -> Tensor:

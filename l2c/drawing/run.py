@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
 from l2c.drawing.lit_drawing import LitSampler, ShardsToDraw
 from l2c.drawing.settings import DrawingSettings
-from l2c.graph.cache_graph import CacheGraph
 from l2c.io.memory import memory_explained
+from l2c.sampling.correction import plan_digest
 from l2c.sampling.sampler import Sampler
 from l2c.training.trainer import make_bare_trainer
 
@@ -165,7 +164,7 @@ def _decoded(vae: Vae, shape: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict[str, Setting]:
     """Return the settings that determine the images drawn on a device."""
-    cache_dtype = sampler.cache_dtype
+    cache_dtype, graph = sampler.cache_dtype, sampler.graph
     return {
         "model": sampler.backbone.conventions.name,
         "weights": fingerprint(sampler.backbone),
@@ -176,12 +175,7 @@ def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict
         "cfg_scale": sampler.guidance.scale,
         "products": sampler.matmul_on(device),
         "cache_dtype": None if cache_dtype is None else str(cache_dtype).removeprefix("torch."),
-        "graph": None if sampler.graph is None else _digest(sampler.graph),
+        "graph": None if graph is None else plan_digest(graph),
+        "correction": graph.correction.fingerprint if graph is not None and graph.correction else None,
         **others,
     }
-
-
-def _digest(graph: CacheGraph) -> str:
-    correction = graph.correction and graph.correction.fingerprint
-    decisions = repr((graph.rows, graph.reuse, graph.slopes, graph.weights, correction))
-    return f"sha256:{hashlib.sha256(decisions.encode()).hexdigest()}"

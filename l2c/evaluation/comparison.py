@@ -59,12 +59,22 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results of all methods, the uncached one first, and images of the others for a picture."""
+    """Results of all methods, the uncached one first, and images of the others for a picture.
+
+    Attributes:
+        results: one per method.
+        samples: images of all methods but the first.
+        labels: of the noises; none for a backbone without.
+        seconds_for: what was timed.
+        guidance: the guidance scale in use, in words.
+
+    """
 
     results: tuple[Result, ...]
     samples: tuple[SampleRow, ...]
     labels: tuple[int, ...]
     seconds_for: str
+    guidance: str
 
 
 def compare(
@@ -118,8 +128,13 @@ def compare(
     shown = tuple(
         SampleRow.of(name, drawn[0], reference).drawn_from(len(drawn)) for name, drawn in list(images.items())[1:]
     )
+    guidance = next(iter(samplers.values()))[0].guidance
     return Comparison(
-        results, shown, () if labels is None else tuple(labels.tolist()), f"batch of {len(noise[:timing_batch])}"
+        results,
+        shown,
+        () if labels is None else tuple(labels.tolist()),
+        f"batch of {len(noise[:timing_batch])}",
+        f"{guidance.scale:g}" if guidance.active else "none",
     )
 
 

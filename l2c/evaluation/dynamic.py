@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from l2c.backbones.dit import DiTBlock, modulate
 from l2c.backbones.layer_cache import Pass, call_block
 from l2c.calibration.cost import count_macs
+from l2c.graph.predictor import ahead
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
@@ -215,7 +216,7 @@ class DynamicPass(Pass):
         if not self.method.forecast:
             return last
         distance = (at - at_before).clamp_min(1.0)  # equal residuals where an image has computed only once
-        return last + ((now - at) / distance)[:, None, None] * (last - before)
+        return ahead(last, before, ((now - at) / distance)[:, None, None])
 
 
 def modulated(block: nn.Module, x: Tensor, *others: Any) -> Tensor:

@@ -10,6 +10,7 @@ from l2c.evaluation.comparison import Comparison, Result
 from l2c.evaluation.scores.scores import Scores
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json, write_text
+from l2c.io.names import counted
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.machine import machine
 from l2c.report.page import Column, Entry, Section, page_html, paragraph, table_html, write_page
@@ -109,9 +110,9 @@ def graph_page(graph: CacheGraph, comparison: Comparison, cost: Cost, *, command
     facts = {
         "model": graph.model,
         "solver": f"{graph.solver}, {graph.num_evaluations} evaluations",
-        "guidance": "any" if graph.cfg_scale is None else f"{graph.cfg_scale:g}",
+        "guidance": comparison.guidance,
         "noises": f"{results[0].error.num_images:,} per method, the same for all",
-        "timed": f"one {comparison.seconds_for}, {results[0].latency.repetitions} alternated repetitions",
+        "timed": f"one {comparison.seconds_for}, {counted(results[0].latency.repetitions, 'alternated repetition')}",
         "machine": machine(),
         "command": command,
     }
@@ -148,8 +149,8 @@ def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: 
             "",
             f"{comparison.results[0].error.num_images} images per method from the same noise; the error is that "
             f"against the uncached images. Seconds are those of one {comparison.seconds_for}, medians of "
-            f"{comparison.results[0].latency.repetitions} alternated repetitions; MACs are per image and guidance "
-            f"branch. {ADVICE}",
+            f"{counted(comparison.results[0].latency.repetitions, 'alternated repetition')}; MACs are per image and "
+            f"guidance branch. {ADVICE}",
             "",
             f"Measured on {machine()} by `{command}`.",
             "",

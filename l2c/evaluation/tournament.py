@@ -97,9 +97,11 @@ class Tournament:
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
         calibrated = [name for name, given in chosen.items() if given.get("policy", name) in NEEDS]
         if calibrated and not self.contexts:
+            others = ",".join([*(name for name in chosen if name not in calibrated), *self.graphs])
+            alone = f", or compare the others alone with only=[{others}]" if others else ""
             raise ValueError(
-                f"{calibrated[0]} needs a calibration; run l2c calibrate measure=[changes,responses] and pass "
-                f"calibration=PATH, or leave it out with methods.{calibrated[0]}=false"
+                f"{', '.join(calibrated)}: no calibration is given; run l2c calibrate "
+                f"measure=[changes,responses] and pass calibration=PATH{alone}"
             )
         for path, context in zip(self.calibrations, self.contexts, strict=True):
             if context.required_calibration().settings.get("seed") == self.asked.seed:

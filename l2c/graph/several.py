@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
-from l2c.io.json_fields import known_fields, parse, read_text
+from l2c.io.json_fields import known_fields, parse, parse_file, read_text
 from l2c.io.names import quoted, shown
 
 VERSION = 1
@@ -36,7 +36,7 @@ def write(path: str | Path, form: str, graphs: Mapping[str, CacheGraph]) -> None
 
 def form_of(path: str | Path) -> object:
     """Return the field `format` of a JSON file; None where there is none."""
-    content = parse(read_text(path))
+    content = parse_file(path)
     return content.get("format") if isinstance(content, dict) else None
 
 

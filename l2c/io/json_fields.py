@@ -42,6 +42,15 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
         raise ValueError(f"{name} is not a text file in UTF-8; give the JSON file itself") from error
 
 
+def parse_file(path: str | Path) -> Any:
+    """Return the content of a JSON file, see `parse`; errors name the file."""
+    text = read_text(path)
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{shown(path, 300)}: {error}") from error
+
+
 def parse(text: str) -> Any:
     """Return the content of JSON text: every number finite, every key of an object once.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SHOWN = 80  # characters of a stranger's text that a message repeats
@@ -12,27 +13,36 @@ SHOWN = 80  # characters of a stranger's text that a message repeats
 
 def near_names(name: str, known: list[str], prefix: str = "") -> str:
     """Say which known names are near to an unknown one, each with a prefix such as `router.`."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near.sort(key=lambda each: sorted(each) != sorted(name))  # letters that changed places come first
     shown_names = [f"{prefix}{each}" for each in near or known]
     return f"did you mean {' or '.join(shown_names)}?" if near else f"known are {', '.join(shown_names)}"
 
 
-def check_folder_or_hub(what: str, name: str) -> None:
-    """Refuse what is neither a folder nor can be a name on the Hub, which would say it of its own names only.
+@contextmanager
+def folder_or_hub(what: str, name: str) -> Iterator[None]:
+    """Refuse what is neither a folder nor a name on the Hub that can be read in the `with` block, in one sentence.
 
     Args:
         what: what is looked for, `pipeline`.
         name: the folder or the name.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
+        FileNotFoundError: if there is no such folder, and nothing of that name is to be had from the Hub.
 
     """
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+    mend = f"give the {what} as a folder that save_pretrained wrote, or as a name on the Hub (OWNER/NAME)"
+    if Path(name).is_dir():
+        yield
+        return
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        raise FileNotFoundError(f"there is no folder {shown(name, 300)}; {mend}")
+    try:
+        yield
+    except OSError as error:
         raise FileNotFoundError(
-            f"there is no folder {shown(name, 300)}; give the {what} as a folder that save_pretrained wrote, or as a "
-            "name on the Hub (OWNER/NAME)"
-        )
+            f"there is no folder {shown(name, 300)} here, and the Hub gives no {what} of that name; {mend}"
+        ) from error
 
 
 def shown(value: object, limit: int = SHOWN) -> str:
@@ -59,3 +69,8 @@ def listed(values: Iterable[object], count: int = 8) -> str:
     """Return the first values of many in brackets, for a message."""
     values = list(values)
     return f"[{', '.join(map(shown, values[:count]))}{', ...' if len(values) > count else ''}]"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and a noun, with an s unless the number is 1."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

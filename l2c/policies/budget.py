@@ -18,6 +18,8 @@ FORMS = (
 OLD_WORDS = {
     "target": "budget",
     "targets": "budgets",
+    "remove": "budget",
+    "speed_up": "budget",
     "router.remove": "router.budget",
     "router.speed_up": "router.budget",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.names import counted
 from l2c.report.curves import MOST_FAMILIES, budget_label, pareto
 from l2c.report.method_table import HEADER, TIE, Cell, Line, lines, row_of
 from l2c.report.page import Column, Entry, Section, curves_html, page_html, table_html, write_page
@@ -71,9 +72,9 @@ class ComparisonPage:
         methods = list(dict.fromkeys(line.method for line in found))
         budgets = list(dict.fromkeys(line.budget for line in found))
         lead = (
-            f"{len(methods)} ways to sample from {self.model} at {len(budgets)} budgets of computation. Each starts "
-            f"from the same noises; its error is the distance of its images to the {self.measured_to}, so 0 is "
-            "perfect. Less error at the same cost is better."
+            f"{counted(len(methods), 'way')} to sample from {self.model} at {counted(len(budgets), 'budget')} of "
+            "computation. Each starts from the same noises; its error is the distance of its images to the "
+            f"{self.measured_to}, so 0 is perfect. Less error at the same cost is better."
         )
         return page_html(f"Caching compared: {self.model}", lead, self.facts, self._sections(found, budgets))
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 
+from l2c.io.names import counted
+
 
 def machine(device: torch.device | None = None) -> str:
     """Say on what the figures were measured; a GPU is named where they were, None = where there is one."""
     capability = torch.backends.cpu.get_cpu_capability()
-    processor = f"{_processor()} ({capability}), {torch.get_num_threads()} threads"
+    processor = f"{_processor()} ({capability}), {counted(torch.get_num_threads(), 'thread')}"
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     where = f"{torch.cuda.get_device_name(device)}, {processor}" if on_gpu else processor
     return f"{where}, torch {torch.__version__}, Python {platform.python_version()}"

@@ -12,6 +12,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import DIGITS, FITTED, WEIGHTED, combined, counts_before, from_slopes, weights_of
 from l2c.sampling.correction import Rows, corrected, reused_entries
 from l2c.sampling.guided import GuidedBackbone
+from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler
 
 
@@ -132,7 +133,7 @@ def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
     With plain squares, a few images of large error would dominate.
     """
-    error = (images - reference).square().flatten(1).mean(dim=1)  # (N,)
+    error = squared_errors(images, reference, images.dtype)
     return error.clamp_min(1e-12).sqrt().mean(), error.mean().detach()
 
 

@@ -132,7 +132,7 @@ def alternate_pieces(
 
     """
     times: dict[str, list[list[float]]] = {name: [] for name in variants}
-    with tqdm(desc="timing", unit="piece", disable=not progress) as bar:
+    with tqdm(desc="timing", unit=" pieces", disable=not progress) as bar:
         for _ in range(repetitions):
             running = {name: start() for name, start in variants.items()}
             for pieces in times.values():

@@ -58,6 +58,19 @@ def test_help_explains_settings_and_groups(call):
     assert "\nhydra" not in page
 
 
+def test_unknown_options_are_told_near_ones(call, refused):
+    assert "unknown option '--hlep'; did you mean --help" in refused(call(MAIN, "train", "--hlep"))
+
+
+def test_a_comma_in_a_value_is_told_its_quotes(call, refused):
+    assert "holds a comma: a value with one stands in quotes" in refused(call(MAIN, "sample", "labels=1,2"))
+
+
+def test_show_names_the_file_that_it_cannot_read(call, refused, tmp_path):
+    (tmp_path / "bad.json").write_text('{"a": 1e999}', encoding="utf-8")
+    assert "bad.json: the number 1e999 is too large" in refused(call(MAIN, "show", tmp_path / "bad.json"))
+
+
 @pytest.mark.parametrize("line", [("show", "nowhere.json"), ("download", "nowhere")])
 def test_commands_without_a_config_say_one_sentence_or_raise(call, refused, line, monkeypatch):
     assert "nowhere" in refused(call(MAIN, *line))

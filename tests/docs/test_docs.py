@@ -9,6 +9,7 @@ import pytest
 from doc_pages import PAGES, ROOT, blocks, commands, indented
 from hydra import compose, initialize_config_dir
 
+import l2c
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import COMMANDS
 from l2c.io.bundled import project_folder
@@ -113,6 +114,38 @@ def test_links_lead_somewhere():
                 assert (page.parent / target).exists(), f"{relative(page)} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_programs_of_the_checkout_exist(page):
+    for name in re.findall(
+        r"^(?:python|torchrun|bash) (?:-\S+ \S+ )*((?:benchmarks|scripts)/\S+)", page.read_text(), re.MULTILINE
+    ):
+        assert (ROOT / name).is_file(), f"{relative(page)}: there is no {name}"
+
+
+def next_calls(printed: str) -> list[list[str]]:
+    lines = [line.removeprefix("next: ") for line in printed.splitlines() if line.startswith("next: ")]
+    return [call for line in lines for call in commands(re.sub(r"^python -m l2c", "l2c", line))]
+
+
+def test_next_lines_of_other_commands_work_when_pasted(command, tmp_path):
+    """What `calibrate` says makes a graph; what that says evaluates it; so for images and corrections."""
+    linear = l2c.CacheGraph.load("dit_digits_ddim20")
+    linear.replace(reuse=("linear",) * linear.num_evaluations).save(tmp_path / "linear.json")
+    for begin in (
+        ["calibrate", "output=calibration.safetensors"],
+        ["sample-many", "model=dit_digits", "num_images=200", "hydra.run.dir=many"],
+        ["correct", f"graph={tmp_path / 'linear.json'}", "max_steps=1", "batch_size=2"],
+    ):
+        done, told = command(*small(begin), cwd=tmp_path), 0
+        calls = next_calls(done.stdout)
+        while calls:
+            (call,) = calls
+            done, told = command(*small(call), cwd=tmp_path), told + 1
+            assert done.returncode == 0, f"{call}: {done.stderr[-600:]}"
+            calls = next_calls(done.stdout)
+        assert told, f"{begin} names no next command: {done.stdout[-600:]}{done.stderr[-600:]}"
+
+
 def test_next_lines_work_when_pasted(command, tmp_path):
     folder = tmp_path / "a run, with = and spaces"
     first = command(
@@ -124,9 +157,8 @@ def test_next_lines_work_when_pasted(command, tmp_path):
         cwd=tmp_path,
     )
     assert first.returncode == 0, first.stderr
-    lines = [line.removeprefix("next: ") for line in first.stdout.splitlines() if line.startswith("next: ")]
-    assert lines
-    for line in lines:
-        (call,) = commands(re.sub(r"^python -m l2c", "l2c", line))
+    calls = next_calls(first.stdout)
+    assert calls
+    for call in calls:
         done = command(*small(call), cwd=tmp_path)
-        assert done.returncode == 0, f"{line}: {done.stderr[-600:]}"
+        assert done.returncode == 0, f"{call}: {done.stderr[-600:]}"

@@ -2,20 +2,31 @@
 
 import pytest
 
-from l2c.io.names import check_folder_or_hub, near_names
+from l2c.io.names import folder_or_hub, near_names
 
 
 @pytest.mark.parametrize("name", ["/nope", "./nope", "a/b/c", "../x", "~/pipe"])
 def test_a_missing_folder_is_called_one(name):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*; give the pipeline as a folder"):
-        check_folder_or_hub("pipeline", name)
+    sentence = r"there is no folder .*; give the pipeline as a folder"
+    with pytest.raises(FileNotFoundError, match=sentence), folder_or_hub("pipeline", name):
+        pass
 
 
 def test_folders_and_names_on_the_hub_pass(tmp_path):
     for name in (str(tmp_path), "PixArt-alpha/PixArt-XL-2-512x512", "sdxl.turbo"):
-        check_folder_or_hub("pipeline", name)
+        with folder_or_hub("pipeline", name):
+            pass
+
+
+def test_what_the_hub_does_not_give_is_said_in_one_sentence(tmp_path):
+    sentence = r"no folder nothing here, and the Hub gives no pipeline"
+    with pytest.raises(FileNotFoundError, match=sentence), folder_or_hub("pipeline", "nothing"):
+        raise OSError("a paragraph\nof several lines")
+    with pytest.raises(OSError, match="of several lines"), folder_or_hub("pipeline", str(tmp_path)):
+        raise OSError("a paragraph\nof several lines")
 
 
 def test_near_names_take_a_prefix():
     assert near_names("penaltyy", ["penalty", "seed"], "router.") == "did you mean router.penalty?"
     assert near_names("zzz", ["penalty", "seed"], "router.") == "known are router.penalty, router.seed"
+    assert near_names("ddmi", ["ddpm", "ddim"]) == "did you mean ddim or ddpm?"

@@ -37,6 +37,11 @@ def explained(config_name: str, error: Exception) -> Exception:
         return ValueError(
             f"{merged[1]} holds settings by name, got {shown(merged[2], 60)}; say {merged[1]}.NAME=VALUE"
         )
+    if several := re.match(r"Ambiguous value for argument '([^\n]*)'\s*\n", text):
+        return ValueError(
+            f"{shown(several[1], 100)} holds a comma: a value with one stands in quotes, for the shell too "
+            "(\"output='a,b.json'\"), a list in brackets ([a,b]), and several values are a sweep's (-m)"
+        )
     unknown = re.match(r"Could not override '([\w.]+)[\w.@:/]*'\.?\s*No match", text)
     if unknown and unknown[1] not in OLD:
         return ValueError(unknown_setting(config_name, unknown[1], {}) or f"there is no {unknown[1]} here; {A_GROUP}")

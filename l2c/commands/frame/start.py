@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,6 +13,13 @@ from pathlib import Path
 from l2c.commands.frame.table import COMMANDS, TRACEBACK
 from l2c.io.names import near_names
 from l2c.io.version import __version__
+
+MEND = "free some space on its disk, or choose another path"
+FLAGS = (  # Hydra's
+    *("--help", "-h", "--cfg", "-c", "--resolve", "--multirun", "-m", "--info", "-i", "--version", "--hydra-help"),
+    *("--run", "-r", "--package", "-p", "--config-name", "-cn", "--config-dir", "-cd", "--config-path", "-cp"),
+    *("--shell-completion", "-sc", "--experimental-rerun"),
+)
 
 
 def main() -> None:
@@ -79,10 +87,12 @@ def start(name: str, arguments: list[str]) -> None:
                 raise
             from l2c.commands.frame.sentences import sentence_of
 
-            sys.exit(
-                f"error: {sentence_of(error, Path.cwd(), 'free some space on its disk, or choose another path')}"
-            )
+            sys.exit(f"error: {sentence_of(error, Path.cwd(), MEND)}")
         return
+    unknown = [word for word in arguments if re.match("--?[a-z]", word) and word.partition("=")[0] not in FLAGS]
+    if unknown:
+        near = near_names(unknown[0], list(FLAGS))
+        sys.exit(f"error: unknown option {unknown[0]!r}; {near}; settings are given as key=value")
     from l2c.commands.frame.entry import run_configured
 
     run_configured(command.module, lambda cfg: import_module(module).main.task(cfg), arguments)

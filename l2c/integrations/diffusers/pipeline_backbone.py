@@ -36,7 +36,7 @@ from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_ca
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import as_model_sees
 from l2c.io.memory import out_of_memory
-from l2c.io.names import check_folder_or_hub
+from l2c.io.names import folder_or_hub
 
 
 class PipelineBackbone(WrappedModule):
@@ -282,8 +282,8 @@ def read_pipeline(settings: Mapping[str, Any]) -> Any:
 
     if settings.get("prompts") is not None:
         prompt_lines(settings["prompts"])  # before gigabytes of weights are read
-    check_folder_or_hub("pipeline", settings["pipeline"])
-    pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
+    with folder_or_hub("pipeline", settings["pipeline"]):
+        pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
     try:
         pipe.to(settings["device"])

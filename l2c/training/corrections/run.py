@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from l2c.backbones.backbone import Backbone, fingerprint
@@ -11,7 +10,7 @@ from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.memory import memory_explained
 from l2c.io.version import __version__
-from l2c.sampling.correction import save_correction
+from l2c.sampling.correction import plan_digest, save_correction
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_of
 from l2c.training.checkpoints import check_checkpoint
@@ -52,7 +51,7 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
         scale_shift_rate=settings.scale_shift_rate,
     )
     identity = {
-        "graph": f"sha256:{hashlib.sha256(graph.to_json().encode()).hexdigest()}",
+        "graph": plan_digest(graph),
         "weights": fingerprint(distillation.backbone),
         "cfg_scale": sampler.guidance.scale,
         **settings.identity(),

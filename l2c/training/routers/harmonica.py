@@ -104,7 +104,7 @@ class StepwiseDenoising(LearningToCache):
         evaluation = self.evaluation(step)
         if run is None or run.evaluation != evaluation or run.step != step or evaluation == 1:
             run = self._start(batch, step, part)
-            while run.evaluation < evaluation:  # resumed inside a trajectory: walk there with today's routers
+            while run.evaluation < evaluation:  # resumed inside a trajectory: walk there with the current routers
                 pair = self._pair(run)
                 row = self.seen(self.routers.row(run.evaluation).to(pair.x))
                 output, cache = self.backbone.forward_cached(pair.x, pair.t, pair.y, row, pair.cache)

@@ -23,8 +23,8 @@ class Predictor:
     """Make the cache of a routed evaluation m from full passes at the evaluations before.
 
     The evaluations m - 1, m - 3, ... always compute everything, the others may be routed. A forecast therefore reads
-    the output at m - 1 and the next ones back of evaluations where today's router computes the layer, as the exported
-    graph will.
+    the output at m - 1 and the next ones back of evaluations where the current router computes the layer, as the
+    exported graph will.
 
     Args:
         solver: gives t of each evaluation.
