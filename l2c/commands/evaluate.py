@@ -1,4 +1,4 @@
-"""Judge a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs.
+"""Evaluate a cache graph: error, cost and time against the uncached sampler and baselines of about equal MACs.
 
 l2c evaluate graph=runs/demo/cache_graph.json
 
@@ -45,14 +45,14 @@ def main(cfg: DictConfig) -> None:
                 "scores against a reference are not made from a pipeline; leave reference and samples out for the "
                 "error against its uncached latents, or score drawn images with samples=PATH.npz and no backend"
             )
-        judge_graph(cfg)
+        evaluate_graph(cfg)
     elif any(cfg.get(name) is not None for name in ("solver", "reference", "samples")):  # experiments set a solver
-        judge_images(cfg)
+        score_images(cfg)
     else:
-        judge_graph(cfg)
+        evaluate_graph(cfg)
 
 
-def judge_images(cfg: DictConfig) -> None:
+def score_images(cfg: DictConfig) -> None:
     """Draw images where none are given, score them, write and print the scores."""
     if cfg.reference is None:
         raise ValueError(
@@ -98,8 +98,8 @@ def judge_images(cfg: DictConfig) -> None:
     print(f"{scores_table(scores)}\n\nwrote {folder / 'scores.json'}")
 
 
-def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, PictureClassifier | None]:
-    """Return the backbone that a graph is judged on, the guidance scale, and who reads its images."""
+def evaluated_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, PictureClassifier | None]:
+    """Return the backbone that a graph is evaluated on, the guidance scale, and who reads its images."""
     if is_pipeline(cfg.get("model")):
         scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, cfg.solver.cfg_scale)
         count = reference_evaluations(graph)
@@ -112,14 +112,14 @@ def judged_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float
     return backbone, scale, reader_of(preset)
 
 
-def judge_graph(cfg: DictConfig) -> None:
+def evaluate_graph(cfg: DictConfig) -> None:
     """Load, build the samplers, compare, report."""
     cfg.num_images = 200 if cfg.num_images is None else cfg.num_images
     cfg.batch_size = 250 if cfg.batch_size is None else cfg.batch_size
     if cfg.graph is None:
         raise ValueError("no graph given; say graph=PATH of a cache_graph.json (l2c train and l2c graph write one)")
     graph = CacheGraph.load(cfg.graph)
-    backbone, scale, reader = judged_backbone(cfg, graph)
+    backbone, scale, reader = evaluated_backbone(cfg, graph)
     cost = count_macs(backbone)
 
     def uncached(num_evaluations: int) -> Sampler:

@@ -32,7 +32,7 @@ from l2c.sampling.uncached import uncached_like
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
 ORDERS = (3, 4)  # past outputs of further starts
-NUM_RULES = 12  # fixed rules that are judged on all noises, those of least error on an eighth of them
+NUM_RULES = 12  # fixed rules that are measured on all noises, those of least error on an eighth of them
 NUM_MEASURED = 16  # trajectories whose features are measured
 NUM_REFITTED = 3  # rows of rules that are tried with fitted weights too, those of least error
 EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
@@ -74,7 +74,7 @@ def best(
     max_span: int = 6,
     num_trajectories: int = 64,
     pool: int = 512,
-    judge_batch: int = 64,
+    eval_batch_size: int = 64,
     exchanges: int = 40,
     steps: int = 50,
     batch_size: int = 8,
@@ -91,10 +91,10 @@ def best(
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
             first, as the calibration was. The error is always against the images of the given sampler.
         max_span: evaluations in a row that a layer may be reused.
-        num_trajectories: calibration noises that graphs are judged on.
+        num_trajectories: calibration noises that true errors are measured on.
         pool: noises from which the calibration noises are chosen; see `TrueError`.
-        judge_batch: noises of both kinds sampled at a time.
-        exchanges: graphs with exchanged rows that are judged at most, on half of the noises; 0 = none.
+        eval_batch_size: noises of both kinds sampled at a time.
+        exchanges: graphs with exchanged rows that are measured at most, on half of the noises; 0 = none.
         steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: learning rate of the slopes.
@@ -110,7 +110,7 @@ def best(
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:
         raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
-    true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=judge_batch)
+    true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
     candidates: list[tuple[float, CacheGraph]] = []

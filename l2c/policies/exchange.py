@@ -53,8 +53,8 @@ def exchanged(graph: CacheGraph, makes: Iterable[Make], true_error: TrueError, t
     Args:
         graph: gives the rows at the beginning.
         makes: ways to a graph of rows.
-        true_error: the judge.
-        tries: graphs that are judged at most, as many as there are ways or more.
+        true_error: measures a graph.
+        tries: graphs that are measured at most, as many as there are ways or more.
 
     """
     begun = [(make, made) for make in makes if (made := make(graph.rows)) is not None]

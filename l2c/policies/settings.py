@@ -78,7 +78,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "steps": FROM_0,
         "climbs": FROM_0,
         "num_trajectories": AT_ONCE,
-        "judge_batch": AT_ONCE,
+        "eval_batch_size": AT_ONCE,
         "seed": SEED,
     },
     "l2p": {
@@ -102,7 +102,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "max_span": COUNT,
         "num_trajectories": AT_ONCE,
         "pool": Number(whole=True, at_least=0, at_most=10**6),  # 0 = the first noises alone
-        "judge_batch": AT_ONCE,
+        "eval_batch_size": AT_ONCE,
         "exchanges": FROM_0,
         "steps": FROM_0,
         "batch_size": AT_ONCE,

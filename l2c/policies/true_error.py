@@ -47,7 +47,7 @@ class TrueError:
 
         Args:
             sampler: the uncached sampler.
-            num_trajectories: noises that graphs are judged on.
+            num_trajectories: noises that true errors are measured on.
             seed: seed of the noises.
             pool: noises sampled without a cache to find those of the largest images; at most num_trajectories = none.
             batch_size: trajectories at a time.

@@ -261,7 +261,7 @@ class MakeGraph(CommandSettings):
     """make_graph."""
 
     DOING: ClassVar[str] = "making a graph"
-    LOWERS: ClassVar[tuple[str, ...]] = ("policy.batch_size", "policy.judge_batch")
+    LOWERS: ClassVar[tuple[str, ...]] = ("policy.batch_size", "policy.eval_batch_size")
 
     budget: Budget | None = ruled(BUDGET, None)
     calibration: str | None = optional_text()

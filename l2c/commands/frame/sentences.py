@@ -14,7 +14,7 @@ from l2c.commands.frame.settings import unknown_setting
 from l2c.io.names import near_names, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
 
-OLD = {**OLD_WORDS, "statistics": "calibration"}
+OLD = {**OLD_WORDS, "statistics": "calibration", "policy.judge_batch": "policy.eval_batch_size"}
 MEND = "free some space on its disk, or choose another with hydra.run.dir=PATH"
 A_GROUP = "a group takes the name of one of its choices (solver=ddim), a setting its value (solver.cfg_scale=4)"
 

@@ -41,7 +41,7 @@ COMMANDS = {
     "show": Command("show", "print what a graph does, draw it as a heat map", hydra=False),
     "sample": _scripted("sample", "draw images, with or without a graph"),
     "sample-many": _scripted("sample_many", "draw many images, for FID and other scores"),
-    "evaluate": _scripted("evaluate", "judge a graph: error, cost, time; or score images against real ones"),
+    "evaluate": _scripted("evaluate", "evaluate a graph: error, cost, time; or score images against real ones"),
     "compare": _scripted("compare", "compare methods at equal cost: table, curves, report"),
     "benchmark": _scripted("benchmark", "time a graph beside the uncached sampler"),
     "download": _scripted("download_weights", "fetch the published weights of a model", hydra=False),

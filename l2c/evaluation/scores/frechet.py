@@ -33,7 +33,7 @@ class Frechet:
         self._metric = FrechetInceptionDistance(feature=_AsTheyAre(num_features)).to(device)
 
     def add(self, features: Tensor, *, real: bool) -> None:
-        """Add features (N, F) of real images, or of those to be judged.
+        """Add features (N, F) of real images, or of those to be scored.
 
         Raises:
             ValueError: if the features have another size than the reference's.

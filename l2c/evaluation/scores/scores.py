@@ -28,7 +28,7 @@ class Scores:
         inception_score: exp of the mean divergence of p(y|x) from p(y) (arXiv 1606.03498), mean over 10 splits.
         precision: share of images within the manifold of the real ones, in 0..1; None without real images.
         recall: share of real images within the manifold of the images; None likewise.
-        num_images: images judged.
+        num_images: images scored.
         num_real: real images looked at; None where only their statistics were.
         features: the extractor's name; scores by different ones do not compare.
 

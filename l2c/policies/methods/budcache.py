@@ -34,7 +34,7 @@ def budcache(
     steps: int = 60,
     climbs: int = 40,
     num_trajectories: int = 16,
-    judge_batch: int = 64,
+    eval_batch_size: int = 64,
     seed: int = 7,
 ) -> CacheGraph:
     """Return the graph of the whole evaluations whose computing has the least true error found.
@@ -45,8 +45,8 @@ def budcache(
         reuse: predictor: `hold` (published), `linear`, `taylor1`, `taylor2` or `foca`.
         steps: graphs that simulated annealing tries.
         climbs: graphs that hill climbing tries at most.
-        num_trajectories: noises that graphs are judged on.
-        judge_batch: noises sampled at a time.
+        num_trajectories: noises that true errors are measured on.
+        eval_batch_size: noises sampled at a time.
         seed: seed of the noises and of the search.
 
     Raises:
@@ -58,7 +58,7 @@ def budcache(
     worth, count = context.evaluations(budget), context.blank.num_evaluations
     sampler = context.deterministic_sampler("budcache")
     num_computed = min(count, count - math.ceil((count - worth - SLACK) / context.cost.removable))
-    true_error = TrueError.of(sampler, num_trajectories, seed, pool=0, batch_size=judge_batch)
+    true_error = TrueError.of(sampler, num_trajectories, seed, pool=0, batch_size=eval_batch_size)
     settings: dict[str, Any] = {"budget": worth, "steps": steps, "climbs": climbs, "seed": seed, "rule": rule.said()}
     known: dict[Chosen, float] = {}
 

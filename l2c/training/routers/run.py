@@ -40,7 +40,7 @@ class TrainedRouters:
 
     Attributes:
         graph: the exported cache graph.
-        cost: MACs of the backbone, to judge the graph by.
+        cost: MACs of the backbone, that the graph is measured by.
         folder: the run's folder, with `cache_graph.json`, `graph.png`, `routers.png`, `last.ckpt`, `run.json`.
         advice: one sentence on what to change where the graph reuses nothing; else None.
 
