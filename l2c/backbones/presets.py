@@ -108,7 +108,7 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
     """Build the network of a preset with fresh weights, in train mode.
 
     Raises:
-        ValueError: if the preset is unknown, or an argument is not one of the network's.
+        ValueError: if the preset is unknown, or an argument is not one of the network's or does not fit.
 
     """
     preset = ModelPreset.of(model)
@@ -116,8 +116,8 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
         raise ValueError(f"unknown backbone {preset.backbone!r}; known are {', '.join(BACKBONES)}")
     try:
         backbone = BACKBONES[preset.backbone](**preset.args)
-        if not backbone.layer_names:
-            raise ValueError("the network would have no layers")
+        if not backbone.layer_names or not all(weight.numel() for weight in backbone.parameters()):
+            raise ValueError("the network would have no layers, or weights without entries")
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         if out_of_memory(error):
             raise
@@ -126,6 +126,11 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
     backbone.conventions = replace(
         backbone.conventions, name=preset.name, published=preset.sampling, **preset.conventions
     )
+    null, labels = backbone.conventions.null_label, backbone.num_embedded_labels
+    if null is not None and not 0 <= null < labels:
+        raise ValueError(
+            f"null_label of model {preset.name} must be one of its {labels} labels, from 0 on, got {null}"
+        )
     return backbone
 
 

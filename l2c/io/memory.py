@@ -6,8 +6,12 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Torch raises RuntimeErrors of these words where memory of the host runs out, pinned memory included.
-WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "can't allocate memory", "std::bad_alloc")
+# Torch raises RuntimeErrors of these words where memory of the host runs out, pinned memory included; the last one is
+# oneDNN's, which has no memory for the code that it makes.
+WORDS = (
+    *("DefaultCPUAllocator", "CUDA error: out of memory", "can't allocate memory", "std::bad_alloc"),
+    "could not create a primitive",
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

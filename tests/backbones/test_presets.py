@@ -105,8 +105,14 @@ def test_unknown_names_are_told_near_ones():
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="of model mine do not fit: the network would have no layers; change"):
-        build_backbone({"name": "mine", "backbone": "dit", "args": {"depth": 0}})
+    for args in ({"depth": 0}, {"depth": 1, "hidden_size": 32, "num_heads": 2, "in_channels": 0}):
+        with pytest.raises(
+            ValueError, match="of model mine do not fit: the network would have no layers, or weights"
+        ):
+            build_backbone({"name": "mine", "backbone": "dit", "args": args})
+    tiny = {"depth": 1, "hidden_size": 32, "num_heads": 2, "num_classes": 3}
+    with pytest.raises(ValueError, match="null_label of model mine must be one of its 4 labels, from 0 on, got 4"):
+        build_backbone({"name": "mine", "backbone": "dit", "args": tiny, "null_label": 4})
     with pytest.raises(ValueError, match=r"arguments of model mine do not fit: .*'width'"):
         build_backbone({"name": "mine", "backbone": "dit", "args": {"width": 8}})
     with pytest.raises(ValueError, match="unknown backbone 'unet'; known are dit, uvit"):

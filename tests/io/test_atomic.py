@@ -105,7 +105,12 @@ def test_the_innermost_sentence_on_memory_counts():
 
 
 def test_every_way_to_run_out_of_memory_is_known():
-    for error in (MemoryError(), RuntimeError("std::bad_alloc"), OSError(errno.ENOMEM, "Cannot allocate memory")):
+    for error in (
+        MemoryError(),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ):
         with pytest.raises(ExplainedMemoryError, match="sentence"), memory_explained(lambda: "sentence"):
             raise error
     with pytest.raises(FileNotFoundError), memory_explained(lambda: "sentence"):

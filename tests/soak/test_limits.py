@@ -15,6 +15,7 @@ NAMES = list(commands(Path()))
 LARGE = [name for name, cheap in commands(Path()).items() if cheap.large]
 IN_SUITE = ("sample",)
 GIGABYTE = 2**30
+MEGABYTE = 2**20
 
 
 def check(ended, folder, words):
@@ -75,3 +76,14 @@ def test_no_memory_is_one_sentence_that_says_what_lowers_it(name, tmp_path, inpu
     names = ("fewer images", *(setting.partition("=")[0].rpartition(".")[2] for setting in cheap.large))
     assert any(name in ended.sentence for name in names), ended.sentence
     counted(refused=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_little_memory_is_enough_or_one_sentence(name, tmp_path, inputs, times, counted):  # noqa: F811
+    refused = 0
+    for size in (16, 32, 48, 64, 96, 128)[: times(1 if name in ("graph", "sample") else 0, 6)]:
+        folder = tmp_path / str(size)
+        ended = run(commands(inputs)[name].line, folder, memory=size * MEGABYTE)
+        check(ended, folder, ("out of memory while ",))
+        refused += ended.code != 0
+    counted(refused=refused)
