@@ -11,6 +11,7 @@ from l2c.policies.methods.budcache import _moves
 from l2c.policies.methods.l2p import fitted, measure_products
 from l2c.policies.registry import make_graph
 from l2c.policies.true_error import TrueError
+from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
 E = 6
@@ -85,3 +86,15 @@ def test_where_the_solver_adds_noise_l2p_holds_and_budcache_refuses(make_dit):
 def test_more_outputs_than_a_graph_may_read_are_refused(context):
     with pytest.raises(ValueError, match="order must be a whole number >= 2 and <= 4, got 5"):
         make_graph("l2p", context, order=5)
+
+
+def test_a_second_budget_measures_no_products_again(context, monkeypatch):
+    passes, full = [], GuidedBackbone.full
+    monkeypatch.setattr(GuidedBackbone, "full", lambda self, x, t: passes.append(t) or full(self, x, t))
+    graphs = [make_graph("l2p", context, budget=budget, num_trajectories=4, batch_size=4) for budget in (0.7, 0.5)]
+    assert graphs[0].rows != graphs[1].rows
+    assert len(passes) == E
+    measure_products(context.sampler, 4, batch_size=4, seed=8)  # other noises
+    other = PolicyContext.of(Sampler(context.sampler.backbone, solver="ddim", num_evaluations=E))
+    measure_products(other.sampler, 4, batch_size=4, seed=7)
+    assert len(passes) == 3 * E

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -114,9 +115,21 @@ def fitted(products: np.ndarray, evaluation: int, past: Sequence[int]) -> Weight
     return from_slopes(np.linalg.solve(gram + ridge * np.eye(len(older)), aim).tolist())
 
 
-@torch.no_grad()
 def measure_products(sampler: Sampler, num_trajectories: int, *, batch_size: int, seed: int) -> np.ndarray:
-    """Return inner products (L, E, E) of each layer's outputs at all evaluations, over uncached trajectories."""
+    """Return inner products (L, E, E) of each layer's outputs at all evaluations, over uncached trajectories.
+
+    They are measured once for the same sampler and numbers, and are not to be written to.
+    """
+    known = _KNOWN.setdefault(sampler, {})
+    key = (num_trajectories, batch_size, seed)
+    if key not in known:
+        known[key] = _products(sampler, num_trajectories, batch_size, seed)
+        known[key].flags.writeable = False
+    return known[key]
+
+
+@torch.no_grad()
+def _products(sampler: Sampler, num_trajectories: int, batch_size: int, seed: int) -> np.ndarray:
     backbone, device = sampler.backbone, next(sampler.backbone.parameters()).device
     count = sampler.solver.num_evaluations
     total = torch.zeros(backbone.num_layers, count, count, dtype=torch.float64)
@@ -136,3 +149,6 @@ def measure_products(sampler: Sampler, num_trajectories: int, *, batch_size: int
             of_layer = torch.stack([row[layer] for row in outputs]).double()  # (E, F)
             total[layer] += (of_layer @ of_layer.T).cpu()
     return total.numpy()
+
+
+_KNOWN: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], np.ndarray]] = WeakKeyDictionary()
