@@ -88,7 +88,7 @@ def check(tiny: TinyModel, layers: tuple[str, ...]) -> None:
         ValueError: something is not as it must be; the message says what.
 
     """
-    from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
+    from l2c.integrations.diffusers import apply, remove
 
     def need(holds: bool, what: str) -> None:
         if not holds:
@@ -103,14 +103,14 @@ def check(tiny: TinyModel, layers: tuple[str, ...]) -> None:
     rows = mixed_rows(len(layers))
     everything = [(True,) * len(layers)] * len(TIMES)
 
-    apply_cache_graph(tiny.model, graph_of(tiny, layers, everything))
+    apply(tiny.model, graph_of(tiny, layers, everything))
     need(same(tiny.trajectory(), plain), "a graph that computes everything changes bits")
-    remove_cache_graph(tiny.model)
+    remove(tiny.model)
 
     with counted(tiny.model, layers) as counts:
         tiny(tiny.timesteps[0])
         once = {path: list(ran) for path, ran in counts.items()}
-        apply_cache_graph(tiny.model, graph_of(tiny, layers, rows))
+        apply(tiny.model, graph_of(tiny, layers, rows))
         for ran in counts.values():
             ran[:] = [0] * len(ran)
         cached = tiny.trajectory()
@@ -124,7 +124,7 @@ def check(tiny: TinyModel, layers: tuple[str, ...]) -> None:
         need(not same(cached, plain), "the graph changes nothing")
         need(same(tiny.trajectory(), cached), "a second call differs from the first")
         check_branches(tiny, cached)
-        remove_cache_graph(tiny.model)
+        remove(tiny.model)
     need(same(tiny.trajectory(), plain), "the graph leaves traces when it is removed")
 
     t = tiny.timesteps[0]  # the same inputs at a time that hardly moves: reuse equals computing
@@ -132,13 +132,13 @@ def check(tiny: TinyModel, layers: tuple[str, ...]) -> None:
     if t == 0:
         near = [1e-9 * e for e in range(len(TIMES))]
     graph = graph_of(tiny, layers, [everything[0], *[(False,) * len(layers)] * (len(TIMES) - 1)])
-    apply_cache_graph(tiny.model, graph)
+    apply(tiny.model, graph)
     for e, sooner in enumerate(tiny.timesteps):
         hook = tiny.model._diffusers_hook.get_hook("l2c_cache_graph")
         hook.schedule.evaluation = lambda _, e=e: e
         error = relative_error([tiny(near[e], **still)], [plain[0]])
         need(error < TOLERANCE, f"reuse under equal inputs differs from computing by {error:.0e} at {sooner:g}")
-    remove_cache_graph(tiny.model)
+    remove(tiny.model)
 
 
 def check_branches(tiny: TinyModel, alone: list[Tensor]) -> None:

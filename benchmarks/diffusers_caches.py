@@ -56,13 +56,13 @@ class Rivals:
 
     def ours(self, fresh: Callable[[int, int], bool], *, of: str, linear: bool = False) -> Any:
         """Return a pipeline under the graph whose entries (evaluation, layer) `fresh` computes."""
-        from l2c.integrations.diffusers import apply_cache_graph
+        from l2c.integrations.diffusers import apply
 
         pipe = twin(self.pipe)
         count = self.depth if of == "block" else 2 * self.depth
         rows = [[fresh(e, layer) for layer in range(count)] for e in range(self.steps)]
         pipe.scheduler.set_timesteps(self.steps)
-        apply_cache_graph(pipe, graph_of(pipe, rows, pipe.scheduler.timesteps.tolist(), of=of, linear=linear))
+        apply(pipe, graph_of(pipe, rows, pipe.scheduler.timesteps.tolist(), of=of, linear=linear))
         return pipe
 
     def overhead(self) -> dict[str, Any]:

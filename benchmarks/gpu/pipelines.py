@@ -145,13 +145,13 @@ class Rivals:
         return pipes
 
     def _ours(self, fresh: Callable[[int, int], bool], *, of: str, linear: bool = False) -> Any:
-        from l2c.integrations.diffusers import apply_cache_graph
+        from l2c.integrations.diffusers import apply
         from l2c.integrations.diffusers.layers import find_layers
 
         pipe = twin(self.plain)
         count = len(find_layers(pipe.transformer, of=(of,)))
         rows = [[fresh(e, i) for i in range(count)] for e in range(self.steps)]
-        apply_cache_graph(pipe, graph_of(pipe, rows, self._timesteps, of=of, linear=linear))
+        apply(pipe, graph_of(pipe, rows, self._timesteps, of=of, linear=linear))
         return pipe
 
     def _first_block_cache(self) -> Any:

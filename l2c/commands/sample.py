@@ -43,7 +43,7 @@ def _wanted(labels: object) -> list[int]:
 def draw_by_pipeline(cfg: DictConfig) -> None:
     """Call a pipeline as its users do, with the graph applied; write what it returns."""
     from l2c.drawing.image_shards import to_pixels  # its room imports Lightning
-    from l2c.integrations.diffusers import apply_cache_graph
+    from l2c.integrations.diffusers import apply
     from l2c.integrations.diffusers.images import pipeline_images
     from l2c.integrations.diffusers.pipeline_backbone import read_pipeline, read_prompts
 
@@ -56,7 +56,7 @@ def draw_by_pipeline(cfg: DictConfig) -> None:
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     pipe = read_pipeline(cfg.model)
     if graph is not None:
-        apply_cache_graph(pipe, graph)
+        apply(pipe, graph)
     prompts = read_prompts(cfg.model.prompts, pipe)
     images = pipeline_images(
         pipe,

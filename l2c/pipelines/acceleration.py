@@ -101,7 +101,7 @@ def accelerate(
         FileNotFoundError: if there is no such prompt file.
 
     """
-    from l2c.integrations.diffusers import CacheGraphs, denoisers_of, remove_cache_graph
+    from l2c.integrations.diffusers import CacheGraphs, denoisers_of, remove
     from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 
     denoisers_of(pipe)  # refuses what is no pipeline
@@ -115,7 +115,7 @@ def accelerate(
         seed,
     )
     worth = evaluations_worth(budget, asked.steps)
-    remove_cache_graph(pipe)
+    remove(pipe)
     place = (cache_folder() if folder is None else Path(folder).expanduser()) / asked.key(pipe)
     path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
     if not (path.is_file() and note.is_file()):
@@ -188,14 +188,14 @@ def _file_of(folder: Path, needs: Sequence[str]) -> Path:
 
 def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Budget) -> None:
     """Apply a graph; its calibration instead, where that makes such graphs for other steps too."""
-    from l2c.integrations.diffusers import apply_cache_graph
+    from l2c.integrations.diffusers import apply
 
     if isinstance(graph, CacheGraph) and graph.provenance.get("method") == GRAM:
         calibration = Calibration.load(_file_of(folder, NEEDS[GRAM]))
         if calibration.grid is not None:
-            apply_cache_graph(pipe, calibration, budget=budget)
+            apply(pipe, calibration, budget=budget)
             return
-    apply_cache_graph(pipe, graph)
+    apply(pipe, graph)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 from integrations.conftest import PIPELINES
 
 import l2c
-from l2c.integrations.diffusers import apply_cache_graph
+from l2c.integrations.diffusers import apply
 from l2c.integrations.diffusers.images import PURPOSE
 from l2c.io.seeds import torch_generator
 from l2c.sampling.sampler import seeded_noise
@@ -55,7 +55,7 @@ def test_calibrate_makes_a_graph_that_the_pipeline_takes(call, saved, tmp_path):
     assert graph.statistics["evaluations_worth_of_macs"] == pytest.approx(2.4, abs=0.4)
     assert graph.removed_fraction_of("attn") > 0
     pipe = pipeline_of(saved)
-    apply_cache_graph(pipe, graph)
+    apply(pipe, graph)
     pipe(class_labels=[3], num_inference_steps=4, guidance_scale=3.0, output_type="np")
 
 
@@ -67,7 +67,7 @@ def test_train_router_on_prompts(call, refused, saved, tmp_path):
     assert result.returncode == 0, result.stderr
     graph = l2c.CacheGraph.load(tmp_path / "cache_graph.json")
     assert (graph.model, graph.solver, graph.cfg_scale) == ("DiTTransformer2DModel", "DDIMScheduler", 3.0)
-    apply_cache_graph(pipeline_of(saved), graph)
+    apply(pipeline_of(saved), graph)
     prompts.write_text("")
     empty = call("train_router.py", *options(saved, tmp_path), *train)
     assert "prompts.txt is empty; write one prompt" in refused(empty)
@@ -116,7 +116,7 @@ def test_from_calibration_to_images(run, saved, tmp_path):
     pipe = pipeline_of(saved)
     for name in ("uncached", "cached"):
         if name == "cached":
-            apply_cache_graph(pipe, graph)
+            apply(pipe, graph)
         generator = torch_generator(PURPOSE, 5, 1)
         settings = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "np", "generator": generator}
         expected = torch.as_tensor(pipe(class_labels=[125], **settings).images)[0].movedim(-1, 0) * 2 - 1

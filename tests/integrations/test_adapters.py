@@ -12,7 +12,7 @@ from torch import nn
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
 
 import l2c
-from l2c.integrations.diffusers import applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import applied, apply, remove
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.layers import find_layers
 
@@ -106,7 +106,7 @@ def test_adapters_are_refused_before_and_after_in_the_same_words(family, graph):
     words = r"other adapters \(LoRA\), or none, than are at work in FluxTransformer2DModel now \(style at 0.5\); "
     mend = r"call pipe.disable_lora\(\), make a graph with them, or pass any_adapters=True"
     with pytest.raises(ValueError, match=words + mend):
-        apply_cache_graph(family.model, graph)
+        apply(family.model, graph)
     unload(family.model)
     with applied(family.model, graph):
         cached = family.trajectory()
@@ -131,9 +131,9 @@ def test_fused_adapters_are_noticed_loaded_or_not(family, graph):
             ValueError, match=r"some are fused into them \(style fused\); load the plain weights anew, which"
         ):
             family.trajectory()
-    remove_cache_graph(family.model)
+    remove(family.model)
     with pytest.raises(ValueError, match=r"now \(style fused\); load the plain weights anew, make"):
-        apply_cache_graph(family.model, graph)
+        apply(family.model, graph)
 
 
 @torch.no_grad()
@@ -184,7 +184,7 @@ def test_another_base_model_is_refused_with_any_adapters_too(family, graph, make
     other = make_family("flux", seed=1)
     load(other.model)
     with pytest.raises(ValueError, match="was made for other weights of FluxTransformer2DModel"):
-        apply_cache_graph(other.model, graph, any_adapters=True)
+        apply(other.model, graph, any_adapters=True)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 from diffusers.hooks import apply_group_offloading
 
-from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("pixart", "flux")
@@ -29,10 +29,10 @@ def test_half_precision(name, make_family, family_graph):
     family = type(family)(family.model, family.x.bfloat16(), given, family.timesteps)
     plain = family.trajectory()
     everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
-    apply_cache_graph(family.model, family_graph(family, rows=everything))
+    apply(family.model, family_graph(family, rows=everything))
     assert same(family.trajectory(), plain)
-    remove_cache_graph(family.model)
-    apply_cache_graph(family.model, family_graph(family))
+    remove(family.model)
+    apply(family.model, family_graph(family))
     cached = family.trajectory()
     assert cached[-1].dtype == torch.bfloat16
     assert same(family.trajectory(), cached)
@@ -44,7 +44,7 @@ def test_half_precision(name, make_family, family_graph):
 @torch.no_grad()
 def test_group_offload(kind, order, make_family, family_graph):
     family, offloaded = make_family("pixart"), make_family("pixart")
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     cpu = torch.device("cpu")
     options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
 
@@ -53,7 +53,7 @@ def test_group_offload(kind, order, make_family, family_graph):
 
     if order == "before":
         offload()
-    apply_cache_graph(offloaded.model, family_graph(offloaded))
+    apply(offloaded.model, family_graph(offloaded))
     if order == "after":
         offload()
     for _ in range(2):
@@ -66,10 +66,10 @@ def test_layerwise_casting(make_family, family_graph):
     family.model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     plain = family.trajectory()
     everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
-    apply_cache_graph(family.model, family_graph(family, rows=everything))
+    apply(family.model, family_graph(family, rows=everything))
     assert same(family.trajectory(), plain)
-    remove_cache_graph(family.model)
-    apply_cache_graph(family.model, family_graph(family))
+    remove(family.model)
+    apply(family.model, family_graph(family))
     cached = family.trajectory()
     assert same(family.trajectory(), cached)
     assert not same(cached, plain)
@@ -80,7 +80,7 @@ def test_layerwise_casting(make_family, family_graph):
 @torch.no_grad()
 def test_compile_around_the_model(name, make_family, family_graph):
     family = make_family(name)
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     expected = family.trajectory()
     torch._dynamo.reset()
     model = torch.compile(family.model, backend="eager")
@@ -95,7 +95,7 @@ def test_compile_around_the_model(name, make_family, family_graph):
 @torch.no_grad()
 def test_repeated_blocks_compiled(make_family, family_graph):
     family = make_family("flux")
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     expected = family.trajectory()
     graphs = []
 

@@ -11,7 +11,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 from diffusers.hooks import HookRegistry
 
-from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import ROOT, apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("dit", "pixart", "sd3", "flux", "sana", "hunyuan", "unet")
@@ -90,13 +90,13 @@ def test_a_graph_equals_the_hand_written_loop(name, of, make_family, family_grap
     plain = family.trajectory()
     graph = family_graph(family, of=of, reuse=("hold", "hold", "linear", "hold", "linear", "linear"))
     expected = by_hand(family, graph)
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     for _ in range(3):  # second and third calls are as cached as the first, without any reset
         for ours, theirs in zip(family.trajectory(), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         assert hook_of(family).cached_bytes == 0  # nothing is read after the last evaluation
     assert not torch.equal(expected[-1], plain[-1])
-    remove_cache_graph(family.model)
+    remove(family.model)
     for after, before in zip(family.trajectory(), plain, strict=True):
         assert torch.equal(after, before)
 
@@ -107,7 +107,7 @@ def test_an_all_compute_graph_changes_no_bit(name, of, make_family, family_graph
     family = make_family(name)
     plain = family.trajectory()
     rows = ((True,) * len(find_layers(family.model, of=of)),) * len(family.timesteps)
-    apply_cache_graph(family.model, family_graph(family, of=of, rows=rows))
+    apply(family.model, family_graph(family, of=of, rows=rows))
     for after, before in zip(family.trajectory(), plain, strict=True):
         assert torch.equal(after, before)
 
@@ -129,7 +129,7 @@ def test_reused_layers_do_not_run(name, make_family, family_graph):
         inner.forward = counted
     family(family.x, family.timesteps[0])
     once = dict(calls)  # some modules run more than once in a forward
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     calls.update(dict.fromkeys(calls, 0))
     family.trajectory()
     for index, layer in enumerate(graph.layers):
@@ -144,7 +144,7 @@ def test_reused_layers_do_not_run(name, make_family, family_graph):
 def test_norms_that_feed_reused_layers_alone_do_not_run(name, norms, make_family, family_graph):
     family = make_family(name)
     graph = family_graph(family)
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     tokens = {}
     wanted = {}
     for index, layer in enumerate(graph.layers):
@@ -167,7 +167,7 @@ def test_blocks_in_a_row_that_agree_share_one_output(name, make_family, family_g
     rows = [[bool(first)] + [bool(rest)] * (count - 1) for first, rest in bits]
     graph = family_graph(family, of=("block",), rows=rows, reuse=("hold", "hold", "hold", "hold", "hold", "linear"))
     expected = by_hand(family, graph)
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     family(family.x, family.timesteps[0])
     held = hook_of(family).cached_bytes
     for _ in range(2):
@@ -182,11 +182,11 @@ def test_a_late_start_computes_what_was_never_computed(make_family, family_graph
     family = make_family("pixart")
     plain = family.trajectory(range(3, 6))
     graph = family_graph(family)
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     family.trajectory(range(2))  # broken off
     late = family.trajectory(range(3, 6))
-    remove_cache_graph(family.model)
-    apply_cache_graph(family.model, graph)
+    remove(family.model)
+    apply(family.model, graph)
     again = family.trajectory(range(3, 6))
     assert torch.equal(late[0], plain[0]) or not torch.equal(late[0], again[0])  # kept from evaluations 0 and 1
     assert torch.equal(again[0], plain[0])
@@ -199,7 +199,7 @@ def test_guidance_branches_do_not_share(make_family, family_graph):
     graph = family_graph(family)
     other = {**family.conditions, "encoder_hidden_states": torch.randn(2, 7, 24)}
     cond, uncond = family, type(family)(family.model, family.x, other, family.timesteps)
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     expected = [branch.trajectory() for branch in (cond, uncond)]
 
     def interleaved(context):
@@ -229,17 +229,17 @@ def test_bad_input_is_one_sentence(make_family, family_graph):
     graph = family_graph(family)
     for stranger in ("sd3", "pixart"):
         with pytest.raises(ValueError, match=r"made for DiTTransformer2DModel with 6 layers .* but \w+ has"):
-            apply_cache_graph(make_family(stranger).model, graph)
+            apply(make_family(stranger).model, graph)
     shallower = family_graph(family, layers=graph.layers[:4], rows=[row[:4] for row in graph.rows])
     with pytest.raises(ValueError, match=r"has 2 more of their kind \(transformer_blocks.2.attn1"):
-        apply_cache_graph(family.model, shallower)
+        apply(family.model, shallower)
     with pytest.raises(ValueError, match="other weights of DiTTransformer2DModel"):
-        apply_cache_graph(family.model, graph.replace(fingerprint="sha256:" + "0" * 64))
+        apply(family.model, graph.replace(fingerprint="sha256:" + "0" * 64))
     with pytest.raises(ValueError, match="neither a transformer nor a unet"):
-        apply_cache_graph(object(), graph)
-    apply_cache_graph(family.model, graph)
+        apply(object(), graph)
+    apply(family.model, graph)
     with pytest.raises(ValueError, match=r"already applied .*; call l2c\.remove first"):
-        apply_cache_graph(family.model, graph)
+        apply(family.model, graph)
     with pytest.raises(ValueError, match=r"called at t = 980, but the graph's 6 evaluations lie at 951, 751, 501"):
         family(family.x, 980.0)
     from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
@@ -249,6 +249,6 @@ def test_bad_input_is_one_sentence(make_family, family_graph):
     )
     apply_pyramid_attention_broadcast(other.model, config)
     with pytest.raises(ValueError, match="already cached by pyramid_attention_broadcast"):
-        apply_cache_graph(other.model, family_graph(other))
+        apply(other.model, family_graph(other))
     with pytest.raises(ValueError, match="give the pipeline"):
-        apply_cache_graph(family.model, graph, resample=True)
+        apply(family.model, graph, resample=True)

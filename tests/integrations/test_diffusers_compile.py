@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
-from l2c.integrations.diffusers import apply_cache_graph
+from l2c.integrations.diffusers import apply
 
 
 @pytest.mark.parametrize("name", ["dit", "sd3"])
@@ -18,7 +18,7 @@ from l2c.integrations.diffusers import apply_cache_graph
 @torch._dynamo.config.patch(recompile_limit=64)
 def test_no_graph_breaks(name, make_family, family_graph):
     family = make_family(name)
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     expected = family.trajectory()
     graphs: Counter[str] = Counter()
 

@@ -18,7 +18,7 @@ import l2c
 from l2c.calibration.distillation import Distillation, distil
 from l2c.commands.train_scale_shift import train_by
 from l2c.graph.resampling import resampled
-from l2c.integrations.diffusers import ROOT, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import ROOT, apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.io.bundled import project_folder
@@ -161,11 +161,11 @@ def test_hooks_equal_the_hand_written_loop(name, of, make_family, family_graph, 
     graph, corrections = with_correction(graph, widths_of(family.model, graph.layers, family.trajectory), tmp_path)
     with swapped(family.model, graph.layers, plan_of(graph, corrections)):
         expected = family.trajectory()
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     for _ in range(2):
         for ours, theirs in zip(family.trajectory(), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    remove_cache_graph(family.model)
+    remove(family.model)
     for after, before in zip(family.trajectory(), plain, strict=True):
         assert torch.equal(after, before)
     assert not torch.allclose(expected[-1], plain[-1], atol=1e-2)
@@ -183,7 +183,7 @@ def test_neighbours_share_a_sum_only_where_it_is_exact(case, make_family, family
         graph, corrections = with_correction(graph, [32] * 3, tmp_path)
     with swapped(family.model, graph.layers, plan_of(graph, corrections)):
         expected = family.trajectory()
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     family(family.x, family.timesteps[0])
     hook = HookRegistry.check_if_exists_or_initialize(family.model).get_hook(ROOT)
     assert hook.cached_bytes == (1 if case == "alike" else 3) * 2 * 16 * 32 * 4
@@ -203,9 +203,9 @@ def test_hooks_and_sampler_equal_the_hand_written_loop(diffusion, noise, tmp_pat
     ours = l2c.Sampler(sampler.backbone, graph=graph, cfg_scale=3.0).sample([0, 1], noise=noise)
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
     graph.save(tmp_path / "there" / "graph.json")
-    apply_cache_graph(pipe, l2c.CacheGraph.load(tmp_path / "there" / "graph.json"))
+    apply(pipe, l2c.CacheGraph.load(tmp_path / "there" / "graph.json"))
     torch.testing.assert_close(latents_of(pipe, noise), expected, rtol=1e-3, atol=1e-3)
-    remove_cache_graph(pipe)
+    remove(pipe)
     assert torch.equal(latents_of(pipe, noise), plain)
 
 
@@ -272,7 +272,7 @@ def test_resampled_rows_bring_their_slopes_and_corrections(diffusion, noise, tmp
     assert [[entry is None for entry in row] for row in wanted[1:]] == [list(graph.rows[old]) for old in nearest[1:]]
     with swapped(pipe.unet, graph.layers, wanted):
         expected = latents_of(pipe, noise, steps=8)
-    apply_cache_graph(pipe, graph, resample=True)
+    apply(pipe, graph, resample=True)
     torch.testing.assert_close(latents_of(pipe, noise, steps=8), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -294,7 +294,7 @@ def test_training_lowers_the_loss_and_exports_what_it_walked(diffusion, noise, l
         walked, _ = module.walk(noise, labels)
     trained, scale, shift = module.corrected()
     trained = save_correction(tmp_path / "c.safetensors", trained, scale, shift)
-    apply_cache_graph(pipe, trained)
+    apply(pipe, trained)
     torch.testing.assert_close(latents_of(pipe, noise), walked, rtol=1e-3, atol=1e-3)
 
 
@@ -319,8 +319,8 @@ def test_the_command_trains_on_a_saved_pipeline(make_pipeline, tmp_path):
     assert graph.provenance["trained"]["loss"] == "output"
     assert Correction.of(graph).scale.shape == (plain.num_reused, 32)
     pipe = type(pipe).from_pretrained(tmp_path / "pipe")
-    apply_cache_graph(pipe, graph)
-    remove_cache_graph(pipe)
+    apply(pipe, graph)
+    remove(pipe)
     for wrong, message in (
         (["solver.num_evaluations=4"], "made for num_evaluations 3, got 4"),
         (["checkpoint=x.safetensors"], "a pipeline brings its own weights"),
@@ -341,11 +341,11 @@ def test_corrections_that_do_not_fit_are_refused(make_family, family_graph, tmp_
     family = make_family("dit")
     graph = family_graph(family)
     graph, _ = with_correction(graph, [16] * graph.num_layers, tmp_path)
-    apply_cache_graph(family.model, graph)
+    apply(family.model, graph)
     with pytest.raises(ValueError, match=r"holds 16 channels for layer \d at evaluation \d, but the layer has 32"):
         family.trajectory()
-    remove_cache_graph(family.model)
+    remove(family.model)
     (tmp_path / "c.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="is missing; copy it beside the graph"):
-        apply_cache_graph(family.model, graph)
+        apply(family.model, graph)
     family.trajectory()

@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 import l2c
-from l2c.integrations.diffusers import apply_cache_graph, denoiser_of, remove_cache_graph
+from l2c.integrations.diffusers import apply, denoiser_of, remove
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
 
@@ -23,7 +23,7 @@ def pipe(make_pipeline):
     pipe = make_pipeline("pixart")
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     yield pipe
-    remove_cache_graph(pipe)
+    remove(pipe)
 
 
 def graph_of(pipe, **changes):
@@ -50,20 +50,20 @@ def draw(pipe, **changes):
 
 def test_another_guidance_scale_is_refused_unless_any_will_do(pipe):
     graph = graph_of(pipe, cfg_scale=4.5)
-    apply_cache_graph(pipe, graph)
+    apply(pipe, graph)
     draw(pipe)
     for scale in (1.5, 1.0):  # at 1.0 there is no second branch
         with pytest.raises(ValueError, match=rf"made for cfg_scale 4.5, got {scale}; call .*any_guidance=True"):
             draw(pipe, guidance_scale=scale)
     draw(pipe)  # a refused call leaves nothing behind
-    remove_cache_graph(pipe)
-    apply_cache_graph(pipe, graph, any_guidance=True)
+    remove(pipe)
+    apply(pipe, graph, any_guidance=True)
     draw(pipe, guidance_scale=1.5)
     draw(pipe, guidance_scale=1.0)
 
 
 def test_guidance_that_is_off_is_one_scale(pipe):
-    apply_cache_graph(pipe, graph_of(pipe, cfg_scale=1.0))
+    apply(pipe, graph_of(pipe, cfg_scale=1.0))
     draw(pipe, guidance_scale=1.0)
     draw(pipe, guidance_scale=0.0)
     with pytest.raises(ValueError, match=r"made for cfg_scale 1.0, got 2.0"):
@@ -71,20 +71,20 @@ def test_guidance_that_is_off_is_one_scale(pipe):
 
 
 def test_a_graph_without_a_scale_accepts_any(pipe):
-    apply_cache_graph(pipe, graph_of(pipe))
+    apply(pipe, graph_of(pipe))
     for scale in (1.0, 3.0):
         draw(pipe, guidance_scale=scale)
 
 
 def test_extrapolation_along_noisy_trajectories_is_refused(pipe):
-    apply_cache_graph(pipe, graph_of(pipe, reuse=("linear",) * STEPS))
+    apply(pipe, graph_of(pipe, reuse=("linear",) * STEPS))
     draw(pipe)
     with pytest.raises(
         ValueError, match=r"extrapolates \(reuse is linear at evaluation 2\).* adds noise at its steps"
     ):
         draw(pipe, eta=0.5)
-    remove_cache_graph(pipe)
-    apply_cache_graph(pipe, graph_of(pipe))
+    remove(pipe)
+    apply(pipe, graph_of(pipe))
     draw(pipe, eta=0.5)
 
 

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from diffusers.hooks import HookRegistry
 
 import l2c
-from l2c.integrations.diffusers import ROOT, apply_cache_graph, denoiser_of, remove_cache_graph
+from l2c.integrations.diffusers import ROOT, apply, denoiser_of, remove
 from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("dit", "pixart", "stable_diffusion")
@@ -85,15 +85,15 @@ def test_pipelines_end_to_end(name, make_pipeline, random_rows):
     expected = draw(pipe)
     for handle in handles:
         handle.remove()
-    apply_cache_graph(pipe, graph)
+    apply(pipe, graph)
     for _ in range(3):
         assert abs(draw(pipe) - expected).max() < 1e-4
     hook = HookRegistry.check_if_exists_or_initialize(denoiser_of(pipe)).get_hook(ROOT)
     assert hook.cached_bytes == 0
     assert abs(expected - plain).max() > 1e-3
-    remove_cache_graph(pipe)
+    remove(pipe)
     assert (draw(pipe) == plain).all()
-    apply_cache_graph(pipe, graph_of(pipe, rows=((True,) * graph.num_layers,) * STEPS))
+    apply(pipe, graph_of(pipe, rows=((True,) * graph.num_layers,) * STEPS))
     assert (draw(pipe) == plain).all()
 
 
@@ -101,7 +101,7 @@ def test_an_aborted_call_leaves_no_trace(make_pipeline, random_rows):
     pipe = make_pipeline("stable_diffusion")
     rows = [list(row) for row in random_rows(STEPS, 4, seed=1)]
     rows[1] = [False] * 4
-    apply_cache_graph(pipe, graph_of(pipe, rows=rows))
+    apply(pipe, graph_of(pipe, rows=rows))
     cached = draw(pipe)
 
     def stop(pipe, step, t, kwargs):
@@ -120,7 +120,7 @@ def test_image_to_image_starts_in_the_middle(make_pipeline, random_rows):
     edit.set_progress_bar_config(disable=True)
     calls = []
     plain = draw(edit, image=image, strength=0.6)
-    apply_cache_graph(edit, graph)
+    apply(edit, graph)
     pipe.unet.down_blocks[0].attentions[0].norm.register_forward_hook(lambda *_: calls.append(1))
     cached = draw(edit, image=image, strength=0.6)
     assert len(calls) == 2  # at evaluation 2, where nothing was kept yet, and at 4
@@ -131,7 +131,7 @@ def test_image_to_image_starts_in_the_middle(make_pipeline, random_rows):
 def test_other_steps_and_schedulers_are_refused_or_resampled(make_pipeline, random_rows, caplog):
     pipe = make_pipeline("pixart")
     graph = graph_of(pipe, random_rows=random_rows)
-    apply_cache_graph(pipe, graph)
+    apply(pipe, graph)
     with pytest.raises(ValueError, match=r"made for num_evaluations 5, got 7; call the pipeline with the graph"):
         draw(pipe, steps=7)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
@@ -139,15 +139,15 @@ def test_other_steps_and_schedulers_are_refused_or_resampled(make_pipeline, rand
         ValueError, match=r"evaluation 3 is at t = 400, but .* 5 evaluations takes it at t = 399; give"
     ):
         draw(pipe)
-    remove_cache_graph(pipe)
+    remove(pipe)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match=r"made for solver DPMSolverMultistepScheduler, got DDIMScheduler; set pipe"):
-        apply_cache_graph(pipe, graph)
-    apply_cache_graph(pipe, graph, resample=True)
+        apply(pipe, graph)
+    apply(pipe, graph, resample=True)
     with caplog.at_level(logging.WARNING):
         cached = draw(pipe, steps=7)
     assert "resampled to 7 by nearest timestep" in caplog.text
     assert "7 evaluations" in caplog.text
     assert (draw(pipe, steps=7) == cached).all()
-    remove_cache_graph(pipe)
+    remove(pipe)
     assert abs(draw(pipe, steps=7) - cached).max() > 1e-4

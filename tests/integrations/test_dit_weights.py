@@ -10,7 +10,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 import l2c
 from l2c.backbones.dit import sincos_position_embedding
 from l2c.graph.resampling import resampled
-from l2c.integrations.diffusers import apply_cache_graph
+from l2c.integrations.diffusers import apply
 from l2c.integrations.dit_weights import from_diffusers, to_diffusers
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph as make_policy_graph
@@ -63,7 +63,7 @@ def test_one_graph_for_both(dit, make_graph, make_batch, forecast):
 
     dit.__class__ = Recording
     l2c.Sampler(dit, graph=graph).sample(y.clamp(max=4), noise=x)
-    apply_cache_graph(model, graph)
+    apply(model, graph)
     assert len(expected) == graph.num_evaluations
     for t, (x, output) in zip(graph.timesteps, expected, strict=True):
         ours = model(x, timestep=torch.full((3,), t), class_labels=y.clamp(max=4)).sample

@@ -15,7 +15,7 @@ from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
 from l2c.calibration.measurements import Measurements
 from l2c.diffusion import Guidance
-from l2c.integrations.diffusers import apply_cache_graph, denoiser_of
+from l2c.integrations.diffusers import apply, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
@@ -74,7 +74,7 @@ def test_sampler_and_pipeline_agree_cached_and_not(name, make_pipeline, random_r
         if graph_rows is not None:
             graph = PolicyContext.of(sampler).blank.replace(rows=graph_rows, routed=None)
             sampler = l2c.Sampler(backbone, graph=graph, cfg_scale=3.0)
-            apply_cache_graph(pipe, graph)
+            apply(pipe, graph)
         ours = sampler.sample([0, 1], noise=noise)
         torch.testing.assert_close(ours, latents_of(pipe, noise, prompts, 3.0), rtol=1e-3, atol=1e-3)
 
@@ -92,7 +92,7 @@ def test_policies_and_routers_need_nothing_new(make_pipeline):
         f"transformer_blocks.{b}.{kind}" for b in range(3) for kind in ("attn1", "attn2", "ff")
     }
     graph = l2c.CacheGraph.from_json(graph.to_json())
-    apply_cache_graph(pipe, graph)  # its fingerprint is that of the pipeline's weights
+    apply(pipe, graph)  # its fingerprint is that of the pipeline's weights
     routers = Routers((2, 4), backbone.num_layers, init=0.0)
     pairs = TrajectoryPairs(backbone, sampler.solver, (2, 4), guidance=Guidance("cfg", 3.0))
     objective = LearningToCache(backbone, penalty=0.0, layer_weights=torch.ones(backbone.num_layers))

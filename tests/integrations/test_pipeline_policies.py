@@ -21,7 +21,7 @@ import l2c
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
-from l2c.integrations.diffusers import apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, pipeline_backbone
 from l2c.integrations.diffusers.recorded.conditions import PerPrompt, places_of
@@ -92,11 +92,11 @@ def test_gram_under_hooks_equals_our_sampler(reuses, contexts):
     noise = seeded_noise((4, 8, 8), 0, 2)
     ours = sampler.sample([0, 1], noise=noise)
     plain = context.sampler
-    apply_cache_graph(pipe.transformer, graph)
+    apply(pipe.transformer, graph)
     try:
         hooked = plain.sample([0, 1], noise=noise)
     finally:
-        remove_cache_graph(pipe.transformer)
+        remove(pipe.transformer)
     torch.testing.assert_close(hooked, ours, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plain.sample([0, 1], noise=noise), ours, atol=1e-3)
 

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
-from l2c.integrations.diffusers import applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import applied, apply, remove
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.histories import Branches
 from l2c.integrations.diffusers.layers import find_layers
@@ -45,7 +45,7 @@ def other_prompt(family):
 def test_a_model_is_right_in_two_threads(make_family, family_graph):
     family = make_family("pixart")
     other = other_prompt(family)
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     expected = [family.trajectory(), other.trajectory()]
     for _ in range(5):
         for ours, theirs in zip(in_threads(family.trajectory, other.trajectory), expected, strict=True):
@@ -100,11 +100,11 @@ def test_a_branch_that_is_dropped_half_way(make_family, family_graph):
     """The unconditional branch runs first, and no more from the third evaluation on."""
     family = make_family("pixart")
     other = other_prompt(family)
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     x = family.x
     alone = [family(x * (1 - 0.1 * e), t) for e, t in enumerate(family.timesteps)]
-    remove_cache_graph(family.model)
-    apply_cache_graph(family.model, family_graph(family))
+    remove(family.model)
+    apply(family.model, family_graph(family))
     for e, t in enumerate(family.timesteps):
         if e < 3:
             other(x * (1 - 0.1 * e), t)
@@ -131,11 +131,11 @@ def test_branches_are_known_by_conditions_that_stay():
 
 def test_copies_are_refused_in_a_sentence(make_pipeline, make_family, family_graph):
     family = make_family("dit")
-    apply_cache_graph(family.model, family_graph(family))
+    apply(family.model, family_graph(family))
     for copied in (copy.deepcopy, pickle.dumps):
         with pytest.raises(ValueError, match="cannot be copied or pickled"):
             copied(family.model)
-    remove_cache_graph(family.model)
+    remove(family.model)
     copy.deepcopy(family.model)
 
 

@@ -13,7 +13,7 @@ from diffusers.hooks import HookRegistry
 from tiny_parts import make_t5
 
 import l2c
-from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply_cache_graph, remove_cache_graph
+from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply, remove
 from l2c.integrations.diffusers.graphs import graphs_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
@@ -130,14 +130,14 @@ def test_calibrated_as_one_trajectory_and_split(pipe):
 def test_bad_input_is_one_sentence(pipe, tmp_path):
     both = graphs(pipe)
     with pytest.raises(ValueError, match="has the denoisers transformer, transformer_2, but there are graphs for tr"):
-        apply_cache_graph(pipe, both["transformer"])
+        apply(pipe, both["transformer"])
     wrong = CacheGraphs({**both, "transformer_2": both["transformer_2"].replace(fingerprint="sha256:" + "0" * 64)})
     with pytest.raises(ValueError, match="other weights"):
-        apply_cache_graph(pipe, wrong)
+        apply(pipe, wrong)
     assert HookRegistry.check_if_exists_or_initialize(pipe.transformer).get_hook(ROOT) is None  # both or none
     with pytest.raises(ValueError, match="cannot tell which timesteps"):
-        apply_cache_graph(pipe, both, resample=True)
+        apply(pipe, both, resample=True)
     both["transformer"].save(tmp_path / "one.json")
     with pytest.raises(ValueError, match="a single graph is read by"):
         CacheGraphs.load(tmp_path / "one.json")
-    remove_cache_graph(pipe)
+    remove(pipe)

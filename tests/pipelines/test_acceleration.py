@@ -10,7 +10,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 import diffusers
 
 import l2c
-from l2c.integrations.diffusers import remove_cache_graph
+from l2c.integrations.diffusers import remove
 from l2c.pipelines import acceleration
 
 
@@ -55,7 +55,7 @@ def test_calibrated_once_and_found_after(pipe, tmp_path, capsys, monkeypatch):
     assert accelerated(pipe, tmp_path) == graph
     assert capsys.readouterr().out == note
     assert (image(pipe) == cached).all()
-    remove_cache_graph(pipe)
+    remove(pipe)
     assert (image(pipe) == plain).all()
 
 
@@ -65,7 +65,7 @@ def test_calls_with_other_steps_get_graphs_of_their_own_from_gram_alone(pipe, tm
     cached = image(pipe, 7)
     assert not (cached == plain).all()
     (path,) = tmp_path.rglob("*.safetensors")
-    remove_cache_graph(pipe)
+    remove(pipe)
     with l2c.applied(pipe, graph), pytest.raises(ValueError, match="made for num_evaluations 5, got 7"):
         image(pipe, 7)
     with l2c.applied(pipe, l2c.Calibration.load(path), budget=0.5):
@@ -142,6 +142,6 @@ def test_a_graph_is_applied_by_its_path(pipe, tmp_path):
     graph = accelerated(pipe, tmp_path)
     cached = image(pipe)
     graph.save(tmp_path / "mine.json")
-    remove_cache_graph(pipe)
+    remove(pipe)
     l2c.apply(pipe, tmp_path / "mine.json")
     assert (image(pipe) == cached).all()

@@ -49,7 +49,7 @@ HARMLESS = (
 )
 
 
-def apply_cache_graph(
+def apply(
     pipe_or_model: Any,
     graph: Graphs | Measurements | str | Path,
     *,
@@ -185,7 +185,7 @@ def _loaded(
     return graph
 
 
-def remove_cache_graph(pipe_or_model: Any) -> None:
+def remove(pipe_or_model: Any) -> None:
     """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
     for model in denoisers_of(pipe_or_model).values():
         _remove(unwrap_module(model))
@@ -193,15 +193,12 @@ def remove_cache_graph(pipe_or_model: Any) -> None:
 
 @contextmanager
 def applied(pipe_or_model: Any, graph: Graphs | Measurements | str | Path, **options: Any) -> Iterator[Any]:
-    """Apply a graph or a calibration for the time of a `with` block, yield the pipeline; see `apply_cache_graph`."""
-    apply_cache_graph(pipe_or_model, graph, **options)
+    """Apply a graph or a calibration for the time of a `with` block, yield the pipeline; see `apply`."""
+    apply(pipe_or_model, graph, **options)
     try:
         yield pipe_or_model
     finally:
-        remove_cache_graph(pipe_or_model)
-
-
-apply, remove = apply_cache_graph, remove_cache_graph  # as `l2c.apply` and `l2c.remove`
+        remove(pipe_or_model)
 
 
 def _apply(
