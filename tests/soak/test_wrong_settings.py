@@ -39,7 +39,7 @@ ODD = {
         *("hydra.run.dir=/dev/null/x", "hydra.run.dir=/proc/x"),
     ],
     "sample-many": ["cache_device=zzz", "trainer.accelerator=zzz", "trainer.accelerator=gpu", f"shard_size={HUGE}"],
-    "evaluate": ["device=zzz", "num_threads=512", "reference=zzz", "reference=/dev/zero", "baselines=[]"],
+    "evaluate": ["device=zzz", "num_threads=16", "reference=zzz", "reference=/dev/zero", "baselines=[]"],
     "compare": [
         *("budgets=[1e-9]", "budgets=[1e9x]", "budgets=[1e12]", "graphs={a: zzz}", "calibration=zzz"),
         *("calibration=/dev/zero", "calibration=[/tmp]", "solver.num_evaluations=1", "+methods.zzz=null"),
