@@ -91,6 +91,29 @@ def test_compile_around_the_model(name, make_family, family_graph):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("depth", [2, 5])
+@torch.no_grad()
+def test_blocks_that_are_alike_compile_once(depth, make_family, family_graph):
+    """However many blocks there are, within dynamo's own limit of 8 compiles of a function."""
+    family = make_family("flux")
+    sizes = {**family.model.config, "num_layers": depth, "num_single_layers": depth}
+    model = type(family.model).from_config(sizes).eval()
+    family = type(family)(model, family.x, family.conditions, family.timesteps)
+    rows = [[e % 2 == 0] * len(find_layers(model)) for e in range(len(family.timesteps))]
+    apply_cache_graph(model, family_graph(family, rows=rows))
+    expected, graphs = family.trajectory(), []
+
+    def backend(module, inputs):
+        graphs.append(1)
+        return module.forward
+
+    torch._dynamo.reset()
+    model.compile_repeated_blocks(backend=backend, fullgraph=True)
+    assert same(family.trajectory(), expected)
+    assert len(graphs) == 5  # two kinds of blocks compute or reuse; the single ones are given two layouts
+    torch._dynamo.reset()
+
+
 @torch._dynamo.config.patch(recompile_limit=64)
 @torch.no_grad()
 def test_repeated_blocks_compiled(make_family, family_graph):

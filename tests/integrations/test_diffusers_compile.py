@@ -14,7 +14,7 @@ from l2c.integrations.diffusers import apply
 
 @pytest.mark.parametrize("name", ["dit", "sd3"])
 @torch.no_grad()
-# diffusers' registry puts objects of its own on every module, by which each block is compiled apart.
+# A random graph has many ways of computing and reusing.
 @torch._dynamo.config.patch(recompile_limit=64)
 def test_no_graph_breaks(name, make_family, family_graph):
     family = make_family(name)

@@ -29,7 +29,20 @@ from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
 from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
-from l2c.integrations.diffusers.hooks import OUTER, GraphHook, LayerHook, RunHook, Seats, SilentHook, Slot, put, take
+from l2c.integrations.diffusers.hooks import (
+    LAYER,
+    OUTER,
+    ROOT,
+    SILENT,
+    GraphHook,
+    LayerHook,
+    RunHook,
+    Seats,
+    SilentHook,
+    Slot,
+    put,
+    take,
+)
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
 from l2c.integrations.diffusers.timesteps import Schedule
@@ -41,7 +54,6 @@ make_importable()  # transformers, and with it each pipeline, imports torchvisio
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
 Graphs: TypeAlias = "CacheGraph | Mapping[str, CacheGraph]"
-ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"
 # Memory, precision and devices; everything else that hooks into a forward may change what it computes.
 HARMLESS = (
     *("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -103,8 +104,7 @@ class RunHook(LayerHook):
 
     def __init__(self, form: LayerForm, leader: RunHook | None) -> None:
         super().__init__(form)
-        self.leader = leader
-        self.last = False
+        self.leader, self.last = leader, False
         self.start: Tensor | None = None
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -134,8 +134,9 @@ class SilentHook(_UncopiedHook):
         """Replace the module's forward."""
         if self.slot.fresh:
             output = self.fn_ref.original_forward(*args, **kwargs)
-            whole = isinstance(output, Tensor)
-            self._shapes = tuple(output.shape) if whole else tuple(_shape(part) for part in output)
+            parts = (output,) if isinstance(output, Tensor) else output
+            shapes = tuple(tuple(part.shape) if isinstance(part, Tensor) else None for part in parts)
+            self._shapes = shapes[0] if parts is not output else shapes
             return output
         x: Tensor = args[0] if args else next(iter(kwargs.values()))
         if isinstance(self._shapes[0], int):
@@ -143,22 +144,18 @@ class SilentHook(_UncopiedHook):
         return tuple(None if shape is None else _tokenless(x, shape) for shape in self._shapes)
 
 
-def _shape(part: Any) -> tuple[int, ...] | None:
-    return tuple(part.shape) if isinstance(part, Tensor) else None
-
-
 def _tokenless(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty((*shape[:-2], 0, shape[-1]))
 
 
+ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"  # names of the hooks
 OUTER = ("cp_input", "cp_output")  # of context parallelism: they give a module its part of the tokens
 
 
-def put(module: nn.Module, hook: ModelHook, name: str) -> None:
+def put(module: Any, hook: ModelHook, name: str) -> None:
     """Register a hook beneath those that move weights or split tokens, whenever those were put on.
 
-    Accelerate puts back the forward that it found when it is taken off, as model offload does after every call of a
-    pipeline: a hook above it would be lost.
+    Accelerate puts back the forward that it found, model offload so after every call: a hook above it would be lost.
     """
     registry = HookRegistry.check_if_exists_or_initialize(module)
     with _beneath_accelerate(module):
@@ -166,6 +163,11 @@ def put(module: nn.Module, hook: ModelHook, name: str) -> None:
         for other, _ in reversed(outer):
             registry.remove_hook(other, recurse=False)
         registry.register_hook(hook, name)
+        if (
+            name in _FORWARDS
+        ):  # one function for all modules, so that torch.compile compiles blocks that are alike once
+            setattr(module, name, hook)
+            module.forward = MethodType(_FORWARDS[name], module)
         for other, above in outer:
             registry.register_hook(above, other)
 
@@ -175,19 +177,27 @@ def take(module: Any, name: str) -> None:
     if hasattr(module, "_diffusers_hook"):
         with _beneath_accelerate(module):
             module._diffusers_hook.remove_hook(name, recurse=False)
+        vars(module).pop(name, None)
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    return lambda module, *args, **kwargs: getattr(module, name).new_forward(module, *args, **kwargs)
+
+
+_FORWARDS = {name: _forward(name) for name in (LAYER, SILENT)}
 
 
 @contextmanager
 def _beneath_accelerate(module: Any) -> Iterator[None]:
     """Let `module.forward` be the one that accelerate's hook calls, where there is such a hook."""
-    if "_old_forward" not in vars(module):
-        yield
-        return
-    outer, module.forward = module.forward, module._old_forward
+    covered = "_old_forward" in vars(module)
+    if covered:
+        outer, module.forward = module.forward, module._old_forward
     try:
         yield
     finally:
-        module._old_forward, module.forward = module.forward, outer
+        if covered:
+            module._old_forward, module.forward = module.forward, outer
 
 
 class Seats:
