@@ -100,7 +100,7 @@ def test_blocks_that_are_alike_compile_once(depth, make_family, family_graph):
     model = type(family.model).from_config(sizes).eval()
     family = type(family)(model, family.x, family.conditions, family.timesteps)
     rows = [[e % 2 == 0] * len(find_layers(model)) for e in range(len(family.timesteps))]
-    apply_cache_graph(model, family_graph(family, rows=rows))
+    apply(model, family_graph(family, rows=rows))
     expected, graphs = family.trajectory(), []
 
     def backend(module, inputs):
