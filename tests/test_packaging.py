@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUNDLED = (
     *("dit_digits.safetensors", "uvit_digits.safetensors", "digits_classifier.safetensors"),
     *("dit_emoji.safetensors", "emoji_classifier.safetensors"),
-    *("dit_digits_ddim20.json", "uvit_digits_dpm20.json", "dit_emoji_euler28.json"),
+    *("dit_digits_ddim20.json", "uvit_digits_dpm20.json", "dit_emoji_euler28.json", "dit_emoji_euler28_l2c.json"),
 )
 
 
