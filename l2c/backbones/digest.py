@@ -126,7 +126,8 @@ class WeightsWatch:
     """Notices between trajectories that a model's weights have changed since they were checked.
 
     Facts that are cheap to find are compared; where one differs, the check is made again. A write through `.data` to
-    few values is not among them.
+    few values is not among them. Weights that processes share (FSDP2) are not watched: each process sees other
+    tensors, so that one could ask for a check, in which all must take part, and the others not.
 
     Args:
         model: the model.
@@ -167,6 +168,8 @@ class WeightsWatch:
 def own_facts(model: nn.Module) -> Facts:
     """Return which weights a model of ours has, how often each was written in place, and values of some of them."""
     weights = weights_in(model)
+    if shared(weights):
+        return {}
     some = weights[:: len(weights) // WATCHED + 1]
     return {"weights": list(written(weights).items()), **some_values(enumerate(some))}
 
@@ -181,6 +184,11 @@ def weights_in(model: nn.Module) -> list[Tensor]:
         found += (buffer for name, buffer in module._buffers.items() if name not in passing)
         modules += filter(None, module._modules.values())
     return [weight for weight in found if weight is not None]
+
+
+def shared(weights: Iterable[Tensor]) -> bool:
+    """Return whether some weights are parts of whole ones that several processes share."""
+    return any(hasattr(weight, "full_tensor") for weight in weights)
 
 
 def written(weights: Iterable[Tensor]) -> Facts:

@@ -112,7 +112,11 @@ def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):
     option = call("scripts/compare.py", *SMALL, "methods.best={rounds: 20}", run)
     assert "policy best has no option 'rounds'" in refused(option)
     without = call("scripts/compare.py", *SMALL, run)
-    assert "best needs a calibration; run l2c calibrate measure=[changes,responses]" in refused(without)
+    sentence = refused(without)
+    assert (
+        "no calibration is given; run l2c calibrate measure=[changes,responses] and pass calibration=PATH" in sentence
+    )
+    assert "or compare the others alone with only=[fewer_steps,interval," in sentence
     needs = call("scripts/calibrate.py", *SMALL, "policy=gram", "budget=0.5", run)
     assert "policy gram needs responses; say measure=[responses]" in refused(needs)
     same = call("scripts/compare.py", *SMALL, f"calibration={calibration}", "seed=7", run)

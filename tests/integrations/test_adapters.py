@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 import l2c
 from l2c.integrations.diffusers import applied, apply, remove

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 from tiny_pipelines import tiny_pipeline
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 import diffusers
 from tiny_parts import frozen

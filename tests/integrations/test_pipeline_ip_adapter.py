@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 from test_pipeline_composition import graph_of, swapped_by_hand
 from tiny_pipelines import tiny_pipeline

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
-pytest.importorskip("peft", reason="needs the package peft: pip install 'l2c[dev]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
+pytest.importorskip("peft", reason="needs the package peft: pip install '.[dev]'")
 
 from diffusers.utils import logging
 from peft import LoraConfig

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs the package diffusers: pip install 'l2c[diffusers]'")
-pytest.importorskip("accelerate", reason="needs the package accelerate: pip install 'l2c[diffusers]'")
-pytest.importorskip("transformers", reason="needs the package transformers: pip install 'l2c[diffusers]'")
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("accelerate", reason="needs the package accelerate: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 import accelerate
 from test_pipeline_composition import graph_of

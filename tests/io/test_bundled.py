@@ -8,7 +8,9 @@ from l2c.io.bundled import bundled_graph, checkpoint_folders, graph_names
 
 def test_bundled_graphs_have_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert {"dit_digits_ddim20", "uvit_digits_dpm20", "dit_emoji_euler28", "dit_emoji_euler28_l2c"} <= set(graph_names())
+    assert {"dit_digits_ddim20", "uvit_digits_dpm20", "dit_emoji_euler28", "dit_emoji_euler28_l2c"} <= set(
+        graph_names()
+    )
     for name in graph_names():
         graph = l2c.CacheGraph.load(name)
         assert graph == l2c.CacheGraph.load(bundled_graph(name))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.digest import some_values, written
+from l2c.backbones.digest import shared, some_values, written
 
 FUSED = "fused"
 PICTURES = "IP-Adapter"
@@ -139,9 +139,8 @@ def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
         for name, layer, active, merged in layers
         if active or merged
     ]
+    facts = {"adapters at work": (adapters, _of_pictures(model))}
     weights = {name.replace("base_layer.", ""): weight for name, weight in model.named_parameters()}
-    return {
-        "adapters at work": (adapters, _of_pictures(model)),
-        **written(weights.values()),
-        **some_values(weights.items()),
-    }
+    return (
+        facts if shared(weights.values()) else {**facts, **written(weights.values()), **some_values(weights.items())}
+    )
