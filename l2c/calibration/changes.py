@@ -15,6 +15,7 @@ from l2c.backbones.layer_form import RESIDUAL, joined
 from l2c.backbones.parts import alike
 from l2c.backbones.uvit import UViT
 from l2c.backbones.wrap import WrappedModule
+from l2c.sampling.batches import in_batches
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
@@ -48,10 +49,9 @@ def measure_changes(
     total = -(-len(noise) // batch_size) * sampler.solver.num_evaluations
     with _BlockOutputs(backbone) as blocks, tqdm(total=total, desc="changes", unit="evaluation") as bar:
         sums = _Changes(max_age, sampler.solver.num_evaluations, backbone.num_layers + blocks.count)
-        for start in range(0, len(noise), batch_size):
-            part = slice(start, start + batch_size)
-            network = GuidedBackbone(backbone, None if labels is None else labels[part].to(device), sampler.guidance)
-            sums.begin(len(noise[part]) / len(noise))
+        for _, chosen, part in in_batches(labels, noise, batch_size):
+            network = GuidedBackbone(backbone, None if chosen is None else chosen.to(device), sampler.guidance)
+            sums.begin(len(part) / len(noise))
 
             def evaluate(x: Tensor, t: float, network: GuidedBackbone = network) -> Tensor:
                 blocks.added.clear()
@@ -60,7 +60,7 @@ def measure_changes(
                 bar.update()
                 return output
 
-            sampler.solver.sample(evaluate, noise[part].to(device))
+            sampler.solver.sample(evaluate, part.to(device))
     change = sums.change.float()
     found = {"layer_change": change[:, :, : backbone.num_layers], "block_change": change[:, :, backbone.num_layers :]}
     if len(blocks.added) < blocks.count:  # of a wrapped module whose blocks are never called as such

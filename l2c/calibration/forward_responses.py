@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.layer_cache import LayerOutput
 from l2c.calibration.grid import Grid, output_map
+from l2c.sampling.batches import in_batches
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
@@ -65,10 +66,8 @@ def measure_forward(
     parts = []
     total = -(-len(noise) // batch_size) * sampler.solver.num_evaluations
     with tqdm(total=total, desc="responses", unit="evaluation") as bar:
-        for start in range(0, len(noise), batch_size):
-            part = slice(start, start + batch_size)
-            changes = _Changes(sampler, None if labels is None else labels[part], groups, num_probes, bar)
-            parts.append(changes.of(noise[part]))  # (n, E, G, K)
+        for _, chosen, part in in_batches(labels, noise, batch_size):
+            parts.append(_Changes(sampler, chosen, groups, num_probes, bar).of(part))  # (n, E, G, K)
     found = torch.cat(parts).movedim(0, 2).flatten(2)  # (E, G, M)
     found = found / (noise[0].numel() * len(noise)) ** 0.5
     sizes = torch.tensor([len(members) for members in groups])

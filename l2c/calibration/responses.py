@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from l2c.backbones.backbone import Backbone
 from l2c.io.memory import out_of_memory
 from l2c.io.seeds import ImageNoise
+from l2c.sampling.batches import in_batches
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
@@ -82,15 +83,12 @@ def measure_both_ways(
     parts = []
     total = -(-len(noise) // batch_size) * num_probes * sampler.solver.num_evaluations
     with tqdm(total=total, desc="responses", unit="pass") as bar:
-        for start in range(0, len(noise), batch_size):
-            part = slice(start, start + batch_size)
-            count = len(noise[part])
-            size = noise[0].numel()
+        for start, chosen, part in in_batches(labels, noise, batch_size):
+            count, size = len(part), noise[0].numel()
             directions = ImageNoise("directions of responses", seed, range(start, start + count))
             draws = directions((count, size, num_probes))
             probes = torch.linalg.qr(draws).Q.movedim(2, 0)  # (K, n, P), orthonormal per image
-            batch_labels = None if labels is None else labels[part]
-            trajectory = _Trajectory(sampler, batch_labels, noise[part])
+            trajectory = _Trajectory(sampler, chosen, part)
             parts.append(_responses(trajectory, probes, (max_age, max_ahead), bar))  # (E, L, A + B, n, K)
     responses = torch.cat(parts, dim=3).flatten(3)
     responses /= responses.shape[3] ** 0.5

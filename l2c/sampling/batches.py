@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -30,6 +31,13 @@ def labels_in_turn(num_labels: int, count: int, *, first: int = 0) -> Tensor | N
     return torch.arange(first, first + count) % num_labels if num_labels else None
 
 
+def in_batches(labels: Tensor | None, noise: Tensor, batch_size: int) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+    """Yield the first image's number, labels (n,) or None and noise (n, C, H, W) of `batch_size` images at a time."""
+    for start in range(0, len(noise), batch_size):
+        part = slice(start, start + batch_size)
+        yield start, None if labels is None else labels[part], noise[part]
+
+
 def sample_in_batches(
     sampler: Draws,
     labels: Tensor | None,
@@ -56,10 +64,8 @@ def sample_in_batches(
 
     """
     images = []
-    for start in range(0, len(noise), batch_size):
-        part = slice(start, start + batch_size)
-        chosen = None if labels is None else labels[part]
-        batch = sampler.sample(chosen, noise=noise[part], seed=seed, first_image=first_image + start)
+    for start, chosen, part in in_batches(labels, noise, batch_size):
+        batch = sampler.sample(chosen, noise=part, seed=seed, first_image=first_image + start)
         check_finite("images", batch, mend="check weights, guidance scale and graph, or take precision=fp32")
         images.append(batch.cpu())
         if advance is not None:

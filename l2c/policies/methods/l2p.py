@@ -20,7 +20,7 @@ from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.interval import interval
 from l2c.policies.settings import ORDER
-from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.batches import in_batches, labels_in_turn
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -133,10 +133,10 @@ def _products(sampler: Sampler, num_trajectories: int, batch_size: int, seed: in
     backbone, device = sampler.backbone, next(sampler.backbone.parameters()).device
     count = sampler.solver.num_evaluations
     total = torch.zeros(backbone.num_layers, count, count, dtype=torch.float64)
-    for start in range(0, num_trajectories, batch_size):
-        size = min(batch_size, num_trajectories - start)
-        labels = labels_in_turn(backbone.num_labels, size, first=start)
-        network = GuidedBackbone(backbone, None if labels is None else labels.to(device), sampler.guidance)
+    labels = labels_in_turn(backbone.num_labels, num_trajectories)
+    noise = seeded_noise(backbone.input_shape, seed, num_trajectories)
+    for _, chosen, part in in_batches(labels, noise, batch_size):
+        network = GuidedBackbone(backbone, None if chosen is None else chosen.to(device), sampler.guidance)
         outputs: list[list[Tensor]] = []
 
         def evaluate(x: Tensor, t: float, network: GuidedBackbone = network, outputs: list = outputs) -> Tensor:
@@ -144,7 +144,7 @@ def _products(sampler: Sampler, num_trajectories: int, batch_size: int, seed: in
             outputs.append([layer.flatten() for layer in layers])
             return output
 
-        sampler.solver.sample(evaluate, seeded_noise(backbone.input_shape, seed, size, first=start).to(device))
+        sampler.solver.sample(evaluate, part.to(device))
         for layer in range(backbone.num_layers):
             of_layer = torch.stack([row[layer] for row in outputs]).double()  # (E, F)
             total[layer] += (of_layer @ of_layer.T).cpu()
