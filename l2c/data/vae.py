@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from l2c.io.lazy import needed
 from l2c.io.names import folder_or_hub
 from l2c.io.seeds import draw_normal
 
@@ -62,12 +63,8 @@ def load_vae(name: str) -> Vae:
         OSError: if there is no such autoencoder, or it cannot be fetched.
 
     """
-    try:
+    with needed("diffusers", "encoding images needs", "imagenet"):
         from diffusers import AutoencoderKL
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "encoding images needs the package diffusers; run pip install '.[imagenet]' in a clone of l2c"
-        ) from error
     with folder_or_hub("autoencoder", name):
         return DiffusersVae(AutoencoderKL.from_pretrained(name))
 

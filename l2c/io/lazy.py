@@ -1,12 +1,34 @@
-"""Names of a package that load when they are first used."""
+"""Names of a package that load when they are first used, and packages that are needed only then."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+
+@contextmanager
+def needed(package: str, what: str, extra: str) -> Iterator[None]:
+    """Say how to install a package that an import in the `with` block lacks; that it fails otherwise passes as it is.
+
+    Args:
+        package: the package as it is imported.
+        what: what needs it, with its verb: `encoding images needs`.
+        extra: the extra of ours that brings it.
+
+    Raises:
+        ValueError: if there is no such package.
+
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ValueError(f"{what} the package {package}; run pip install '.[{extra}]' in a clone of l2c") from error
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

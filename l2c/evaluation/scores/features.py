@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.weights import find_checkpoint, load_weights
+from l2c.io.lazy import needed
 
 SPATIAL_CHANNELS = 7  # ADM takes the first 7 of 192, which makes 7 x 17 x 17 = 2,023 features
 INCEPTION_URL = (
@@ -115,12 +116,8 @@ class InceptionFeatures:
         plain = io.BytesIO()  # of a safe load: torch-fidelity's own would run a pickle's code
         torch.save(load_weights(path), plain)
         plain.seek(0)
-        try:
+        with needed("torch_fidelity", "features=inception needs", "evaluation"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ModuleNotFoundError as error:
-            raise ValueError(
-                "features=inception needs torch-fidelity; run pip install '.[evaluation]' in a clone of l2c"
-            ) from error
         try:
             self.network = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=plain

@@ -10,12 +10,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-try:
+from l2c.io.lazy import needed
+
+with needed("diffusers", "cache graphs on pipelines need", "diffusers"):
     from diffusers.hooks import HookRegistry, ModelHook
-except ModuleNotFoundError as error:
-    raise ValueError(
-        "cache graphs on pipelines need the package diffusers; run pip install '.[diffusers]' in a clone of l2c"
-    ) from error
 from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.backbone import class_name
@@ -46,10 +44,7 @@ from l2c.integrations.diffusers.hooks import (
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
 from l2c.integrations.diffusers.timesteps import Schedule
-from l2c.io.torchvision_stand_in import make_importable
 from l2c.sampling.correction import Correction
-
-make_importable()  # transformers, and with it each pipeline, imports torchvision
 
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
