@@ -150,6 +150,18 @@ def sdxl() -> TinyPipeline:
     return TinyPipeline(pipe, {"height": 8, "width": 8})
 
 
+def _two_clips() -> dict[str, Any]:
+    """Return a flow's scheduler, an autoencoder of four channels and two pooled encoders."""
+    return {
+        "scheduler": _flow(),
+        "vae": make_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
+        "text_encoder": make_clip(GLOBAL, projected=True),
+        "tokenizer": make_tokenizer(7),
+        "text_encoder_2": make_clip(GLOBAL, projected=True),
+        "tokenizer_2": make_tokenizer(7),
+    }
+
+
 def sd3() -> TinyPipeline:
     """Two pooled encoders and one of tokens, in one sequence."""
     from diffusers import StableDiffusion3Pipeline
@@ -158,12 +170,7 @@ def sd3() -> TinyPipeline:
         transformer=denoiser(
             "SD3Transformer2DModel", pooled_projection_dim=2 * GLOBAL, joint_attention_dim=2 * GLOBAL
         ),
-        scheduler=_flow(),
-        vae=make_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
-        text_encoder=make_clip(GLOBAL, projected=True),
-        tokenizer=make_tokenizer(7),
-        text_encoder_2=make_clip(GLOBAL, projected=True),
-        tokenizer_2=make_tokenizer(7),
+        **_two_clips(),
         text_encoder_3=make_t5(width=2 * GLOBAL),
         tokenizer_3=make_tokenizer(7),
     )
@@ -315,12 +322,7 @@ def hidream() -> TinyPipeline:
     )
     config._attn_implementation = "eager"  # the pipeline asks for attention maps
     pipe = HiDreamImagePipeline(
-        scheduler=_flow(),
-        vae=make_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
-        text_encoder=make_clip(GLOBAL, projected=True),
-        tokenizer=make_tokenizer(7),
-        text_encoder_2=make_clip(GLOBAL, projected=True),
-        tokenizer_2=make_tokenizer(7),
+        **_two_clips(),
         text_encoder_3=make_t5(),
         tokenizer_3=make_tokenizer(7),
         text_encoder_4=LlamaForCausalLM(config).eval(),

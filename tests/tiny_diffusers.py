@@ -254,20 +254,17 @@ def attentive_pipeline() -> Any:
     return _stable_diffusion(frozen(unet))
 
 
+FLUX = {
+    **{"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16, "num_attention_heads": 2},
+    **{"joint_attention_dim": 24, "pooled_projection_dim": 16, "axes_dims_rope": (4, 4, 8)},
+}
+
+
 def flux(tokenizer: Callable[[int], Any], **scheduler: Any) -> tuple[Any, dict[str, Any]]:
     """Return a tiny Flux and the options of its call."""
     import diffusers
 
-    transformer = diffusers.FluxTransformer2DModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=16,
-        axes_dims_rope=(4, 4, 8),
-    )
+    transformer = diffusers.FluxTransformer2DModel(**FLUX)
     pipe = diffusers.FluxPipeline(
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**scheduler),
         vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),

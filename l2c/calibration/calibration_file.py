@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from l2c.calibration.grid import Grid
 from l2c.diffusion import Schedule
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule
 from l2c.graph.binding import Binding
+from l2c.io.digests import digest_of_text
 from l2c.io.json_fields import items, known_fields, member, parse
 from l2c.io.names import quoted
 from l2c.io.numbers import finite_number, whole_number
@@ -70,7 +70,7 @@ def header_of(
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Return a digest of a file's head without its digest, and of its tensors."""
-    return f"sha256:{hashlib.sha256(f'{text}{weights_digest(tensors)}'.encode()).hexdigest()}"
+    return digest_of_text(f"{text}{weights_digest(tensors)}")
 
 
 def check_digest(header: str, tensors: Mapping[str, Tensor]) -> None:

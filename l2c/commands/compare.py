@@ -15,6 +15,7 @@ from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import this_command_line
+from l2c.diffusion import Guidance
 from l2c.evaluation.method_settings import FEWER_STEPS
 from l2c.evaluation.tournament import Tournament, cell_name
 from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
@@ -79,14 +80,16 @@ def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
     return {"samples": samples, "graphs": graphs}
 
 
-def comparison_page(cfg: DictConfig, name: str, folder: Path, cells: Sequence[Cell]) -> ComparisonPage:
+def comparison_page(
+    cfg: DictConfig, name: str, guidance: Guidance, folder: Path, cells: Sequence[Cell]
+) -> ComparisonPage:
     """Return the page of a model's cells, with what their folder keeps; methods of one policy share a line."""
     return ComparisonPage(
         name,
         {
             "model": name,
             "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
-            "guidance": "none" if cfg.solver.cfg_scale is None else f"{cfg.solver.cfg_scale:g}",
+            "guidance": guidance.said,
             "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
             "machine": machine(),
             "command": this_command_line(),
@@ -134,7 +137,7 @@ def main(cfg: DictConfig) -> None:
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         write_text(folder / file, content)
-    page = comparison_page(cfg, name, folder, cells)
+    page = comparison_page(cfg, name, tournament.uncached.guidance, folder, cells)
     figure = page.curves()
     for suffix in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{suffix}")

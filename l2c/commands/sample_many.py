@@ -11,8 +11,6 @@ from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.table import command_line
 from l2c.drawing.image_shards import ImageShards
 
-DIGITS_SHAPE = (1, 8, 8)
-
 
 @cli.entry("sample_many")
 def main(cfg: DictConfig) -> None:
@@ -26,7 +24,9 @@ def main(cfg: DictConfig) -> None:
     )
     where = drawn.write_archive() if cfg.npz else drawn.folder
     print(f"wrote {where}")
-    if ImageShards(drawn.folder).shape == DIGITS_SHAPE:
+    from l2c.testbeds.digits import IMAGE_SHAPE
+
+    if ImageShards(drawn.folder).shape == IMAGE_SHAPE:
         print(f"next: {command_line('evaluate', samples=drawn.folder, reference='digits')}")
     else:
         print("l2c evaluate scores the folder (samples=PATH) against a reference of real images (reference=PATH.npz)")

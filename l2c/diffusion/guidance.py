@@ -39,6 +39,11 @@ class Guidance:
         """Whether an unconditional pass is needed at all."""
         return self.mode != "embedded" and self.scale is not None and self.scale != NEUTRAL_SCALE[self.mode]
 
+    @property
+    def said(self) -> str:
+        """The scale in words for people; `none` where guidance is off."""
+        return "none" if self.scale is None or self.scale == NEUTRAL_SCALE.get(self.mode) else f"{self.scale:g}"
+
     def combine(self, cond: Tensor, uncond: Tensor) -> Tensor:
         """Merge two outputs (N, C or 2 C, H, W) of the same x into one."""
         assert self.scale is not None, "an inactive guidance has nothing to combine"

@@ -128,13 +128,12 @@ def compare(
     shown = tuple(
         SampleRow.of(name, drawn[0], reference).drawn_from(len(drawn)) for name, drawn in list(images.items())[1:]
     )
-    guidance = next(iter(samplers.values()))[0].guidance
     return Comparison(
         results,
         shown,
         () if labels is None else tuple(labels.tolist()),
         f"batch of {len(noise[:timing_batch])}",
-        f"{guidance.scale:g}" if guidance.active else "none",
+        next(iter(samplers.values()))[0].guidance.said,
     )
 
 

@@ -18,6 +18,7 @@ from l2c.graph.checks import CHECKS, MAX_SCALE
 from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import HOLD, Weights
 from l2c.graph.statistics import removed_fraction_of, statistics_of
+from l2c.io.json_fields import parse
 from l2c.io.numbers import finite_number, whole_number
 
 
@@ -126,8 +127,9 @@ class CacheGraph(GraphFields):
             ValueError: if the text is damaged, of another format or version, or contradicts itself.
 
         """
-        graph = cls(**file.fields_of(text, folder))
-        file.check_content(text)
+        content = parse(text)
+        graph = cls(**file.fields_of(content, folder))
+        file.check_content(content)
         return graph
 
     def save_pretrained(self, folder: str | Path, *, files: Sequence[str | Path] = ()) -> None:

@@ -16,7 +16,7 @@ from l2c.graph.statistics import COUNTED, statistics_of
 from l2c.io.atomic import write_text
 from l2c.io.bundled import bundled_graph, graph_names
 from l2c.io.digests import DIGEST, check_sealed, sealed
-from l2c.io.json_fields import items, known_fields, member, parse, read_text
+from l2c.io.json_fields import items, known_fields, member, read_text
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number
 
@@ -110,18 +110,17 @@ def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
         raise ValueError(f"{shown(found, 300)}: {error}") from error
 
 
-def fields_of(text: str, folder: Path) -> dict[str, Any]:
-    """Return the content of a file's text, as arguments of `CacheGraph`.
+def fields_of(content: Any, folder: Path) -> dict[str, Any]:
+    """Return the content of a file as arguments of `CacheGraph`.
 
     Args:
-        text: text of the file.
+        content: the file's JSON.
         folder: folder of a correction that the graph names.
 
     Raises:
-        ValueError: if the text is damaged, of another format or version, or has missing, unknown or wrong fields.
+        ValueError: if it is of another format or version, or has missing, unknown or wrong fields.
 
     """
-    content = parse(text)
     _check_format(content)
     model = member(content, "model", dict)
     sampler = member(content, "sampler", dict)
@@ -164,15 +163,15 @@ def fields_of(text: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def check_content(text: str) -> None:
-    """Refuse a file's text that is not what was written; last, as what is wrong with a field says more.
+def check_content(content: Mapping[str, Any]) -> None:
+    """Refuse a file's content that is not what was written; last, as what is wrong with a field says more.
 
     Raises:
         ValueError: if the digest in it is another one.
 
     """
     check_sealed(
-        parse(text),
+        content,
         "copy it again; if you edited it, delete the field: l2c.CacheGraph.load(PATH).save(PATH) writes it anew",
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
-from l2c.io.json_fields import known_fields, parse, parse_file, read_text
+from l2c.io.json_fields import known_fields, parse_file
 from l2c.io.names import quoted, shown
 
 VERSION = 1
@@ -57,10 +57,7 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
     name = shown(path, 300)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {what} at {name}; .save writes such files")
-    try:
-        content = parse(read_text(path))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+    content = parse_file(path)
     found, graphs = (content.get("format"), content.get("graphs")) if isinstance(content, dict) else (None, None)
     if found != form or content.get("version") != VERSION or not isinstance(graphs, dict):
         raise ValueError(

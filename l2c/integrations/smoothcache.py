@@ -19,7 +19,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import write_text
-from l2c.io.json_fields import parse, read_text
+from l2c.io.json_fields import parse_file
 from l2c.io.names import quoted
 from l2c.sampling.binding import binding_of, solver_for
 
@@ -120,11 +120,7 @@ def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
     """Return the lists by (0 attention or 1 MLP, block or None)."""
     if not path.exists():
         raise FileNotFoundError(f"no schedule at {path}; give the path of a SmoothCache .json file")
-    text = read_text(path)
-    try:
-        content = parse(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    content = parse_file(path)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no schedule: expected an object like {{'attn': [1, 0], 'mlp': [1, 1]}}")
     columns: dict[tuple[int, int | None], list[int]] = {}

@@ -1,4 +1,4 @@
-"""The digest of a file, and of a JSON object, which holds its own."""
+"""The digest of a file, of a text, and of a JSON object, which holds its own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def sha256_of(path: str | Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def digest_of_text(text: str) -> str:
+    """Return the SHA-256 of a text in UTF-8, `sha256:...`."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def sealed(content: Mapping[str, Any], **options: Any) -> dict[str, Any]:
@@ -60,5 +65,4 @@ def check_sealed(content: Mapping[str, Any], mend: str) -> None:
 def _digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of an object without its digest; spaces and the order of keys do not count."""
     plain = {name: value for name, value in content.items() if name != DIGEST}
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return digest_of_text(json.dumps(plain, sort_keys=True, separators=(",", ":")))

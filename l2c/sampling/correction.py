@@ -6,7 +6,6 @@ are the last dimension of tokens (N, T, D) and the second one of maps (N, D, H, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -20,6 +19,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.correction_file import FORMAT, CorrectionFile, is_correction
 from l2c.graph.predictor import WEIGHTED, counts_before
+from l2c.io.digests import digest_of_text
 from l2c.io.names import shown
 from l2c.io.tensors import opened, write_tensors
 
@@ -53,7 +53,7 @@ def plan_digest(graph: CacheGraph) -> str:
     )
     if WEIGHTED in graph.reuse:
         plan += (graph.weights,)
-    return f"sha256:{hashlib.sha256(json.dumps(plan).encode()).hexdigest()}"
+    return digest_of_text(json.dumps(plan))
 
 
 def channels(value: Tensor) -> int:

@@ -12,10 +12,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.digest import weights_in
 from l2c.backbones.layer_cache import BlockCall
-from l2c.graph.binding import (
-    check_noise,
-    check_times,
-)
+from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.numbers import finite_number, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal

@@ -80,3 +80,10 @@ def test_a_network_without_labels_is_given_none():
     assert Guidance("embedded", 4.0).labels(torch.tensor([1]), None).tolist() == [1]
     with pytest.raises(AssertionError, match="guidance needs labels"):
         Guidance("dit", 4.0).labels(None, 5)
+
+
+def test_guidance_is_said_in_words():
+    said = [
+        Guidance(mode, scale).said for mode, scale in (("dit", 4.5), ("dit", 1.0), ("cfg", None), ("embedded", 1.0))
+    ]
+    assert said == ["4.5", "none", "none", "1"]  # embedded guidance has no scale at which it is off

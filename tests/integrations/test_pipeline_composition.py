@@ -11,6 +11,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 import diffusers
+from tiny_diffusers import FLUX
 from tiny_parts import frozen
 from tiny_pipelines import STEPS, tiny_pipeline
 
@@ -82,17 +83,7 @@ def sd_controlnet(tiny):
 
 
 def flux_controlnet(tiny):
-    net = diffusers.FluxControlNetModel(
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        pooled_projection_dim=16,
-        axes_dims_rope=(4, 4, 8),
-        guidance_embeds=True,
-    )
+    net = diffusers.FluxControlNetModel(**FLUX, guidance_embeds=True)
     parts = {name: part for name, part in tiny.pipe.components.items() if part is not None}
     return diffusers.FluxControlNetPipeline(**parts, controlnet=frozen(net)), {"control_image": picture()}
 

@@ -163,9 +163,7 @@ def put(module: Any, hook: ModelHook, name: str) -> None:
         for other, _ in reversed(outer):
             registry.remove_hook(other, recurse=False)
         registry.register_hook(hook, name)
-        if (
-            name in _FORWARDS
-        ):  # one function for all modules, so that torch.compile compiles blocks that are alike once
+        if name in _FORWARDS:  # one function for all modules: torch.compile compiles blocks that are alike once
             setattr(module, name, hook)
             module.forward = MethodType(_FORWARDS[name], module)
         for other, above in outer:
