@@ -64,14 +64,16 @@ def train_backbone(
     identity = {"model": backbone.conventions.name, "data": type(data).__name__, **settings.identity()}
     resumed = resume_from(settings.resume, run_folder)
     if resumed is not None:
+        said, restarts = _length_there(resumed, settings)
         check_checkpoint(
             resumed,
             "backbone.",
             backbone.state_dict(),
-            settings={**identity, **_steps_there(resumed, settings)},
+            settings={**identity, **said},
             max_steps=settings.max_steps,
             word="max_steps",
         )
+        identity |= restarts
     output = Path(settings.output)
     check_writable(output)
     trainer = make_run_trainer(
@@ -113,17 +115,23 @@ def _module(backbone: Backbone, settings: BackboneTraining) -> LitBackbone:
     )
 
 
-def _steps_there(checkpoint: Path, settings: BackboneTraining) -> dict[str, Any]:
-    """Return `max_steps` of a checkpoint's run where this run may have another number of steps.
+def _length_there(checkpoint: Path, settings: BackboneTraining) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a checkpoint may say of its run's length, and what this run's checkpoints are to say of restarts.
 
-    The learning rate does not depend on it before it begins to fall, in that run and in this one.
+    Another `max_steps` makes the same run if the learning rate has begun to fall in neither of them. A finished run
+    goes on by a restart: the learning rate rises again to that of a run of the new length. Checkpoints name the
+    steps at which their run was restarted.
     """
     content = read_checkpoint(checkpoint)
-    there = content[RUN]["settings"].get("max_steps")
-    if type(there) is not int:
-        return {}
-    falls = decay_start(min(there, settings.max_steps), settings.decay_share)
-    return {"max_steps": there} if content["global_step"] <= falls else {}
+    there = {name: content[RUN]["settings"].get(name) for name in ("max_steps", "restarts")}
+    restarts = {"restarts": there["restarts"]} if isinstance(there["restarts"], list) else {}
+    if type(there["max_steps"]) is not int:
+        return restarts, restarts
+    steps, step = {"max_steps": there["max_steps"]}, content["global_step"]
+    if step == there["max_steps"] < settings.max_steps:
+        return steps | restarts, {"restarts": [*restarts.get("restarts", []), step]}
+    constant = step <= decay_start(min(there["max_steps"], settings.max_steps), settings.decay_share)
+    return restarts | (steps if constant else {}), restarts
 
 
 def _write(backbone: Backbone, output: Path) -> None:

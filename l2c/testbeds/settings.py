@@ -51,7 +51,8 @@ class BackboneTraining(Settings):
         seed: seed of weights, times, noise and label dropout.
         num_threads: one makes the weights reproducible on a machine type.
         accelerator: Lightning's name of the hardware to train on.
-        resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew.
+        resume: a checkpoint to continue from, `auto` for the one in the run's folder if any; None = start anew. A
+            finished run with a larger `max_steps` is restarted: its learning rate rises again.
 
     """
 

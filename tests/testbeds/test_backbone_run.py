@@ -10,10 +10,12 @@ from l2c.backbones.presets import build_backbone
 from l2c.commands.frame.settings import checked
 from l2c.commands.train_backbone import train_by
 from l2c.io.bundled import project_folder
+from l2c.testbeds.backbone_run import _length_there
 from l2c.testbeds.classifier_run import train_classifier
 from l2c.testbeds.emoji_classifier import EmojiClassifier
 from l2c.testbeds.lit_backbone import LitBackbone
 from l2c.testbeds.settings import ClassifierTraining
+from l2c.training.checkpoints import RUN, WholeCheckpoints
 
 
 def config(name, *overrides):
@@ -87,6 +89,30 @@ def test_a_longer_run_goes_on_from_before_the_decay(train_emoji, tmp_path):
     _, continued = train_emoji("continued", "max_steps=8", *settings, resume)
     for name, value in unbroken.items():
         torch.testing.assert_close(continued[name], value, rtol=0, atol=0)
+
+
+def test_a_finished_run_goes_on_by_a_restart(train_emoji, tmp_path):
+    """Its checkpoints name where it was restarted; a run whose learning rate falls has another length only then."""
+    settings = ["decay_share=0.5", "warmup_steps=1"]
+    files = WholeCheckpoints()
+
+    def restarts(name):
+        return files.load_checkpoint(tmp_path / name / "last.ckpt")[RUN]["settings"].get("restarts")
+
+    train_emoji("first", "max_steps=4", *settings)
+    assert restarts("first") is None
+    train_emoji("second", "max_steps=8", f"resume={tmp_path / 'first' / 'last.ckpt'}", *settings)
+    assert restarts("second") == [4]
+    train_emoji("third", "max_steps=9", f"resume={tmp_path / 'second' / 'last.ckpt'}", *settings)
+    assert restarts("third") == [4, 8]
+    falling = files.load_checkpoint(tmp_path / "second" / "last.ckpt")
+    falling["global_step"] = 7
+    files.save_checkpoint(falling, tmp_path / "falling.ckpt")
+    cfg = config("train_backbone", "model=dit_emoji", "max_steps=8", "decay_share=0.5")
+    killed = checked("train_backbone", cfg).top
+    assert _length_there(tmp_path / "falling.ckpt", killed) == ({"restarts": [4]}, {"restarts": [4]})
+    with pytest.raises(ValueError, match="max_steps is 8 there, 12 here"):
+        train_emoji("wrong", "max_steps=12", f"resume={tmp_path / 'falling.ckpt'}", *settings)
 
 
 @pytest.mark.parametrize(("decay_share", "expected"), [(1.0, [1, 0.505, 0.01]), (0.5, [1, 1, 0.01])])
