@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,7 @@ from l2c.backbones.uvit import UViT
 from l2c.backbones.wrap import WrappedModule
 from l2c.calibration.measured_cost import measure_macs
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import MACS, SPEED_UP, WORTH
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Cost:
     def speed_up(self, graph: CacheGraph) -> float:
         """Return the speed-up that the MACs allow: uncached over cached."""
         return graph.num_evaluations / self.evaluations_worth(graph)
+
+    def measured(self, graph: CacheGraph) -> dict[str, Any]:
+        """Return what a graph costs, by the names that its file has for it."""
+        return {
+            MACS: self.evaluation,
+            WORTH: round(self.evaluations_worth(graph), 4),
+            SPEED_UP: round(self.speed_up(graph), 4),
+        }
 
 
 def _linears(*modules: nn.Module) -> int:

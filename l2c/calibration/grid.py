@@ -69,11 +69,7 @@ class Grid:
             ValueError: if the solver adds noise of its own, or an output moves no state.
 
         """
-        if solver.stochastic:
-            raise ValueError(
-                f"a calibration carries along trajectories without noise, but {solver.name} adds noise at its steps; "
-                "take eta = 0 or a deterministic solver"
-            )
+        solver.check_deterministic("a calibration carries along trajectories without noise")
         times, steps = tuple(map(float, solver.timesteps)), solver.steps
         step_of = {e: k for k, step in enumerate(steps) for e in step}
         starts = [times[step[0]] for step in steps]

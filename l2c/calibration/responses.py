@@ -74,11 +74,7 @@ def measure_both_ways(
 
     The latter serve to carry responses to other times, see `l2c.calibration.other_times`.
     """
-    if sampler.solver.stochastic:
-        raise ValueError(
-            f"responses belong to one trajectory per noise, but {sampler.solver.name} adds noise of its own; take a "
-            "deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m) for policies gram and best"
-        )
+    sampler.solver.check_deterministic("responses, of policies gram and best, belong to one trajectory per noise")
     check_differentiable(sampler.solver, sampler.backbone.input_shape)
     parts = []
     total = -(-len(noise) // batch_size) * num_probes * sampler.solver.num_evaluations

@@ -9,16 +9,16 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from l2c.commands.frame.table import spelled
+from l2c.commands.frame.arguments import Arguments
 from l2c.io.bundled import own_checkpoint_folder, project_folder
 from l2c.io.download import direct_address, download, keep_local
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, download or copy, say where the file is."""
-    parser = argparse.ArgumentParser(
-        prog=spelled("download"),
-        description="Fetch the published weights of a model; run again to continue a broken download.",
+    parser = Arguments(
+        "download",
+        "Fetch the published weights of a model; run again to continue a broken download.",
     )
     parser.add_argument("name", help="a model: dit_xl2, uvit_h2, ... (a file of configs/model)")
     parser.add_argument("--url", help="another address than the published one")

@@ -6,12 +6,11 @@ l2c show runs/calibrate/dit_digits.safetensors num_steps=30
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from l2c.commands.frame.table import spelled
+from l2c.commands.frame.arguments import Arguments
 from l2c.io.bundled import graph_names
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ OPTIONS = ("output", "num_steps")
 
 def main(arguments: Sequence[str]) -> None:
     """Load, print, draw."""
-    parser = argparse.ArgumentParser(
-        prog=spelled("show"),
-        description="Print what a cache graph does and draw it as a heat map; of a calibration or a ladder, draw "
+    parser = Arguments(
+        "show",
+        "Print what a cache graph does and draw it as a heat map; of a calibration or a ladder, draw "
         "error against budget.",
     )
     parser.add_argument(
@@ -36,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "options",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="output=PATH: the picture, by default NAME.png in the current folder; num_steps=N: evaluations of the "
         "graphs of a calibration, by default as many as were measured",
@@ -92,7 +92,7 @@ def _of_calibration(name: str, options: dict[str, str], output: Path) -> str:
 
 def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
     """Draw error against budget; return it as a table, `how` saying what the errors are."""
-    from l2c.graph.ladder import ERROR, SPREAD, WORTH
+    from l2c.graph.statistics import ERROR, SPREAD, WORTH
     from l2c.report.curves import budget_curve
     from l2c.report.figures import save_figure
 

@@ -49,12 +49,14 @@ class Solver(ABC):
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
         stochastic: whether steps add noise.
+        without_noise: the solvers to take where steps may add none, as a refusal says it.
 
     """
 
     name: ClassVar[str]
     schedules: ClassVar[tuple[str, ...]] = VARIANCE_PRESERVING
     stochastic: bool = False
+    without_noise: ClassVar[str] = "ddim with eta 0, dpm_solver_2s or dpm_solver_2m"
 
     def __init__(self, schedule: Schedule, indices: tuple[float, ...], steps: tuple[tuple[int, ...], ...]) -> None:
         self.schedule = schedule
@@ -67,6 +69,19 @@ class Solver(ABC):
     def num_evaluations(self) -> int:
         """Number of network calls of one trajectory."""
         return len(self.indices)
+
+    def check_deterministic(self, reason: str) -> None:
+        """Refuse a solver whose steps add noise.
+
+        Args:
+            reason: why none may be added, as the begin of a sentence.
+
+        Raises:
+            ValueError: if steps add noise.
+
+        """
+        if self.stochastic:
+            raise ValueError(f"{reason}, but {self.name} adds noise at its steps; take {self.without_noise}")
 
     @property
     def options(self) -> Mapping[str, float]:

@@ -15,8 +15,8 @@ from l2c.data.share import Share
 from l2c.data.vae import Vae
 from l2c.drawing.image_shards import Samples, to_pixels
 from l2c.io.seeds import Stream
-from l2c.io.tensors import check_finite
 from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.inputs import check_images
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.settings import launch
 
@@ -129,7 +129,7 @@ class LitSampler(pl.LightningModule):
         drawn = drawn[: len(images)]
         if self.vae is not None:
             drawn = self.vae.decode(drawn)
-        check_finite("images", drawn, mend="check weights, guidance scale and graph, or take precision=fp32")
+            check_images(drawn)
         self._pixels.append(to_pixels(drawn).cpu())
         self.num_drawn += len(images)
         whole = self.samples.images_of(shard)

@@ -9,6 +9,7 @@ from l2c.calibration.cost import Cost
 from l2c.evaluation.comparison import Comparison, Result
 from l2c.evaluation.scores.scores import Scores
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import MACS
 from l2c.io.atomic import write_json, write_text
 from l2c.io.names import counted
 from l2c.report.figures import graph_heatmap, save_figure
@@ -137,7 +138,7 @@ def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: 
     results = {
         "command": command,
         "machine": machine(),
-        "macs_per_evaluation": cost.evaluation,
+        MACS: cost.evaluation,
         "results": [result.to_dict() for result in comparison.results],
     }
     write_json(folder / "results.json", results, allow_nan=False)

@@ -121,7 +121,7 @@ def check_slopes(graph: GraphFields) -> None:
             )
 
 
-def check_weights(graph: GraphFields) -> None:
+def check_predictor_weights(graph: GraphFields) -> None:
     """Refuse weights that are not one set per `weighted` entry, read more than there is, or do not add up to 1."""
     if len(graph.weights) != len(graph.rows):
         raise ValueError(
@@ -198,7 +198,7 @@ CHECKS: tuple[Callable[[GraphFields], None], ...] = (
     check_timesteps,
     check_reuse,
     check_slopes,
-    check_weights,
+    check_predictor_weights,
     check_routed,
     check_binding,
 )

@@ -14,7 +14,7 @@ from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
 from l2c.graph.statistics import COUNTED, statistics_of
 from l2c.io.atomic import write_text
-from l2c.io.bundled import bundled_graph, graph_names
+from l2c.io.bundled import bundled_graph
 from l2c.io.digests import DIGEST, check_sealed, sealed
 from l2c.io.json_fields import items, known_fields, member, read_text
 from l2c.io.names import quoted, shown
@@ -96,13 +96,8 @@ def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
 
     """
     found = Path(path)
-    if not found.exists() and str(path) in graph_names():
-        found = bundled_graph(str(path))
     if not found.exists():
-        raise FileNotFoundError(
-            f"no cache graph at {shown(path, 300)}: neither a file nor a bundled graph "
-            f"({', '.join(graph_names())}); make one with l2c train or l2c graph"
-        )
+        found = bundled_graph(str(path))
     content = read_text(found)
     try:
         return from_json(content, folder=found.parent)
@@ -138,7 +133,7 @@ def fields_of(content: Any, folder: Path) -> dict[str, Any]:
     timesteps = items(sampler, "timesteps", NUMBER, "sampler.timesteps")
     declared = member(sampler, "num_evaluations", int, "sampler.num_evaluations")
     if declared != len(rows) and 0 < len(rows) == len(timesteps):
-        raise ValueError(f"sampler.num_evaluations is {declared}, but there are {len(rows)} rows; it counts them")
+        raise ValueError(f"sampler.num_evaluations is {declared}, but there are {len(rows)} rows; say {len(rows)}")
     statistics = member(content, "statistics", dict)
     return {
         "rows": rows,

@@ -15,6 +15,7 @@ from l2c.graph.fields import GraphFields
 from l2c.graph.statistics import statistics_of
 from l2c.graph.text import summary
 from l2c.io.atomic import write_text
+from l2c.io.lazy import needed
 from l2c.io.names import shown
 
 FILE = "cache_graph.json"
@@ -173,10 +174,6 @@ Made with:
 
 
 def _hub() -> Any:
-    try:
+    with needed("huggingface_hub", "the Hub needs"):
         import huggingface_hub
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "the Hub needs the package huggingface_hub; run `pip install '.[diffusers]'` in a clone of l2c"
-        ) from error
     return huggingface_hub

@@ -8,9 +8,9 @@ from typing import overload
 
 from l2c.graph import several
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import ERROR, SPREAD, WORTH
 
 FORMAT = "l2c-cache-ladder"
-WORTH, ERROR, SPREAD = "evaluations_worth_of_macs", "expected_mse", "expected_mse_standard_error"
 MOST = 1000  # graphs
 NEAR = 0.01  # of the MACs: budgets are met to within about a layer
 

@@ -1,12 +1,17 @@
-"""Counts and shares that follow from the rows of a cache graph."""
+"""What a cache graph's file says of its making and cost, and the counts and shares that follow from its rows."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from l2c.graph.fields import GraphFields
 from l2c.graph.layer_names import layers_of
+from l2c.io.version import __version__
 
+# What makers of graphs measure, by its name in a file.
+MACS, WORTH, SPEED_UP = "macs_per_evaluation", "evaluations_worth_of_macs", "macs_speed_up"
+ERROR, SPREAD = "expected_mse", "expected_mse_standard_error"  # per pixel, and of it over trajectories
 COUNTED = (
     "num_evaluations",
     "num_routed",
@@ -18,6 +23,18 @@ COUNTED = (
     "removed_fraction_overall",
     "peak_kept_outputs",
 )
+
+
+def made_by(method: str, hyperparameters: Mapping[str, Any], **further: Any) -> dict[str, Any]:
+    """Return the provenance of a graph.
+
+    Args:
+        method: name of the policy, objective or import.
+        hyperparameters: the settings of the method that decide the graph.
+        further: what else decides it, by name.
+
+    """
+    return {"method": method, "hyperparameters": dict(hyperparameters), **further, "l2c": __version__}
 
 
 def removed_fraction_of(graph: GraphFields, kind: str) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from l2c.graph.fields import GraphFields
+from l2c.graph.layer_names import layers_of
 from l2c.graph.predictor import HOLD
-from l2c.graph.statistics import removed_fraction_of
+from l2c.graph.statistics import ERROR, SPREAD, WORTH, removed_fraction_of
 from l2c.io.names import shown
+
+NUMBER = (int, float)
 
 
 def headline(graph: GraphFields) -> str:
@@ -30,14 +33,37 @@ def summary(graph: GraphFields) -> str:
     lines = [
         headline(graph),
         f"{graph.num_reused} of {graph.num_evaluations * graph.num_layers} layers reused: "
-        f"{100 * graph.removed_fraction:.2f} % of the {len(graph.routed)} routed evaluations "
-        f"(attention {100 * removed_fraction_of(graph, 'attn'):.2f} %, "
-        f"MLP {100 * removed_fraction_of(graph, 'mlp'):.2f} %), "
+        f"{100 * graph.removed_fraction:.2f} % of the {len(graph.routed)} routed evaluations{_by_kind(graph)}, "
         f"{100 * graph.removed_fraction_overall:.2f} % of all; "
         f"at most {graph.peak_kept} outputs held"
         + ("" if graph.correction is None else f"; corrected by {shown(graph.correction.path.name)}"),
+        *_measured(graph),
     ]
     for e, (t, row) in enumerate(zip(graph.timesteps, graph.rows, strict=True)):
         mark = ("routed" if e in routed else "full") + ("" if graph.reuse[e] == HOLD else f", {graph.reuse[e]}")
         lines.append(f"{e:4d}  t {t:8.2f}  {''.join('#' if bit else '.' for bit in row)}  {mark}")
     return "\n".join(lines)
+
+
+def _by_kind(graph: GraphFields) -> str:
+    """Return the shares reused of attention and MLP, of layers that are one or the other."""
+    if not any(layers_of(kind, graph.layers) for kind in ("attn", "mlp")):
+        return ""
+    attention, mlp = (100 * removed_fraction_of(graph, kind) for kind in ("attn", "mlp"))
+    return f" (attention {attention:.2f} %, MLP {mlp:.2f} %)"
+
+
+def _measured(graph: GraphFields) -> list[str]:
+    """Return what the graph's maker said of it: its method, MACs and expected error."""
+    said = {name: value for name in (WORTH, ERROR, SPREAD) if isinstance(value := graph.measured.get(name), NUMBER)}
+    parts = []
+    if said.get(WORTH):
+        worth = said[WORTH]
+        speed_up = graph.num_evaluations / worth
+        parts.append(f"{worth:.4g} of {graph.num_evaluations} evaluations' worth of MACs ({speed_up:.2f} x)")
+    if ERROR in said:
+        spread = f" \u00b1 {said[SPREAD]:.2g}" if SPREAD in said else ""
+        parts.append(f"expected squared error per pixel {said[ERROR]:.3g}{spread}")
+    if method := graph.provenance.get("method"):
+        parts.append(f"made by {shown(method, 60)}")
+    return ["; ".join(parts)] if parts else []

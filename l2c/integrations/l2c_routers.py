@@ -14,6 +14,7 @@ from l2c.backbones.presets import ModelPreset
 from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import made_by
 from l2c.io.numbers import finite_number
 from l2c.sampling.binding import binding_of, solver_for
 
@@ -66,11 +67,7 @@ def import_l2c_router(
         binding,
         rows=tuple(rows),
         routed=tuple(sorted(router_of)),
-        provenance={
-            "method": "l2c",
-            "imported_from": Path(path).name,
-            "hyperparameters": {"threshold": threshold},
-        },
+        provenance=made_by("l2c", {"threshold": threshold}, imported_from=Path(path).name),
     )
 
 

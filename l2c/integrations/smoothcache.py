@@ -18,6 +18,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD
+from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
 from l2c.io.json_fields import parse_file
 from l2c.io.names import quoted
@@ -79,7 +80,7 @@ def import_smoothcache(
         binding,
         rows=tuple(map(tuple, rows)),
         routed=None if routed is None else tuple(routed),
-        provenance={"method": "smoothcache schedule", "imported_from": Path(path).name},
+        provenance=made_by("smoothcache schedule", {}, imported_from=Path(path).name),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from l2c.io.names import near_names
+from l2c.io.names import near_names, shown
 
 
 def project_folder(name: str) -> Path:
@@ -45,6 +45,7 @@ def bundled_graph(name: str) -> Path:
     """
     if name not in graph_names():
         raise FileNotFoundError(
-            f"no cache graph {name!r}: neither a file nor a bundled graph; {near_names(name, graph_names())}"
+            f"no cache graph at {shown(name, 300)}: neither a file nor a bundled graph; "
+            f"{near_names(name, graph_names())}; make one with l2c train or l2c graph"
         )
     return project_folder("checkpoints") / f"{name}.json"

@@ -11,13 +11,13 @@ from typing import Any
 
 
 @contextmanager
-def needed(package: str, what: str, extra: str) -> Iterator[None]:
+def needed(package: str, what: str, extra: str | None = None) -> Iterator[None]:
     """Say how to install a package that an import in the `with` block lacks; that it fails otherwise passes as it is.
 
     Args:
         package: the package as it is imported.
         what: what needs it, with its verb: `encoding images needs`.
-        extra: the extra of ours that brings it.
+        extra: the extra of ours that brings it; None = a plain installation does.
 
     Raises:
         ValueError: if there is no such package.
@@ -28,7 +28,8 @@ def needed(package: str, what: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:
             raise
-        raise ValueError(f"{what} the package {package}; run pip install '.[{extra}]' in a clone of l2c") from error
+        command = "pip install ." if extra is None else f"pip install '.[{extra}]'"
+        raise ValueError(f"{what} the package {package}; run {command} in a clone of l2c") from error
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

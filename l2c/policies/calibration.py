@@ -16,6 +16,7 @@ from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.ladder import Ladder
+from l2c.graph.statistics import ERROR, WORTH
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
@@ -247,8 +248,8 @@ class Calibration(Measurements):
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
             images = sample_in_batches(cached, labels, noise, **streams)
             true = float(squared_errors(images, reference).mean())
-            predicted = float(graph.measured["expected_mse"])
-            share = float(graph.measured["evaluations_worth_of_macs"]) / count
+            predicted = float(graph.measured[ERROR])
+            share = float(graph.measured[WORTH]) / count
             if 0 < true < math.inf and predicted > 0:
                 found.append({"num_evaluations": count, "share": share, "predicted": predicted, "true": true})
         return found

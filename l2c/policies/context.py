@@ -12,7 +12,7 @@ from l2c.calibration.measurements import Measurements
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import Weights
-from l2c.io.version import __version__
+from l2c.graph.statistics import made_by
 from l2c.policies.budget import Budget, check_reach, evaluations_worth, rows_in_order
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
@@ -81,12 +81,7 @@ class PolicyContext:
 
         """
         assert self.sampler is not None
-        if self.stochastic:
-            raise ValueError(
-                f"policy {policy} compares images from the same noise, but {self.blank.solver} adds noise of its "
-                "own; take a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a flow "
-                "flow_euler, flow_dpm_2m)"
-            )
+        self.sampler.solver.check_deterministic(f"policy {policy} compares images from the same noise")
         return self.sampler
 
     @property
@@ -148,18 +143,9 @@ class PolicyContext:
             reuse=tuple(reuse),
             slopes=slopes,
             weights=weights,
-            provenance={
-                "method": method,
-                "hyperparameters": hyperparameters,
-                "l2c": __version__,
-            },
+            provenance=made_by(method, hyperparameters),
         )
-        return graph.replace(
-            measured={
-                "evaluations_worth_of_macs": round(self.cost.evaluations_worth(graph), 4),
-                "macs_speed_up": round(self.cost.speed_up(graph), 4),
-            }
-        )
+        return graph.replace(measured=self.cost.measured(graph))
 
     def in_order(self, entries: Sequence[Entry], worth: float) -> list[list[bool]]:
         """Return rows that reuse entries in their order until the MACs have come down to `worth`."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from l2c.calibration.measurements import Measurements
+from l2c.graph.statistics import ERROR, SPREAD
 from l2c.policies.allocation import Array
 from l2c.sampling.image_error import standard_error
 
@@ -33,7 +34,7 @@ def expected_error(change: Array, calibration: Measurements, share: float) -> di
     each *= len(each)  # per trajectory
     ratio = true_over_predicted(calibration.corrections, calibration.binding.num_evaluations, share)
     spread = standard_error(each) if len(each) > 1 else 0.0
-    return {"expected_mse": float(ratio * each.mean()), "expected_mse_standard_error": float(ratio * spread)}
+    return {ERROR: float(ratio * each.mean()), SPREAD: float(ratio * spread)}
 
 
 def true_over_predicted(corrections: Iterable[Mapping[str, float]], num_evaluations: int, share: float) -> float:

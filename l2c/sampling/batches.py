@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.io.tensors import check_finite
+from l2c.sampling.inputs import check_images
 
 
 class Draws(Protocol):
@@ -66,7 +66,7 @@ def sample_in_batches(
     images = []
     for start, chosen, part in in_batches(labels, noise, batch_size):
         batch = sampler.sample(chosen, noise=part, seed=seed, first_image=first_image + start)
-        check_finite("images", batch, mend="check weights, guidance scale and graph, or take precision=fp32")
+        check_images(batch)
         images.append(batch.cpu())
         if advance is not None:
             advance.update(len(batch))

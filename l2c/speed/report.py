@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import SPEED_UP
 from l2c.io.atomic import write_json, write_text
 from l2c.report.decisions import wrapped
 from l2c.report.figures import COMPUTED, REUSED, save_figure
@@ -109,7 +110,7 @@ def write_speed_report(
         "command": command,
         "machine": machine(),
         "cuda": torch.version.cuda,
-        "macs_speed_up": cost.speed_up(graph),
+        SPEED_UP: cost.speed_up(graph),
         "rows": ["".join("01"[bit] for bit in row) for row in graph.rows],
         "results": [speed.to_dict() for speed in speeds],
         "notes": list(notes),

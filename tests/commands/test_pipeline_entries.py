@@ -204,6 +204,11 @@ def test_a_missing_pipeline_is_a_missing_folder(call, refused, tmp_path):
     assert "there is no folder /nope; give the pipeline" in refused(call("scripts/make_graph.py", *given))
 
 
+@pytest.mark.parametrize("command", ["compare", "train", "sample", "evaluate"])
+def test_a_pipeline_that_is_not_named_is_asked_for(command, call, refused):
+    assert "pipeline is missing; say pipeline=VALUE" in refused(call("l2c/__main__.py", command, "backend=diffusers"))
+
+
 def test_options_of_the_pipelines_call_are_taken(call, tmp_path):
     PIPELINES["pixart"]().save_pretrained(tmp_path / "pixart")
     size = "model.options={height: 8, width: 8, use_resolution_binning: false, clean_caption: false}"

@@ -45,6 +45,13 @@ def test_an_unknown_command_is_told_near_ones(call, refused):
     assert "unknown command 'evaluat'; did you mean evaluate" in refused(call(MAIN, "evaluat", "graph=x"))
 
 
+@pytest.mark.parametrize("command", ["show", "download"])
+def test_a_missing_argument_is_one_sentence(command, call, refused):
+    sentence = refused(call(MAIN, command))
+    assert f"arguments are required: {'graph' if command == 'show' else 'name'}; " in sentence
+    assert sentence.endswith(f"l2c {command} --help lists the arguments")
+
+
 def test_help_explains_settings_and_groups(call):
     page = call(MAIN, "train", "router=harmonica", "--help").stdout
     assert re.search(

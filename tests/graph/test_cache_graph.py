@@ -12,6 +12,7 @@ import pytest
 
 import l2c
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import ERROR, SPREAD, WORTH, made_by
 
 SCHEMA = json.loads((Path(l2c.__file__).parent / "graph" / "cache_graph.schema.json").read_text(encoding="utf-8"))
 LAYERS = ("blocks.0.attn", "blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp")
@@ -307,3 +308,7 @@ def test_summary_says_what_is_removed():
     assert [line.split()[3] for line in lines] == [row.replace("1", "#").replace("0", ".") for row in ROWS]
     assert [line.split()[4] for line in lines] == ["full", "routed", "full", "routed", "routed"]
     assert "any guidance" in make(cfg_scale=None).summary()
+    count = make().num_evaluations
+    told = make(measured={WORTH: count / 2, ERROR: 0.00123, SPREAD: 1e-4}, provenance=made_by("best", {})).summary()
+    assert f"{count / 2:.4g} of {count} evaluations' worth of MACs (2.00 x); expected squared error per pixel" in told
+    assert "0.00123 \u00b1 0.0001; made by best" in told

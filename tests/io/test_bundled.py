@@ -16,7 +16,7 @@ def test_bundled_graphs_have_names(tmp_path, monkeypatch):
         assert graph == l2c.CacheGraph.load(bundled_graph(name))
         l2c.Sampler(l2c.load_backbone(graph.model), graph=graph)
     with pytest.raises(
-        FileNotFoundError, match=r"no cache graph 'dit_digits': neither .* did you mean dit_digits_ddim20"
+        FileNotFoundError, match=r"no cache graph at dit_digits: neither .* did you mean dit_digits_ddim20"
     ):
         bundled_graph("dit_digits")
     with pytest.raises(FileNotFoundError, match=r"no cache graph at \.\./configs/x: neither a file"):

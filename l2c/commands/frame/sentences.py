@@ -16,6 +16,7 @@ from l2c.policies.budget import FORMS, OLD_WORDS
 
 OLD = {**OLD_WORDS, "statistics": "calibration", "policy.judge_batch": "policy.eval_batch_size"}
 MEND = "free some space on its disk, or choose another with hydra.run.dir=PATH"
+MISSING = {"pipeline": "a folder that save_pretrained wrote, or a name on the Hub; backend=diffusers needs it"}
 A_GROUP = "a group takes the name of one of its choices (solver=ddim), a setting its value (solver.cfg_scale=4)"
 
 
@@ -69,5 +70,8 @@ def sentence_of(error: Exception, folder: Path, mend: str = MEND) -> str:
     if old and old[1] in OLD:
         forms = f", {FORMS}" if old[1] in OLD_WORDS else ""
         return f"there is no {old[1]} any more: it is called {OLD[old[1]]} now{forms}"
+    if missing := re.search(r"Missing mandatory value: ([\w.]+)", str(error)):
+        meaning = MISSING.get(missing[1], "it has no default")
+        return f"{missing[1]} is missing; say {missing[1]}=VALUE: {meaning}"
     text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
     return text or type(error).__name__

@@ -29,6 +29,8 @@ class SchedulerSolver(Solver):
 
     """
 
+    without_noise = "DDIMScheduler, DPMSolverMultistepScheduler or, of a flow, FlowMatchEulerDiscreteScheduler"
+
     def __init__(self, scheduler: Any, timesteps: Sequence[float], *, first: int = 0) -> None:
         name = type(scheduler).__name__
         rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import made_by
 from l2c.io.seeds import Stream
 from l2c.policies.budget import check_reach, rows_in_order
 
@@ -42,7 +43,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         weights=(),
         correction=None,
         fingerprint=None,  # nothing of the weights was looked at
-        provenance={"method": "random", "hyperparameters": {"seed": seed, "evaluations_worth": worth}},
+        provenance=made_by("random", {"seed": seed, "evaluations_worth": worth}),
         measured={},
     )
 
@@ -77,5 +78,5 @@ def counted_layers(blank: CacheGraph, routed: Sequence[int], counts: Sequence[in
     return blank.replace(
         rows=tuple(map(tuple, rows)),
         routed=tuple(routed),
-        provenance={"method": "random", "hyperparameters": {"seed": seed, "computed": list(counts)}},
+        provenance=made_by("random", {"seed": seed, "computed": list(counts)}),
     )

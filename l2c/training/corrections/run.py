@@ -142,10 +142,5 @@ def uncached_sampler(
     # A sampler of the graph refuses what does not fit.
     Sampler(backbone, graph=graph, solver=solver, num_evaluations=num_evaluations, cfg_scale=cfg_scale)
     sampler = uncached_of(graph, backbone, cfg_scale=cfg_scale)
-    if sampler.solver.stochastic:
-        raise ValueError(
-            f"training compares images from the same noise, but {graph.solver} adds noise of its own; "
-            "take a graph of a deterministic solver (ddim with eta 0, dpm_solver_2s, dpm_solver_2m; of a pipeline "
-            "DDIMScheduler, DPMSolverMultistepScheduler)"
-        )
+    sampler.solver.check_deterministic("training compares images from the same noise")
     return sampler

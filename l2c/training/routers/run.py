@@ -16,9 +16,9 @@ from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import stand_ins
+from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
 from l2c.io.memory import memory_explained
-from l2c.io.version import __version__
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of, solver_for
 from l2c.training.checkpoints import check_checkpoint
@@ -210,20 +210,13 @@ def _export(
         rows=rows,
         routed=routers.evaluations,
         **stand_ins(rows, reuse_under(solver, settings.router.reuse)),
-        provenance={
-            "method": settings.router.name,
-            "hyperparameters": settings.router.to_dict(),
-            "data": settings.data.to_dict(),
-            "steps": steps,
-            "seed": settings.seed,
-            "l2c": __version__,
-            "torch": torch.__version__,
-        },
+        provenance=made_by(
+            settings.router.name,
+            settings.router.to_dict(),
+            data=settings.data.to_dict(),
+            steps=steps,
+            seed=settings.seed,
+            torch=torch.__version__,
+        ),
     )
-    return graph.replace(
-        measured={
-            "macs_per_evaluation": cost.evaluation,
-            "evaluations_worth_of_macs": round(cost.evaluations_worth(graph), 4),
-            "macs_speed_up": round(cost.speed_up(graph), 4),
-        }
-    )
+    return graph.replace(measured=cost.measured(graph))
