@@ -1,4 +1,4 @@
-"""Steps per second and peak memory of router training, beside the reference scheme.
+"""Steps per second and peak memory of router training, beside the published scheme.
 
 python benchmarks/router_training.py model=dit_b2 batch_size=2
 """
@@ -29,7 +29,7 @@ from l2c.training.routers.routers import Routers, routed_evaluations
 
 EVALUATIONS = 4  # two routed ones: what a step costs does not depend on how many
 PRECISIONS = ("32-true", "bf16-mixed")  # of Lightning's Trainer
-SCHEMES = ("reference", "frozen", "revisited", "stored")
+SCHEMES = ("published", "frozen", "revisited", "stored")
 
 
 class Schemes:
@@ -64,8 +64,8 @@ class Schemes:
 
     def step(self, scheme: str) -> Callable[[], None]:
         """Return one training step, what is stored at first visits being there already."""
-        if scheme == "reference":
-            return self._reference
+        if scheme == "published":
+            return self._published
         if scheme == "frozen":
             return lambda: self._train(lambda: self.data.pair(self.x, self.noise, self.y, self.routed[0]))
         pairs = self.trajectories[scheme]
@@ -87,7 +87,7 @@ class Schemes:
         loss.backward()
         self.optimizer.step()
 
-    def _reference(self) -> None:
+    def _published(self) -> None:
         """Train as Learning-to-Cache's code does: gradients of all weights, through teacher and student."""
         self.backbone.requires_grad_(True)
         with self._autocast():

@@ -7,11 +7,11 @@ import warnings
 from benchmarks.gpu.networks import Network, network
 from benchmarks.gpu.task import Task, told
 from l2c.calibration.cost import Cost, count_macs
-from l2c.speed.bench import REFERENCE, Bench, Setting, Speed
+from l2c.speed.bench import PUBLISHED, Bench, Setting, Speed
 
 CASES = ((20, 8), (20, 1), (50, 8), (50, 1))  # (evaluations, images)
 # (precision, mode); 32-bit products of the published code are in TF32 on a GPU
-UNCOMPILED = (("tf32", REFERENCE), ("bf16", REFERENCE), ("bf16", "eager"), ("bf16", "captured"))
+UNCOMPILED = (("tf32", PUBLISHED), ("bf16", PUBLISHED), ("bf16", "eager"), ("bf16", "captured"))
 COMPILED = (("bf16", "captured"), ("bf16", "compiled"), ("bf16", "compiled+captured"))
 TINY_CASES = ((6, 2),)
 
@@ -29,7 +29,7 @@ def measure(task: Task, kind: str) -> None:
             bench = benches[num_evaluations]
             settings = [Setting(batch_size, precision, "default", mode) for precision, mode in ways]
             if ways is UNCOMPILED and (num_evaluations, batch_size) == (20, 1):
-                settings.insert(1, Setting(batch_size, "fp32", "default", REFERENCE))
+                settings.insert(1, Setting(batch_size, "fp32", "default", PUBLISHED))
             rounds = max(2, task.rounds if num_evaluations <= 20 else task.rounds - 2)
             with warnings.catch_warnings():
                 if task.device.type != "cuda":

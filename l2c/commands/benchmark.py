@@ -1,6 +1,6 @@
 """Time a cache graph beside the uncached sampler and, on request, the published scheme.
 
-l2c benchmark model=dit_xl2 computed=[0,0,4,8,26,53,55,55,55,56] baseline=reference
+l2c benchmark model=dit_xl2 computed=[0,0,4,8,26,53,55,55,55,56] baseline=published
 """
 
 import time
@@ -26,7 +26,7 @@ from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import counted_layers
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
-from l2c.speed.bench import REFERENCE, Bench, Setting, Speed
+from l2c.speed.bench import PUBLISHED, Bench, Setting, Speed
 from l2c.speed.latency import alternate
 from l2c.speed.report import speed_table, write_speed_report
 
@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> None:
         ]
         if cfg.baseline:  # as published: 32 bits, on a GPU with TF32
             exact = "tf32" if device.type == "cuda" else "fp32"
-            settings = [Setting(batch_size, exact, matmul, REFERENCE) for matmul in cfg.matmul] + settings
+            settings = [Setting(batch_size, exact, matmul, PUBLISHED) for matmul in cfg.matmul] + settings
         speeds += bench.run(settings, repetitions=cfg.repetitions, by_evaluation=by_evaluation)
         report = write_speed_report(cli.run_folder(), graph, cost, speeds, command=this_command_line(), notes=notes)
     print(f"MACs allow {cost.speed_up(graph):.4f} x\n\n{speed_table(speeds)}\n")

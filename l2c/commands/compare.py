@@ -16,9 +16,9 @@ from l2c.commands.frame.backends import configured_backbone
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import this_command_line
 from l2c.diffusion import Guidance
+from l2c.evaluation.comparison import Comparison, cell_name
+from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
 from l2c.evaluation.method_settings import FEWER_STEPS
-from l2c.evaluation.tournament import Tournament, cell_name
-from l2c.evaluation.tournament_settings import ODE_EVALUATIONS, TournamentSettings
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_text
 from l2c.io.names import near_names
@@ -98,7 +98,7 @@ def comparison_page(
         **kept_pictures(folder, cells),
         family_of={method: str(options.get("policy", method)) for method, options in cfg.methods.items() if options},
         always=[FEWER_STEPS, *(cfg.graphs or {})],
-        measured_to=MEASURED[cfg.reference],
+        measured_to=MEASURED[cfg.measured_to],
     )
 
 
@@ -107,13 +107,13 @@ def main(cfg: DictConfig) -> None:
     """Measure what is missing, write the reports."""
     leave_out(cfg)
     check = checked("compare", cfg)
-    assert isinstance(check.top, TournamentSettings)
+    assert isinstance(check.top, ComparisonSettings)
     names = method_names(cfg)
     folder = cli.run_folder()
     backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
-    tournament = Tournament(backbone, check.groups["solver"], check.top, folder)
-    tournament.check_calibrations()
-    settings = json.dumps(tournament.settings, default=str)
+    comparison = Comparison(backbone, check.groups["solver"], check.top, folder)
+    comparison.check_calibrations()
+    settings = json.dumps(comparison.settings, default=str)
     record = folder / "settings.json"
     if record.is_file() and record.read_text(encoding="utf-8") != settings:
         raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
@@ -124,20 +124,20 @@ def main(cfg: DictConfig) -> None:
         for worth in budgets:
             for name in names:
                 bar.set_postfix_str(f"{name} {worth:g}")
-                for seed, draw in enumerate(tournament.draws(name, worth)):
-                    cells += tournament.measure(name, worth, seed, draw)
+                for seed, draw in enumerate(comparison.draws(name, worth)):
+                    cells += comparison.measure(name, worth, seed, draw)
                 bar.update()
     if not cells:
         raise ValueError("no method reaches any of the budgets; raise them")
     text = to_markdown(cells)
-    name = tournament.backbone.conventions.name
+    name = comparison.backbone.conventions.name
     note = (
         f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that against "
-        f"the {MEASURED[cfg.reference]}; ratios under 1.5 are ties. Measured on {machine()}."
+        f"the {MEASURED[cfg.measured_to]}; ratios under 1.5 are ties. Measured on {machine()}."
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         write_text(folder / file, content)
-    page = comparison_page(cfg, name, tournament.uncached.guidance, folder, cells)
+    page = comparison_page(cfg, name, comparison.uncached.guidance, folder, cells)
     figure = page.curves()
     for suffix in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{suffix}")

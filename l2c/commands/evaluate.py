@@ -17,12 +17,12 @@ from l2c.commands.frame.backends import configured_backbone, is_pipeline
 from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.sampler import preset_of
 from l2c.commands.frame.table import this_command_line
-from l2c.evaluation.comparison import compare
+from l2c.evaluation.comparison import fewer_evaluations
+from l2c.evaluation.graph_evaluation import evaluate_samplers
 from l2c.evaluation.graph_report import scores_table, table, write_report
 from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures
 from l2c.evaluation.scores.reference import TensorImages, check_reference, load_reference, open_images
 from l2c.evaluation.scores.scores import score
-from l2c.evaluation.tournament import fewer_evaluations
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import check_writable, write_json
@@ -134,7 +134,7 @@ def evaluate_graph(cfg: DictConfig) -> None:
     if "random" in cfg.baselines:
         draws = [random_layers(graph, cost, seed=seed) for seed in range(cfg.random_draws)]
         samplers["random layers"] = [Sampler(backbone, graph=draw, cfg_scale=scale) for draw in draws]
-    comparison = compare(
+    evaluation = evaluate_samplers(
         samplers,
         cost=cost,
         num_images=cfg.num_images,
@@ -144,8 +144,8 @@ def evaluate_graph(cfg: DictConfig) -> None:
         timing_batch=cfg.timing_batch,
         timing_repetitions=cfg.timing_repetitions,
     )
-    report = write_report(cli.run_folder(), graph, comparison, cost, command=this_command_line())
-    print(table(comparison, cost))
+    report = write_report(cli.run_folder(), graph, evaluation, cost, command=this_command_line())
+    print(table(evaluation, cost))
     print(f"\nreport: {report}\npage with pictures: {report.with_suffix('.html')}")
 
 

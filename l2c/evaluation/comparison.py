@@ -1,175 +1,325 @@
-"""Several samplers on the same noise, against the uncached one: error, cost, time."""
+"""Many methods at several budgets on the same noise: each cell measured once, and remembered in a folder."""
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+import torch
 from tqdm.auto import tqdm
 
-from l2c.calibration.cost import Cost
-from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
+from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.calibration.measurements import Measurements
+from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
+from l2c.evaluation.dynamic import DynamicSampler
+from l2c.evaluation.dynamic_methods import at_budget
+from l2c.evaluation.method_settings import BY_RESPONSES, DYNAMIC_OPTIONS, FEWER_STEPS
+from l2c.evaluation.metrics import image_error
+from l2c.graph.cache_graph import CacheGraph
+from l2c.io.atomic import write_json
+from l2c.io.digests import sha256_of
+from l2c.io.tensors import opened, write_tensors
+from l2c.policies.best import reference_evaluations, with_responses
+from l2c.policies.budget import BudgetOutOfReach, Worth
+from l2c.policies.context import PolicyContext
+from l2c.policies.registry import make_graph
+from l2c.policies.settings import NEEDS
+from l2c.report.figures import graph_heatmap, save_figure
+from l2c.report.method_table import Cell
 from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
-from l2c.sampling.image_error import standard_error
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.speed.latency import Latency, alternate
+from l2c.sampling.solver_settings import SolverSettings
+from l2c.sampling.uncached import uncached_by
+from l2c.speed.latency import alternate
+
+CELL = {field.name for field in fields(Cell)}
+SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
+NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
 
 @dataclass(frozen=True)
-class Result:
-    """Results of one method; means where there are several draws.
+class Draw:
+    """One seed of a method at a budget.
 
     Attributes:
-        method: name of the method.
-        num_evaluations: calls of the backbone.
-        removed: share of the layers of all evaluations that are reused.
-        evaluations_worth: MACs, in full evaluations.
-        error: error against the uncached images from the same noise.
-        latency: wall-clock of one batch, alternated with the others.
-        accuracy: share of images that the classifier reads as their label; None without a classifier.
-        frechet: Frechet distance of the classifier's features to those of real pictures; None likewise.
-        num_draws: number of samplers averaged over.
+        sampler: makes its sampler; None where the budget is out of reach.
+        origin: inputs of its cell other than the common settings.
 
     """
 
-    method: str
-    num_evaluations: int
-    removed: float
-    evaluations_worth: float
-    error: ImageError
-    latency: Latency
-    accuracy: float | None
-    frechet: float | None
-    num_draws: int
-
-    def to_dict(self) -> dict[str, object]:
-        """Return plain numbers for JSON, what is not finite as null."""
-        content = asdict(self)
-        for part in (content, content["error"], content["latency"]):
-            for key, value in part.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    part[key] = None
-        return content
+    sampler: Callable[[], Sampler | DynamicSampler | None]
+    origin: str
 
 
-@dataclass(frozen=True)
 class Comparison:
-    """Results of all methods, the uncached one first, and images of the others for a picture.
-
-    Attributes:
-        results: one per method.
-        samples: images of all methods but the first.
-        labels: of the noises; none for a backbone without.
-        seconds_for: what was timed.
-        guidance: the guidance scale in use, in words.
-
-    """
-
-    results: tuple[Result, ...]
-    samples: tuple[SampleRow, ...]
-    labels: tuple[int, ...]
-    seconds_for: str
-    guidance: str
-
-
-def compare(
-    samplers: Mapping[str, Sequence[Sampler]],
-    *,
-    cost: Cost,
-    num_images: int,
-    seed: int,
-    batch_size: int = 250,
-    classifier: Reader | None = None,
-    timing_batch: int = 16,
-    timing_repetitions: int = 5,
-) -> Comparison:
-    """Sample with every method from the same noise and compare with the first one, the uncached.
+    """The samplers and noises that all cells share, and the folder that remembers finished cells.
 
     Args:
-        samplers: methods by name, each a sampler or several draws of one; the first is the uncached reference.
-        cost: MACs of the backbone that all of them share.
-        num_images: number of images per method; labels go round.
-        seed: seed of the noise.
-        batch_size: images at a time.
-        classifier: reads the testbed's pictures; None for other images.
-        timing_batch: images in the batch that is timed.
-        timing_repetitions: rounds of the timing.
+        backbone: the network.
+        solver: solver of the uncached trajectory.
+        settings: methods, budgets and noises.
+        folder: folder of cells, pictures and graphs.
+
+    Raises:
+        FileNotFoundError: if a calibration is asked for that is not there.
 
     """
-    reference_sampler = next(iter(samplers.values()))[0]
-    backbone = reference_sampler.backbone
-    noise = seeded_noise(backbone.input_shape, seed, num_images)
-    labels = labels_in_turn(backbone.num_labels, num_images)
-    total = num_images * sum(map(len, samplers.values()))
-    images: dict[str, list[Tensor]] = {}
-    with tqdm(total=total, desc="sampling", unit="image") as bar:
-        for name, draws in samplers.items():
-            bar.set_postfix_str(name)
-            images[name] = [
-                sample_in_batches(s, labels, noise, batch_size=batch_size, seed=seed, advance=bar) for s in draws
-            ]
-    timed_labels = None if labels is None else labels[:timing_batch]
 
-    timed = {
-        name: partial(draws[0].sample, timed_labels, noise=noise[:timing_batch], seed=seed)
-        for name, draws in samplers.items()
-    }
-    latencies = alternate(timed, repetitions=timing_repetitions, progress=True)
-    reference = images[next(iter(samplers))][0]
-    results = tuple(
-        _result(name, draws, images[name], reference, labels, cost, latencies[name], classifier)
-        for name, draws in samplers.items()
-    )
-    shown = tuple(
-        SampleRow.of(name, drawn[0], reference).drawn_from(len(drawn)) for name, drawn in list(images.items())[1:]
-    )
-    return Comparison(
-        results,
-        shown,
-        () if labels is None else tuple(labels.tolist()),
-        f"batch of {len(noise[:timing_batch])}",
-        next(iter(samplers.values()))[0].guidance.said,
-    )
+    def __init__(
+        self, backbone: Backbone, solver: SolverSettings, settings: ComparisonSettings, folder: Path
+    ) -> None:
+        self.asked = settings
+        self.solver = solver
+        self.graphs = dict(settings.graphs or {})  # name: pattern
+        self.folder = folder
+        self.backbone = backbone
+        self.calibrations = calibration_files(settings.calibration)
+        self.uncached = self.uncached_at(solver.num_evaluations)
+        self.contexts = [PolicyContext.of(self.uncached, Measurements.load(path)) for path in self.calibrations]
+        self.context = self.contexts[0] if self.contexts else PolicyContext.of(self.uncached)
+        self.noise = seeded_noise(backbone.input_shape, settings.seed, settings.num_images)
+        self.labels = labels_in_turn(backbone.num_labels, settings.num_images)
+        self._targets: torch.Tensor | None = None
+
+    def check_calibrations(self) -> None:
+        """Refuse methods that need a calibration where there is none, and calibrations on the noises compared on.
+
+        Raises:
+            ValueError: if a calibration is missing, or was made on those noises.
+
+        """
+        chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
+        calibrated = [name for name, given in chosen.items() if given.get("policy", name) in NEEDS]
+        if calibrated and not self.contexts:
+            others = ",".join([*(name for name in chosen if name not in calibrated), *self.graphs])
+            alone = f", or compare the others alone with only=[{others}]" if others else ""
+            raise ValueError(
+                f"{', '.join(calibrated)}: no calibration is given; run l2c calibrate "
+                f"measure=[changes,responses] and pass calibration=PATH{alone}"
+            )
+        for path, context in zip(self.calibrations, self.contexts, strict=True):
+            if context.required_calibration().settings.get("seed") == self.asked.seed:
+                raise ValueError(
+                    f"{path} was calibrated on the noises of seed {self.asked.seed}, where graphs would be compared; "
+                    "choose another seed"
+                )
+
+    def uncached_at(self, num_evaluations: int) -> Sampler:
+        """Return an uncached sampler."""
+        return uncached_by(self.backbone, self.solver.to_dict(), num_evaluations=num_evaluations)
+
+    def uncached_with(self, solver: str, num_evaluations: int) -> Sampler:
+        """Return an uncached sampler of another solver under the comparison's guidance."""
+        settings = {**self.solver.to_dict(), "name": solver, "options": {}}
+        return uncached_by(self.backbone, settings, num_evaluations=num_evaluations)
+
+    @property
+    def settings(self) -> list[Any]:
+        """Settings that determine every cell."""
+        pipeline = [origin] if (origin := getattr(self.backbone, "origin", None)) else []
+        return [
+            self.asked.num_images,
+            self.asked.seed,
+            self.solver.to_dict(),
+            fingerprint(self.backbone),
+            *pipeline,
+            *([] if self.asked.measured_to == "uncached" else [self.asked.measured_to]),
+        ]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The images that errors are measured to, drawn once and kept in the folder.
+
+        The uncached sampler draws them; with `measured_to=ode` the same solver with 200 evaluations.
+        """
+        path = self.folder / "targets.safetensors"
+        if self._targets is None and path.is_file():
+            with opened(path, what="the images that errors are measured to", again="delete it and run again") as file:
+                self._targets = file.get_tensor("images")
+        if self._targets is None:
+            sampler = self.uncached if self.asked.measured_to == "uncached" else self.uncached_at(ODE_EVALUATIONS)
+            self._targets = self.images(sampler)
+            write_tensors(path, {"images": self._targets})
+        return self._targets
+
+    def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:
+        """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
+        return sample_in_batches(
+            sampler, self.labels, self.noise, batch_size=self.asked.batch_size, seed=self.asked.seed
+        )
+
+    def draws(self, method: str, worth: float) -> list[Draw]:
+        """Return the draws of a method at a budget, one per seed."""
+        if method == FEWER_STEPS:
+            return [Draw(partial(self.uncached_at, fewer_evaluations(self.uncached.solver.name, worth)), "")]
+        if method in self.graphs:
+            return self.trained_graphs(method, worth)
+        options = dict(self.asked.methods[method] or {})
+        policy = options.pop("policy", method)
+        if policy == FEWER_STEPS:
+            name = options.pop("solver", self.uncached.solver.name)
+            return [Draw(partial(self.uncached_with, name, fewer_evaluations(name, worth)), json.dumps(name))]
+        if policy in DYNAMIC_OPTIONS:
+            return [Draw(partial(at_budget, policy, self.uncached, worth, **options), json.dumps(options))]
+        if "solver" in options:
+            name, count = options.pop("solver"), options.pop("num_evaluations", self.solver.num_evaluations)
+            context = partial(calibrated, self.uncached_with(name, count), self.context)
+            make = partial(self.sampler_for, method, policy, context, worth, options)
+            return [Draw(make, json.dumps([name, count, options], default=list))]
+        if policy == "random":
+            chosen = [(self.context, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
+        elif policy in BY_RESPONSES and self.contexts:
+            files = map(sha256_of, self.calibrations)
+            chosen = [(context, options, file) for context, file in zip(self.contexts, files, strict=True)]
+        else:
+            chosen = [(self.context, options, "".join(map(sha256_of, self.calibrations[:1])))]
+        return [
+            Draw(
+                partial(self.policy_sampler, method, policy, context, worth, given),
+                json.dumps([given, file], default=list),
+            )
+            for context, given, file in chosen
+        ]
+
+    def sampler_for(
+        self, method: str, policy: str, context: Callable[[], PolicyContext], worth: float, options: dict[str, Any]
+    ) -> Sampler | None:
+        """Return the sampler of a policy's graph for a context that is made first; None out of reach."""
+        return self.policy_sampler(method, policy, context(), worth, options)
+
+    def policy_sampler(
+        self, method: str, policy: str, context: PolicyContext, worth: float, options: dict[str, Any]
+    ) -> Sampler | None:
+        """Return the sampler of a policy's graph; None where it cannot reach the budget."""
+        try:
+            return self.graph_sampler(make_graph(policy, context, budget=Worth(worth), **options))
+        except BudgetOutOfReach as error:
+            tqdm.write(f"{method} at {worth:g}: {error}")
+            return None
+
+    def trained_graphs(self, method: str, worth: float) -> list[Draw]:
+        """Return the trained graphs whose MACs are near a budget.
+
+        Raises:
+            ValueError: if a graph was made for another solver or number of evaluations.
+
+        """
+        blank = self.context.blank
+        found = []
+        paths = matching(self.graphs[method])
+        for path in paths:
+            graph = CacheGraph.load(path)
+            if (graph.solver, reference_evaluations(graph)) != (blank.solver, blank.num_evaluations):
+                own = f"{blank.num_evaluations} evaluations of {blank.solver}"
+                raise ValueError(
+                    f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but graphs "
+                    f"are compared under {own}; leave it out, or choose its solver"
+                )
+            if abs(self.context.cost.evaluations_worth(graph) - worth) <= NEAR:
+                found.append(Draw(partial(self.graph_sampler, graph), sha256_of(path)))
+        if not found:
+            what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
+            tqdm.write(f"{method} at {worth:g}: left out, {what} ({self.graphs[method]})")
+        return found
+
+    def graph_sampler(self, graph: CacheGraph) -> Sampler:
+        """Return the sampler of a graph under the comparison's guidance."""
+        return Sampler(self.backbone, graph=graph, cfg_scale=self.solver.cfg_scale)
+
+    def measure(self, method: str, worth: float, seed: int, draw: Draw) -> list[Cell]:
+        """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
+        name = cell_name(method, worth)
+        path = self.folder / "cells" / f"{name}-{seed}.json"
+        if path.is_file():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["origin"] == draw.origin and all(set(cell) == CELL for cell in content["cells"]):
+                return [Cell(**cell) for cell in content["cells"]]
+            tqdm.write(f"{method} at {worth:g}: its options, its files or l2c have changed, so it is measured again")
+        sampler = draw.sampler()
+        cells = [] if sampler is None else [self.cell(method, worth, seed, name, sampler)]
+        write_json(path, {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]})
+        return cells
+
+    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler | DynamicSampler) -> Cell:
+        """Sample and time; keep a picture of the first seed.
+
+        Dynamic methods are timed one image at a time, as they decide.
+        """
+        images = self.images(sampler)
+        error = image_error(images, self.targets)
+        graph = sampler.graph
+        if isinstance(sampler, DynamicSampler):
+            spent: float = sampler.evaluations_worth
+        elif graph is None:
+            spent = sampler.solver.num_evaluations
+        else:
+            spent = self.context.cost.evaluations_worth(graph)
+        count = 1 if isinstance(sampler, DynamicSampler) else self.asked.timing_batch
+        labels = None if self.labels is None else self.labels[:count]
+        timed = {
+            "uncached": partial(self.uncached.sample, labels, noise=self.noise[:count]),
+            "this": partial(sampler.sample, labels, noise=self.noise[:count]),
+        }
+        times = alternate(timed, repetitions=self.asked.timing_repetitions)
+        if seed == 0:
+            SampleRow.of(method, images, self.targets).save(self.folder / "samples" / f"{name}.safetensors")
+            if graph is not None:
+                graph.save(self.folder / "graphs" / f"{name}.json")
+                save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")
+        return Cell(
+            method,
+            worth,
+            seed,
+            float(spent),
+            error.mse,
+            error.mse_standard_error,
+            times["this"].seconds,
+            times["uncached"].seconds,
+        )
 
 
-def _result(
-    name: str,
-    draws: Sequence[Sampler],
-    images: Sequence[Tensor],
-    reference: Tensor,
-    labels: Tensor | None,
-    cost: Cost,
-    latency: Latency,
-    classifier: Reader | None,
-) -> Result:
-    errors = [image_error(drawn, reference) for drawn in images]
-    mse = [error.mse for error in errors]
-    spread = errors[0].mse_standard_error
-    if len(mse) > 1:  # draws differ far more than images do
-        spread = standard_error(mse)
-    mean = ImageError(statistics.mean(mse), spread, statistics.mean(e.psnr for e in errors), errors[0].num_images)
-    accuracy = frechet = None
-    if classifier is not None and labels is not None:
-        accuracy = statistics.mean(classifier.accuracy(drawn, labels) for drawn in images)
-        frechet = statistics.mean(frechet_distance(drawn, classifier) for drawn in images)
-    graphs = [sampler.graph for sampler in draws]
-    worth = [
-        float(sampler.solver.num_evaluations) if graph is None else cost.evaluations_worth(graph)
-        for sampler, graph in zip(draws, graphs, strict=True)
-    ]
-    return Result(
-        method=name,
-        num_evaluations=draws[0].solver.num_evaluations,
-        removed=statistics.mean(0.0 if graph is None else graph.removed_fraction_overall for graph in graphs),
-        evaluations_worth=statistics.mean(worth),
-        error=mean,
-        latency=latency,
-        accuracy=accuracy,
-        frechet=frechet,
-        num_draws=len(draws),
-    )
+def calibrated(sampler: Sampler, like: PolicyContext) -> PolicyContext:
+    """Return the context of another uncached sampler, its responses measured as those of `like` were."""
+    if like.calibration is None:
+        return PolicyContext.of(sampler)
+    return with_responses(sampler, like.calibration.settings)
+
+
+def fewer_evaluations(solver: str, worth: float) -> int:
+    """Return the number of evaluations of an uncached sampler that costs about as much as a graph.
+
+    An odd number would end 2S with a first-order step, which makes this baseline look far worse than it is.
+    """
+    unit = 2 if solver in SECOND_ORDER else 1
+    return max(2, unit * round(worth / unit))
+
+
+def cell_name(method: str, worth: float) -> str:
+    """Return the name of the files of a method at a budget."""
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{worth:g}"
+
+
+def matching(pattern: str) -> list[Path]:
+    """Return the files that a glob pattern names, in order."""
+    full = Path(pattern).absolute()
+    return sorted(Path(full.anchor).glob(str(full.relative_to(full.anchor))))
+
+
+def calibration_files(patterns: str | Sequence[str] | None) -> list[Path]:
+    """Return the files of calibrations: one, or as many as a glob pattern or a list of them names.
+
+    Raises:
+        FileNotFoundError: if there is none where some are asked for.
+
+    """
+    asked = [patterns] if isinstance(patterns, str) else list(patterns or [])
+    for pattern in asked:
+        if not matching(pattern):
+            raise FileNotFoundError(f"no calibration at {pattern}; l2c calibrate writes them")
+    return [path for pattern in asked for path in matching(pattern)]

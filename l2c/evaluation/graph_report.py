@@ -1,4 +1,4 @@
-"""A comparison of one graph with baselines, in a folder: a table, pictures, numbers, a page."""
+"""The evaluation of one graph with baselines, in a folder: a table, pictures, numbers, a page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from l2c.calibration.cost import Cost
-from l2c.evaluation.comparison import Comparison, Result
+from l2c.evaluation.graph_evaluation import GraphEvaluation, Result
 from l2c.evaluation.scores.scores import Scores
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import MACS
@@ -21,7 +21,7 @@ from l2c.report.sample_figure import sample_figure
 from l2c.report.table import markdown_table
 
 COLUMNS = (
-    Column("method", "How the images were made; uncached is the reference that the others are compared with.", True),
+    Column("method", "How the images were made; the others are compared with uncached.", True),
     Column("evaluations", "Calls of the network in a trajectory."),
     Column("layers removed", "Share of the layers of all evaluations that are not computed but reused."),
     Column("MACs (evaluations)", "Multiply-accumulate operations over those of one full evaluation."),
@@ -72,9 +72,9 @@ def _orders(result: Result) -> tuple[float | None, ...]:
     )
 
 
-def table(comparison: Comparison, cost: Cost) -> str:
-    """Return the comparison as an aligned Markdown table."""
-    rows = [HEADER, *(_cells(result, cost) for result in comparison.results)]
+def table(evaluation: GraphEvaluation, cost: Cost) -> str:
+    """Return the evaluation as an aligned Markdown table."""
+    rows = [HEADER, *(_cells(result, cost) for result in evaluation.results)]
     return markdown_table(rows)
 
 
@@ -99,9 +99,9 @@ def scores_table(scores: Scores) -> str:
     )
 
 
-def graph_page(graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> str:
+def graph_page(graph: CacheGraph, evaluation: GraphEvaluation, cost: Cost, *, command: str) -> str:
     """Return the page of a graph and its baselines as HTML."""
-    results = comparison.results
+    results = evaluation.results
     rows = [[Entry(*pair) for pair in zip(_cells(result, cost), _orders(result), strict=True)] for result in results]
     lead = (
         f"The graph says which layers of {graph.model} are computed and which are reused at each evaluation. It is "
@@ -111,46 +111,46 @@ def graph_page(graph: CacheGraph, comparison: Comparison, cost: Cost, *, command
     facts = {
         "model": graph.model,
         "solver": f"{graph.solver}, {graph.num_evaluations} evaluations",
-        "guidance": comparison.guidance,
+        "guidance": evaluation.guidance,
         "noises": f"{results[0].error.num_images:,} per method, the same for all",
-        "timed": f"one {comparison.seconds_for}, {counted(results[0].latency.repetitions, 'alternated repetition')}",
+        "timed": f"one {evaluation.seconds_for}, {counted(results[0].latency.repetitions, 'alternated repetition')}",
         "machine": machine(),
         "command": command,
     }
     sections = [
         Section("Table", table_html(COLUMNS, rows) + paragraph(ADVICE)),
-        Section("Pictures", samples_html(comparison.samples)),
+        Section("Pictures", samples_html(evaluation.samples)),
         Section("The graph", graph_html(graph, "What is computed and what is reused")),
     ]
     return page_html(f"A cache graph of {graph.model}", lead, facts, sections)
 
 
-def write_report(folder: Path, graph: CacheGraph, comparison: Comparison, cost: Cost, *, command: str) -> Path:
+def write_report(folder: Path, graph: CacheGraph, evaluation: GraphEvaluation, cost: Cost, *, command: str) -> Path:
     """Write `report.html`, `report.md`, `results.json`, `samples.png` and `graph.png`.
 
     Returns:
         Path of `report.md`.
 
     """
-    write_page(folder / "report.html", graph_page(graph, comparison, cost, command=command))
-    save_figure(sample_figure(comparison.samples, comparison.labels), folder / "samples.png")
+    write_page(folder / "report.html", graph_page(graph, evaluation, cost, command=command))
+    save_figure(sample_figure(evaluation.samples, evaluation.labels), folder / "samples.png")
     save_figure(graph_heatmap(graph), folder / "graph.png")
     results = {
         "command": command,
         "machine": machine(),
         MACS: cost.evaluation,
-        "results": [result.to_dict() for result in comparison.results],
+        "results": [result.to_dict() for result in evaluation.results],
     }
     write_json(folder / "results.json", results, allow_nan=False)
     text = "\n".join(
         [
             f"# {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",
             "",
-            table(comparison, cost),
+            table(evaluation, cost),
             "",
-            f"{comparison.results[0].error.num_images} images per method from the same noise; the error is that "
-            f"against the uncached images. Seconds are those of one {comparison.seconds_for}, medians of "
-            f"{counted(comparison.results[0].latency.repetitions, 'alternated repetition')}; MACs are per image and "
+            f"{evaluation.results[0].error.num_images} images per method from the same noise; the error is that "
+            f"against the uncached images. Seconds are those of one {evaluation.seconds_for}, medians of "
+            f"{counted(evaluation.results[0].latency.repetitions, 'alternated repetition')}; MACs are per image and "
             f"guidance branch. {ADVICE}",
             "",
             f"Measured on {machine()} by `{command}`.",

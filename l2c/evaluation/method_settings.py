@@ -33,13 +33,13 @@ DYNAMIC_OPTIONS: dict[str, dict[str, Rule]] = {
 METHODS = (FEWER_STEPS, *OPTIONS, *DYNAMIC_OPTIONS)
 
 
-def check_method(method: str, given: Mapping[str, Any], *, reference: str) -> None:
+def check_method(method: str, given: Mapping[str, Any], *, measured_to: str) -> None:
     """Refuse a method that does not exist, an option that it does not have, or a value that is not allowed.
 
     Args:
         method: its name in the comparison.
         given: its options.
-        reference: what errors are measured to, see `TournamentSettings`.
+        measured_to: what errors are measured to, see `ComparisonSettings`.
 
     Raises:
         ValueError: if so; one sentence.
@@ -59,10 +59,10 @@ def check_method(method: str, given: Mapping[str, Any], *, reference: str) -> No
             _check(prefix, {name: options.pop(name) for name in OTHER_SOLVER if name in options}, OTHER_SOLVER)
         check_options(policy, options)
         check_values(policy, options, prefix=prefix)
-    if "solver" in given and reference != "ode":
+    if "solver" in given and measured_to != "ode":
         raise ValueError(
             f"{prefix} has another solver, whose images differ from the uncached ones; compare it by the distance to "
-            "the solution of the ODE: reference=ode"
+            "the solution of the ODE: measured_to=ode"
         )
 
 

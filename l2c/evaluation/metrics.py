@@ -32,23 +32,22 @@ class ImageError:
     num_images: int
 
 
-def image_error(images: Tensor, reference: Tensor, *, data_range: float = 2.0) -> ImageError:
-    """Compare images (N, C, H, W) with a reference of the same shape, from the same noise.
+def image_error(images: Tensor, target: Tensor, *, data_range: float = 2.0) -> ImageError:
+    """Compare images (N, C, H, W) with a target of the same shape, from the same noise.
 
     Args:
         images: images of a method.
-        reference: images of the uncached sampler.
+        target: images of the uncached sampler.
         data_range: largest minus smallest value of an image, for the PSNR: 2 for pixels in [-1, 1].
 
     """
-    if images.shape != reference.shape:
+    if images.shape != target.shape:
         raise ValueError(
-            f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}; "
-            "draw both from one noise"
+            f"images have shape {tuple(images.shape)}, their target {tuple(target.shape)}; draw both from one noise"
         )
-    per_image = squared_errors(images, reference).cpu()
-    exact = torch.equal(images, reference)
-    psnr = math.inf if exact else float(peak_signal_noise_ratio(images, reference, data_range=data_range))
+    per_image = squared_errors(images, target).cpu()
+    exact = torch.equal(images, target)
+    psnr = math.inf if exact else float(peak_signal_noise_ratio(images, target, data_range=data_range))
     return ImageError(float(per_image.mean()), standard_error(per_image), psnr, len(per_image))
 
 

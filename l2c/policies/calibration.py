@@ -242,12 +242,12 @@ class Calibration(Measurements):
         labels = labels_in_turn(backbone.num_labels, num_trajectories, first=first)
         streams = {"batch_size": batch_size, "seed": seed, "first_image": first}
         graphs = self.reachable(shares, num_steps=None if count == self.binding.num_evaluations else count)
-        reference = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
+        target = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
         found: list[dict[str, float]] = []
         for graph in graphs:
             cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
             images = sample_in_batches(cached, labels, noise, **streams)
-            true = float(squared_errors(images, reference).mean())
+            true = float(squared_errors(images, target).mean())
             predicted = float(graph.measured[ERROR])
             share = float(graph.measured[WORTH]) / count
             if 0 < true < math.inf and predicted > 0:

@@ -26,7 +26,7 @@ class TrueError:
         sampler: the uncached sampler.
         labels: (N,), or None for a backbone without.
         noise: (N, C, H, W).
-        reference: (N, C, H, W), the uncached images.
+        target: (N, C, H, W), the uncached images.
         weights: (N,), sum 1.
         batch_size: trajectories at a time.
 
@@ -35,7 +35,7 @@ class TrueError:
     sampler: Sampler
     labels: Tensor | None
     noise: Tensor
-    reference: Tensor
+    target: Tensor
     weights: Tensor
     batch_size: int = 64
 
@@ -64,29 +64,27 @@ class TrueError:
         backbone = sampler.backbone
         noise = seeded_noise(backbone.input_shape, seed, pool)
         labels = labels_in_turn(backbone.num_labels, pool)
-        reference = sample_in_batches(sampler, labels, noise, batch_size=batch_size)
-        order = reference.abs().flatten(1).amax(dim=1).argsort(descending=True)
+        target = sample_in_batches(sampler, labels, noise, batch_size=batch_size)
+        order = target.abs().flatten(1).amax(dim=1).argsort(descending=True)
         extreme = count // 4 if pool > count else 0
         rest = order[extreme:].sort().values[: count - extreme]
         chosen = torch.cat([order[:extreme], rest])
         each = (pool - extreme) / max(len(rest), 1)
         weights = torch.tensor([1.0] * extreme + [each] * len(rest), dtype=torch.float64) / pool
         labels = None if labels is None else labels[chosen]
-        return cls(sampler, labels, noise[chosen], reference[chosen], weights, batch_size)
+        return cls(sampler, labels, noise[chosen], target[chosen], weights, batch_size)
 
     def thinned(self, step: int) -> TrueError:
         """Return the estimate from every `step`-th noise of both strata."""
         labels = None if self.labels is None else self.labels[::step]
         weights = self.weights[::step] / self.weights[::step].sum()
-        return replace(
-            self, labels=labels, noise=self.noise[::step], reference=self.reference[::step], weights=weights
-        )
+        return replace(self, labels=labels, noise=self.noise[::step], target=self.target[::step], weights=weights)
 
     def error(self, graph: CacheGraph) -> float:
         """Return the estimated mean squared error per pixel."""
         sampler = Sampler(self.sampler.backbone, graph=graph, cfg_scale=self.sampler.guidance.scale, any_weights=True)
         images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
-        errors = squared_errors(images, self.reference)
+        errors = squared_errors(images, self.target)
         return float(errors @ self.weights)
 
 

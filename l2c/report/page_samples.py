@@ -18,10 +18,10 @@ def samples_html(rows: Sequence[SampleRow]) -> str:
     """Return the grid of some methods; the uncached images of the first noises stand above all."""
     if not rows:
         return ""
-    scale = max(value_range(row.reference) for row in rows)
+    scale = max(value_range(row.target) for row in rows)
     first = rows[0]
     numbers = ", ".join(map(str, first.noises[: first.num_first]))
-    above = _strip(pixels(first.reference[: first.num_first], scale), "uncached images")
+    above = _strip(pixels(first.target[: first.num_first], scale), "uncached images")
     words = (
         f"Noises {numbers}, then the worst noises of each method, the largest error first, each beside the "
         f"uncached image. The lower line of each method is its difference to the uncached images x {AMPLIFIED}; "
@@ -34,7 +34,7 @@ def samples_html(rows: Sequence[SampleRow]) -> str:
 
 def _method(row: SampleRow, scale: float) -> str:
     """Return the row of one method."""
-    images, apart, uncached = pixels(row.images, scale), differences(row, scale), pixels(row.reference, scale)
+    images, apart, uncached = pixels(row.images, scale), differences(row, scale), pixels(row.target, scale)
     n = row.num_first
     worst = "" if row.worst is None else f"<span>worst {text_html(error_in_words(row.worst))}</span>"
     about = (

@@ -45,8 +45,8 @@ def sample_figure(rows: Sequence[SampleRow], labels: Sequence[int] | None = None
     top, bottom = 0.45, 0.42
     height = top + TILE + len(rows) * (2 * TILE + GAP + BETWEEN) + bottom
     sheet = _Sheet(width, height)
-    scale = max(value_range(row.reference) for row in rows)
-    shown = pixels(rows[0].reference[:count], scale)
+    scale = max(value_range(row.target) for row in rows)
+    shown = pixels(rows[0].target[:count], scale)
     sheet.strip(shown, margin, top)
     sheet.text(margin - 0.1, top + TILE / 2, "uncached", ha="right", va="center", weight="bold")
     for i in range(count):
@@ -73,7 +73,7 @@ def _draw_row(sheet: _Sheet, row: SampleRow, left: float, down: float, scale: fl
     sheet.text(left - 0.1, down + 0.12, row.name, ha="right", va="top", weight="bold")
     sheet.text(left - 0.1, down + 0.32, words, ha="right", va="top", size=7)
     images, apart = pixels(row.images, scale), differences(row, scale)
-    uncached = pixels(row.reference, scale)
+    uncached = pixels(row.target, scale)
     n, lower = row.num_first, down + TILE + GAP
     sheet.strip(images[:n], left, down)
     sheet.strip(apart[:n], left, lower)

@@ -30,7 +30,7 @@ class SampleRow:
         noises: numbers of the S noises shown, the first ones and then the worst.
         num_first: number of first noises; the others are the worst, the largest error first.
         images: (S, C, H, W) of the method.
-        reference: (S, C, H, W) of the uncached sampler.
+        target: (S, C, H, W) of the uncached sampler.
         errors: mean squared error of each of the S images.
         mse: mean squared error over all noises.
         num_images: number of all noises.
@@ -41,21 +41,21 @@ class SampleRow:
     noises: tuple[int, ...]
     num_first: int
     images: Tensor
-    reference: Tensor
+    target: Tensor
     errors: tuple[float, ...]
     mse: float
     num_images: int
 
     @classmethod
     def of(
-        cls, name: str, images: Tensor, reference: Tensor, *, first: int = NUM_FIRST, worst: int = NUM_WORST
+        cls, name: str, images: Tensor, target: Tensor, *, first: int = NUM_FIRST, worst: int = NUM_WORST
     ) -> SampleRow:
         """Choose the images to show: the first noises, and those with the largest errors of all.
 
         Args:
             name: the method.
             images: (N, C, H, W) of the method, all of them.
-            reference: (N, C, H, W) of the uncached sampler from the same noise.
+            target: (N, C, H, W) of the uncached sampler from the same noise.
             first: number of first noises.
             worst: number of worst noises.
 
@@ -63,12 +63,12 @@ class SampleRow:
             ValueError: if the shapes differ, or there is no image.
 
         """
-        if images.shape != reference.shape or not len(images):
+        if images.shape != target.shape or not len(images):
             raise ValueError(
-                f"images have shape {tuple(images.shape)}, their reference {tuple(reference.shape)}; "
+                f"images have shape {tuple(images.shape)}, their target {tuple(target.shape)}; "
                 "both must hold the same images, at least one"
             )
-        errors = squared_errors(images, reference).cpu()  # (N,)
+        errors = squared_errors(images, target).cpu()  # (N,)
         largest = torch.nan_to_num(errors, nan=torch.inf).argsort(descending=True, stable=True)
         noises = [*range(min(first, len(errors))), *largest[:worst].tolist()]
         return cls(
@@ -76,7 +76,7 @@ class SampleRow:
             tuple(noises),
             min(first, len(errors)),
             images[noises].cpu().contiguous(),
-            reference[noises].cpu().contiguous(),
+            target[noises].cpu().contiguous(),
             tuple(errors[noises].tolist()),
             float(errors.mean()),
             len(errors),
@@ -101,14 +101,14 @@ class SampleRow:
             "mse": self.mse,
             "num_images": self.num_images,
         }
-        write_tensors(path, {"images": self.images, "reference": self.reference}, {"row": json.dumps(about)})
+        write_tensors(path, {"images": self.images, "target": self.target}, {"row": json.dumps(about)})
 
     @classmethod
     def load(cls, path: str | Path) -> SampleRow:
         """Read what `save` wrote."""
         with opened(path, what="images", again="delete its folder and run again") as file:
             about = json.loads(file.metadata()["row"])
-            about |= {name: file.get_tensor(name) for name in ("images", "reference")}
+            about |= {name: file.get_tensor(name) for name in ("images", "target")}
         return cls(**{**about, "noises": tuple(about["noises"]), "errors": tuple(about["errors"])})
 
 
@@ -140,7 +140,7 @@ def pixels(images: Tensor, scale: float = 1.0) -> list[Pixels]:
 
 def differences(row: SampleRow, scale: float = 1.0) -> list[Pixels]:
     """Return the difference of each image to the uncached one, amplified, as pictures; grey = none."""
-    return pixels(AMPLIFIED * (row.images.float() - row.reference.float()), scale)
+    return pixels(AMPLIFIED * (row.images.float() - row.target.float()), scale)
 
 
 def said_of(images: Tensor) -> str:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 
-def squared_errors(images: Tensor, reference: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def squared_errors(images: Tensor, target: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return the mean squared error per pixel of each image (N,), in `dtype`; both have the shape (N, C, H, W)."""
-    return (images.to(dtype) - reference.to(dtype)).square().flatten(1).mean(dim=1)
+    return (images.to(dtype) - target.to(dtype)).square().flatten(1).mean(dim=1)
 
 
 def standard_error(values: Sequence[float] | np.ndarray | Tensor) -> float:

@@ -128,12 +128,12 @@ class _Reuse:
             self._computed[layer] = [newest.detach() if self.detach else newest, *earlier]
 
 
-def image_loss(images: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def image_loss(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over images (N, C, H, W) of the root of their squared error, and the mean squared error.
 
     With plain squares, a few images of large error would dominate.
     """
-    error = squared_errors(images, reference, images.dtype)
+    error = squared_errors(images, target, images.dtype)
     return error.clamp_min(1e-12).sqrt().mean(), error.mean().detach()
 
 

@@ -17,10 +17,10 @@ from l2c.sampling.execution.precision import in_precision, matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_of
 from l2c.speed.latency import alternate_pieces, evaluations, quartiles, ratio_of
-from l2c.speed.reference_scheme import ReferenceScheme
+from l2c.speed.published_scheme import PublishedScheme
 
 MODES = ("eager", "compiled", "captured", "compiled+captured")
-REFERENCE = "reference"
+PUBLISHED = "published"
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class _Variant:
         self.sampler = sampler
         self.graph = graph
         self.by_evaluation = by_evaluation
-        self.reference = setting.mode == REFERENCE
+        self.published = setting.mode == PUBLISHED
         backbone = sampler.backbone
         device = next(backbone.parameters()).device
         count = setting.batch_size
@@ -214,7 +214,7 @@ class _Variant:
             yield self.images
 
     def _states(self) -> Iterator[Tensor]:
-        if not self.by_evaluation and not self.reference:  # as a user runs it
+        if not self.by_evaluation and not self.published:  # as a user runs it
             yield self.sampler.sample(self.y, noise=self.noise)
             return
         model = self._model()
@@ -223,26 +223,26 @@ class _Variant:
             yield state
 
     def _model(self) -> Any:
-        if self.reference:
-            return ReferenceScheme(self.sampler.backbone, self.y, self.sampler.guidance, self.graph)
+        if self.published:
+            return PublishedScheme(self.sampler.backbone, self.y, self.sampler.guidance, self.graph)
         return self.sampler.denoiser(self.y)
 
     @property
     def mode(self) -> str:
         """The mode actually used (differs from the requested one after a fallback)."""
-        if self.reference:
-            return REFERENCE
+        if self.published:
+            return PUBLISHED
         ways = {"compiled": self.sampler.compiled, "captured": self.sampler.captured}
         return "+".join(way for way, ran in ways.items() if ran) or "eager"
 
     def cache_peak(self) -> int:
         """Return the peak cache size in bytes, as measured."""
-        return self._peak if self.reference else self.sampler.cache_peak_bytes
+        return self._peak if self.published else self.sampler.cache_peak_bytes
 
     @property
     def predicted_bytes(self) -> int:
         """Peak cache size in bytes, predicted from the lifetimes."""
-        return self.every_output_bytes if self.reference else self.sampler.cache_bytes(len(self.noise))
+        return self.every_output_bytes if self.published else self.sampler.cache_bytes(len(self.noise))
 
     @property
     def every_output_bytes(self) -> int:

@@ -17,7 +17,7 @@ from l2c.report.decisions import wrapped
 from l2c.report.figures import COMPUTED, REUSED, save_figure
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
-from l2c.speed.bench import REFERENCE, Speed
+from l2c.speed.bench import PUBLISHED, Speed
 
 HEADER = (
     "batch",
@@ -36,8 +36,8 @@ HEADER = (
 
 def speed_table(speeds: Sequence[Speed]) -> str:
     """Return the speeds as a Markdown table; where the published scheme is among them, with times over its own."""
-    reference = next((speed for speed in speeds if speed.setting.mode == REFERENCE), None)
-    header = HEADER if reference is None else (*HEADER, "cached / reference cached")
+    published = next((speed for speed in speeds if speed.setting.mode == PUBLISHED), None)
+    header = HEADER if published is None else (*HEADER, "cached / published cached")
     rows = [header]
     for speed in speeds:
         setting = speed.setting
@@ -55,14 +55,14 @@ def speed_table(speeds: Sequence[Speed]) -> str:
             "{:.1f} ({:.1f}, {:.1f})".format(*megabytes),
             f"{speed.error:.1e}",
         )
-        same = [s for s in speeds if s.setting.mode == REFERENCE and s.setting.batch_size == setting.batch_size]
-        rows.append(row if reference is None else (*row, _over(speed, same)))
+        same = [s for s in speeds if s.setting.mode == PUBLISHED and s.setting.batch_size == setting.batch_size]
+        rows.append(row if published is None else (*row, _over(speed, same)))
     return markdown_table(rows)
 
 
-def _over(speed: Speed, references: Sequence[Speed]) -> str:
+def _over(speed: Speed, published: Sequence[Speed]) -> str:
     """Return a cached time over the published scheme's, by its products where there are several."""
-    shown = [f"{speed.cached / r.cached:.3f} ({r.setting.precision}, {r.setting.matmul})" for r in references]
+    shown = [f"{speed.cached / r.cached:.3f} ({r.setting.precision}, {r.setting.matmul})" for r in published]
     return ", ".join(shown) or "-"
 
 
@@ -103,7 +103,7 @@ def write_speed_report(
 ) -> Path:
     """Write `report.md`, `results.json` and, of timed evaluations, `evaluations.png`; return the report's path."""
     timed = [speed for speed in speeds if speed.by_evaluation]
-    drawn = [speed for speed in timed if speed.setting.mode != REFERENCE]
+    drawn = [speed for speed in timed if speed.setting.mode != PUBLISHED]
     if drawn:
         save_figure(evaluations_figure(drawn[-1], cost, graph), folder / "evaluations.png")
     content = {

@@ -196,10 +196,10 @@ def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
     whole, part = TrueError.of(sampler, 24, 3, pool=0), TrueError.of(sampler, 8, 3, pool=24)
     assert float(part.weights.sum()) == pytest.approx(1.0)
     assert len(part.noise) == 8
-    largest = whole.reference.abs().flatten(1).amax(1).topk(2).values
-    assert torch.allclose(part.reference[:2].abs().flatten(1).amax(1), largest, rtol=1e-4)
+    largest = whole.target.abs().flatten(1).amax(1).topk(2).values
+    assert torch.allclose(part.target[:2].abs().flatten(1).amax(1), largest, rtol=1e-4)
     images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
-    assert whole.error(graph) == pytest.approx(float((images - whole.reference).square().mean()), rel=1e-4)
+    assert whole.error(graph) == pytest.approx(float((images - whole.target).square().mean()), rel=1e-4)
     assert TrueError.of(sampler, 8, 3, pool=24) is part
 
 

@@ -17,7 +17,7 @@ def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
         "mode=[eager]",
         "precision=[bf16,fp32]",
         "cache_dtype=bf16",
-        "baseline=reference",
+        "baseline=published",
         "repetitions=1",
         f"hydra.run.dir={tmp_path}",
     )
@@ -25,12 +25,12 @@ def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     assert [row.count("1") for row in content["rows"]][1::2] == [0, 3, 16, 16, 4, 5, 6, 7, 8, 9]
     modes = [(r["setting"]["mode"], r["setting"]["precision"]) for r in content["results"]]
-    assert modes == [("reference", "fp32"), ("eager", "bf16"), ("eager", "fp32")]
+    assert modes == [("published", "fp32"), ("eager", "bf16"), ("eager", "fp32")]
     ours = content["results"][2]
     assert ours["cache_bytes"] == ours["predicted_bytes"] == ours["every_output_bytes"] // 2
     assert "per evaluation outside the 16 layers" in result.stdout
     assert (tmp_path / "evaluations.png").stat().st_size > 1000
-    assert "cached / reference cached" in (tmp_path / "report.md").read_text()
+    assert "cached / published cached" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
         ("precision=[int4]", "precision must be a list of at least one item, each fp32, tf32, bf16 or fp16"),
         ("computed=[1,2]", "computed has 2 counts, but 10 evaluations are routed"),
         ("device=abacus", "there is no device 'abacus' here; say device=cpu"),
-        ("baseline=torch", "baseline must be reference, got 'torch'"),
+        ("baseline=torch", "baseline must be published, got 'torch'"),
         ("cache_dtype=int8", "cache_dtype must be fp32, tf32, bf16 or fp16, got 'int8'"),
         ("batch_sizes=[0]", "batch_sizes must be a list of at least one item, each a whole number >= 1"),
     ],
@@ -92,7 +92,7 @@ def test_training_costs_are_measured_in_a_precision(call, tmp_path):
         "model=dit_digits",
         "device=cpu",
         "precision=bf16-mixed",
-        "schemes=[reference,stored]",
+        "schemes=[published,stored]",
         "repetitions=1",
         "memory=false",
         f"hydra.run.dir={tmp_path}",
@@ -109,7 +109,7 @@ def test_a_step_of_the_benchmark_trains_in_its_precision(make_dit, precision):
     script = Path(__file__).parents[2] / "benchmarks" / "router_training.py"
     schemes = runpy.run_path(str(script))["Schemes"](make_dit(), 2, precision)
     schemes.backbone.blocks[0].attn.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    for name in ("frozen", "stored", "reference"):
+    for name in ("frozen", "stored", "published"):
         before = schemes.routers.row(schemes.routed[0]).clone()
         schemes.step(name)()
         assert not torch.equal(schemes.routers.row(schemes.routed[0]), before)

@@ -93,16 +93,16 @@ def test_compare_measures_to_the_ode_another_solver_and_dynamic_methods(call, re
         "+methods.first_block_cache={num_trajectories: 4, steps: 3}",
     ]
     without = call("scripts/compare.py", *SMALL, only, *options)
-    assert "compare it by the distance to the solution of the ODE: reference=ode" in refused(without)
-    result = call("scripts/compare.py", *SMALL, only, *options, "reference=ode")
+    assert "compare it by the distance to the solution of the ODE: measured_to=ode" in refused(without)
+    result = call("scripts/compare.py", *SMALL, only, *options, "measured_to=ode")
     assert result.returncode == 0, result.stderr
     table = (tmp_path / "table.md").read_text()
     assert "solution of the ODE, the images of the same solver with 200 evaluations" in table
     assert all(name in table for name in ("better", "fewer_2m", "first_block_cache"))
     graph = l2c.CacheGraph.load(tmp_path / "graphs" / "better-3.json")
     assert graph.solver == "dpm_solver_2m"
-    other = call("scripts/compare.py", *SMALL, only, *options, "reference=solution")
-    assert "reference must be uncached or ode, got 'solution'" in refused(other)
+    other = call("scripts/compare.py", *SMALL, only, *options, "measured_to=solution")
+    assert "measured_to must be uncached or ode, got 'solution'" in refused(other)
 
 
 def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):

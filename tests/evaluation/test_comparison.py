@@ -1,93 +1,56 @@
-"""Comparisons, reports, latencies and pictures."""
-
-import json
+"""Comparisons: what budgets mean to policies."""
 
 import pytest
 import torch
 
-from l2c.calibration.cost import count_macs
-from l2c.evaluation.comparison import compare
-from l2c.evaluation.graph_report import table, write_report
-from l2c.policies.methods.random_layers import random_layers
-from l2c.report.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
-from l2c.report.table import markdown_table
-from l2c.sampling.sampler import Sampler
-from l2c.speed.latency import Latency, alternate
+from l2c.evaluation.comparison import Comparison
+from l2c.evaluation.comparison_settings import ComparisonSettings
+from l2c.policies.budget import evaluations_worth
+from l2c.sampling.solver_settings import SolverSettings
+
+METHODS = {"late_first": {"routed": "all"}, "few": {"policy": "random", "routed": "alternate"}}
 
 
 @pytest.fixture
-def tiny_dit(make_dit):
-    return make_dit()
+def comparison(make_dit, tmp_path):
+    settings = ComparisonSettings(methods={k: dict(v) for k, v in METHODS.items()}, num_images=2, num_seeds=1)
+    return Comparison(make_dit(), SolverSettings(name="ddim", num_evaluations=8), settings, tmp_path)
 
 
-@pytest.fixture
-def samplers(tiny_dit, make_graph):
-    graph = make_graph(tiny_dit)
-    settings = {"solver": graph.solver, "cfg_scale": 2.0}
-    return graph, {
-        "uncached": [Sampler(tiny_dit, num_evaluations=graph.num_evaluations, **settings)],
-        "graph": [Sampler(tiny_dit, graph=graph, cfg_scale=2.0)],
-        "fewer steps": [Sampler(tiny_dit, num_evaluations=3, **settings)],
-        "random": [
-            Sampler(tiny_dit, graph=random_layers(graph, count_macs(tiny_dit), seed=seed), cfg_scale=2.0)
-            for seed in range(2)
-        ],
-    }
+def test_a_budget_below_one_evaluation_is_no_share(comparison):
+    cost = comparison.context.cost
+    all_but_first = range(1, 8)
+    least = comparison.context.least(all_but_first)
+    worth = evaluations_worth(f"{8 / 0.9}x", 8)
+    assert worth == pytest.approx(0.9)
+    assert least > worth
+    assert [draw.sampler() for draw in comparison.draws("late_first", worth)] == [None]
+    (draw,) = comparison.draws("late_first", evaluations_worth("2x", 8))
+    assert cost.evaluations_worth(draw.sampler().graph) == pytest.approx(4, abs=0.2)
 
 
-def test_comparison_and_report(samplers, tiny_dit, tmp_path):
-    graph, methods = samplers
-    cost = count_macs(tiny_dit)
-    comparison = compare(methods, cost=cost, num_images=5, seed=3, batch_size=2, timing_batch=1, timing_repetitions=2)
-    uncached, cached, fewer, random = comparison.results
-    assert uncached.error.mse == 0
-    assert uncached.removed == 0
-    assert cached.error.mse > 0
-    assert cached.removed == graph.removed_fraction_overall
-    assert cached.evaluations_worth == pytest.approx(cost.evaluations_worth(graph))
-    assert fewer.evaluations_worth == 3
-    assert random.num_draws == 2
-    assert random.evaluations_worth == pytest.approx(cached.evaluations_worth, rel=0.1)
-    assert [row.name for row in comparison.samples] == ["graph", "fewer steps", "random (one of 2 draws)"]
-
-    path = write_report(tmp_path, graph, comparison, cost, command="python scripts/evaluate.py")
-    text = path.read_text()
-    assert table(comparison, cost) in text
-    assert "![samples from the same noise](samples.png)" in text
-    numbers = json.loads((tmp_path / "results.json").read_text())
-    assert [row["method"] for row in numbers["results"]] == list(methods)
-    assert numbers["results"][0]["error"]["psnr"] is None  # infinite
+def test_only_budgets_out_of_reach_leave_a_method_out(comparison):
+    assert comparison.draws("few", 2.0)[0].sampler() is None
+    comparison.asked.methods["few"]["routed"] = "out of reach"
+    with pytest.raises(ValueError, match="routed must be"):
+        comparison.draws("few", 2.0)[0].sampler()
 
 
-def test_latencies_alternate_and_refer_to_the_first():
-    calls: list[str] = []
-    result = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
-    assert calls == ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]  # one warm-up each, then forth, back, forth
-    assert result["a"].speed_up == 1.0
-    assert result["b"].repetitions == 3
+def test_noise_of_a_stochastic_solver_follows_the_seed(make_dit, tmp_path):
+    images = {}
+    for seed in (1000, 1001):
+        settings = ComparisonSettings(methods={}, num_images=2, seed=seed)
+        solver = SolverSettings(name="ddpm", num_evaluations=4)
+        comparison = Comparison(make_dit(), solver, settings, tmp_path)
+        images[seed] = comparison.images(comparison.uncached)
+        drawn = comparison.uncached.sample(comparison.labels, noise=comparison.noise, seed=seed)
+        torch.testing.assert_close(images[seed], drawn)
+    assert not torch.equal(*images.values())
 
 
-def test_ratios_are_those_of_single_rounds():
-    fast = Latency(2.0, 0.0, 1.0, times=(1.0, 2.0, 4.0))
-    slow = Latency(4.0, 0.0, 0.5, times=(3.0, 4.0, 4.0))
-    assert fast.ratio(slow) == (2.0, 1.5, 2.5)
-
-
-def test_table_lines_up():
-    lines = markdown_table([("a", "long"), ("value", "1")]).splitlines()
-    assert lines == ["| a     | long |", "|-------|------|", "| value | 1    |"]
-
-
-def test_pictures_are_written_whole(tiny_dit, make_graph, tmp_path):
-    graph = make_graph(tiny_dit)
-    weights = torch.rand(len(graph.routed), graph.num_layers)
-    figures = {
-        "graph.png": graph_heatmap(graph),
-        "routers.png": router_heatmap(weights, graph.routed, graph.timesteps, step=10),
-        "grey.png": sample_grid({"a": torch.zeros(2, 1, 4, 4)}, [0, 1]),
-        "latents.svg": sample_grid({"a": torch.zeros(2, 4, 4, 4), "b": torch.ones(2, 4, 4, 4)}),
-    }
-    for name, figure in figures.items():
-        save_figure(figure, tmp_path / name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(figures)
-    assert all((tmp_path / name).stat().st_size > 500 for name in figures)
+def test_another_solver_keeps_the_guidance_and_leaves_the_options(make_dit, tmp_path):
+    solver = SolverSettings(name="ddim", num_evaluations=8, cfg_scale=2.5, options={"eta": 0.5})
+    comparison = Comparison(make_dit(), solver, ComparisonSettings(methods={}, num_images=2), tmp_path)
+    other = comparison.uncached_with("dpm_solver_2m", 5)
+    assert (other.solver.name, other.solver.num_evaluations, other.guidance.scale) == ("dpm_solver_2m", 5, 2.5)
+    assert "eta" not in other.solver.options

@@ -16,7 +16,7 @@ def test_every_option_of_a_dynamic_method_has_a_rule_that_its_default_keeps(name
     search = {one.name: one.default for one in searched if one.default is not one.empty}
     defaults = {**DEFAULTS[name], **search}
     assert set(DYNAMIC_OPTIONS[name]) == set(defaults)
-    check_method(name, defaults, reference="uncached")
+    check_method(name, defaults, measured_to="uncached")
     assert all(isinstance(rule, Number) for rule in DYNAMIC_OPTIONS[name].values())
 
 
@@ -33,7 +33,7 @@ def test_every_option_of_a_dynamic_method_has_a_rule_that_its_default_keeps(name
     ],
 )
 def test_methods_are_taken(method, options):
-    check_method(method, options, reference="ode")
+    check_method(method, options, measured_to="ode")
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def test_methods_are_taken(method, options):
         ("gram", {"num_evaluations": 12}, "policy gram has no option 'num_evaluations'"),
         ("gram", {"solver": "dpm_solver_3m"}, "methods.gram.solver must be ddim, .* got 'dpm_solver_3m'"),
         ("interval", {"solver": "ddim"}, "policy interval has no option 'solver'"),
-        ("gram", {"solver": "ddim"}, "methods.gram has another solver, .*: reference=ode"),
+        ("gram", {"solver": "ddim"}, "methods.gram has another solver, .*: measured_to=ode"),
         ("gram", {"order": 5}, "methods.gram.order must be a whole number >= 2 and <= 4, got 5"),
     ],
 )
 def test_others_are_refused_in_one_sentence(method, options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        check_method(method, options, reference="uncached")
+        check_method(method, options, measured_to="uncached")

@@ -15,7 +15,7 @@ from l2c.sampling.conditions import Conditions
 from l2c.sampling.execution.captured import CapturedTrajectory, why_not
 from l2c.sampling.execution.precision import matmul_setting, matmuls
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.speed.reference_scheme import ReferenceScheme
+from l2c.speed.published_scheme import PublishedScheme
 
 LABELS = torch.tensor([0, 3, 4])
 MIXED = ("hold", "hold", "linear", "linear", "hold", "linear", "hold", "linear")
@@ -51,7 +51,7 @@ def assert_near(images, expected, tolerance):
 def test_the_published_scheme_gives_the_same_images(backbone, make_graph, scale):
     graph = make_graph(backbone, num_evaluations=8)
     sampler = Sampler(backbone, graph=graph, cfg_scale=scale)
-    model = ReferenceScheme(backbone, LABELS, sampler.guidance, graph)
+    model = PublishedScheme(backbone, LABELS, sampler.guidance, graph)
     with torch.no_grad():
         expected = sampler.solver.sample(model, seeded_noise(backbone.input_shape, 0, 3))
     assert_near(sample(sampler), expected, 1e-4)

@@ -97,7 +97,7 @@ def commands(inputs: Path) -> dict[str, Cheap]:
         ),
         "compare": Cheap(
             ("compare", "solver.num_evaluations=4", "num_images=2", "batch_size=2", "budgets=[3]", *small, *one),
-            ("run/reference.safetensors",),
+            ("run/targets.safetensors",),
             large=("num_images=100000", "batch_size=100000"),
         ),
         "encode": Cheap(

@@ -17,7 +17,7 @@ from l2c.backbones.presets import build_backbone, model_preset
 from l2c.calibration.cost import count_macs
 from l2c.sampling.sampler import Sampler
 from l2c.speed.latency import evaluations
-from l2c.speed.reference_scheme import ReferenceScheme
+from l2c.speed.published_scheme import PublishedScheme
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,11 +70,11 @@ def test_nothing_is_left_on_the_host(kind, monkeypatch):
     for options in ({}, {"precision": "bf16"}, {"cache_dtype": "bf16"}):
         sampler = Sampler(net.backbone, graph=graph, cfg_scale=net.cfg_scale, any_weights=True, **options)
         assert sampler._trajectory(x, labels).is_meta
-        scheme = ReferenceScheme(sampler.backbone, labels, sampler.guidance, graph)
+        scheme = PublishedScheme(sampler.backbone, labels, sampler.guidance, graph)
         with torch.no_grad():
             assert all(state.is_meta for state in evaluations(sampler.solver, scheme, x))
     schemes = training.Schemes(net.backbone, 2, "32-true")
-    for name in ("reference", "frozen"):  # what is stored lies on the host
+    for name in ("published", "frozen"):  # what is stored lies on the host
         schemes.step(name)()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from l2c.drawing.settings import DrawingSettings
-from l2c.evaluation.tournament_settings import TournamentSettings
+from l2c.evaluation.comparison_settings import ComparisonSettings
 from l2c.io.settings import (
     Anything,
     Either,
@@ -212,7 +212,7 @@ class Evaluate(CommandSettings):
 
 
 @dataclass(frozen=True)
-class Compare(CommandSettings, TournamentSettings):
+class Compare(CommandSettings, ComparisonSettings):
     """compare."""
 
     DOING: ClassVar[str] = "comparing methods"

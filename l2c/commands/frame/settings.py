@@ -150,7 +150,7 @@ def checked(command: str, cfg: DictConfig | Mapping[str, Any]) -> Checked:
         _known(name, settings, groups)
     top = settings.of(given)
     if isinstance(top, Compare):
-        _check_methods(given.get("methods"), top.reference)
+        _check_methods(given.get("methods"), top.measured_to)
     if command == "train_router":
         router_training(top, made)
     return Checked(top, made, {str(k): v for k, v in content.items()})
@@ -188,7 +188,7 @@ def unknown_setting(command: str, name: str, beside: Mapping[str, Any]) -> str |
     return None
 
 
-def _check_methods(given: Any, reference: str) -> None:
+def _check_methods(given: Any, measured_to: str) -> None:
     """Check the methods that are compared."""
     methods = given or {}
     if not isinstance(methods, Mapping):
@@ -200,7 +200,7 @@ def _check_methods(given: Any, reference: str) -> None:
             raise ValueError(
                 f"methods.{method} must be options, null for none or false to leave it out, got {options!r}"
             )
-        check_method(str(method), options or {}, reference=reference)
+        check_method(str(method), options or {}, measured_to=measured_to)
 
 
 def router_training(top: CommandSettings, groups: Mapping[str, Any]) -> RouterTraining:

@@ -16,7 +16,7 @@ from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 
 
-class ReferenceScheme:
+class PublishedScheme:
     """Answer a solver's evaluations as the published code does, in eager mode.
 
     Args:

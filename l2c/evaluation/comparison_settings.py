@@ -10,19 +10,19 @@ from l2c.io.settings import Anything, Items, Settings, Table, Text, ruled, text,
 from l2c.policies.budget import Budget
 from l2c.policies.settings import BudgetRule
 
-REFERENCES = ("uncached", "ode")
+TARGETS = ("uncached", "ode")
 ODE_EVALUATIONS = 200  # after which more of them move the images far less than any method here does
 
 
 @dataclass(frozen=True)
-class TournamentSettings(Settings):
+class ComparisonSettings(Settings):
     """Methods, budgets and noises.
 
     Attributes:
         calibration: files of calibrations, or glob patterns of them; one seed each.
         budgets: each in one of the forms of `policies.budget`.
         methods: options of a method by its name, see `method_settings`; None = its defaults, False = left out.
-        reference: images that errors are measured to: those of the `uncached` sampler, or those of the solution of
+        measured_to: images that errors are measured to: those of the `uncached` sampler, or those of the solution of
             the `ode`, which the same solver gives with 200 evaluations.
         graphs: glob patterns of trained graphs by name; one seed each.
         num_images: noises that methods are compared on.
@@ -39,7 +39,7 @@ class TournamentSettings(Settings):
     )
     budgets: Sequence[Budget] = ruled(Items(item=BudgetRule(), example=(12.75, "2.5x")), [15.15, 12.75, 8])
     methods: Mapping[str, Any] = ruled(Anything(), {})
-    reference: str = text("uncached", choices=REFERENCES)
+    measured_to: str = text("uncached", choices=TARGETS)
     graphs: Mapping[str, str] | None = ruled(Table(item=Text(), optional=True), None)
     num_images: int = whole(1000, at_least=2, at_most=10**6)
     batch_size: int = whole(100, at_least=1, at_most=10**6)
