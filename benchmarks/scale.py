@@ -17,7 +17,7 @@ from l2c.report.figures import COMPUTED, save_figure
 from l2c.report.machine import machine
 from l2c.report.table import markdown_table
 from l2c.sampling.execution.precision import dtype_of
-from l2c.speed.scale import LinearModel, Measured, Size, measure
+from l2c.speed.scale import LinearModel, Size, TimedSize, measure
 
 VARIED = {"batch_sizes": "batch_size", "tokens": "tokens", "depth": "depth", "num_evaluations": "num_evaluations"}
 
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
         "measured": [m.to_dict() for m in measured],
     }
     write_json(folder / "results.json", content)
-    where = f"Measured in {precision} on {machine(device)} by `{command}`."
+    where = f"TimedSize in {precision} on {machine(device)} by `{command}`."
     text = f"{_table(measured, model)}\n\n{_sentence(model)}\n\n{where}\n"
     write_text(folder / "report.md", f"# Scale\n\n{text}\n![predicted and measured](scale.png)\n")
     print(f"{text}\nreport: {folder / 'report.md'}\npicture: {folder / 'scale.png'}")
@@ -62,7 +62,7 @@ def _sizes(cfg: DictConfig) -> list[Size]:
     return list(dict.fromkeys(sizes))
 
 
-def _table(measured: list[Measured], model: LinearModel) -> str:
+def _table(measured: list[TimedSize], model: LinearModel) -> str:
     header = ("batch", "tokens", "depth", "evaluations", "seconds", "predicted", "cache MB", "predicted MB")
     rows = [
         (
@@ -89,7 +89,7 @@ def _sentence(model: LinearModel) -> str:
     )
 
 
-def _figure(measured: list[Measured], model: LinearModel) -> Figure:
+def _figure(measured: list[TimedSize], model: LinearModel) -> Figure:
     figure = Figure(figsize=(4.6, 4.4), dpi=110, layout="constrained")
     axis = figure.add_subplot()
     seconds, predicted = [m.seconds for m in measured], [model.seconds(m.terms) for m in measured]

@@ -67,7 +67,7 @@ def measure_forward(
     total = -(-len(noise) // batch_size) * sampler.solver.num_evaluations
     with tqdm(total=total, desc="responses", unit="evaluation") as bar:
         for _, chosen, part in in_batches(labels, noise, batch_size):
-            parts.append(_Changes(sampler, chosen, groups, num_probes, bar).of(part))  # (n, E, G, K)
+            parts.append(_ForwardChanges(sampler, chosen, groups, num_probes, bar).of(part))  # (n, E, G, K)
     found = torch.cat(parts).movedim(0, 2).flatten(2)  # (E, G, M)
     found = found / (noise[0].numel() * len(noise)) ** 0.5
     sizes = torch.tensor([len(members) for members in groups])
@@ -89,7 +89,7 @@ def _of_all_ages(found: Tensor, coefficients: Sequence[float], max_age: int, max
     return back, ahead
 
 
-class _Changes:
+class _ForwardChanges:
     """What the older output of each group of layers changes in the images of one batch.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor
 from l2c.calibration import calibration_file as file
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid, oldest_age
-from l2c.calibration.other_times import Measured, carry
+from l2c.calibration.other_times import ResponsesOnGrid, carry
 from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
@@ -32,7 +32,7 @@ HOW = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """Measured tensors and what they are valid for.
+    """ResponsesOnGrid tensors and what they are valid for.
 
     Attributes:
         tensors: `layer_change` (K, E, L) and `block_change` (K, E, B): mean relative L1 change against the output
@@ -118,7 +118,9 @@ class Measurements:
             return self
         self.check(graph, any_times=True)
         grid = solver if isinstance(solver, Grid) else Grid.of(solver)
-        measured = Measured(self.grid, *(self.tensors[name].numpy() for name in ("responses", "responses_ahead")))
+        measured = ResponsesOnGrid(
+            self.grid, *(self.tensors[name].numpy() for name in ("responses", "responses_ahead"))
+        )
         responses = carry(measured, grid, max_age=oldest_age(len(grid.timesteps)))
         return replace(
             self,

@@ -30,7 +30,7 @@ SLACK = 1e-6  # of the trajectory: times that differ by less are the same
 
 
 @dataclass(frozen=True)
-class Measured:
+class ResponsesOnGrid:
     """Responses of one grid.
 
     Attributes:
@@ -45,7 +45,7 @@ class Measured:
     ahead: Array
 
 
-def carry(measured: Measured, wanted: Grid, *, max_age: int) -> Array:
+def carry(measured: ResponsesOnGrid, wanted: Grid, *, max_age: int) -> Array:
     """Return responses (E', L, max_age, M) at other times; NaN where the measured ages do not reach.
 
     Args:
@@ -57,7 +57,7 @@ def carry(measured: Measured, wanted: Grid, *, max_age: int) -> Array:
         ValueError: if times lie outside those measured, or no evaluation of a kind was measured.
 
     """
-    check_times(measured.grid, wanted)
+    check_reach_in_time(measured.grid, wanted)
     grid = measured.grid
     source = _Source(measured)
     u = _bent(places(wanted.timesteps, grid))
@@ -84,7 +84,7 @@ def carry(measured: Measured, wanted: Grid, *, max_age: int) -> Array:
     return carried
 
 
-def check_times(measured: Grid, wanted: Grid) -> None:
+def check_reach_in_time(measured: Grid, wanted: Grid) -> None:
     """Refuse times before or after those measured; within one step of them layers are computed.
 
     Raises:
@@ -143,7 +143,7 @@ def _between(known: Array, times: Array) -> Array:
 class _Source:
     """Responses per unit of the solver's step, of each evaluation a function of the older output's time."""
 
-    def __init__(self, measured: Measured) -> None:
+    def __init__(self, measured: ResponsesOnGrid) -> None:
         self._measured = measured
         at = places(measured.grid.timesteps, measured.grid)
         self.times = _bent(at)

@@ -44,7 +44,7 @@ THRESHOLDS = (1e-4, 10.0)  # between which a budget's is looked for
 
 
 @dataclass(frozen=True)
-class Measured:
+class SignalsAlongTrajectory:
     """Signals and residuals of a model along its uncached trajectories.
 
     Attributes:
@@ -74,7 +74,7 @@ class _Everything(Criterion):
 
 
 @torch.no_grad()
-def measure(uncached: Sampler, labels: Tensor | None, noise: Tensor) -> Measured:
+def measure(uncached: Sampler, labels: Tensor | None, noise: Tensor) -> SignalsAlongTrajectory:
     """Return signals and residuals along the uncached trajectories of labels (N,) and noise (N, C, H, W)."""
     backbone, network = uncached.backbone, GuidedBackbone(uncached.backbone, labels, uncached.guidance)
     branches = uncached.guidance.rows(len(noise)) // len(noise)
@@ -94,7 +94,7 @@ def measure(uncached: Sampler, labels: Tensor | None, noise: Tensor) -> Measured
     assert isinstance(layers.criterion, _Everything)
     sizes = [residual.norm(dim=-1) for residual in residuals]
     ratios = [1.0, *(float((now / before).mean()) for before, now in pairwise(sizes))]
-    return Measured(_changes(layers.criterion.seen), _changes(tokens), tuple(ratios))
+    return SignalsAlongTrajectory(_changes(layers.criterion.seen), _changes(tokens), tuple(ratios))
 
 
 def _changes(values: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from l2c.io.atomic import write_json, write_text
 from l2c.io.names import counted
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.machine import machine
-from l2c.report.page import Column, Entry, Section, page_html, paragraph, table_html, write_page
+from l2c.report.page import Column, Section, TableCell, page_html, paragraph, table_html, write_page
 from l2c.report.page_graph import graph_html
 from l2c.report.page_samples import samples_html
 from l2c.report.sample_figure import sample_figure
@@ -102,7 +102,9 @@ def scores_table(scores: Scores) -> str:
 def graph_page(graph: CacheGraph, evaluation: GraphEvaluation, cost: Cost, *, command: str) -> str:
     """Return the page of a graph and its baselines as HTML."""
     results = evaluation.results
-    rows = [[Entry(*pair) for pair in zip(_cells(result, cost), _orders(result), strict=True)] for result in results]
+    rows = [
+        [TableCell(*pair) for pair in zip(_cells(result, cost), _orders(result), strict=True)] for result in results
+    ]
     lead = (
         f"The graph says which layers of {graph.model} are computed and which are reused at each evaluation. It is "
         "compared with the uncached sampler and with baselines of about the same cost, all from the same noises. "

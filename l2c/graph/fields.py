@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.predictor import Weights, entry_weights, held_outputs, slopes_of
+
+Entry: TypeAlias = tuple[int, int]  # an evaluation and a layer
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

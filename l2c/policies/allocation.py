@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from l2c.graph.fields import Entry
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_slopes, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
-Entry = tuple[int, int]
 SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
 RIDGE = 1e-4  # of the mean square of the differences that more than two outputs are fitted with
 

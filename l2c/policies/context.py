@@ -11,13 +11,13 @@ from l2c.calibration.cost import Cost, count_macs
 from l2c.calibration.measurements import Measurements
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.fields import Entry
 from l2c.graph.predictor import Weights
 from l2c.graph.statistics import made_by
 from l2c.policies.budget import Budget, check_reach, evaluations_worth, rows_in_order
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
 
-Entry = tuple[int, int]
 FAR = 0.5  # evaluations' worth of MACs that a budget may be missed by without a word
 
 

@@ -17,7 +17,7 @@ from l2c.policies.settings import PART, RULE_REUSE
 
 
 @dataclass(frozen=True)
-class Rule:
+class FixedRule:
     """The options that every fixed rule has.
 
     Attributes:

@@ -12,7 +12,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.io.names import counted
 from l2c.report.curves import MOST_FAMILIES, budget_label, pareto
 from l2c.report.method_table import HEADER, TIE, Cell, Line, lines, row_of
-from l2c.report.page import Column, Entry, Section, curves_html, page_html, table_html, write_page
+from l2c.report.page import Column, Section, TableCell, curves_html, page_html, table_html, write_page
 from l2c.report.page_graph import graph_html
 from l2c.report.page_samples import samples_html
 from l2c.report.samples import SampleRow
@@ -92,7 +92,7 @@ class ComparisonPage:
     def _sections(self, found: Sequence[Line], budgets: Sequence[float]) -> list[Section]:
         """Return the table, the curves, and for each budget its pictures and graphs."""
         columns = [Column(n, m, words=n == "method") for n, m in zip(HEADER, MEANINGS, strict=True)]
-        rows = [[Entry(*pair) for pair in zip(row_of(line), _orders(line), strict=True)] for line in found]
+        rows = [[TableCell(*pair) for pair in zip(row_of(line), _orders(line), strict=True)] for line in found]
         best = [i for i, line in enumerate(found) if line.ratio == 1]
         caption = (
             f"Error against cost, to the left by MACs, to the right by measured time. At most {MOST_FAMILIES} lines "

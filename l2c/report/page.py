@@ -37,7 +37,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """The text of a table's cell, and the number that it is sorted by; None = sorted by the text."""
 
     text: str
@@ -104,7 +104,7 @@ def list_html(facts: Mapping[str, str]) -> str:
     return f"<dl>{''.join(rows)}</dl>" if rows else ""
 
 
-def table_html(columns: Sequence[Column], rows: Sequence[Sequence[Entry]], *, best: Sequence[int] = ()) -> str:
+def table_html(columns: Sequence[Column], rows: Sequence[Sequence[TableCell]], *, best: Sequence[int] = ()) -> str:
     """Return a table that a click on a head sorts, and what its columns mean.
 
     Args:
@@ -136,7 +136,7 @@ def _words(column: Column) -> str:
     return ' class="words"' if column.words else ""
 
 
-def _order(entry: Entry) -> str:
+def _order(entry: TableCell) -> str:
     return "" if entry.order is None else f' data-order="{entry.order:.9g}"'
 
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.correction_file import FORMAT, CorrectionFile, is_correction
+from l2c.graph.fields import Entry
 from l2c.graph.predictor import WEIGHTED, counts_before
 from l2c.io.digests import digest_of_text
 from l2c.io.names import shown
 from l2c.io.tensors import opened, write_tensors
 
-Entry = tuple[int, int]
 Rows: TypeAlias = "Tensor | Sequence[Tensor]"  # (R, D), or R of (D,) where layers differ in width
 
 

@@ -31,7 +31,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Measured:
+class TimedSize:
     """Time and memory of one size.
 
     Attributes:
@@ -67,7 +67,7 @@ class LinearModel:
     coefficients: tuple[float, float, float]
 
     @classmethod
-    def fit(cls, measured: Sequence[Measured]) -> LinearModel:
+    def fit(cls, measured: Sequence[TimedSize]) -> LinearModel:
         """Fit to what was measured, by relative errors; a coefficient that would be negative is left out."""
         terms = np.array([m.terms for m in measured])
         seconds = np.array([m.seconds for m in measured])
@@ -130,7 +130,7 @@ def measure(
     device: torch.device | str = "cpu",
     precision: str | None = None,
     progress: bool = True,
-) -> list[Measured]:
+) -> list[TimedSize]:
     """Time sizes in alternation, medians of several repetitions each; device and precision as in `Run`."""
     runs = [Run(size, device=device, precision=precision) for size in sizes]
     times: list[list[float]] = [[] for _ in runs]
@@ -142,7 +142,7 @@ def measure(
                     seconds.append(taken)
                 bar.update()
     return [
-        Measured(
+        TimedSize(
             size=run.size,
             seconds=float(np.median(seconds)),
             terms=run.terms,

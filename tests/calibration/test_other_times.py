@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from l2c.calibration.grid import Grid, step_coefficients
-from l2c.calibration.other_times import Measured, carry
+from l2c.calibration.other_times import ResponsesOnGrid, carry
 from l2c.diffusion import FlowSchedule, NoiseSchedule, make_solver
 
 L, M = 2, 3
@@ -20,7 +20,7 @@ def smooth(grid, max_age, max_ahead=3):
             back[e, :, a - 1] = grid.coefficients[e] * (f[e - a] - f[e])[:, None]
         for b in range(1, min(len(t) - 1 - e, max_ahead) + 1):
             ahead[e, :, b - 1] = grid.coefficients[e] * (f[e + b] - f[e])[:, None]
-    return Measured(grid, back.astype(np.float32), ahead.astype(np.float32))
+    return ResponsesOnGrid(grid, back.astype(np.float32), ahead.astype(np.float32))
 
 
 def grid(solver="ddim", count=20, **options):

@@ -14,7 +14,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.decisions import printable
 from l2c.report.method_table import HEADER, Cell
-from l2c.report.page import Column, Entry, page_html, table_html
+from l2c.report.page import Column, TableCell, page_html, table_html
 from l2c.report.page_graph import graph_html
 from l2c.report.samples import SampleRow
 
@@ -106,10 +106,12 @@ def test_a_page_without_measurements_is_refused():
 
 
 def test_the_best_row_is_marked_and_numbers_are_sorted_by_value():
-    html = table_html([Column("a", "means", words=True), Column("b", "too")], [[Entry("x"), Entry("1,234", 1234.0)]])
+    html = table_html(
+        [Column("a", "means", words=True), Column("b", "too")], [[TableCell("x"), TableCell("1,234", 1234.0)]]
+    )
     assert 'data-order="1234"' in html
     assert 'class="best"' not in html
-    assert 'class="best"' in table_html([Column("a", "means")], [[Entry("x")]], best=[0])
+    assert 'class="best"' in table_html([Column("a", "means")], [[TableCell("x")]], best=[0])
 
 
 def test_each_cell_of_a_graph_says_its_decision():

@@ -12,7 +12,7 @@ from l2c.sampling.sampler import Sampler
 from l2c.speed.bench import Bench, Setting, _device_memory, _reset_device_memory
 from l2c.speed.latency import alternate, alternate_pieces, evaluations
 from l2c.speed.report import speed_table, write_speed_report
-from l2c.speed.scale import LinearModel, Measured, Run, Size
+from l2c.speed.scale import LinearModel, Run, Size, TimedSize
 
 
 def test_pieces_of_runs_alternate_and_nobody_is_always_first():
@@ -97,7 +97,7 @@ def test_settings_of_a_graph_side_by_side(backbone, make_graph, by_evaluation, t
 
 def made_up(terms, coefficients):
     seconds = sum(c * term for c, term in zip(coefficients, terms, strict=True))
-    return Measured(Size(1, 16, 2, 4), seconds, terms, 0, 0)
+    return TimedSize(Size(1, 16, 2, 4), seconds, terms, 0, 0)
 
 
 def test_the_linear_model_finds_the_coefficients_of_exact_times():

@@ -37,7 +37,7 @@ BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseExce
 Task = Callable[[DictConfig], None]
 
 
-class Entry(Protocol):
+class CommandEntry(Protocol):
     """A command: called, it reads `sys.argv`; `task` is the function of its config."""
 
     task: Task
@@ -81,10 +81,10 @@ def device(name: str | None) -> torch.device:
     return chosen
 
 
-def entry(config_name: str) -> Callable[[Task], Entry]:
+def entry(config_name: str) -> Callable[[Task], CommandEntry]:
     """Make a command of a function of a config, `configs/<config_name>.yaml` with overrides; see `run_configured`."""
 
-    def decorate(task: Task) -> Entry:
+    def decorate(task: Task) -> CommandEntry:
         def main() -> None:
             run_configured(config_name, task, sys.argv[1:])
 

@@ -43,7 +43,7 @@ from l2c.integrations.diffusers.hooks import (
 )
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
-from l2c.integrations.diffusers.timesteps import Schedule
+from l2c.integrations.diffusers.timesteps import GraphSchedule
 from l2c.sampling.correction import Correction
 
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
@@ -236,7 +236,7 @@ def _apply(
             watch.look(model)
         seats.look(model)
 
-    schedule = Schedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
+    schedule = GraphSchedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
     put(model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)
     # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
     HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from l2c.backbones.forward_lock import ForwardLock
 from l2c.backbones.layer_form import Branch, LayerForm, over
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
-from l2c.integrations.diffusers.timesteps import Schedule, conditions_of, timestep_of
+from l2c.integrations.diffusers.timesteps import GraphSchedule, conditions_of, timestep_of
 from l2c.sampling.correction import Correction
 
 
@@ -258,7 +258,7 @@ class GraphHook(_UncopiedHook):
 
     def __init__(
         self,
-        schedule: Schedule,
+        schedule: GraphSchedule,
         layers: Sequence[Slot],
         hooks: Sequence[LayerHook],
         correction: Correction | None = None,

@@ -91,7 +91,7 @@ class RoundedTimestep(float):
         return rounded
 
 
-class Schedule:
+class GraphSchedule:
     """The timesteps of the call that runs, and the graph for them.
 
     Args:

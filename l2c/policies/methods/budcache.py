@@ -17,7 +17,7 @@ from l2c.graph.predictor import HOLD
 from l2c.io.seeds import Stream
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
-from l2c.policies.rules import Rule
+from l2c.policies.rules import FixedRule
 from l2c.policies.true_error import TrueError
 
 HOT, COLD = 0.5, 0.02  # temperatures at the start and the end, in units of the logarithm of the error
@@ -53,7 +53,7 @@ def budcache(
         ValueError: if the budget is out of reach, or the solver adds noise of its own.
 
     """
-    rule = Rule(reuse)
+    rule = FixedRule(reuse)
     rule.check(context.blank.num_evaluations)
     worth, count = context.evaluations(budget), context.blank.num_evaluations
     sampler = context.deterministic_sampler("budcache")

@@ -11,9 +11,9 @@ from l2c.graph.layer_names import blocks
 from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
-from l2c.policies.rules import Rule
+from l2c.policies.rules import FixedRule
 
-WHOLE = Rule()
+WHOLE = FixedRule()
 
 
 def _thinned(
@@ -22,7 +22,7 @@ def _thinned(
     method: str,
     n: float,
     *,
-    rule: Rule = WHOLE,
+    rule: FixedRule = WHOLE,
     shift: int = 0,
     said: Mapping[str, Any] | None = None,
     **hyperparameters: Any,
@@ -80,7 +80,7 @@ def interval(
         ValueError: if an option is out of range, or the budget out of reach.
 
     """
-    rule = Rule(reuse, first, last, part)
+    rule = FixedRule(reuse, first, last, part)
     rule.check(context.blank.num_evaluations)
     said = {**rule.said(), **({"phase": phase} if phase else {})}
     reused = rule.layers(context.blank.layers)
@@ -111,7 +111,7 @@ def pab(
             f"no evaluation has a timestep between end={end:g} and start={start:g}; the {len(t)} timesteps go from "
             f"{unit * t[0]:g} to {unit * t[-1]:g}"
         )
-    rule = Rule(first=max(1, inside[0]), last=len(t) - 1 - inside[-1], part="attn")
+    rule = FixedRule(first=max(1, inside[0]), last=len(t) - 1 - inside[-1], part="attn")
     said = {"start": start, "end": end}
     return _at(context, rule.layers(context.blank.layers), "pab", n, budget, rule=rule, said=said)
 

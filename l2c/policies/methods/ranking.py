@@ -12,7 +12,7 @@ from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
-from l2c.policies.rules import Rule
+from l2c.policies.rules import FixedRule
 
 SCORES = ("layer_change", "response")
 
@@ -43,7 +43,7 @@ def late_first(
 
     """
     worth = context.evaluations(budget)
-    rule, count = Rule(reuse, first, last, part), context.blank.num_evaluations
+    rule, count = FixedRule(reuse, first, last, part), context.blank.num_evaluations
     rule.check(count)
     layers = sorted(rule.layers(context.blank.layers))
     evaluations = [e for e in context.routed(routed, worth) if rule.allows(e, count)]
