@@ -177,10 +177,15 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
     num_evaluations, num_layers = binding.num_evaluations, len(binding.layers)
     for name, tensor in tensors.items():
         if name not in DIMENSIONS:
-            raise ValueError(f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}")
+            raise ValueError(
+                f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}; run l2c calibrate again"
+            )
         shape = tuple(tensor.shape)
         if len(shape) != DIMENSIONS[name] or 0 in shape or max(shape[:1] + shape[2:3]) > max(MOST, num_evaluations):
-            raise ValueError(f"{name} must have {DIMENSIONS[name]} dimensions of sensible size, got {shape}")
+            raise ValueError(
+                f"{name} must have {DIMENSIONS[name]} dimensions of sensible size, got {shape}; run l2c "
+                "calibrate again"
+            )
         found = shape[1:3] if name.endswith("change") else shape[:2]
         wanted = num_evaluations, num_layers
         if found != wanted and (name != "block_change" or found[0] != num_evaluations):
@@ -188,14 +193,15 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
                 f"{name} has {found} evaluations and layers, but the file is of {wanted}; run l2c calibrate again"
             )
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds numbers that are not finite; calibrate again")
+            raise ValueError(f"{name} holds numbers that are not finite; run l2c calibrate again")
     pair = [tensors[name].shape for name in ("responses", "responses_ahead") if name in tensors]
     if len(pair) == 2 and pair[0][3] != pair[1][3]:
         raise ValueError(
-            f"responses and responses_ahead are of {pair[0][3]} and {pair[1][3]} directions, must be equal"
+            f"responses and responses_ahead are of {pair[0][3]} and {pair[1][3]} directions, must be equal; "
+            "run l2c calibrate again"
         )
     if grid is not None and grid.timesteps != binding.timesteps:
-        raise ValueError("the timesteps of grid and binding differ, must be the same")
+        raise ValueError("the timesteps of grid and binding differ, must be the same; run l2c calibrate again")
     if cost is not None and len(cost.layers) != num_layers:
         raise ValueError(
             f"cost has {len(cost.layers)} layers, but the file is of {num_layers}; run l2c calibrate again"

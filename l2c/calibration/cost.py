@@ -124,4 +124,7 @@ def count_macs(backbone: Backbone) -> Cost:
         return Cost(layers, fixed)
     if isinstance(backbone, WrappedModule):
         return Cost(*measure_macs(backbone))
-    raise TypeError(f"cannot count the MACs of a {type(backbone).__name__}; known are DiT, UViT and wrapped modules")
+    raise TypeError(
+        f"cannot count the MACs of a {type(backbone).__name__}; known are DiT, UViT and wrapped "
+        "modules: wrap it with l2c.wrap"
+    )

@@ -174,7 +174,9 @@ def check_content(content: Mapping[str, Any]) -> None:
 def _check_format(content: Any) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         got = quoted(content.get("format") if isinstance(content, dict) else type(content).__name__)
-        raise ValueError(f"not a cache graph: format is {got}, must be {FORMAT!r}")
+        raise ValueError(
+            f"not a cache graph: format is {got}, must be {FORMAT!r}; give the cache_graph.json of a run"
+        )
     version = content.get("version")
     if isinstance(version, bool) or version != VERSION:
         raise ValueError(

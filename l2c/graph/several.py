@@ -66,7 +66,7 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
         )
     known_fields(content, ("format", "version", "graphs"))
     if not 0 < len(graphs) <= most:
-        raise ValueError(f"{name} holds {len(graphs)} graphs, must be 1 to {most}")
+        raise ValueError(f"{name} holds {len(graphs)} graphs, must be 1 to {most}; write it again with fewer")
     read_ones: dict[str, CacheGraph] = {}
     for key, graph in graphs.items():
         try:

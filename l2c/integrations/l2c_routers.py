@@ -85,7 +85,9 @@ def _logits(path: str | Path, routers: Mapping[str, Tensor], i: int, network: Ba
     """Return the logits (2L,) of router i, or refuse them."""
     logits = routers.get(f"{i}.prob")
     if logits is None:
-        raise ValueError(f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on")
+        raise ValueError(
+            f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on; download it again"
+        )
     if logits.numel() != network.num_layers:
         raise ValueError(
             f"{path} has {logits.numel()} logits per router, but {network.conventions.name} has {network.num_layers} "
@@ -112,5 +114,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         content = content["routers"]
     routers = {k: v for k, v in content.items() if str(k).endswith(".prob")} if isinstance(content, Mapping) else {}
     if not routers or not all(isinstance(v, Tensor) for v in routers.values()):
-        raise ValueError(f"{path} holds no routers: expected tensors named '0.prob', '1.prob', ...")
+        raise ValueError(
+            f"{path} holds no routers: expected tensors named '0.prob', '1.prob', ...; give the file that the "
+            "training wrote"
+        )
     return routers

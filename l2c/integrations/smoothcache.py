@@ -103,7 +103,7 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
     if any(kind_of(name).startswith("attn") == bool(i % 2) for i, name in enumerate(graph.layers)):
         raise ValueError(
             f"a SmoothCache schedule has attention and MLP in turn, but this graph's layers are {graph.layers[0]}, "
-            f"{graph.layers[1]}, ...; it cannot be written in that form"
+            f"{graph.layers[1]}, ...; it cannot be written in that form: keep the cache graph"
         )
     columns = [[int(row[i]) for row in graph.rows] for i in range(graph.num_layers)]
     alike = all(column == columns[i % 2] for i, column in enumerate(columns))
@@ -123,7 +123,10 @@ def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
         raise FileNotFoundError(f"no schedule at {path}; give the path of a SmoothCache .json file")
     content = parse_file(path)
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds no schedule: expected an object like {{'attn': [1, 0], 'mlp': [1, 1]}}")
+        raise ValueError(
+            f"{path} holds no schedule: expected an object like {{'attn': [1, 0], 'mlp': [1, 1]}}; give a "
+            "schedule's file"
+        )
     columns: dict[tuple[int, int | None], list[int]] = {}
     for key, bits in content.items():
         match = KEY.fullmatch(key)

@@ -32,7 +32,10 @@ class PublishedScheme:
 
     def __init__(self, backbone: Backbone, y: Tensor | None, guidance: Guidance, graph: CacheGraph | None) -> None:
         if not isinstance(backbone, (DiT, UViT)):
-            raise TypeError(f"the published scheme is known for DiT and UViT, not for {type(backbone).__name__}")
+            raise TypeError(
+                f"the published scheme is known for DiT and UViT, not for {type(backbone).__name__}; leave "
+                "baseline out"
+            )
         self.backbone = backbone
         self.guidance = guidance
         self.y = guidance.labels(y, backbone.conventions.null_label)

@@ -194,7 +194,7 @@ def _names(path: Path) -> list[str]:
     if IMAGES not in names and not {"mu", "sigma"} <= set(names):
         raise ValueError(
             f"{path} holds {', '.join(names) or 'nothing'}; a reference holds {IMAGES} (images), or mu and sigma "
-            "(statistics)"
+            "(statistics); give such a file"
         )
     return names
 

@@ -109,7 +109,7 @@ def pab(
     if not inside:
         raise ValueError(
             f"no evaluation has a timestep between end={end:g} and start={start:g}; the {len(t)} timesteps go from "
-            f"{unit * t[0]:g} to {unit * t[-1]:g}"
+            f"{unit * t[0]:g} to {unit * t[-1]:g}; choose policy.start and policy.end so that some lie between"
         )
     rule = FixedRule(first=max(1, inside[0]), last=len(t) - 1 - inside[-1], part="attn")
     said = {"start": start, "end": end}
