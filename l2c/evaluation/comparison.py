@@ -28,7 +28,7 @@ from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
-from l2c.policies.settings import NEEDS
+from l2c.policies.settings import needs_of
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.method_table import Cell
 from l2c.report.samples import SampleRow
@@ -95,7 +95,7 @@ class Comparison:
 
         """
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
-        calibrated = [name for name, given in chosen.items() if given.get("policy", name) in NEEDS]
+        calibrated = [name for name, given in chosen.items() if needs_of(given.get("policy", name), given)]
         if calibrated and not self.contexts:
             others = ",".join([*(name for name in chosen if name not in calibrated), *self.graphs])
             alone = f", or compare the others alone with only=[{others}]" if others else ""

@@ -17,7 +17,7 @@ from l2c.policies.methods.interval import deepcache, faster_diffusion, interval,
 from l2c.policies.methods.l2p import l2p
 from l2c.policies.methods.ranking import late_first, random, top_k
 from l2c.policies.methods.smoothcache import smoothcache
-from l2c.policies.settings import NEEDS, check_options, check_values
+from l2c.policies.settings import check_options, check_values, needs_of
 
 POLICIES: dict[str, Callable[..., CacheGraph]] = {
     policy.__name__: policy
@@ -56,9 +56,10 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     """
     check_options(name, options)
     check_values(name, options)
-    if name in NEEDS and context.calibration is None:
+    needs = needs_of(name, options)
+    if needs and context.calibration is None:
         raise ValueError(
-            f"policy {name} needs a calibration; run l2c calibrate measure=[{','.join(NEEDS[name])}] and pass "
+            f"policy {name} needs a calibration; run l2c calibrate measure=[{','.join(needs)}] and pass "
             "calibration=PATH"
         )
     required = [

@@ -14,11 +14,21 @@ from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
 COUNT = Number(whole=True, at_least=1)
 AT_ONCE = Number(whole=True, at_least=1, at_most=10**6)
 SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
-# What `l2c calibrate` must have measured for a policy; the others need no calibration.
+# What `l2c calibrate` must have measured for a policy; the others need no calibration. See `needs_of`.
 NEEDS = {
     **dict.fromkeys(("gram", "best"), ("responses",)),
     **dict.fromkeys(("block_caching", "smoothcache", "top_k"), ("changes",)),
 }
+NEEDED_SCORES = {"layer_change": NEEDS["top_k"], "response": NEEDS["gram"]}
+
+
+def needs_of(policy: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what `l2c calibrate` must have measured for a policy with these options; of own scores nothing."""
+    if policy == "top_k":
+        return NEEDED_SCORES.get(str(options.get("score") or "layer_change"), ())
+    return NEEDS.get(policy, ())
+
+
 ROUTED = Text(choices=("auto", "alternate", "all"))
 PERIOD = Number(at_least=1, example=2)  # every n-th evaluation; may be fractional
 FROM_0 = Number(whole=True, at_least=0)

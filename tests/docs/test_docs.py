@@ -14,10 +14,19 @@ from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import COMMANDS
 from l2c.io.bundled import project_folder
 
-RUN_WHOLE = ("README.md", "docs/tour.md")  # their commands run, one after the other, in one folder
+RUN_WHOLE = (  # their commands run, one after the other, in one folder
+    "README.md",
+    "docs/tour.md",
+    "docs/training.md",
+    "docs/policies.md",
+    "docs/pipelines.md",
+    "docs/testbeds.md",
+)
 OTHER_DATA = "needs other data"
 SMALL = {
     "train": ["trainer.max_steps=2"],
+    "train-backbone": ["max_steps=2", "model.args.hidden_size=24", "model.args.depth=2", "batch_size=4"],
+    "train-classifier": ["max_steps=2", "batch_size=8"],
     "calibrate": [
         "num_trajectories=2",
         "batch_size=2",
@@ -34,6 +43,7 @@ SMALL = {
     "benchmark": ["repetitions=1", "batch_sizes=[1]", "baseline=null"],
 }
 BEST = ["policy.num_trajectories=4", "policy.pool=4", "policy.steps=1", "policy.batch_size=2", "policy.max_span=3"]
+BUDCACHE = ["policy.num_trajectories=2", "policy.steps=1", "policy.climbs=1"]
 FEW_METHODS = [
     f"methods.{name}=false" for name in ("best", "gram_hold", "gram_linear", "top_k", "smoothcache", "random")
 ]
@@ -45,8 +55,12 @@ def small(call: list[str]) -> list[str]:
     extra = list(SMALL.get(name, []))
     if "policy=best" in given:
         extra += BEST
+    if "policy=budcache" in given:
+        extra += BUDCACHE
     if name == "compare":
         extra += FEW_METHODS
+    if name == "train-backbone" and any(word.startswith("max_steps=") for word in given):
+        extra = [override for override in extra if not override.startswith("max_steps")]
     if "labels=" in " ".join(given):
         extra = [override for override in extra if not override.startswith("num_images")]
     fixed = [
@@ -67,21 +81,22 @@ def calls_of(page: Path) -> list[tuple[list[str], bool]]:
         if block.language in ("", "bash", "sh")
         for call in commands(block.text)
     ]
-    return found + [(call, False) for line in indented(page) for call in commands(line)]
+    whole = relative(page) in RUN_WHOLE
+    return found + [(call, whole) for line in indented(page) for call in commands(line)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_commands_run_or_have_settings_that_fit(page, command, tmp_path):
+def test_commands_run_or_have_settings_that_fit(page, command, placed, tmp_path):
     for call, runs in calls_of(page):
-        name, *overrides = call
+        name, *overrides = placed(relative(page), call) if runs else call
         assert name in COMMANDS, f"{relative(page)}: l2c {name} is no command"
         if not COMMANDS[name].hydra:
             if name == "show" and runs:
-                assert command(*call, cwd=tmp_path).returncode == 0, call
+                assert command(name, *overrides, cwd=tmp_path).returncode == 0, call
             continue
         sweeps = "-m" in overrides or "--cfg" in overrides
         if runs and not sweeps:
-            done = command(*small(call), cwd=tmp_path)
+            done = command(*small([name, *overrides]), cwd=tmp_path)
         else:
             plain = [word for word in overrides if word not in ("-m", "--cfg", "job")]
             plain = [word.split(",")[0] if sweeps and "[" not in word else word for word in plain]

@@ -1,5 +1,6 @@
 """Policies on calibrations made by hand, with schedules that follow from the formulas."""
 
+import dataclasses
 import inspect
 import json
 
@@ -117,6 +118,10 @@ def test_top_k_takes_any_score(context, tmp_path):
     order = np.arange(E * 8, dtype=np.float64).reshape(E, 8)[::-1]  # the last evaluation first
     np.save(tmp_path / "scores.npy", order)
     graph = make_graph("top_k", context, budget=6, score=str(tmp_path / "scores.npy"), routed="all")
+    uncalibrated = dataclasses.replace(context, calibration=None)
+    assert make_graph("top_k", uncalibrated, budget=6, score=str(tmp_path / "scores.npy"), routed="all") == graph
+    with pytest.raises(ValueError, match=r"top_k needs a calibration; run l2c calibrate measure=\[responses\]"):
+        make_graph("top_k", uncalibrated, budget=6, score="response")
     assert [all(row) for row in graph.rows] == sorted((all(row) for row in graph.rows), reverse=True)
     assert not any(graph.rows[-1])
     responses = context.required_calibration().tensor("responses")[:, :, 0].square().sum(2)

@@ -13,8 +13,7 @@ from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
 from l2c.policies.rules import FixedRule
-
-SCORES = ("layer_change", "response")
+from l2c.policies.settings import NEEDED_SCORES
 
 
 def late_first(
@@ -91,7 +90,7 @@ def _scores(context: PolicyContext, name: str) -> np.ndarray:
         responses = context.required_calibration().tensor("responses")[:, :, 0]  # (E, L, M) of age 1
         return responses.square().sum(dim=2).numpy() / np.asarray(context.cost.layers)
     if not name.endswith(".npy"):
-        raise ValueError(f"unknown score {name!r}; known are {', '.join(SCORES)}, or a path to a .npy array")
+        raise ValueError(f"unknown score {name!r}; known are {', '.join(NEEDED_SCORES)}, or a path to a .npy array")
     if not Path(name).is_file():
         raise FileNotFoundError(f"no scores at {name}; numpy.save writes such an array")
     try:
