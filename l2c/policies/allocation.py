@@ -249,34 +249,36 @@ class Allocation:
 
     def choose_reuse(self) -> bool:
         """Give each evaluation the reuse that predicts the smaller error; say whether one changed."""
-        changed = False
+        changed: list[int] = []
         if len(self.reuses) == 1:
-            return changed
+            return False
         for e in self.routed:
             if self.rows[e].all():
                 continue
-            best = (self.predicted, self.reuse[e])
-            for reuse in self.reuses:
-                if reuse == self.reuse[e]:
-                    continue
-                columns = self._with_reuse(e, reuse)
-                total = columns.sum(axis=0)
-                best = min(best, (float(total @ total), reuse))
-            if best[1] != self.reuse[e]:
-                self.columns, self.reuse[e] = self._with_reuse(e, best[1]), best[1]
-                changed = True
-        if changed:
-            self._refresh(range(self.rows.shape[1]))
-        return changed
+            total, changes = self.columns.sum(axis=0), self._changes_by_reuse(e)
+            errors = {reuse: float(np.square(total + change.sum(axis=0)).sum()) for reuse, change in changes.items()}
+            best = min((error, reuse) for reuse, error in errors.items())[1]
+            if errors[best] < errors[self.reuse[e]]:
+                self.columns[~self.rows[e]] += changes[best]
+                self.reuse[e] = best
+                changed.append(e)
+        for layer in range(self.rows.shape[1]) if changed else ():
+            self._refresh_among(layer, [e for e in self.routed if self._depends_on(layer, e, changed)])
+        return bool(changed)
 
-    def _with_reuse(self, e: int, reuse: str) -> Array:
-        modes = [*self.reuse[:e], reuse, *self.reuse[e + 1 :]]
-        columns = self.columns.copy()
-        for layer in np.flatnonzero(~self.rows[e]):
-            column = self.column(self.rows[:, layer], int(layer), modes)
-            assert column is not None
-            columns[layer] = column
-        return columns
+    def _depends_on(self, layer: int, e: int, changed: Collection[int]) -> bool:
+        """Return whether a flip at evaluation `e` changes one of the entries of some evaluations."""
+        return any(e <= other < _computed_beside(self.rows[:, layer], e, self.order) for other in changed)
+
+    def _changes_by_reuse(self, e: int) -> dict[str, Array]:
+        """Return what each predictor would add to the columns of the layers reused at evaluation `e`, (layers, M)."""
+        layers = np.flatnonzero(~self.rows[e]).tolist()
+        past = {i: tuple(np.flatnonzero(self.rows[:e, i])[: -self.order - 1 : -1].tolist()) for i in layers}
+        entries = {
+            reuse: np.array([self._entry(e, i, past[i], reuse) for i in layers], dtype=np.float32)
+            for reuse in self.reuses
+        }
+        return {reuse: of_reuse - entries[self.reuse[e]] for reuse, of_reuse in entries.items()}
 
     def grow(self, to_save: float, *, avoid: Collection[Entry] = ()) -> None:
         """Reuse entries, the least added error per MAC first, until `to_save` MACs are saved.

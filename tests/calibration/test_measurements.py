@@ -217,12 +217,15 @@ def test_an_age_that_is_not_known_is_never_used():
 
 @pytest.mark.parametrize("known", [5, 2], ids=["all ages known", "two ages known in places"])
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_what_flips_would_add_stays_true_while_entries_are_flipped(order, known):
+@pytest.mark.parametrize("reuses", [("fitted",), ("fitted", "linear", "hold")], ids=["one reuse", "three"])
+def test_what_flips_would_add_stays_true_while_entries_are_flipped(reuses, order, known):
     responses = torch.randn(12, 3, 5, 6, generator=torch.Generator().manual_seed(3)).numpy()
     responses[4:7, :, known:] = np.nan
-    allocation = Allocation(responses, range(12, 0, -1), (1, 2, 1), max_span=3, reuses=("fitted",), order=order)
+    allocation = Allocation(responses, range(12, 0, -1), (1, 2, 1), max_span=3, reuses=reuses, order=order)
     allocation.grow(20.0)
     allocation.shrink(14.0)
+    allocation.choose_reuse()
+    assert "fitted" in allocation.reuse  # three begin with hold: others were chosen, and flips worked out anew
     flips, possible = allocation._flips.copy(), allocation._possible.copy()
     columns = allocation.columns.copy()
     allocation.set(allocation.rows, allocation.reuse)
