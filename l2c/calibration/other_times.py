@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -149,15 +150,16 @@ class _Source:
         self.times = _bent(at)
         self._end = float(_bent([at[-1] - FURTHER * (at[-2] - at[-1])])[0])
         self._roughness: dict[int, Array] = {}
-        self._splines: dict[int, tuple[CubicSpline, float, float]] = {}
+        self._splines: dict[int, _Spline] = {}
 
     def at(self, e: int, now: float, older: Array) -> Array:
         """Return values (ages, L, M) of one evaluation: `J_e (f(older) - f(now))`; NaN where not measured."""
-        spline, low, high = self._spline(e)
-        all_times = np.concatenate([[now], older])
-        values = spline(all_times).astype(np.float32)
-        values[(all_times < low - SLACK) | (all_times > high + SLACK)] = np.nan
-        return values[1:] - values[0]
+        spline = self._spline(e)
+        if not spline.holds(now):
+            return np.full((len(older), *spline.knots.shape[1:]), np.nan, dtype=np.float32)
+        values = spline.mixed(spline.shares(older) - spline.shares(now))
+        values[~spline.holds(older)] = np.nan
+        return values
 
     def roughness(self, e: int) -> Array:
         """Return how much outputs differ from a smooth function of time, in the units of `at`, (L,).
@@ -165,19 +167,18 @@ class _Source:
         It is what the neighbours in time say of an output that was left out.
         """
         if e not in self._roughness:
-            spline, low, high = self._spline(e)
-            others = [i for i, u in enumerate(self.times) if i != e and low - SLACK <= u <= high + SLACK]
+            spline, at = self._spline(e), self.times[e]
+            others = [i for i, u in enumerate(self.times) if i != e and spline.holds(u)]
             near = sorted(others, key=lambda i: abs(i - e))[:4]
-            x, values = self.times[near], spline(self.times[near])  # (4, L, M)
-            at = self.times[e]
+            x, values = self.times[near], spline.mixed(spline.shares(self.times[near]))  # (4, L, M)
             weights = [np.prod([(at - b) / (a - b) for b in x if b != a]) for a in x]
             found = sum(weight * value for weight, value in zip(weights, values, strict=True))
             inside = x.min() < at < x.max()
             self._roughness[e] = ROUGH * inside * np.sqrt(np.square(found).mean(axis=1))
         return self._roughness[e]
 
-    def _spline(self, e: int) -> tuple[CubicSpline, float, float]:
-        """Return `J_e (f(u) - f(u_e))` as a function of u, and the range in which it holds."""
+    def _spline(self, e: int) -> _Spline:
+        """Return `J_e (f(u) - f(u_e))` as a function of u."""
         if e not in self._splines:
             responses, ahead = self._measured.responses[e], self._measured.ahead[e]
             back = min(e, responses.shape[1])
@@ -185,7 +186,34 @@ class _Source:
             u = self.times[e - back : e + on + 1]
             zero = np.zeros((len(responses), 1, responses.shape[2]), dtype=responses.dtype)
             knots = np.concatenate([responses[:, :back][:, ::-1], zero, ahead[:, :on]], axis=1).swapaxes(0, 1)
-            knots = knots / self._measured.grid.coefficients[e]
+            knots = np.ascontiguousarray(knots[::-1] / np.float32(self._measured.grid.coefficients[e]))
             at_end = e + on + 1 == len(self.times)  # of the trajectory: the spline holds a little further
-            self._splines[e] = CubicSpline(u[::-1], knots[::-1]), self._end if at_end else u[-1], u[0] + SLACK
+            low, high = self._end if at_end else u[-1], u[0] + SLACK
+            self._splines[e] = _Spline(CubicSpline(u[::-1], np.eye(len(u))), knots, low - SLACK, high + SLACK)
         return self._splines[e]
+
+
+@dataclass(frozen=True)
+class _Spline:
+    """A cubic spline through values at knots, as the shares that each knot has in a value: small, and linear.
+
+    Attributes:
+        shares: of times (T,) the shares (T, K) of the K knots.
+        knots: (K, L, M), 32-bit.
+        low: the first time at which the spline holds.
+        high: the last one.
+
+    """
+
+    shares: CubicSpline
+    knots: Array
+    low: float
+    high: float
+
+    def holds(self, times: Any) -> Any:
+        """Return whether the spline holds at times."""
+        return (self.low <= times) & (times <= self.high)
+
+    def mixed(self, shares: Array) -> Array:
+        """Return the values (T, L, M) of shares (T, K)."""
+        return np.tensordot(shares.astype(np.float32), self.knots, axes=1)
