@@ -28,7 +28,7 @@ class TrainerSettings(Settings, group="trainer"):
         accelerator: `auto`, `cpu`, `gpu`, ...
         devices: number of devices of a machine, `auto`, or a list of their numbers.
         num_nodes: machines.
-        strategy: how processes share the work.
+        strategy: how processes share the work; `auto` of several is DDP.
         precision: precision of the arithmetic, such as `bf16-mixed`.
         accumulate_grad_batches: parts of a step's batch, one after the other.
         log_every_n_steps: steps between two lines of metrics.

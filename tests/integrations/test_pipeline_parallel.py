@@ -5,6 +5,8 @@ The processes talk by gloo on the processor. Both orders: the model is split bef
 
 from __future__ import annotations
 
+import os
+import socket
 from functools import partial
 
 import pytest
@@ -27,6 +29,10 @@ from l2c.backbones.digest import weights_digest
 from l2c.integrations.diffusers import ROOT, applied, denoiser_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.sampling.solver_settings import SolverSettings
+from l2c.training.routers.run import train_routers
+from l2c.training.routers.settings import NoiseSettings, RouterTraining
+from l2c.training.settings import TrainerSettings
 
 OPTIONS = {"flux": {"max_sequence_length": 8}, "wan21": {"height": 32, "width": 32}}  # numbers of tokens are even
 ORDERS = ("before", "after")
@@ -92,7 +98,33 @@ def calibrated():
     return {"error": float(error), "same": shared.binding == alone.binding}
 
 
-def work(rank, folder):
+def trained(folder):
+    """Return the logits of routers trained by two processes on a whole model, and on one that they share."""
+    solver = SolverSettings(name="pipeline", num_evaluations=STEPS, cfg_scale=tiny_pipeline("flux").scale)
+    settings = RouterTraining(
+        solver=solver,
+        data=NoiseSettings(name="prompts", batch_size=2),
+        trainer=TrainerSettings(max_steps=3, accelerator="cpu", devices=2, enable_progress_bar=False),
+    )
+    logits = []
+    for name in ("whole", "shared"):
+        tiny = tiny_pipeline("flux")
+        if name == "shared":
+            split_weights(denoiser_of(tiny.pipe))
+        backbone = pipeline_backbone(
+            tiny.pipe, tiny.prompts[:1], num_evaluations=STEPS, guidance_scale=tiny.scale, options=tiny.options
+        )
+        with torch.enable_grad():
+            train_routers(backbone, settings, f"{folder}/{name}")
+        logits.append(torch.load(f"{folder}/{name}/last.ckpt", weights_only=True)["state_dict"])
+    return logits
+
+
+def work(rank, folder, port):
+    # As torchrun tells its processes.
+    told = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="tests")
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     torch.accelerator.device_count = lambda: 1  # diffusers divides by it; the processor counts as none
@@ -101,6 +133,7 @@ def work(rank, folder):
     found |= {("blocks", order): differences("wan21", split_sequence, order, of=("block",)) for order in ORDERS}
     found |= {("weights", order): differences("flux", split_weights, order) for order in ORDERS}
     found["calibration"] = calibrated()
+    found["routers"] = trained(folder)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     torch.distributed.destroy_process_group()
@@ -109,7 +142,10 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (str(folder), port), nprocs=2)
     return torch.load(folder / "found.pt")
 
 
@@ -131,3 +167,11 @@ def test_sharded_weights(found, order):
 
 def test_calibration_of_sharded_weights(found):
     assert found["calibration"] == {"error": 0.0, "same": True}
+
+
+def test_routers_of_sharded_weights(found):
+    whole, shared = found["routers"]
+    assert any(not torch.equal(logits, torch.full_like(logits, 2.0)) for logits in whole.values())
+    assert whole.keys() == shared.keys()
+    for name, logits in whole.items():
+        assert torch.equal(logits, shared[name])

@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
+from l2c.backbones.digest import shared
 from l2c.data.share import parts
 from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.pairs import PairSource
@@ -47,6 +49,9 @@ class LitRouter(pl.LightningModule):
         self.threshold = threshold
         self._errors: list[Tensor] = []  # of the accumulated parts of this step
         self.strict_loading = False  # a checkpoint holds no backbone, see on_save_checkpoint
+        # Weights that processes share (FSDP2) are not for DDP to send around.
+        sharded = [f"backbone.{name}" for name, weight in self.backbone.named_parameters() if shared([weight])]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, sharded)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the objective of the router that this step visits, on a batch of the data module."""

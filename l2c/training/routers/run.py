@@ -124,9 +124,12 @@ def _trainer(
         clamp=router.clamp,
         threshold=router.threshold,
     )
+    arguments = settings.trainer.arguments()
+    if arguments["strategy"] == "auto" and (arguments["devices"] != 1 or arguments["num_nodes"] > 1):
+        arguments["strategy"] = "ddp_find_unused_parameters_true"  # a step visits one router alone
     trainer = make_run_trainer(
         folder,
-        **settings.trainer.arguments(),
+        **arguments,
         use_distributed_sampler=False,  # the data modules split each step's batch themselves
         logger=_loggers(settings, folder),
         checkpoint_every=settings.checkpoint_every_n_steps,

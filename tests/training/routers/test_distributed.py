@@ -48,7 +48,7 @@ def train(call, call_process):
 def test_routers_do_not_depend_on_the_number_of_processes(train, tmp_path, data):
     changes = [f"data={data}", "router=l2c" if data == "digits" else "router=budget", "router.learning_rate=0.2"]
     one = train(tmp_path / "one", *changes)
-    two = train(tmp_path / "two", *changes, "trainer=ddp", "trainer.devices=2", processes=2)
+    two = train(tmp_path / "two", *changes, "trainer.devices=2", processes=2)
     parts = train(tmp_path / "parts", *changes, "trainer.accumulate_grad_batches=2")
     assert any(not torch.equal(logits, torch.full_like(logits, 2.0)) for logits in one.values())
     for other in (two, parts):
