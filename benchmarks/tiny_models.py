@@ -62,7 +62,7 @@ class TinyModel:
 
 
 def moved_on(x: Any, e: int) -> Any:
-    """Return an input as it might be at evaluation e; lists of tensors likewise."""
+    """Return an input as it might be at evaluation e; lists of tensors become lists of inputs."""
     if isinstance(x, list):
         return [moved_on(part, e) for part in x]
     return x * (1 - 0.1 * e) if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -39,8 +39,8 @@ class Network:
     Attributes:
         kind: `dit` or `uvit`.
         backbone: in 32 bits, its weights random and none of them zero throughout.
-        solver: of its publication.
-        cfg_scale: likewise.
+        solver: solver of its publication.
+        cfg_scale: guidance scale of its publication.
 
     """
 

@@ -178,7 +178,7 @@ class Backbone(nn.Module, ABC):
         return (t,) if y is None else (t, y)
 
     def parts(self, y: Tensor | None) -> list[Tensor] | None:
-        """Return the places (N_i,) of labels y (N,) that can run in one pass; None = all can."""
+        """Return groups of batch indices (N_i,) of labels y (N,) that can share one forward; None: one group."""
         return None
 
     @abstractmethod

@@ -187,7 +187,7 @@ def weights_in(model: nn.Module) -> list[Tensor]:
 
 
 def shared(weights: Iterable[Tensor]) -> bool:
-    """Return whether some weights are parts of whole ones that several processes share."""
+    """Return whether any weight is sharded across processes."""
     return any(hasattr(weight, "full_tensor") for weight in weights)
 
 

@@ -52,7 +52,7 @@ def measure_forward(
         noise: (N, C, H, W), one trajectory each.
         num_probes: directions of image space that are kept per trajectory; M = N num_probes.
         max_age: the oldest output considered, in evaluations.
-        max_ahead: the youngest output considered, likewise.
+        max_ahead: the youngest output considered, in evaluations.
         batch_size: trajectories at a time.
         group: neighbouring layers that are measured together; each is taken to have an equal part.
 

@@ -161,7 +161,7 @@ def _later(solver: Solver) -> list[float]:
 
 
 def places(times: Sequence[float], like: Grid) -> list[float]:
-    """Return how far times are from the end of a grid: 1 at its first evaluation, 0 at its last."""
+    """Normalise times to 1 at the first evaluation of a grid and 0 at its last."""
     first, last = like.timesteps[0], like.timesteps[-1]
     return [(t - last) / (first - last) for t in times]
 

@@ -49,9 +49,9 @@ def measure(
         num_trajectories: number of trajectories; trajectory i has label i modulo the number of labels.
         seed: seed of noises and directions.
         batch_size: trajectories at a time; memory grows with it.
-        changes: arguments of `measure_changes` where they are not `DEFAULTS`.
-        responses: likewise: `method` `gradient` or `forward`, and the arguments of `measure_both_ways` or
-            `measure_forward`; `max_age` None = `oldest_age` of the solver.
+        changes: arguments of `measure_changes` that differ from `DEFAULTS`.
+        responses: `method` (`gradient` or `forward`) and arguments of `measure_both_ways` or `measure_forward` that
+            differ from `DEFAULTS`; `max_age` None = `oldest_age` of the solver.
 
     Raises:
         ValueError: if an argument is not allowed, or responses are asked for and the solver adds noise of its own or,

@@ -99,7 +99,7 @@ def score_images(cfg: DictConfig) -> None:
 
 
 def evaluated_backbone(cfg: DictConfig, graph: CacheGraph) -> tuple[Backbone, float | None, PictureClassifier | None]:
-    """Return the backbone that a graph is evaluated on, the guidance scale, and who reads its images."""
+    """Return the backbone that a graph is evaluated on, the guidance scale, and the classifier of its images."""
     if is_pipeline(cfg.get("model")):
         scale = scale_in_use(cfg.cfg_scale, graph.cfg_scale, cfg.solver.cfg_scale)
         count = reference_evaluations(graph)

@@ -141,7 +141,7 @@ class RefusedArchive(ValueError):
 
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Say of an archive that is damaged, encrypted or packed in an unknown way that it is, with its path."""
+    """Turn errors of a damaged, encrypted or unsupported archive into one sentence with its path."""
     try:
         yield
     except RefusedArchive:

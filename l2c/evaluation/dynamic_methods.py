@@ -1,8 +1,8 @@
 """The dynamic methods by name, what they measure of a model first, and the threshold that meets a budget.
 
 - `first_block_cache`: the change of what the first block adds decides (ParaAttention, diffusers' FirstBlockCache).
-- `dbcache`: likewise by the first blocks; the last ones may always compute too (cache-dit). `dbcache_taylor` goes on
-  along the line through the last two residuals instead of holding.
+- `dbcache`: the change of what the first blocks add decides; the last blocks may always compute too (cache-dit).
+  `dbcache_taylor` extrapolates the line through the last two residuals instead of holding.
 - `teacache`: a polynomial in the change of the first block's modulated input, fitted here (arXiv 2411.19108).
 - `magcache`: ratios of the residuals' sizes, measured here (arXiv 2506.09045).
 """

@@ -38,7 +38,7 @@ class Binding:
         solver: name of the solver, or class of a diffusers scheduler.
         timesteps: t that the backbone is given at each evaluation, noisiest first, strictly monotone.
         solver_options: the solver's own settings, `eta` for one.
-        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg`, `cfg_normed`, `embedded`; None = not said.
+        guidance: what `cfg_scale` means, one of `GUIDANCES`, see `diffusion.guidance.Guidance`; None = not said.
         cfg_scale: guidance scale; None = any.
         fingerprint: digest of the weights, `sha256:...`; None = any.
 

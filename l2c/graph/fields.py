@@ -33,7 +33,8 @@ class GraphFields:
         correction: file of scales and shifts of what stands in; None = none.
         fingerprint: digest of the weights that the graph was made for; None = any.
         solver_options: the solver's own settings, `eta` for one.
-        guidance: what `cfg_scale` means: `dit`, `uvit`, `cfg` or `embedded`; None = not said.
+        guidance: what `cfg_scale` means, one of `binding.GUIDANCES`, see `diffusion.guidance.Guidance`; None = not
+            said.
         cfg_scale: guidance scale that the graph was made under; None = made without, accepts any.
         provenance: method, hyper-parameters, package version.
         measured: figures that the maker lets travel along (MACs, errors); not interpreted.

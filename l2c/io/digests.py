@@ -39,8 +39,8 @@ def sealed(content: Mapping[str, Any], **options: Any) -> dict[str, Any]:
         options: of `json.dumps`.
 
     Raises:
-        TypeError: if JSON cannot say what it holds.
-        ValueError: likewise.
+        TypeError: if it holds an object that JSON cannot write.
+        ValueError: if it holds itself, or a number that `options` forbid.
 
     """
     read: dict[str, Any] = json.loads(json.dumps(content, **options))

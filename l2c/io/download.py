@@ -143,8 +143,8 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
         if (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start):
             return
         part.unlink()
-        request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - likewise
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - likewise
+        request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - https or http
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - https or http
     with response:
         if response.headers.get_content_type() == "text/html":
             raise ValueError(

@@ -81,9 +81,9 @@ def best(
     learning_rate: float = 0.02,
     seed: int = 7,
 ) -> CacheGraph:
-    """Return the graph of least true error among those of `gram` and of fixed rules, what stands in then trained.
+    """Return the graph of least true error among those of `gram` and of fixed rules; then train its slopes.
 
-    Below half of the MACs neighbouring rows of the best one are exchanged first, while its true error falls.
+    Below half of the MACs neighbouring rows of the best graph are exchanged before, while its true error falls.
 
     Args:
         context: a context with `responses` in its calibration and the sampler itself.

@@ -66,7 +66,7 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
 
     Args:
         worth: the budget in evaluations' worth of MACs.
-        least: the smallest budget within reach, likewise.
+        least: the smallest budget within reach, in evaluations' worth of MACs.
         num_evaluations: the largest one, that of the uncached trajectory.
         reason: cause of the limit, in words that follow "out of reach".
 

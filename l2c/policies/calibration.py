@@ -44,7 +44,7 @@ class _Target:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What tells it from another one of the same calibration."""
+        """Key that identifies this target in the memo."""
         options = tuple(sorted(self.binding.solver_options.items()))
         return self.binding.solver, options, self.binding.timesteps, self.grid
 

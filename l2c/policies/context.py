@@ -51,7 +51,7 @@ class PolicyContext:
         Args:
             sampler: the uncached sampler.
             calibration: what was measured, carried to the sampler's times where they were measured at others.
-            weights_bound: bind graphs to the weights; false saves digesting them where no one will compare.
+            weights_bound: bind graphs to the weights; false skips their digest, for graphs that are not saved.
 
         Raises:
             ValueError: if the calibration belongs to another model or sampler.

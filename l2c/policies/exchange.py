@@ -1,4 +1,4 @@
-"""Rows exchanged between neighbouring evaluations while the true error falls: first order ranks few of them badly."""
+"""Rows are exchanged by true errors: first-order predictions rank rows badly when few evaluations compute."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Make = Callable[[Rows], "CacheGraph | None"]
 
 
 def makers(context: PolicyContext, products: np.ndarray, worth: float) -> tuple[Make, Make]:
-    """Return two ways to a graph of rows: weights fitted in image space, None beyond the responses; and in features.
+    """Return two functions that turn rows into a graph, with weights fitted in image space and in feature space.
 
-    Where responses reach, entries are computed besides that a budget leaves room for.
+    The first returns None for rows that read outputs beyond the measured ages. Where the ages suffice, both compute
+    further entries as far as the budget allows.
 
     Args:
         context: a context with `responses` in its calibration.
@@ -47,14 +48,14 @@ def makers(context: PolicyContext, products: np.ndarray, worth: float) -> tuple[
 def exchanged(graph: CacheGraph, makes: Iterable[Make], true_error: TrueError, tries: int) -> CacheGraph:
     """Return the graph of least true error found by exchanging neighbouring rows of a graph.
 
-    Two rows change places where that lowers the error, until no pair does or the tries have ended. What stands in is
-    made anew each time, in the way that is better for the rows at the beginning.
+    Two rows are exchanged if that lowers the error, until no exchange does or the tries are used up. Each graph is
+    made by the function of `makes` that gives the smaller error for the rows at the beginning.
 
     Args:
         graph: gives the rows at the beginning.
-        makes: ways to a graph of rows.
+        makes: functions that turn rows into a graph, see `makers`.
         true_error: measures a graph.
-        tries: graphs that are measured at most, as many as there are ways or more.
+        tries: graphs that are measured at most; at least as many as `makes` has functions.
 
     """
     begun = [(make, made) for make in makes if (made := make(graph.rows)) is not None]

@@ -1,4 +1,4 @@
-"""The error to expect of a graph: what responses predict, raised by how far they were off on true trajectories."""
+"""Expected error of a graph: the first-order prediction times the measured true/predicted ratio."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of t
 def expected_error(change: Array, calibration: Measurements, share: float) -> dict[str, float]:
     """Return the expected mean squared error per pixel of a graph, and its standard error over trajectories.
 
-    To first order it is that of the summed responses; where the calibration holds true errors beside predicted ones,
-    it is raised by their ratio, see `true_over_predicted`.
+    The first-order prediction is the squared norm of the summed responses. If the calibration holds true errors, it
+    is multiplied by the true/predicted ratio, see `true_over_predicted`.
 
     Args:
         change: (M,), the sum of all responses.

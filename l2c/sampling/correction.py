@@ -85,7 +85,7 @@ class Correction:
     Args:
         graph: graph that the entries belong to.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
-        shift: likewise.
+        shift: (R, D) as `scale`, or R tensors (D,).
 
     """
 
@@ -146,7 +146,7 @@ def save_correction(path: str | Path, graph: CacheGraph, scale: Rows, shift: Row
         path: path of the file.
         graph: graph that the reused entries belong to.
         scale: (R, D), see `reused_entries`; R tensors (D,) where layers differ in width.
-        shift: likewise.
+        shift: (R, D) as `scale`, or R tensors (D,).
         settings: settings of the training, kept in the file.
 
     Raises:

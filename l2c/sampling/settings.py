@@ -11,7 +11,7 @@ WAYS = ("precision", "matmul", "cache_dtype", "cache_device")
 
 
 def ways(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a command's settings that are arguments of a `Sampler`; what is left out is the sampler's own.
+    """Return the `Sampler` arguments among a command's settings; missing ones keep the sampler's defaults.
 
     Args:
         settings: settings by name; `precision`, `matmul`, `cache_dtype` and `cache_device` are used.
@@ -21,11 +21,11 @@ def ways(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def launch(sampler: Sampler, num_images: int, settings: Mapping[str, Any], *, progress: bool = True) -> None:
-    """Compile a sampler's blocks, and let its trajectories be captured, where a command's settings say so.
+    """Compile a sampler's blocks and capture its trajectories, if a command's settings ask for it.
 
     Args:
         sampler: on its device already.
-        num_images: the batch that is compiled for; another one compiles anew.
+        num_images: the batch size that is compiled for; another size compiles again.
         settings: settings by name; `compile` and `capture` are used.
         progress: show a bar while compiling.
 

@@ -39,7 +39,7 @@ def unroll(
         slopes: (R,), of the reused entries in the order of `reused_entries`, read where two outputs are at hand; or
             (R, K - 1), of the outputs before the last, see `start_slopes`.
         corrections: scale and shift, R rows (D,) each; None = none.
-        teach: see above.
+        teach: compare each output with that of a full pass, and pass no gradient between evaluations.
 
     """
     network = GuidedBackbone(sampler.backbone, y, sampler.guidance)

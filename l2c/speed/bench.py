@@ -25,7 +25,7 @@ PUBLISHED = "published"
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run: batch, precision, who multiplies, and how the network is launched."""
+    """One way to run: batch size, precision, library of matrix products, and how the network is launched."""
 
     batch_size: int
     precision: str

@@ -34,7 +34,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         Raises:
             ValueError: if a trained weight is not finite; the file stays as it was.
-            OSError: if the folder cannot be written or its disk is full; likewise.
+            OSError: if the folder cannot be written or its disk is full; the file stays as it was.
 
         """
         wrong = not_finite({k: v for k, v in checkpoint["state_dict"].items() if isinstance(v, Tensor)})

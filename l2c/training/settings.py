@@ -62,8 +62,8 @@ class LoggerSettings(Settings, group="logger"):
     Attributes:
         name: `csv` files in the run's folder, or `wandb`.
         project: project of Weights & Biases.
-        run_name: likewise; None = one that is made up.
-        offline: likewise; also where no key is set.
+        run_name: name of the run in Weights & Biases; None = a generated one.
+        offline: keep Weights & Biases offline; it is so too where no API key is set.
 
     """
 

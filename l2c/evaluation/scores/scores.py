@@ -27,7 +27,7 @@ class Scores:
         sfid: FID of spatial features (arXiv 2103.03841); None where the reference has none.
         inception_score: exp of the mean divergence of p(y|x) from p(y) (arXiv 1606.03498), mean over 10 splits.
         precision: share of images within the manifold of the real ones, in 0..1; None without real images.
-        recall: share of real images within the manifold of the images; None likewise.
+        recall: share of real images within the manifold of the images; None without real images.
         num_images: images scored.
         num_real: real images looked at; None where only their statistics were.
         features: the extractor's name; scores by different ones do not compare.

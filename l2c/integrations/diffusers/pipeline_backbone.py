@@ -57,7 +57,7 @@ class PipelineBackbone(WrappedModule):
 
     Attributes:
         own_solver: the solver that a sampler of this backbone uses.
-        fewer_steps: see above.
+        fewer_steps: the scheduler at smaller numbers of steps.
         origin: a digest of conditions and scheduler, which decide with the weights what is drawn.
 
     """
@@ -97,7 +97,7 @@ class PipelineBackbone(WrappedModule):
         self._table = tabled([call.conditions for call in calls], recording.places)
         self.lengths_differ = differ_in_length(self._table)  # the unconditional branch counts too
         self._streams_of: dict[Any, dict[int, Shapes]] = {}  # of each length of prompts
-        self._shapes_of: dict[Any, dict[int, tuple[int, ...]]] = {}  # of layers' outputs, likewise
+        self._shapes_of: dict[Any, dict[int, tuple[int, ...]]] = {}  # of layers' outputs, of each length of prompts
         self.origin = hashlib.sha256(f"{digest_of(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -213,8 +213,7 @@ def pipeline_backbone(
         guidance_scale: given to models that take it as an input (Flux); for the others guidance is the sampler's.
         of: kinds of layers, see `find_layers`.
         options: further arguments of the pipeline's call, `height` and `width` for example.
-        fewer_steps: also look at the scheduler's steps for every smaller number of them, for the baseline of that
-            name.
+        fewer_steps: also read the scheduler's steps for every smaller number of steps, for the baseline of that name.
 
     Raises:
         ValueError: if there are no prompts, or a graph cannot follow the scheduler.
@@ -303,8 +302,8 @@ def load_pipeline(
         settings: `pipeline` (a folder or a name on the Hub), `prompts` (a text file or None), `layers` (kinds or
             None), `dtype`, `device`, `options` of the pipeline's call.
         num_evaluations: number of steps.
-        guidance_scale: see `pipeline_backbone`.
-        fewer_steps: likewise.
+        guidance_scale: given to models that take it as an input (Flux); for the others guidance is the sampler's.
+        fewer_steps: also read the scheduler's steps for every smaller number of steps, for the baseline of that name.
 
     Raises:
         ValueError: if the prompt file is empty, or a label is out of range.

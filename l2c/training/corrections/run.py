@@ -128,9 +128,9 @@ def uncached_sampler(
     Args:
         backbone: the one that the graph is for.
         graph: the graph to correct.
-        solver: must be the graph's; None = not asked.
-        num_evaluations: likewise.
-        cfg_scale: guidance scale.
+        solver: name of the solver, which must be the graph's; None = the graph's.
+        num_evaluations: number of evaluations, which must be the graph's; None = the graph's.
+        cfg_scale: guidance scale; None = the graph's.
 
     Raises:
         ValueError: if the graph has a correction already, is not of this backbone, or its solver draws noise of its
