@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 import l2c
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import COMMANDS
+from l2c.graph.binding import GUIDANCES
 from l2c.io.bundled import project_folder
 
 RUN_WHOLE = (  # their commands run, one after the other, in one folder
@@ -127,6 +128,12 @@ def test_links_lead_somewhere():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not target.startswith(("http", "mailto")):
                 assert (page.parent / target).exists(), f"{relative(page)} links to {target}"
+
+
+def test_the_file_format_names_every_guidance():
+    page = (ROOT / "docs" / "file_format.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", page[page.index("| mode |") :], re.MULTILINE)
+    assert tuple(named) == GUIDANCES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
