@@ -32,7 +32,7 @@ class Result:
         error: error against the uncached images from the same noise.
         latency: wall-clock of one batch, alternated with the others.
         accuracy: share of images that the classifier reads as their label; None without a classifier.
-        frechet: Frechet distance of the classifier's features to those of real pictures; None likewise.
+        frechet: Frechet distance of the classifier's features to those of real pictures; None without a classifier.
         num_draws: number of samplers averaged over.
 
     """
