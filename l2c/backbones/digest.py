@@ -5,8 +5,8 @@ reads the weights once at the speed of memory (about a tenth of that on a CPU, m
 over all bytes rather than a look at version counters, because writes through `.data` (merged adapters, quantising)
 leave version counters and addresses as they are.
 
-Before each trajectory either is too much: a `WeightsWatch` looks at version counters and at a few values, and asks
-for the checksum where one of them differs.
+Both are too slow to run before each trajectory. A `WeightsWatch` compares version counters and a few values, and asks
+for the checksum only if one of them differs.
 """
 
 from __future__ import annotations
@@ -125,14 +125,14 @@ def _stored(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 class WeightsWatch:
     """Notices between trajectories that a model's weights have changed since they were checked.
 
-    Facts that are cheap to find are compared; where one differs, the check is made again. A write through `.data` to
-    few values is not among them. Weights that processes share (FSDP2) are not watched: each process sees other
-    tensors, so that one could ask for a check, in which all must take part, and the others not.
+    Facts that are cheap to find are compared; if one differs, the check is made again. A write through `.data` to few
+    values can be missed. Sharded weights (FSDP2) are not watched: the check needs all processes, but each process
+    sees only its own shards and could ask for it alone.
 
     Args:
         model: the model.
         check: refuses weights by a ValueError.
-        since: what was done when they were checked, for the message.
+        since: what was done when they were checked, words of the message.
         facts: returns facts about a model's weights; those that two looks have in common are compared.
 
     """

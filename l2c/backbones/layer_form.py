@@ -181,7 +181,7 @@ def _reads(kind: type) -> tuple[tuple[str, ...], dict[int, tuple[str | None, ...
 
 
 def first(output: Any) -> Tensor:
-    """Return the tensor that a module answers with: the output itself, or the first of a tuple or output object."""
+    """Return the tensor of a module's output: the output itself, or the first tensor of a tuple or output object."""
     if isinstance(output, Tensor):
         return output
     return first(next(iter(output.values())) if isinstance(output, Mapping) else output[0])

@@ -119,7 +119,7 @@ class WrappedModule(Backbone):
         return [module.get_submodule(name) for module in self.modules_in_turn() for name in names]
 
     def modules_in_turn(self) -> list[nn.Module]:
-        """Return the modules of which one runs at each evaluation; here the one alone."""
+        """Return the modules that take turns, one at each evaluation; here there is only one."""
         return [self.module]
 
     def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
@@ -213,7 +213,7 @@ def _in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., An
 
 
 class _Outputs:
-    """The output of a layer where two of a block are expected, worked out where it is wanted."""
+    """The output of a layer in the place of the two outputs of a block; it is computed when it is read."""
 
     def __init__(self, branch: Callable[[], Tensor]) -> None:
         self._branch = branch
@@ -223,7 +223,7 @@ class _Outputs:
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """Return the module inside `torch.compile`, DistributedDataParallel and DataParallel; others are their own."""
+    """Return the module inside `torch.compile`, DistributedDataParallel or DataParallel; others unchanged."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and isinstance(module, (DataParallel, DistributedDataParallel)):

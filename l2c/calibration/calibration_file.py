@@ -74,7 +74,7 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_digest(header: str, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a head and tensors that are not those that were written; older files have no digest that would tell.
+    """Refuse a head and tensors that differ from their digest; older files without a digest are accepted.
 
     Raises:
         ValueError: if the digest in the head is another one.

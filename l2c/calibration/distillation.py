@@ -1,4 +1,4 @@
-"""Training of what stands in for reused layers, by distillation along the cached trajectory.
+"""Training of slopes, scales and shifts of reused layers, by distillation along the cached trajectory.
 
 Block Caching (CVPR 2024, section 3.4) trains scales and shifts as a linear map of the timestep embedding, at one
 evaluation at a time. Here slopes are trained too, and the whole trajectory may be differentiated, so that the final

@@ -32,7 +32,7 @@ HOW = {
 
 @dataclass(frozen=True)
 class Measurements:
-    """ResponsesOnGrid tensors and what they are valid for.
+    """Measured tensors and what they are valid for.
 
     Attributes:
         tensors: `layer_change` (K, E, L) and `block_change` (K, E, B): mean relative L1 change against the output

@@ -1,4 +1,4 @@
-"""The one place that makes calibrations: measures on seeded trajectories and writes down how."""
+"""Calibrations: measurements on seeded trajectories, kept with their settings."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _checked(given: Mapping[str, Any], solver: Solver) -> dict[str, Any]:
 
 
 def _grid(solver: Solver) -> Grid | None:
-    """Return the evaluations of a solver; None, said in a line, where responses cannot be carried from them."""
+    """Return the evaluations of a solver; None, with a warning, if responses cannot be carried from them."""
     try:
         return Grid.of(solver)
     except ValueError as error:

@@ -6,8 +6,10 @@ solver's step, which is known in closed form, and how the state moves the image,
 long as steps are small. So `J_e` over the first factor is interpolated linearly between the evaluations measured, and
 f by a cubic spline through the outputs before and after each of them.
 
-A network's outputs are no smooth functions of time: the embedding of t has fast parts. What is interpolated is
-therefore given some noise of the size by which an output differs from what its neighbours say: no slope relies on it.
+A network's outputs are not smooth functions of time, because the embedding of t has high frequencies. Interpolated
+outputs are smoother than true ones, so a random residual is added to them. Its size is a share of the error with
+which the outputs nearby in time predict an output that was left out. Fitted slopes then do not rely on the
+smoothness.
 """
 
 from __future__ import annotations
@@ -104,7 +106,7 @@ def check_reach_in_time(measured: Grid, wanted: Grid) -> None:
 
 
 def _kinds(grid: Grid) -> list[tuple[bool, bool]]:
-    """Return what makes `J_e` jump from one evaluation to the next.
+    """Return the properties of each evaluation at which `J_e` jumps.
 
     An output may enter the next state, or only that of a step's second evaluation; and a step may take no time: the
     last one of DDIM, from t = 0 to the image.
@@ -164,7 +166,7 @@ class _Source:
     def roughness(self, e: int) -> Array:
         """Return how much outputs differ from a smooth function of time, in the units of `at`, (L,).
 
-        It is what the neighbours in time say of an output that was left out.
+        It is `ROUGH` times the error with which neighbours in time predict an output that was left out.
         """
         if e not in self._roughness:
             spline, at = self._spline(e), self.times[e]

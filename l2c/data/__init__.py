@@ -1,4 +1,4 @@
-"""Training data as Lightning data modules; batches depend on seed and step alone."""
+"""Training data as Lightning data modules; batches depend on seed and step only."""
 
 from l2c.io.torchvision_stand_in import make_importable
 

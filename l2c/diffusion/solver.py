@@ -49,7 +49,7 @@ class Solver(ABC):
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
         stochastic: whether steps add noise.
-        without_noise: the solvers to take where steps may add none, as a refusal says it.
+        without_noise: the solvers that add no noise, words of the message of a refusal.
 
     """
 
@@ -74,7 +74,7 @@ class Solver(ABC):
         """Refuse a solver whose steps add noise.
 
         Args:
-            reason: why none may be added, as the begin of a sentence.
+            reason: why noise is not allowed, the beginning of the message.
 
         Raises:
             ValueError: if steps add noise.

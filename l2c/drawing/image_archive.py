@@ -1,6 +1,6 @@
 """`.npz` files of images as ADM's evaluator reads and distributes them: `arr_0` (N, H, W, C) of 8 bits.
 
-Both ways an array passes through memory a batch at a time, so that 50,000 images do not have to fit.
+Reading and writing hold one batch in memory, so 50,000 images need not fit.
 """
 
 from __future__ import annotations

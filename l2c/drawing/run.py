@@ -32,7 +32,7 @@ class Drawn:
         folder: folder of the shards.
         num_images: images drawn by all processes of this run; fewer than the folder's where it went on.
         seconds: wall-clock that drawing them took, model loading not included.
-        first_process: whether this is the process that goes on with the images.
+        first_process: whether this is the first process, which works on with the images.
 
     """
 

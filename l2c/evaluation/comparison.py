@@ -233,7 +233,7 @@ class Comparison:
         return Sampler(self.backbone, graph=graph, cfg_scale=self.solver.cfg_scale)
 
     def measure(self, method: str, worth: float, seed: int, draw: Draw) -> list[Cell]:
-        """Return the cell of a draw, from the folder where it is there and nothing has changed; none out of reach."""
+        """Return the cell of a draw, read from the folder if nothing changed; none if the budget is out of reach."""
         name = cell_name(method, worth)
         path = self.folder / "cells" / f"{name}-{seed}.json"
         if path.is_file():

@@ -1,8 +1,8 @@
-"""Methods that decide while they sample, for each image by itself, as comparisons: they write no graph.
+"""Methods that decide while they sample, separately for each image: comparisons, which write no graph.
 
 Each looks at a signal at every evaluation and either computes the middle blocks of the network or puts back what they
-added to the tokens when they were last computed. All images of a batch are computed and each keeps what its own
-decision says, which is what a batch of one would do; MACs are counted as a batch of one would execute them, by the
+added to the tokens when they were last computed. All images of a batch are computed, and each keeps the result that
+its own decision selects, as in a batch of one; MACs are counted as a batch of one would execute them, by the
 convention of `l2c.calibration.cost` (embeddings and modulations are always computed).
 """
 
@@ -133,7 +133,7 @@ class DynamicMethod:
         front: blocks at the start that always compute; the signal is what they add to the tokens, or, of none, the
             input of the first block as it is modulated.
         back: blocks at the end that always compute.
-        forecast: go on along the line through the last two computed residuals, by evaluations, instead of holding.
+        forecast: extrapolate the line through the last two computed residuals, by evaluations, instead of holding.
 
     """
 

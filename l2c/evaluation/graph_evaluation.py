@@ -65,7 +65,7 @@ class GraphEvaluation:
         results: one per method.
         samples: images of all methods but the first.
         labels: of the noises; none for a backbone without.
-        seconds_for: what was timed.
+        seconds_for: what was timed, in words.
         guidance: the guidance scale in use, in words.
 
     """

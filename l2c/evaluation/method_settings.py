@@ -42,7 +42,7 @@ def check_method(method: str, given: Mapping[str, Any], *, measured_to: str) -> 
         measured_to: what errors are measured to, see `ComparisonSettings`.
 
     Raises:
-        ValueError: if so; one sentence.
+        ValueError: if the method or an option does not exist, or a value is not allowed; one sentence.
 
     """
     options = {str(name): value for name, value in given.items()}

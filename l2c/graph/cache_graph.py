@@ -1,7 +1,7 @@
 """The static cache graph: which layers compute at which evaluation, and what that is valid for.
 
 Pure data. A row has one bit per layer, 1 = compute and 0 = reuse; `fields` has the attributes and what follows from
-them, `l2c.graph.predictor` what stands in for a reused layer, `checks` what makes a graph wrong, `file` JSON,
+them, `l2c.graph.predictor` the prediction of a reused layer, `checks` what makes a graph wrong, `file` JSON,
 `text` the text for people.
 """
 

@@ -25,19 +25,18 @@ class GraphFields:
         model: name of the backbone.
         solver: name of the solver, or class of a diffusers scheduler.
         routed: indices of the evaluations that may reuse; None = those that do.
-        reuse: `hold`, `linear`, `fitted` or `weighted`, what stands in for a reused layer, per evaluation; none = all
-            `hold`.
+        reuse: predictor of reused layers per evaluation: `hold`, `linear`, `fitted` or `weighted`; none = all `hold`.
         slopes: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`; none elsewhere.
         weights: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`; none
             elsewhere. Each is 1 to 4 numbers that add up to 1, of the layer's past outputs, the last computed first.
-        correction: file of scales and shifts of what stands in; None = none.
+        correction: file of scales and shifts of the reused entries; None = none.
         fingerprint: digest of the weights that the graph was made for; None = any.
         solver_options: the solver's own settings, `eta` for one.
         guidance: what `cfg_scale` means, one of `binding.GUIDANCES`, see `diffusion.guidance.Guidance`; None = not
             said.
         cfg_scale: guidance scale that the graph was made under; None = made without, accepts any.
         provenance: method, hyper-parameters, package version.
-        measured: figures that the maker lets travel along (MACs, errors); not interpreted.
+        measured: figures measured when the graph was made (MACs, errors); not interpreted.
 
     """
 
@@ -96,7 +95,7 @@ class GraphFields:
 
     @cached_property
     def entry_weights(self) -> tuple[tuple[Weights, ...], ...]:
-        """The weights of the past outputs that stand in for each entry, the last one first; none where computed."""
+        """The weights of the past outputs that predict each entry, the last one first; none where computed."""
         return entry_weights(self.rows, self.entry_slopes, self.reuse, self.weights)
 
     @cached_property

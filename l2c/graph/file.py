@@ -159,7 +159,7 @@ def fields_of(content: Any, folder: Path) -> dict[str, Any]:
 
 
 def check_content(content: Mapping[str, Any]) -> None:
-    """Refuse a file's content that is not what was written; last, as what is wrong with a field says more.
+    """Refuse content that differs from its digest; checked last, because the message of a wrong field says more.
 
     Raises:
         ValueError: if the digest in it is another one.

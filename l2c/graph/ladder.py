@@ -1,4 +1,4 @@
-"""Graphs of several budgets for one sampler, from the dearest to the cheapest: a server picks a rung per request."""
+"""Graphs of several budgets for one sampler, from the most to the least expensive; a server picks one per request."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Ladder(Sequence[CacheGraph]):
         return [worth / self._graphs[0].num_evaluations for worth in self.figures(WORTH)]
 
     def rung(self, share: float) -> CacheGraph:
-        """Return the dearest graph that costs at most a share of the uncached MACs, to within `NEAR`.
+        """Return the most expensive graph that costs at most a share of the uncached MACs, to within `NEAR`.
 
         Raises:
             ValueError: if every graph costs more.

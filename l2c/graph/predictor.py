@@ -1,9 +1,9 @@
 """The predictors of reused layers, and the number of outputs to hold for them.
 
-With `a` the layer's last computed output and `b` the one before, `a + slope (a - b)` stands in: slope 0 is `hold`,
-that of the line in t through both is `linear`, a number per entry is `fitted`; with one output only, it is held.
-`weighted` is a sum of up to four past outputs, with weights of each entry that add up to 1. Every executor, policy
-and trainer takes what stands in from here.
+With `a` the layer's last computed output and `b` the one before, a reused output is predicted as `a + slope (a - b)`.
+Slope 0 is `hold`, the slope of the line in t through both is `linear`, a number per entry is `fitted`; with only one
+output it is held. `weighted` is a sum of up to four past outputs, with weights per entry that add up to 1. All
+executors, policies and trainers use these functions.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def foca_weights(evaluation: int, past: Sequence[int]) -> Weights:
 
     Args:
         evaluation: the one that reuses.
-        past: evaluations that computed the outputs at hand, the last one first; three are read. What stood in at
-            evaluation p - 1 is taken to be on the line through the two outputs before p.
+        past: evaluations that computed the outputs at hand, the last one first; three are read. The reused output at
+            evaluation p - 1 is taken to lie on the line through the two outputs before p.
 
     """
     p, *older = past[:3]
@@ -199,7 +199,7 @@ def slopes_of(
 def entry_weights(
     rows: Rows, slopes: Slopes, reuse: Sequence[str], given: Sequence[Sequence[Weights]]
 ) -> tuple[tuple[Weights, ...], ...]:
-    """Return the weights of what stands in for each entry: none where it is computed, `(1.0,)` where it is held.
+    """Return the weights of the past outputs that predict each entry: none if it is computed, `(1.0,)` if it is held.
 
     Args:
         rows: one row per evaluation, one bool per layer, True = compute.

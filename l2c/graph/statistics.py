@@ -1,4 +1,4 @@
-"""What a cache graph's file says of its making and cost, and the counts and shares that follow from its rows."""
+"""Provenance and cost of a cache graph, and the counts and shares that follow from its rows."""
 
 from __future__ import annotations
 

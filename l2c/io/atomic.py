@@ -109,7 +109,7 @@ def _cannot_write(target: Path, error: Exception) -> OSError:
 
 
 def check_writable(path: str | Path) -> None:
-    """Find out that a file could be written, before the work that it is to hold; remove what a kill left of it.
+    """Check that a file can be written, before its content is computed; remove temporary files of a killed run.
 
     Raises:
         OSError: if its folder cannot be made or written.

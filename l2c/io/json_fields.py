@@ -1,4 +1,4 @@
-"""JSON that strangers wrote: read with bounds, each field refused in one sentence where it does not fit."""
+"""JSON from unknown sources: read with bounds; a field that does not fit is refused in one sentence."""
 
 from __future__ import annotations
 

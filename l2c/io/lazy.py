@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def needed(package: str, what: str, extra: str | None = None) -> Iterator[None]:
-    """Say how to install a package that an import in the `with` block lacks; that it fails otherwise passes as it is.
+    """Turn the error of a missing package in the `with` block into a sentence on how to install it; others pass.
 
     Args:
         package: the package as it is imported.

@@ -1,8 +1,8 @@
 """Random numbers by name: what is drawn depends on a purpose and a few integers, not on what was drawn before.
 
 Every random number of this package comes from here, so that a resumed run draws what the unbroken one would have
-drawn. numpy's SeedSequence mixes purpose and integers into 128 bits, so that neighbouring seeds share nothing; of a
-seed torch's CPU generator would look at the low 32 bits alone.
+drawn. numpy's SeedSequence mixes purpose and integers into 128 bits, so neighbouring seeds share nothing; torch's CPU
+generator would use only the low 32 bits of a seed.
 """
 
 from __future__ import annotations

@@ -79,16 +79,17 @@ def accelerate(
 ) -> CacheGraph | CacheGraphs:
     """Calibrate a pipeline, make a cache graph for a budget, apply it; found on disk the second time.
 
-    Call the pipeline as ever afterwards, with the same guidance scale; `l2c.remove(pipe)` takes it off. Graphs belong
-    to their steps, but with gram calls with other steps, resolutions and strengths get graphs of their own.
+    Afterwards call the pipeline as usual, with the same guidance scale; `l2c.remove(pipe)` removes the graph. A graph
+    is valid for one number of steps. With `gram`, calls with other steps, resolutions and strengths get graphs from
+    the same calibration.
 
     Args:
         pipe: a diffusers pipeline.
-        prompts: texts, class labels or pictures, or a file with one a line; None = a few of ours.
+        prompts: texts, class labels or pictures, or a file with one a line; None = a few built-in ones.
         budget: what the graph may cost: a share of the uncached MACs (0.5), a speed-up by MACs ("2x") or, above 1,
             evaluations' worth.
         num_inference_steps: None = the pipeline's own.
-        guidance_scale: for Qwen-Image and its like their `true_cfg_scale`; None = the pipeline's own.
+        guidance_scale: means `true_cfg_scale` for Qwen-Image and similar pipelines; None = the pipeline's own.
         policy: a policy's name; None = gram where the scheduler passes gradients on and memory allows, else
             block_caching.
         options: further arguments of the pipeline's call, `height` and `width` for example.

@@ -1,1 +1,1 @@
-"""Ways to a cache graph without gradient descent."""
+"""Policies: methods that make a cache graph without router training."""

@@ -200,7 +200,7 @@ class Allocation:
         return True
 
     def _refresh(self, layers: Iterable[int]) -> None:
-        """Work out anew what each flip of a bit of these layers would add to the change of the image."""
+        """Recompute what each flip of a bit of these layers would add to the change of the image."""
         for layer in layers:
             self._refresh_among(layer, self.routed)
 
@@ -302,7 +302,7 @@ class Allocation:
             pass
 
     def exchange(self, to_save: float, *, rounds: int = 60, depths: Sequence[int] = (1, 2, 4, 8, 16)) -> None:
-        """Overshoot the budget by a few entries and come back, as long as that lowers the predicted error."""
+        """Reuse a few entries too many and compute others again, while that lowers the predicted error."""
         for _ in range(rounds):
             error, rows, reuse = self.predicted, self.rows.copy(), list(self.reuse)
             for depth in depths:

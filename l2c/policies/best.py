@@ -1,4 +1,4 @@
-"""The best graph that we know of at a budget: gram and rules propose, true errors choose, gradients finish."""
+"""The policy `best`: graphs of `gram` and of fixed rules, compared by true errors, with trained slopes."""
 
 from __future__ import annotations
 

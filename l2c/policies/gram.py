@@ -37,7 +37,7 @@ def gram(
         order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
         max_span: evaluations in a row that a layer may be reused; None = a fifth of the trajectory, at least 4.
         routed: `all` but the first evaluation, or `alternate`.
-        exchanges: rounds of overshooting the budget and coming back.
+        exchanges: rounds of reusing more than the budget asks and computing entries again.
 
     """
     worth = context.evaluations(budget)

@@ -72,6 +72,6 @@ class FixedRule:
     def stand_ins(self, context: PolicyContext, rows: Sequence[Sequence[bool]]) -> dict[str, Any]:
         """Return the predictors of the entries that rows reuse, as `reuse` and `weights` of a graph.
 
-        Outputs are held where the solver adds noise of its own: a forecast would go on along that noise.
+        Outputs are held if the solver adds noise, because a forecast would extrapolate the noise.
         """
         return {} if self.reuse == HOLD or context.stochastic else stand_ins(rows, self.reuse)

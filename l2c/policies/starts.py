@@ -1,4 +1,4 @@
-"""The graphs of the fixed rules that a budget has room for: what a search should do no worse than."""
+"""The graphs of fixed rules within a budget: the first candidates of `best`."""
 
 from __future__ import annotations
 

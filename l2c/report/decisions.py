@@ -66,9 +66,9 @@ def named_blocks(layers: Sequence[str]) -> tuple[Block, ...]:
 
 
 def decisions(graph: CacheGraph) -> tuple[tuple[str, ...], ...]:
-    """Return the decision of each entry: `compute`, or what stands in for the output.
+    """Return the decision of each entry: `compute`, or the predictor of the output.
 
-    An entry that one output stands in for counts as `hold`, whatever its evaluation says: nothing else happens to it.
+    An entry that is predicted from one output counts as `hold`, whatever its evaluation's predictor is.
     """
     return tuple(
         tuple(

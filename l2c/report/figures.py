@@ -179,7 +179,7 @@ def router_heatmap(
 
 
 def graph_heatmap(graph: CacheGraph) -> Figure:
-    """Draw a graph: what is computed at every evaluation, and what stands in for each reused output."""
+    """Draw a graph: computed entries, and the predictor of each reused entry."""
     decided = decisions(graph)
     colours = palette([name for row in decided for name in row])
     number = {name: i for i, name in enumerate(colours)}

@@ -12,7 +12,7 @@ from l2c.io.names import counted
 
 
 def machine(device: torch.device | None = None) -> str:
-    """Say on what the figures were measured; a GPU is named where they were, None = where there is one."""
+    """Describe the machine of a measurement, with its GPU if the device is one; None = the GPU if there is one."""
     capability = torch.backends.cpu.get_cpu_capability()
     processor = f"{_processor()} ({capability}), {counted(torch.get_num_threads(), 'thread')}"
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Bindings: made from a backbone, a solver and guidance, here alone; those of graphs agreed with a sampler."""
+"""Bindings made from a backbone, a solver and guidance, and the agreement of a graph's binding with a sampler."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def check_own_weights(binding: Binding, backbone: Backbone) -> None:
 
 
 def watch_of(backbone: Backbone, graph: CacheGraph | None, *, any_weights: bool) -> WeightsWatch | None:
-    """Return what looks at a backbone's weights before each trajectory; None where any will do."""
+    """Return the check of a backbone's weights before each trajectory; None if any weights are accepted."""
     if graph is None or graph.fingerprint is None or any_weights:
         return None
     return WeightsWatch(backbone, partial(check_own_weights, graph.binding), since="the sampler was made")

@@ -1,4 +1,4 @@
-"""Scale-shift adjustment (Cache Me if You Can, CVPR 2024, section 3.4): what stands in for a layer, corrected.
+"""Scale-shift adjustment (Cache Me if You Can, CVPR 2024, section 3.4) of the predictions of reused layers.
 
 Per reused layer and evaluation `scale * value + shift` with a number per channel: one fused multiply-add. Channels
 are the last dimension of tokens (N, T, D) and the second one of maps (N, D, H, W); streams of tokens share theirs.
@@ -96,10 +96,10 @@ class Correction:
         self._moved: dict[tuple[torch.device, torch.dtype], tuple[Rows, Rows]] = {}
 
     def apply(self, evaluation: int, layer: int, value: Tensor) -> Tensor:
-        """Return the corrected stand-in (N, T, D) or (N, D, H, W).
+        """Return the corrected prediction (N, T, D) or (N, D, H, W).
 
         Raises:
-            ValueError: if the stand-in has another number of channels.
+            ValueError: if the prediction has another number of channels.
 
         """
         key, row = (value.device, value.dtype), self.rows[evaluation, layer]

@@ -1,4 +1,4 @@
-"""A backbone under guidance: what it is given for a solver's state, and what its output becomes for the solver."""
+"""A backbone under guidance: its inputs for a solver's state, and its guided output."""
 
 from __future__ import annotations
 

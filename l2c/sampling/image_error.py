@@ -1,4 +1,4 @@
-"""How far images lie from others of the same noise, and how well a mean of such errors is known."""
+"""Squared errors of images against others of the same noise, and the standard error of their mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cached trajectory as one differentiable function of what stands in for reused layers."""
+"""The cached trajectory as one differentiable function of slopes, scales and shifts of reused layers."""
 
 from __future__ import annotations
 
@@ -140,8 +140,8 @@ def image_loss(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def start_slopes(graph: CacheGraph) -> Tensor:
     """Return the slopes that a graph has: of its R reused entries (R,), or (R, K - 1) where some are weighted.
 
-    Slope j of an entry goes with its output j + 2 from the end: with outputs a, b_1, b_2, ..., the last one first,
-    `a + sum_j slope_j (a - b_j)` stands in. K is the largest number of outputs that an entry reads.
+    With outputs a, b_1, b_2, ..., the last one first, slope j belongs to b_j: the prediction is `a + sum_j slope_j (a
+    - b_j)`. K is the largest number of outputs that an entry reads.
     """
     entries = reused_entries(graph)
     if WEIGHTED not in graph.reuse:

@@ -1,4 +1,4 @@
-"""The published way to sample with a router, for comparison: written from its description, nothing taken ahead.
+"""The published way to sample with a router, for comparison, written from its description.
 
 It computes the modulation of every block at every evaluation, keeps the output of every layer that it computes until
 the next one replaces it, and looks up for every layer whether it is among those to be computed.

@@ -37,8 +37,8 @@ class BackboneTraining(Settings):
     Attributes:
         output: file of the averaged weights, 16-bit safetensors.
         optimizer: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
-        learning_rate: peak of AdamW's.
-        muon_learning_rate: peak of Muon's.
+        learning_rate: peak learning rate of AdamW.
+        muon_learning_rate: peak learning rate of Muon.
         weight_decay: weight decay of both.
         max_steps: number of steps; the learning rate's cosine ends there.
         warmup_steps: steps of linear warm-up.

@@ -1,4 +1,4 @@
-"""Settings that all trainings share: who trains for how long, and where metrics go."""
+"""Settings that all trainings share: devices, number of steps, loggers of metrics."""
 
 from __future__ import annotations
 

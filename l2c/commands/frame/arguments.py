@@ -9,7 +9,7 @@ from l2c.commands.frame.table import spelled
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser whose errors are raised for the command's start to print.
+    """A parser that raises its errors; `start` prints them.
 
     Args:
         name: the command.

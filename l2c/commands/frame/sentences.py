@@ -21,7 +21,7 @@ A_GROUP = "a group takes the name of one of its choices (solver=ddim), a setting
 
 
 def explained(config_name: str, error: Exception) -> Exception:
-    """Return an error of composing a config with our sentence where Hydra's names no mend, or a wrong one.
+    """Return Hydra's error of a config, with a message that says how to mend it where Hydra's own does not.
 
     Args:
         config_name: the command's config.

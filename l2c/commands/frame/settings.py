@@ -163,7 +163,7 @@ def _known(name: str, settings: type[CommandSettings], groups: Mapping[str, Grou
 
 
 def unknown_setting(command: str, name: str, beside: Mapping[str, Any]) -> str | None:
-    """Say that a command has no setting of a name; None where it may have one, as in tables.
+    """Return the sentence that a command has no setting of a name; None if any name is allowed there, as in tables.
 
     Args:
         command: its name, that of its file in configs/.

@@ -119,7 +119,7 @@ def features_of(
 
 
 def check_reference(source: str | Path) -> None:
-    """Find out that a reference is there and readable, before images are drawn for it.
+    """Check that a reference exists and is readable, before images are drawn for it.
 
     Raises:
         FileNotFoundError, ValueError: the source is not there, or damaged.

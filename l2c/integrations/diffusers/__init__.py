@@ -1,4 +1,4 @@
-"""Cache graphs on diffusers pipelines, through diffusers' own hooks: apply, run as ever, remove."""
+"""Cache graphs on diffusers pipelines, through diffusers' own hooks: apply, run as usual, remove."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def apply(
 ) -> None:
     """Apply a cache graph, or a calibration, to a pipeline, or to its transformer or U-Net.
 
-    The pipeline is then called as ever, any number of times. Decisions follow the timestep that the model is given,
+    The pipeline is then called as usual, any number of times. Decisions follow the timestep that the model is given,
     so a trajectory may begin anywhere (image-to-image). A reused layer without a computed output is computed.
 
     Args:
@@ -77,8 +77,8 @@ def apply(
             name there, see `CacheGraphs`. Or an `l2c.Calibration` of the model: the pipeline then takes any number of
             steps, resolution and strength, and rows are made at the first call of each schedule. Needs the pipeline.
         budget: what the graphs of a calibration may cost, see `l2c.policies.budget`.
-        resample: take a graph for other timesteps all the same: every evaluation gets the row of the nearest one,
-            with a warning and a summary. Needs the pipeline.
+        resample: accept a graph for other timesteps: every evaluation gets the row of the nearest one, with a warning
+            and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
         any_adapters: accept any adapters (LoRA, IP-Adapter), now or later; the weights beneath must be the graph's.
         any_guidance: accept calls of the pipeline at another guidance scale than the graph's.
@@ -103,7 +103,7 @@ def apply(
 
 
 def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adapters: bool) -> WeightsWatch | None:
-    """Refuse weights that are not a graph's; return what looks at them again, None where any will do."""
+    """Refuse weights that are not a graph's; return the check for later calls, None if any weights are accepted."""
     if any_weights:
         return None
 
@@ -193,7 +193,7 @@ def _loaded(
 
 
 def remove(pipe_or_model: Any) -> None:
-    """Take the graph off: the model computes bit for bit what it did before. Without a graph nothing happens."""
+    """Remove the graph: the model computes bit for bit what it did before. Without a graph nothing happens."""
     for model in denoisers_of(pipe_or_model).values():
         _remove(unwrap_module(model))
 
@@ -264,7 +264,7 @@ def _check_uncached(model: nn.Module) -> None:
 
 
 def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:
-    """Return a hook per module; where they may share, blocks in a row that are reused alike keep one sum.
+    """Return a hook per module; if allowed, neighbouring blocks that are always reused together keep one sum.
 
     Blocks may share a sum where their weights are equal; corrections differ from block to block.
     """

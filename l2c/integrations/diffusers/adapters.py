@@ -39,7 +39,7 @@ def plain_parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def at_work(model: nn.Module) -> dict[str, str]:
-    """Return the adapters that change what a model computes: how, for people, by their names."""
+    """Return the active adapters by name, each with its scale, or that it is fused, in words."""
     found: dict[str, str] = {}
     for _, layer in _adapted(model):
         found |= {name: f"at {layer.scaling.get(name, 1.0):g}" for name in _active(layer)}

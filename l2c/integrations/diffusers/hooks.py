@@ -153,7 +153,7 @@ OUTER = ("cp_input", "cp_output")  # of context parallelism: they give a module 
 
 
 def put(module: Any, hook: ModelHook, name: str) -> None:
-    """Register a hook beneath those that move weights or split tokens, whenever those were put on.
+    """Register a hook beneath those that move weights or split tokens, whichever came first.
 
     Accelerate puts back the forward that it found, model offload so after every call: a hook above it would be lost.
     """
@@ -199,7 +199,7 @@ def _beneath_accelerate(module: Any) -> Iterator[None]:
 
 
 class Seats:
-    """The modules that hooks sit on, by name; what is put in a module's place (a LoRA's layer) takes its hooks over.
+    """The modules that carry hooks, by name; a module that replaces one (a LoRA layer) takes over its hooks.
 
     Args:
         model: the model.
@@ -250,7 +250,7 @@ class GraphHook(_UncopiedHook):
         layers: the slots of the graph's layers, in their order.
         hooks: the hooks that hold them.
         correction: scales and shifts of the rows of the graph that was given; None = none.
-        upkeep: called with the model where a trajectory begins; None = nothing is.
+        upkeep: function called with the model at the start of each trajectory; None = none.
 
     """
 

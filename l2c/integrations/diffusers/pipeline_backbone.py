@@ -1,7 +1,7 @@
 """A diffusers pipeline as a backbone: policies and router training see x, t and the number of a prompt.
 
-What a pipeline makes of a prompt is not repeated here but recorded: the pipeline is called once per prompt, up to the
-first call of its model, whose arguments are kept. The text encoders are needed for nothing else.
+The conditions of a prompt are recorded, not computed here: the pipeline is called once per prompt, up to the first
+call of its model, whose arguments are kept. The text encoders are not needed afterwards.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts, or class labels, for a pipeline: from a file, or a few of ours."""
+"""Prompts, or class labels, for a pipeline: from a file, or a few built-in ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def by_class(pipe: Any) -> bool:
 
 
 def empty_of(pipe: Any) -> Any:
-    """Return the prompt that says nothing."""
+    """Return the empty prompt."""
     return denoiser_of(pipe).config.num_embeds_ada_norm if by_class(pipe) else ""
 
 
@@ -88,7 +88,7 @@ def labels_of(prompts: Sequence[Any], pipe: Any, where: str) -> list[int]:
 
 
 def read_prompts(path: str | None, pipe: Any) -> list[Any]:
-    """Return the lines of a file as prompts, or as class labels where the pipeline takes those; None = a few of ours.
+    """Return the lines of a file as prompts, or as class labels where the pipeline takes those; None = built-in ones.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -14,8 +14,8 @@ from l2c.policies.budget import check_reach, rows_in_order
 def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth: float | None = None) -> CacheGraph:
     """Return a graph that holds random layers of the routed evaluations of another graph.
 
-    Layers are drawn without replacement until the MACs have come down to the budget. What stands in for them is
-    their last output, whatever it is in the other graph, whose slopes and corrections belong to its own rows.
+    Layers are drawn without replacement until the MACs have come down to the budget. They hold their last output;
+    predictors, slopes and corrections of the other graph are not taken over.
 
     Args:
         like: gives backbone, sampler and routed evaluations.

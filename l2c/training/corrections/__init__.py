@@ -1,1 +1,1 @@
-"""Slopes, scales and shifts of what stands in for reused layers."""
+"""Training of slopes, scales and shifts of reused layers."""

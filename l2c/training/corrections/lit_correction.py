@@ -11,7 +11,7 @@ from l2c.calibration.distillation import Distillation
 
 
 class LitCorrection(pl.LightningModule):
-    """Distil the uncached sampler into what stands in for a graph's reused layers.
+    """Train slopes, scales and shifts of a graph's reused layers towards the uncached sampler.
 
     A training step is a trajectory of its batch.
 

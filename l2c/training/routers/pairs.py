@@ -32,7 +32,7 @@ class Pair:
         x: (N, C, H, W), the state at the routed evaluation.
         t: (N,), its timestep.
         y: (N,) labels, some of them null; None for a backbone without labels.
-        cache: what stands in for the 2L layers, (N, T, D): outputs of the evaluation before, or see `Predictor`.
+        cache: predictions of the 2L layers, (N, T, D): outputs of the evaluation before, or those of `Predictor`.
         teacher: output of the full pass at x, (N, C or 2 C, H, W).
 
     """

@@ -1,4 +1,4 @@
-"""Predictions of reused layers in router training: what the exported graph will put in their place."""
+"""Predictions of reused layers in router training, the same as those of the exported graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTPUTS = {HOLD: 1, LINEAR: 2, "taylor1": 2}  # past outputs that a predictor re
 
 
 def reuse_under(solver: Solver, reuse: str) -> str:
-    """Return the predictor under a solver: `hold` where it adds noise, along which a forecast would go on."""
+    """Return the predictor under a solver: `hold` if the solver adds noise, which a forecast would extrapolate."""
     return HOLD if solver.stochastic else reuse
 
 

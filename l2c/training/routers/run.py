@@ -114,7 +114,7 @@ def train_routers(
 def _trainer(
     settings: RouterTraining, folder: Path, solver: Solver, setup: RouterSetup, identity: dict[str, Any]
 ) -> tuple[LitRouter, pl.Trainer]:
-    """Return the module and who trains it."""
+    """Return the Lightning module and its Trainer."""
     router = settings.router
     module = LitRouter(
         setup.routers,

@@ -22,7 +22,7 @@ class RouterSettings(Settings, group="router"):
     """Learning-to-Cache (arXiv 2406.01733); `l2c` and `l2c_summed` differ in their presets alone.
 
     Attributes:
-        name: which objective.
+        name: name of the objective.
         penalty: lambda; a larger one removes more layers. None where the run finds it (`budget`).
         penalty_weights: cost of a layer: its share of the layers' `macs`, or `ones`.
         error: squared error of a sample: `mean` (DiT) or `sum` (U-ViT) over its outputs.
@@ -61,7 +61,7 @@ class BudgetSettings(RouterSettings):
     Attributes:
         budget: budget of the whole trajectory, see `policies.budget`.
         ascent: step of the penalty, per visit of all routers.
-        damping: keeps it from overshooting.
+        damping: damps the penalty's oscillation around the budget.
 
     """
 
