@@ -79,9 +79,8 @@ def accelerate(
 ) -> CacheGraph | CacheGraphs:
     """Calibrate a pipeline, make a cache graph for a budget, apply it; found on disk the second time.
 
-    Afterwards call the pipeline as usual, with the same guidance scale; `l2c.remove(pipe)` removes the graph. A graph
-    is valid for one number of steps. With `gram`, calls with other steps, resolutions and strengths get graphs from
-    the same calibration.
+    Call the pipeline as usual, with the same guidance scale; `l2c.remove(pipe)` removes the graph. A graph is for one
+    number of steps; with `gram`, calls with other steps, resolutions and strengths get graphs of their own.
 
     Args:
         pipe: a diffusers pipeline.
