@@ -212,10 +212,14 @@ def examine(name: str) -> Finding:
 
 HEAD = """# Classes of diffusers
 
-Written by `python benchmarks/coverage.py` with diffusers {version} on tiny configurations with random weights; its
-head says what is checked. *Share* is that of the multiply-accumulates of one forward that the layers found hold
-(under 80 % a graph saves less than its rows say; tiny configurations have large embedders). `@2` is the second call
-of a module.
+Written by `python benchmarks/coverage.py` with diffusers {version}, on tiny configurations with random weights.
+
+- *Layers* are those that `find_layers` finds; `@2` is the second call of a module.
+- *Share* is the share of the MACs of one forward that these layers hold. Below 80 % a graph saves less than its
+  rows say; tiny configurations have large embedders.
+- A *layer graph* or *block graph* is "yes" if an all-compute graph equals the plain model bit for bit, reuse under
+  equal inputs equals computing, a second call equals the first, two guidance branches in turn equal each alone,
+  and removal restores the model bit for bit.
 
 {counts}
 
@@ -252,8 +256,8 @@ def main() -> None:
         sum(row.split("|")[place].strip() == "yes" for row in table)
         for table, place in ((classes, 4), (classes, 5), (pipelines, 3))
     )
-    counts = f"{len(classes)} classes: layer graphs are right on {layer_graphs}, block graphs on {block_graphs}."
-    of_pipelines = f"{len(pipelines)} pipelines: right are {right}."
+    counts = f"Of {len(classes)} classes layer graphs are right on {layer_graphs}, block graphs on {block_graphs}."
+    of_pipelines = f"Of {len(pipelines)} pipelines, {right} are right."
     print(counts, of_pipelines)
     if options.output is not None:
         text = HEAD.format(version=diffusers.__version__, counts=counts) + "\n".join(classes) + "\n"

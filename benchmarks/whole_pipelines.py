@@ -19,11 +19,14 @@ BUDGET = 0.5
 HEAD = """
 ## Whole pipelines
 
-From tiny random parts, {steps} steps under guidance, decoded: `l2c.accelerate` at half of the MACs. A row is "yes"
-where a graph that computes everything gives the plain pipeline's output bit for bit, the accelerated one is finite,
-differs from the plain one and is the same in a second call, and after `l2c.remove` the pipeline draws bit for bit
-what it drew before. *Policy* is what `accelerate` chose, *error* what it foretold for the latents (random weights: it
-says nothing about trained ones). *As drawn*: our sampler, on which it was calibrated, draws the pipeline's latents.
+Each pipeline is built from tiny random parts and called with {steps} steps under guidance, decoding included, with
+`l2c.accelerate` at half of the MACs.
+
+- *Right* is "yes" if an all-compute graph gives the plain pipeline's output bit for bit, the accelerated output is
+  finite, differs from the plain one and repeats in a second call, and the output after `l2c.remove` is that before.
+- *Policy* is the one that `accelerate` chose; *error* is the expected error of the latents (with random weights
+  it says nothing about trained models).
+- *As drawn* is "yes" if our sampler, on which the pipeline was calibrated, gives the pipeline's latents.
 
 {counts}
 
