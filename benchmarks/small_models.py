@@ -22,7 +22,7 @@ from l2c.speed.latency import alternate
 def main() -> None:
     """Draw random layers at each budget, time them in turn on one thread, print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="dit_digits", help="a preset whose weights are at hand")
+    options.add_argument("--model", default="dit_digits", help="a preset whose weights are available")
     options.add_argument("--images", type=int, default=64, help="at a time")
     options.add_argument("--budgets", type=float, nargs="+", default=[0.76, 0.64, 0.4], help="shares of the MACs")
     options.add_argument("--repetitions", type=int, default=9, help="rounds, in which the variants alternate")

@@ -1,4 +1,4 @@
-"""A module of one's own under a policy and under the sampler: python examples/module.py"""
+"""A module of your own with a policy and the sampler: python examples/module.py"""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from l2c.policies.registry import make_graph
 
 
 class Denoiser(nn.Module):
-    """Pixels as tokens, time as one more channel; any module that predicts noise from x and t will do."""
+    """Pixels as tokens, time as one more channel; any module that predicts noise from x and t works."""
 
     def __init__(self, channels: int = 3, width: int = 48, depth: int = 6) -> None:
         super().__init__()
