@@ -89,7 +89,7 @@ def comparison_page(
         {
             "model": name,
             "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
-            "guidance": guidance.said,
+            "guidance": guidance.described,
             "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
             "machine": machine(),
             "command": this_command_line(),

@@ -17,7 +17,7 @@ from l2c.io.tensors import check_finite, write_tensors
 from l2c.report.figures import sample_grid, save_figure
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import seeded_noise
-from l2c.sampling.settings import launch
+from l2c.sampling.settings import prepare
 
 OUR_SAMPLER = (
     "checkpoint",
@@ -87,7 +87,7 @@ def main(cfg: DictConfig) -> None:
     if labels is not None and (wanted := _wanted(cfg.labels)):
         labels = torch.tensor(wanted)
     noise = seeded_noise(backbone.input_shape, cfg.seed, cfg.num_images if labels is None else len(labels))
-    launch(sampler, len(noise), cfg)
+    prepare(sampler, len(noise), cfg)
     images = sampler.sample(labels, noise=noise, seed=cfg.seed, progress=True).cpu()
     folder = cli.run_folder()
     tensors = {"images": images} if labels is None else {"images": images, "labels": labels}

@@ -62,12 +62,12 @@ def _options(given: Sequence[str]) -> dict[str, str]:
 
 def _of_json(name: str, options: dict[str, str], output: Path) -> str:
     """Draw a graph as a heat map, or a ladder as error against budget; return it as text."""
-    from l2c.graph import ladder, several
+    from l2c.graph import collection, ladder
     from l2c.graph.cache_graph import CacheGraph
 
     if "num_steps" in options:
         raise ValueError("a graph has its number of evaluations; num_steps is for a calibration")
-    if Path(name).is_file() and several.form_of(name) == ladder.FORMAT:
+    if Path(name).is_file() and collection.form_of(name) == ladder.FORMAT:
         return _of_ladder(ladder.Ladder.load(name), "expected", output)
     graph = CacheGraph.load(name)
     from l2c.report.figures import graph_heatmap, save_figure

@@ -40,7 +40,7 @@ class Guidance:
         return self.mode != "embedded" and self.scale is not None and self.scale != NEUTRAL_SCALE[self.mode]
 
     @property
-    def said(self) -> str:
+    def described(self) -> str:
         """The scale in words for people; `none` where guidance is off."""
         return "none" if self.scale is None or self.scale == NEUTRAL_SCALE.get(self.mode) else f"{self.scale:g}"
 

@@ -18,7 +18,7 @@ from l2c.io.seeds import Stream
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.inputs import check_images
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.settings import launch
+from l2c.sampling.settings import prepare
 
 
 def image_labels(images: range, num_labels: int, kind: str, seed: int) -> Tensor | None:
@@ -85,7 +85,7 @@ class LitSampler(pl.LightningModule):
         fixed_batch: images of every batch that the sampler is given: a shard's last one is filled up with the
             images that would come next, which are dropped. For compiled and captured samplers, which are made for
             one size; None = batches are drawn as they come.
-        settings: `compile` and `capture`, see `sampling.settings.launch`; both are for `fixed_batch` images.
+        settings: `compile` and `capture`, see `sampling.settings.prepare`; both are for `fixed_batch` images.
 
     """
 
@@ -117,7 +117,7 @@ class LitSampler(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Compile and capture, now that the backbone is on its device."""
         if self.fixed_batch is not None:
-            launch(self.sampler, self.fixed_batch, self.settings, progress=self.global_rank == 0)
+            prepare(self.sampler, self.fixed_batch, self.settings, progress=self.global_rank == 0)
 
     def predict_step(self, batch: tuple[int, int, int], batch_index: int) -> None:
         """Draw the images of a batch."""

@@ -133,7 +133,7 @@ def evaluate_samplers(
         shown,
         () if labels is None else tuple(labels.tolist()),
         f"batch of {len(noise[:timing_batch])}",
-        next(iter(samplers.values()))[0].guidance.said,
+        next(iter(samplers.values()))[0].guidance.described,
     )
 
 

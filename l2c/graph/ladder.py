@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
-from l2c.graph import several
+from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
 
@@ -105,11 +105,11 @@ class Ladder(Sequence[CacheGraph]):
         )
 
     def save(self, path: str | Path) -> None:
-        """Write one JSON file; see `several.write`."""
+        """Write one JSON file; see `collection.write`."""
         names = [f"{share:.4f}" for share in self.shares]
-        several.write(path, FORMAT, dict(zip(names, self._graphs, strict=True)))
+        collection.write(path, FORMAT, dict(zip(names, self._graphs, strict=True)))
 
     @classmethod
     def load(cls, path: str | Path) -> Ladder:
-        """Read and validate a file; see `several.read`."""
-        return cls(several.read(path, FORMAT, "ladder of cache graphs", most=MOST).values())
+        """Read and validate a file; see `collection.read`."""
+        return cls(collection.read(path, FORMAT, "ladder of cache graphs", most=MOST).values())

@@ -18,11 +18,11 @@ from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.budget import Budget, BudgetOutOfReach
+from l2c.policies.candidates import rule_graphs
 from l2c.policies.context import PolicyContext
 from l2c.policies.exchange import exchanged, makers
 from l2c.policies.gram import gram
 from l2c.policies.methods.l2p import measure_products
-from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import TrueError
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import has_slopes

@@ -7,20 +7,20 @@ from typing import Any
 
 from l2c.sampling.sampler import Sampler
 
-WAYS = ("precision", "matmul", "cache_dtype", "cache_device")
+ARGUMENTS = ("precision", "matmul", "cache_dtype", "cache_device")
 
 
-def ways(settings: Mapping[str, Any]) -> dict[str, Any]:
+def sampler_arguments(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `Sampler` arguments among a command's settings; missing ones keep the sampler's defaults.
 
     Args:
         settings: settings by name; `precision`, `matmul`, `cache_dtype` and `cache_device` are used.
 
     """
-    return {name: settings[name] for name in WAYS if settings.get(name) is not None}
+    return {name: settings[name] for name in ARGUMENTS if settings.get(name) is not None}
 
 
-def launch(sampler: Sampler, num_images: int, settings: Mapping[str, Any], *, progress: bool = True) -> None:
+def prepare(sampler: Sampler, num_images: int, settings: Mapping[str, Any], *, progress: bool = True) -> None:
     """Compile a sampler's blocks and capture its trajectories, if a command's settings ask for it.
 
     Args:

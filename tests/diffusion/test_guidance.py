@@ -84,6 +84,7 @@ def test_a_network_without_labels_is_given_none():
 
 def test_guidance_is_said_in_words():
     said = [
-        Guidance(mode, scale).said for mode, scale in (("dit", 4.5), ("dit", 1.0), ("cfg", None), ("embedded", 1.0))
+        Guidance(mode, scale).described
+        for mode, scale in (("dit", 4.5), ("dit", 1.0), ("cfg", None), ("embedded", 1.0))
     ]
     assert said == ["4.5", "none", "none", "1"]  # embedded guidance has no scale at which it is off

@@ -10,7 +10,7 @@ from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.names import shown
 from l2c.sampling.sampler import Sampler
-from l2c.sampling.settings import ways
+from l2c.sampling.settings import sampler_arguments
 
 
 def preset_of(cfg: DictConfig, graph: CacheGraph | None, *, otherwise: str = "dit_digits") -> ModelPreset:
@@ -34,8 +34,8 @@ def make_sampler(cfg: DictConfig, *, device: torch.device | None = None) -> Samp
     """Return the sampler that a config of `sample`, `sample_many` or `evaluate` asks for.
 
     Args:
-        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.ways`; a model, a solver and a number
-            of evaluations may be named.
+        cfg: with graph, checkpoint, cfg_scale and those of `sampling.settings.sampler_arguments`; a model, a
+            solver and a number of evaluations may be named.
         device: of the backbone; None = the CPU.
 
     Raises:
@@ -56,5 +56,5 @@ def make_sampler(cfg: DictConfig, *, device: torch.device | None = None) -> Samp
         num_evaluations=num_evaluations,
         cfg_scale=scale_in_use(cfg.cfg_scale, None if graph is None else graph.cfg_scale, solver.get("cfg_scale")),
         solver_options=solver.get("options"),
-        **ways(cfg),
+        **sampler_arguments(cfg),
     )

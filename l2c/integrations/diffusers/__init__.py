@@ -33,9 +33,9 @@ from l2c.integrations.diffusers.hooks import (
     ROOT,
     SILENT,
     GraphHook,
+    HookedModules,
     LayerHook,
     RunHook,
-    Seats,
     SilentHook,
     Slot,
     put,
@@ -229,12 +229,12 @@ def _apply(
         placed += [(module, SilentHook(slot), SILENT) for module in layer.silent]
     for module, hook, name in placed:
         put(module, hook, name)
-    seats = Seats(model, placed)
+    hooked = HookedModules(model, placed)
 
     def upkeep(model: nn.Module) -> None:
         if watch is not None:
             watch.look(model)
-        seats.look(model)
+        hooked.look(model)
 
     schedule = GraphSchedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
     put(model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)

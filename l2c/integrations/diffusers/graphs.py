@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.backbones.digest import known_digest
-from l2c.graph import several
+from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.adapters import effective_weights
@@ -51,7 +51,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
             OSError: if the folder cannot be made or written.
 
         """
-        several.write(path, FORMAT, self._graphs)
+        collection.write(path, FORMAT, self._graphs)
 
     @classmethod
     def load(cls, path: str | Path) -> CacheGraphs:
@@ -62,7 +62,7 @@ class CacheGraphs(Mapping[str, CacheGraph]):
             ValueError: if the file does not hold the graphs of a pipeline, or one of them is damaged.
 
         """
-        return cls(several.read(path, FORMAT, "graphs of a pipeline", most=MOST))
+        return cls(collection.read(path, FORMAT, "graphs of a pipeline", most=MOST))
 
 
 def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:

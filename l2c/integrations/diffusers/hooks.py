@@ -198,7 +198,7 @@ def _beneath_accelerate(module: Any) -> Iterator[None]:
             module._old_forward, module.forward = module.forward, outer
 
 
-class Seats:
+class HookedModules:
     """The modules that carry hooks, by name; a module that replaces one (a LoRA layer) takes over its hooks.
 
     Args:

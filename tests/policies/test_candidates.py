@@ -6,12 +6,12 @@ import torch
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.policies.best import likely_rules
+from l2c.policies.candidates import rule_graphs
 from l2c.policies.context import PolicyContext
 from l2c.policies.exchange import exchanged, makers
 from l2c.policies.gram import refitted
 from l2c.policies.methods.l2p import measure_products
 from l2c.policies.registry import make_graph
-from l2c.policies.starts import rule_graphs
 from l2c.policies.true_error import TrueError
 from l2c.sampling.sampler import Sampler, seeded_noise
 
