@@ -67,7 +67,9 @@ class Allocation:
         reuses: Sequence[str] = (HOLD, LINEAR),
         order: int = 2,
     ) -> None:
-        self._known = np.asarray(np.isfinite(responses).all(axis=3))  # (E, L, A)
+        self._known = np.asarray(
+            np.isfinite(responses).all(axis=3)
+        ).tolist()  # [E][L][A], which scalars are read from fast
         self.responses = responses
         self.timesteps = tuple(timesteps)
         self.macs = np.asarray(macs, dtype=np.float64)
@@ -102,24 +104,22 @@ class Allocation:
         """Whether no more entry can be reused, whatever it saves."""
         return not (self._possible & self.rows.T).any()
 
-    def column(self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str]) -> Array | None:
+    def column(self, bits: Sequence[bool], layer: int, reuse: Sequence[str]) -> Array | None:
         """Return the change of the image (M,) due to one layer's column of bits; None where it is impossible.
 
         A span may be too long, or an age not known.
         """
         return self._sum(bits, layer, reuse, range(len(bits)))
 
-    def _sum(
-        self, bits: npt.NDArray[np.bool_], layer: int, reuse: Sequence[str], among: Sequence[int]
-    ) -> Array | None:
+    def _sum(self, bits: Sequence[bool], layer: int, reuse: Sequence[str], among: Sequence[int]) -> Array | None:
         """Return the change of the image (M,) due to some consecutive entries of a column; None where impossible."""
         change = np.zeros(self.responses.shape[3], dtype=np.float32)
-        computed = np.flatnonzero(bits[: among[0]])[-self.order :].tolist()
+        past = _computed_before(bits, among[0], self.order)
         for e in among:
             if bits[e]:
-                computed.append(e)
+                past = (e, *past[: self.order - 1])
                 continue
-            one = self._entry(e, layer, tuple(computed[: -self.order - 1 : -1]), reuse[e])
+            one = self._entry(e, layer, past, reuse[e])
             if one is None:
                 return None
             change += one
@@ -135,7 +135,7 @@ class Allocation:
 
     def _reaches(self, e: int, layer: int, past: int) -> bool:
         """Return whether the response of an entry to the output of evaluation `past` is known."""
-        return e - past <= self.max_age and bool(self._known[e, layer, e - past - 1])
+        return e - past <= self.max_age and self._known[e][layer][e - past - 1]
 
     def _readable(self, e: int, layer: int, past: Sequence[int]) -> list[int]:
         """Return the evaluations of `past`, the last one first, up to the first whose response is not known."""
@@ -185,13 +185,13 @@ class Allocation:
         }
 
     def _weights_now(self, e: int, layer: int) -> Weights:
-        computed = np.flatnonzero(self.rows[:e, layer])[: -self.order - 1 : -1].tolist()
-        weights = self.weights(e, layer, self._readable(e, layer, computed), FITTED)
+        past = _computed_before(self.rows[:, layer].tolist(), e, self.order)
+        weights = self.weights(e, layer, self._readable(e, layer, past), FITTED)
         return weights if len(weights) == 1 else from_slopes([-weight for weight in weights[1:]])
 
     def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> bool:
         """Take over rows and reuse; False, and nothing taken, where a span is too long or an age not known."""
-        columns = [self.column(rows[:, layer], layer, reuse) for layer in range(rows.shape[1])]
+        columns = [self.column(rows[:, layer].tolist(), layer, reuse) for layer in range(rows.shape[1])]
         if any(column is None for column in columns):
             return False
         self.rows, self.reuse = rows.copy(), list(reuse)
@@ -205,23 +205,32 @@ class Allocation:
             self._refresh_among(layer, self.routed)
 
     def _refresh_among(self, layer: int, evaluations: Iterable[int]) -> None:
-        now = self.rows[:, layer]
+        bits = self.rows[:, layer].tolist()
         for e in evaluations:
-            among = range(e, _computed_beside(now, e, self.order))  # entries whose past outputs depend on it
-            flipped = now.copy()
-            flipped[e] = not flipped[e]
-            before = self._sum(now, layer, self.reuse, among)
-            after = self._sum(flipped, layer, self.reuse, among)
+            among = range(e, self._last_reader(bits, e))  # entries whose past outputs depend on it
+            before = self._sum(bits, layer, self.reuse, among)
+            bits[e] = not bits[e]
+            after = self._sum(bits, layer, self.reuse, among)
+            bits[e] = not bits[e]
             self._possible[layer, e] = after is not None
             if before is not None and after is not None:
                 self._flips[layer, e] = after - before
                 self._squares[layer, e] = self._flips[layer, e] @ self._flips[layer, e]
 
+    def _last_reader(self, bits: Sequence[bool], e: int) -> int:
+        """Return the evaluation from which on no entry reads evaluation `e`, whether it computes or not."""
+        computed = 0
+        for other in range(e + 1, len(bits)):
+            computed += bits[other]
+            if computed == self.order:
+                return other
+        return len(bits)
+
     def _flip(self, e: int, layer: int) -> None:
         self.columns[layer] += self._flips[layer, e]
         self.rows[e, layer] = not self.rows[e, layer]
-        bits = self.rows[:, layer]
-        first, last = _computed_beside(bits, e, -self.order), _computed_beside(bits, e, self.order)
+        bits = self.rows[:, layer].tolist()
+        first, last = min((*_computed_before(bits, e, self.order), e)), self._last_reader(bits, e)
         self._refresh_among(layer, [other for other in self.routed if first <= other <= last])
 
     def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:
@@ -263,17 +272,15 @@ class Allocation:
                 self.reuse[e] = best
                 changed.append(e)
         for layer in range(self.rows.shape[1]) if changed else ():
-            self._refresh_among(layer, [e for e in self.routed if self._depends_on(layer, e, changed)])
+            bits = self.rows[:, layer].tolist()
+            ends = [(e, self._last_reader(bits, e)) for e in self.routed]
+            self._refresh_among(layer, [e for e, end in ends if any(e <= other < end for other in changed)])
         return bool(changed)
-
-    def _depends_on(self, layer: int, e: int, changed: Collection[int]) -> bool:
-        """Return whether a flip at evaluation `e` changes one of the entries of some evaluations."""
-        return any(e <= other < _computed_beside(self.rows[:, layer], e, self.order) for other in changed)
 
     def _changes_by_reuse(self, e: int) -> dict[str, Array]:
         """Return what each predictor would add to the columns of the layers reused at evaluation `e`, (layers, M)."""
         layers = np.flatnonzero(~self.rows[e]).tolist()
-        past = {i: tuple(np.flatnonzero(self.rows[:e, i])[: -self.order - 1 : -1].tolist()) for i in layers}
+        past = {i: _computed_before(self.rows[:, i].tolist(), e, self.order) for i in layers}
         entries = {
             reuse: np.array([self._entry(e, i, past[i], reuse) for i in layers], dtype=np.float32)
             for reuse in self.reuses
@@ -316,9 +323,12 @@ class Allocation:
                 return
 
 
-def _computed_beside(bits: npt.NDArray[np.bool_], e: int, count: int) -> int:
-    """Return the `count`-th evaluation after `e` that computes (before `e` where negative), or the column's end."""
-    beside = np.flatnonzero(bits[e + 1 :]) + e + 1 if count > 0 else np.flatnonzero(bits[:e])[::-1]
-    if len(beside) >= abs(count):
-        return int(beside[abs(count) - 1])
-    return len(bits) if count > 0 else 0
+def _computed_before(bits: Sequence[bool], e: int, count: int) -> tuple[int, ...]:
+    """Return up to `count` evaluations before `e` that compute, the last one first."""
+    found: list[int] = []
+    for other in range(e - 1, -1, -1):
+        if bits[other]:
+            found.append(other)
+            if len(found) == count:
+                break
+    return tuple(found)
