@@ -18,7 +18,7 @@ from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
 from l2c.drawing.lit_drawing import LitSampler, ShardsToDraw
 from l2c.drawing.settings import DrawingSettings
-from l2c.io.memory import memory_explained
+from l2c.io.memory import halved, memory_explained, remedies
 from l2c.sampling.correction import plan_digest
 from l2c.sampling.sampler import Sampler
 from l2c.training.trainer import make_bare_trainer
@@ -127,8 +127,8 @@ def _drawn(runner: pl.Trainer, module: LitSampler, shards: ShardsToDraw, place: 
 def _memory_sentence(batch_size: int) -> str:
     """Return a sentence on the settings that lower the memory of drawing."""
     return (
-        f"out of memory in drawing with batch_size={batch_size}; say batch_size={max(1, batch_size // 2)}, "
-        "precision=bf16, cache_dtype=bf16 or cache_device=cpu"
+        f"out of memory in drawing with batch_size={batch_size}; "
+        f"{remedies(halved('batch_size', batch_size), 'precision=bf16', 'cache_dtype=bf16', 'cache_device=cpu')}"
     )
 
 

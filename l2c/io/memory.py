@@ -6,12 +6,14 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Torch raises RuntimeErrors of these words where memory of the host runs out, pinned memory included; the last one is
-# oneDNN's, which has no memory for the code that it makes.
+# What libraries say where memory runs out, in errors of other kinds: torch (also of pinned memory); protobuf; oneDNN,
+# which has none for the code that it makes; the loader of shared libraries; Python itself, which lost its MemoryError.
 WORDS = (
-    *("DefaultCPUAllocator", "CUDA error: out of memory", "can't allocate memory", "std::bad_alloc"),
-    "could not create a primitive",
+    *("out of memory", "DefaultCPUAllocator", "can't allocate memory", "annot allocate memory", "std::bad_alloc"),
+    *("could not create a primitive", "failed to map segment", "error return without exception set"),
+    "without setting an exception",
 )
+NO_MEMORY = "out of memory; free memory on this machine, or take a smaller model or fewer images at a time"
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -20,7 +22,8 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+    kinds = (RuntimeError, SystemError, ImportError, TypeError)
+    return isinstance(error, kinds) and any(words in str(error) for words in WORDS)
 
 
 class ExplainedMemoryError(MemoryError):
@@ -39,7 +42,18 @@ def memory_explained(sentence: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
+    except Exception as error:
         if isinstance(error, ExplainedMemoryError) or not out_of_memory(error):
             raise
         raise ExplainedMemoryError(sentence()) from error
+
+
+def remedies(*ways: str | None) -> str:
+    """Return the end of a sentence on memory: the settings that lower it; those that are None cannot be lowered."""
+    said = " or ".join(filter(None, ways))
+    return f"say {said}, or take a smaller model" if said else "take a smaller model, or free memory on this machine"
+
+
+def halved(name: str, value: int) -> str | None:
+    """Return the setting of half a value, `batch_size=4`; None where it is 1 already."""
+    return f"{name}={value // 2}" if value > 1 else None

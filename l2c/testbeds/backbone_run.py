@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from l2c.backbones.backbone import Backbone
 from l2c.io.atomic import check_writable
-from l2c.io.memory import memory_explained
+from l2c.io.memory import halved, memory_explained, remedies
 from l2c.io.tensors import write_tensors
 from l2c.testbeds.lit_backbone import LitBackbone, decay_start
 from l2c.testbeds.settings import BackboneTraining
@@ -89,8 +89,8 @@ def train_backbone(
         log_every_n_steps=50,
     )
     sentence = (
-        f"out of memory in training {backbone.conventions.name} with batch_size={settings.batch_size}; say "
-        f"batch_size={max(1, settings.batch_size // 2)}, or take a smaller model"
+        f"out of memory in training {backbone.conventions.name} with batch_size={settings.batch_size}; "
+        f"{remedies(halved('batch_size', settings.batch_size))}"
     )
     with claimed(run_folder, identity, resumed=resumed):
         with memory_explained(lambda: sentence):

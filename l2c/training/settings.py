@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from l2c.io.settings import Either, Items, Number, Settings, Text, flag, number, ruled, text, whole
 
 LARGEST_SEED = 2**32 - 1
-THREADS = 512  # as many as the largest machines run at once; thousands end the process where memory is limited
+THREADS = min(8 * (os.cpu_count() or 1), 512)  # each takes addresses: many end the process where those are limited
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 DEVICES = Either(
     rules=(

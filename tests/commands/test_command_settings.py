@@ -13,6 +13,7 @@ from wrong_settings import BASES, cases, composed
 
 from l2c.commands.frame.settings import SETTINGS_OF, checked
 from l2c.io.settings import full_name
+from l2c.training.settings import THREADS
 
 
 def put(content: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def test_unknown_settings_are_refused(command):
             "responses.num_probes=0",
             "responses.num_probes must be a whole number >= 1 and <= 1000, got 0",
         ),
-        ("calibrate", "num_threads=0", "num_threads must be a whole number >= 1 and <= 512 or null, got 0"),
+        ("calibrate", "num_threads=0", f"num_threads must be a whole number >= 1 and <= {THREADS} or null, got 0"),
+        ("evaluate", "num_threads=513", f"num_threads must be a whole number >= 1 and <= {THREADS} or null, got 513"),
         ("sample_many", "shard_size=-1", "shard_size must be a whole number >= 1, got -1"),
         ("sample", "cfg_scale=nan", "cfg_scale must be a number >= 0 and <= 1000 or null, got nan"),
         ("compare", "methods.gram={max_span: 0}", "methods.gram.max_span must be a whole number >= 1 or null, got 0"),

@@ -81,9 +81,19 @@ def test_no_memory_is_one_sentence_that_says_what_lowers_it(name, tmp_path, inpu
 @pytest.mark.parametrize("name", NAMES)
 def test_little_memory_is_enough_or_one_sentence(name, tmp_path, inputs, times, counted):  # noqa: F811
     refused = 0
-    for size in (16, 32, 48, 64, 96, 128)[: times(1 if name in ("graph", "sample") else 0, 6)]:
+    for size in (8, 16, 32, 48, 64, 96, 128)[: times(1 if name in ("graph", "sample") else 0, 7)]:
         folder = tmp_path / str(size)
         ended = run(commands(inputs)[name].line, folder, memory=size * MEGABYTE)
-        check(ended, folder, ("out of memory while ",))
+        check(ended, folder, ("out of memory",))
         refused += ended.code != 0
+    assert refused  # the least is too little for all
     counted(refused=refused)
+
+
+@pytest.mark.parametrize("size", [0, MEGABYTE])
+def test_no_memory_for_the_settings_is_one_sentence(size, tmp_path, inputs, counted):  # noqa: F811
+    ended = run(commands(inputs)["graph"].line, tmp_path / "work", memory=size)
+    assert ended.sentence, ended.err
+    assert "out of memory" in ended.sentence
+    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    counted(refused=1)

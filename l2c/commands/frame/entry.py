@@ -26,7 +26,7 @@ from l2c.commands.frame.table import TRACEBACK, spelled
 from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
-from l2c.io.memory import memory_explained
+from l2c.io.memory import NO_MEMORY, memory_explained
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +113,12 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         sys.argv = started  # Lightning starts further processes with it
         begun.append(config_name)
         try:
-            checked(config_name, cfg)
-            _use_threads(cfg)
-            with _held(run_folder()), memory_explained(lambda: memory_sentence(config_name, cfg)):
-                task(cfg)
+            with memory_explained(lambda: NO_MEMORY):
+                checked(config_name, cfg)
+                _use_threads(cfg)
+                sentence = memory_sentence(config_name, cfg)  # made while there is memory
+                with _held(run_folder()), memory_explained(lambda: sentence):
+                    task(cfg)
         except BAD_INPUT as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 _fail(error)

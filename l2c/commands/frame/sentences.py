@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from l2c.commands.frame.settings import unknown_setting
+from l2c.io.memory import NO_MEMORY, ExplainedMemoryError, out_of_memory
 from l2c.io.names import near_names, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
 
@@ -59,6 +60,8 @@ def explained(config_name: str, error: Exception) -> Exception:
 
 def sentence_of(error: Exception, folder: Path, mend: str = MEND) -> str:
     """Return an exception's message on one line; `folder` and `mend` are for a failure of the disk."""
+    if out_of_memory(error) and not isinstance(error, ExplainedMemoryError):
+        return NO_MEMORY
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"

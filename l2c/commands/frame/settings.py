@@ -33,6 +33,7 @@ from l2c.commands.frame.command_settings import (
     TrainScaleShift,
 )
 from l2c.evaluation.method_settings import check_method
+from l2c.io.memory import remedies
 from l2c.io.names import near_names
 from l2c.io.settings import Settings, as_text
 from l2c.policies.settings import check_options, check_values
@@ -225,9 +226,9 @@ def memory_sentence(command: str, cfg: DictConfig) -> str:
     """Say what a command was doing when memory ran out, and what lowers it."""
     settings = SETTINGS_OF[command][0]
     now = {name: OmegaConf.select(cfg, name) for name in settings.LOWERS if "=" not in name}
-    lowers = " or ".join(
-        f"a smaller {name} (now {as_text(now[name])})" if now.get(name) is not None else name
+    lowers = (
+        f"a smaller {name} (now {as_text(now[name])})" if name in now else name
         for name in settings.LOWERS
-        if name not in now or now[name] is not None
+        if name not in now or now[name] not in (None, 1)
     )
-    return f"out of memory while {settings.DOING}; say {lowers or 'device=cpu'}, or take a smaller model"
+    return f"out of memory while {settings.DOING}; {remedies(*lowers)}"

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from l2c.commands.frame.table import COMMANDS, TRACEBACK
+from l2c.io.memory import NO_MEMORY, out_of_memory
 from l2c.io.names import near_names
 from l2c.io.version import __version__
 
@@ -24,19 +25,23 @@ FLAGS = (  # Hydra's
 
 def main() -> None:
     """Start the command that the first argument names, with the others."""
-    with _hung_up_quietly():
+    with _ended_quietly():
         _chosen()
 
 
 @contextlib.contextmanager
-def _hung_up_quietly() -> Iterator[None]:
-    """Exit without a traceback where the reader of the output hangs up, `head` for example."""
+def _ended_quietly() -> Iterator[None]:
+    """Exit without a traceback where the reader of the output hangs up, `head` for example, or no memory is left."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
         sys.exit(1)
+    except Exception as error:
+        if os.environ.get(TRACEBACK) or not out_of_memory(error):
+            raise
+        sys.exit(f"error: {NO_MEMORY}")
 
 
 def _chosen() -> None:
@@ -71,7 +76,7 @@ def overview() -> str:
 
 def script(name: str) -> None:
     """Start a command from its script in a checkout."""
-    with _hung_up_quietly():
+    with _ended_quietly():
         start(name, sys.argv[1:])
 
 

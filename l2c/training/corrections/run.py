@@ -8,7 +8,7 @@ from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.distillation import Distillation
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.memory import memory_explained
+from l2c.io.memory import halved, memory_explained, remedies
 from l2c.io.version import __version__
 from l2c.sampling.correction import plan_digest, save_correction
 from l2c.sampling.sampler import Sampler
@@ -87,10 +87,10 @@ def _fit(
         mend="lower slope_rate and scale_shift_rate",
         log_every_n_steps=5,
     )
-    mend = "" if settings.loss == "output" else " or loss=output, which keeps one evaluation at a time"
+    mend = None if settings.loss == "output" else "loss=output, which keeps one evaluation at a time"
     sentence = (
         f"out of memory in training a correction with batch_size={settings.batch_size} and loss={settings.loss}; "
-        f"say batch_size={max(1, settings.batch_size // 2)}{mend}"
+        f"{remedies(halved('batch_size', settings.batch_size), mend)}"
     )
     with memory_explained(lambda: sentence):
         trainer.fit(LitCorrection(distillation, max_steps=settings.max_steps), noise, ckpt_path=resumed)

@@ -18,7 +18,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import stand_ins
 from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
-from l2c.io.memory import memory_explained
+from l2c.io.memory import memory_explained, remedies
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of, solver_for
 from l2c.training.checkpoints import check_checkpoint
@@ -155,18 +155,18 @@ def _memory_sentence(settings: RouterTraining, backbone: Backbone, trainer: pl.T
     """Say what was trained when memory ran out, and what takes less."""
     data = settings.data
     parts = trainer.world_size * trainer.accumulate_grad_batches
-    mend = [f"trainer.accumulate_grad_batches={2 * trainer.accumulate_grad_batches} (the same batch, half at a time)"]
-    if not settings.recompute_activations:
-        mend.append("recompute_activations=true")
-    if trainer.precision == "32-true":
-        mend.append("trainer.precision=bf16-mixed")
-    if isinstance(data, NoiseSettings) and data.store_outputs:
-        mend.append("data.store_outputs=false")
-    mend.append("a smaller data.batch_size")
+    halves = f"trainer.accumulate_grad_batches={2 * trainer.accumulate_grad_batches} (the same batch, half at a time)"
+    mend = {
+        halves: data.batch_size % (2 * parts) == 0,
+        "recompute_activations=true": not settings.recompute_activations,
+        "trainer.precision=bf16-mixed": trainer.precision == "32-true",
+        "data.store_outputs=false": isinstance(data, NoiseSettings) and data.store_outputs,
+        "a smaller data.batch_size": data.batch_size > trainer.world_size,
+    }
     return (
         f"out of memory in training the routers of {backbone.conventions.name} with data.batch_size="
         f"{data.batch_size}, {data.batch_size // parts} of them at a time in a process, and "
-        f"trainer.precision={trainer.precision}; say {' or '.join(mend)}"
+        f"trainer.precision={trainer.precision}; {remedies(*(way for way, helps in mend.items() if helps))}"
     )
 
 

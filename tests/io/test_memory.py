@@ -1,0 +1,39 @@
+"""Errors of running out of memory, whoever raises them, and what is said of them."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from l2c.io.memory import ExplainedMemoryError, halved, memory_explained, out_of_memory, remedies
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (SystemError("error return without exception set\n    full_key: seed"), True),
+        (ImportError("libx.so: failed to map segment from shared object"), True),
+        (TypeError("Couldn't build proto file into descriptor pool: out of memory"), True),
+        (SystemError("bad argument to internal function"), False),
+        (ValueError("out of memory"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), False),
+    ],
+)
+def test_what_is_running_out_of_memory(error, is_one):
+    assert out_of_memory(error) is is_one
+    with pytest.raises(ExplainedMemoryError if is_one else type(error)), memory_explained(lambda: "said"):
+        raise error
+
+
+def test_only_what_can_be_lowered_is_named():
+    assert halved("batch_size", 9) == "batch_size=4"
+    assert remedies(halved("batch_size", 9), None, "precision=bf16") == (
+        "say batch_size=4 or precision=bf16, or take a smaller model"
+    )
+    assert remedies(halved("batch_size", 1)) == "take a smaller model, or free memory on this machine"
