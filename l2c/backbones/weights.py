@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from l2c.io.bundled import checkpoint_folders
+from l2c.io.memory import out_of_memory
+from l2c.io.names import shown
 from l2c.io.tensors import not_finite
 
 # Names under which training codes save a state dict; the exponential moving averages come first.
@@ -43,7 +45,7 @@ def find_checkpoint(
     for place in places:
         if place.is_file():
             return place
-    looked = ", ".join(str(place) for place in dict.fromkeys(place.absolute() for place in places))
+    looked = ", ".join(shown(place, 300) for place in dict.fromkeys(place.absolute() for place in places))
     published = f"the official file is published at {url}" if url else "no official file is published for it"
     raise FileNotFoundError(
         f"the weights of {name} are missing: no file {str(checkpoint)!r}, looked at {looked}; {published}; "
@@ -67,19 +69,23 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # DiT's training files hold their arguments
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own exceptions for a damaged file
-        raise ValueError(f"cannot read weights from {path}: {reason_of(error)}") from error
+        raise ValueError(f"cannot read weights from {shown(path, 300)}: {reason_of(error)}") from error
     for _ in CONTAINERS:  # no deeper: a file may hold a container that holds itself
         inside = content if isinstance(content, Mapping) else {}
         content = next((inside[key] for key in CONTAINERS if isinstance(inside.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
-        raise ValueError(f"{path} holds no state dict of tensors; give the file that the training code saved")
+        raise ValueError(
+            f"{shown(path, 300)} holds no state dict of tensors; give the file that the training code saved"
+        )
     return dict(content)
 
 
 def reason_of(error: Exception) -> str:
     """Say in one clause why a file of tensors could not be read, and what it must be."""
+    if out_of_memory(error):
+        return "memory ran out while it was read; free some, or give the whole file if it was cut short"
     if isinstance(error, pickle.UnpicklingError):
         return (
             "it is damaged, or holds Python objects beside tensors; give the whole file, saved as a plain state dict"

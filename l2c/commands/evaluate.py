@@ -67,7 +67,8 @@ def score_images(cfg: DictConfig) -> None:
     device = str(cli.device(cfg.device))
     settings = {"batch_size": cfg.batch_size, "device": device}
     folder = cli.run_folder()
-    check_writable(folder / "scores.json")
+    for path in filter(None, (folder / "scores.json", cfg.save_statistics)):
+        check_writable(path)
     if str(cfg.reference) != "digits":
         check_reference(cfg.reference)
     source = cfg.samples

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l2c.graph import file, hub, text
+from l2c.graph import file, given, hub, text
 from l2c.graph.binding import Binding
 from l2c.graph.checks import CHECKS, MAX_SCALE
 from l2c.graph.fields import GraphFields
@@ -34,22 +34,34 @@ class CacheGraph(GraphFields):
     """
 
     def __post_init__(self) -> None:
-        # bool() each entry: numpy's True is not Python's, and the seam tells True, False and weights apart.
-        if any(isinstance(row, str) for row in self.rows):
-            raise ValueError("rows must hold bools, got text; CacheGraph.from_json reads rows of 0 and 1 as text")
-        rows = tuple(tuple(map(bool, row)) for row in self.rows)
+        rows = given.decisions(self.rows)
         reusing = tuple(e for e, row in enumerate(rows) if not all(row))
-        routed = None if self.routed is None else {whole_number("routed", e) for e in self.routed}
-        scale = self.cfg_scale
+        routed = (
+            None if self.routed is None else {whole_number("routed", e) for e in given.each("routed", self.routed)}
+        )
+        scale, digest = self.cfg_scale, self.fingerprint
+        none: tuple[Any, ...] = ((),) * len(rows)
         for name, value in (
             ("rows", rows),
             ("routed", reusing if routed is None else tuple(sorted(routed))),
-            ("reuse", tuple(map(str, self.reuse or (HOLD,) * len(rows)))),
-            ("slopes", tuple(tuple(map(float, slopes)) for slopes in self.slopes or ((),) * len(rows))),
-            ("weights", _sets(self.weights or ((),) * len(rows))),
-            ("layers", tuple(map(str, self.layers))),
-            ("timesteps", tuple(finite_number("a timestep", t) for t in self.timesteps)),
-            ("cfg_scale", scale and finite_number("cfg_scale", scale, low=-MAX_SCALE, high=MAX_SCALE)),
+            (
+                "reuse",
+                tuple(given.text("reuse", each) for each in given.each("reuse", self.reuse or (HOLD,) * len(rows))),
+            ),
+            ("slopes", tuple(given.floats("slopes", row) for row in given.each("slopes", self.slopes or none))),
+            ("weights", tuple(map(_sets, given.each("weights", self.weights or none)))),
+            ("layers", tuple(given.text("a layer's name", name) for name in given.each("layers", self.layers))),
+            ("timesteps", tuple(finite_number("a timestep", t) for t in given.each("timesteps", self.timesteps))),
+            (
+                "cfg_scale",
+                None if scale is None else finite_number("cfg_scale", scale, low=-MAX_SCALE, high=MAX_SCALE),
+            ),
+            ("fingerprint", None if digest is None else given.text("fingerprint", digest)),
+            *((name, given.text(name, getattr(self, name))) for name in ("model", "solver")),
+            *(
+                (name, given.table(name, getattr(self, name)))
+                for name in ("solver_options", "provenance", "measured")
+            ),
         ):
             object.__setattr__(self, name, value)
         for check in CHECKS:
@@ -148,6 +160,6 @@ class CacheGraph(GraphFields):
         return hub.from_pretrained(cls.load, repo, revision=revision)
 
 
-def _sets(weighted: Sequence[Sequence[Sequence[float]]]) -> tuple[tuple[Weights, ...], ...]:
-    """Return weights as tuples of Python's floats."""
-    return tuple(tuple(tuple(map(float, weights)) for weights in row) for row in weighted)
+def _sets(row: Any) -> tuple[Weights, ...]:
+    """Return the weights of an evaluation as tuples of Python's floats."""
+    return tuple(given.floats("weights", weights) for weights in given.each("weights", row))

@@ -8,10 +8,14 @@ from typing import overload
 
 from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import each
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
+from l2c.io.names import quoted
+from l2c.io.numbers import finite_number
 
 FORMAT = "l2c-cache-ladder"
 MOST = 1000  # graphs
+SLACK = 1e-6  # evaluations' worth, of rounding
 NEAR = 0.01  # of the MACs: budgets are met to within about a layer
 
 
@@ -30,20 +34,25 @@ class Ladder(Sequence[CacheGraph]):
     """
 
     def __init__(self, graphs: Iterable[CacheGraph]) -> None:
-        found = list(graphs)
+        found = list(each("the graphs of a ladder", graphs))
         if not found:
             raise ValueError(
                 "a ladder needs one graph at least, got none; give graphs, or budgets to Calibration.ladder"
             )
         for graph in found:
+            if not isinstance(graph, CacheGraph):
+                raise ValueError(f"a ladder is made of cache graphs, got {quoted(graph)}; load them first")
             if graph.binding != found[0].binding:
                 raise ValueError(
                     f"the graphs of a ladder must be for one model and sampler, got {found[0].num_evaluations} "
                     f"evaluations of {found[0].model} and {graph.num_evaluations} of {graph.model} at other times, "
                     "weights or guidance; make a ladder for each"
                 )
-            if not all(isinstance(graph.measured.get(figure), (int, float)) for figure in (WORTH, ERROR, SPREAD)):
+            if not all(figure in graph.measured for figure in (WORTH, ERROR, SPREAD)):
                 raise ValueError("a graph of a ladder does not say its cost and expected error; make it by gram")
+            finite_number(WORTH, graph.measured[WORTH], low=1e-9, high=graph.num_evaluations + SLACK)
+            for figure in (ERROR, SPREAD):
+                finite_number(figure, graph.measured[figure], low=0)
         self._graphs = sorted(found, key=lambda graph: -graph.measured[WORTH])
 
     @overload
@@ -69,9 +78,10 @@ class Ladder(Sequence[CacheGraph]):
         """Return the most expensive graph that costs at most a share of the uncached MACs, to within `NEAR`.
 
         Raises:
-            ValueError: if every graph costs more.
+            ValueError: if every graph costs more, or the share is no number in [0, 1].
 
         """
+        share = finite_number("a share of the MACs", share, low=0, high=1)
         costs = self.shares
         found = [graph for graph, cost in zip(self._graphs, costs, strict=True) if cost <= share + NEAR]
         if not found:
@@ -84,9 +94,10 @@ class Ladder(Sequence[CacheGraph]):
         """Return the cheapest graph whose expected mean squared error per pixel is at most `error`.
 
         Raises:
-            ValueError: if every graph errs more.
+            ValueError: if every graph errs more, or the error is no number of at least 0.
 
         """
+        error = finite_number("an expected error", error, low=0)
         errors = self.figures(ERROR)
         found = [graph for graph, expected in zip(self._graphs, errors, strict=True) if expected <= error]
         if not found:

@@ -15,6 +15,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import made_by
+from l2c.io.names import shown
 from l2c.io.numbers import finite_number
 from l2c.sampling.binding import binding_of, solver_for
 
@@ -104,12 +105,14 @@ def _logits(path: str | Path, routers: Mapping[str, Tensor], i: int, network: Ba
 def _read(path: Path) -> Mapping[str, Tensor]:
     """Return `{"i.prob": logits}` of either layout; runs no code of the file."""
     if not path.is_file():
-        raise FileNotFoundError(f"no router file at {path}; give the path of the downloaded .pt or .pth file")
+        raise FileNotFoundError(
+            f"no router file at {shown(path, 300)}; give the path of the downloaded .pt or .pth file"
+        )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the published DiT files hold one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage has its own exception
-        raise ValueError(f"cannot read a router from {path}: {reason_of(error)}") from error
+        raise ValueError(f"cannot read a router from {shown(path, 300)}: {reason_of(error)}") from error
     if isinstance(content, Mapping) and isinstance(content.get("routers"), Mapping):
         content = content["routers"]
     routers = {k: v for k, v in content.items() if str(k).endswith(".prob")} if isinstance(content, Mapping) else {}

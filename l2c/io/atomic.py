@@ -31,7 +31,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             full; the message names the target.
 
     """
-    target = Path(path).resolve() if Path(path).is_symlink() else Path(path)
+    target = _followed(path)
     with _beside(target) as temporary:
         try:
             yield temporary
@@ -48,12 +48,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise
 
 
+def _followed(path: str | Path) -> Path:
+    """Return a path, where it is a link that to which it leads."""
+    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """Yield an empty temporary file beside a target, locked so that `sweep` leaves it; it vanishes if it is there."""
     while True:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_symlink():  # of a circle of links, which leads nowhere
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             if target.exists() and not target.is_file():
                 raise OSError(errno.EISDIR, "there is a folder or a device of that name")
             prefix, suffix = f".{target.stem}-", f"{MARK}{target.suffix}"
@@ -115,7 +122,7 @@ def check_writable(path: str | Path) -> None:
         OSError: if its folder cannot be made or written.
 
     """
-    target = Path(path)
+    target = _followed(path)
     with _beside(target):
         pass
     for found in target.parent.glob(f".*-????????{MARK}{target.suffix}"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 # What libraries say where memory runs out, in errors of other kinds: torch (also of pinned memory); protobuf; oneDNN,
-# which has none for the code that it makes; the loader of shared libraries; Python itself, which lost its MemoryError.
+# which has none for the code that it makes; the loader of libraries; Python itself, which lost its MemoryError.
 WORDS = (
     *("out of memory", "DefaultCPUAllocator", "can't allocate memory", "annot allocate memory", "std::bad_alloc"),
     *("could not create a primitive", "failed to map segment", "error return without exception set"),

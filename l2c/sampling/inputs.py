@@ -49,7 +49,7 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
         if y is None:
             raise ValueError(f"{name} has no labels, so the number of images comes from noise=(N, C, H, W)")
         return len(y)
-    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not noise.ndim or noise.is_meta:
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not noise.ndim or not _has_numbers(noise):
         got = f"{noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be a tensor of floats (N, C, H, W), got {got}")
     expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
@@ -58,19 +58,26 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
             f"noise has shape {tuple(noise.shape)}, but {name} with these labels takes {expected}; "
             "give one noise image per label"
         )
-    if not noise.isfinite().all():
+    if not noise.float().isfinite().all():
         raise ValueError(
-            f"noise must be finite, got NaN or infinity in image {_first_not_finite(noise)}; give standard normal "
-            "noise, or seed=0 to have it drawn"
+            f"noise must be finite in 32 bits, got NaN or infinity in image {_first_not_finite(noise.float())}; give "
+            "standard normal noise, or seed=0 to have it drawn"
         )
     return noise.shape[0]
 
 
+def _has_numbers(tensor: Tensor) -> bool:
+    """Return whether a tensor holds its numbers one by one: none that is sparse, or on the device `meta`."""
+    return tensor.layout is torch.strided and not tensor.is_meta
+
+
 def _check_labels(name: str, num_labels: int, y: Tensor) -> None:
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    whole = not (y.is_floating_point() or y.is_complex() or y.is_quantized or y.dtype == torch.bool)
+    if y.ndim != 1 or not whole or not _has_numbers(y):
         raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}")
     if not len(y):
         raise ValueError("labels are empty; give one for each image")
+    y = y.long()  # what is unsigned knows no comparison
     wrong = y[(y < 0) | (y >= num_labels)]
     if len(wrong):
         raise ValueError(f"label {int(wrong[0])} is out of range: {name} has the labels 0..{num_labels - 1}")

@@ -24,6 +24,8 @@ from l2c.sampling.execution.runner import Runner, cache_explained
 from l2c.sampling.inputs import as_labels, check_images, checked_count
 from l2c.sampling.store import LayerStore, Stores
 
+MOST_IMAGES = 10**6  # of one batch
+
 
 def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 0) -> Tensor:
     """Return noise (count, *shape) on the CPU; image `first + i` always gets the same, however it is batched."""
@@ -240,9 +242,11 @@ class Sampler:
         A compiler that fails is reported by one warning; the sampler goes on without it.
 
         Raises:
+            ValueError: if the number of images is no whole number of at least 1.
             MemoryError: if the warm-up runs out of memory; sampling so many images would too.
 
         """
+        num_images = whole_number("num_images", num_images, low=1, high=MOST_IMAGES)
         rows = self.guidance.rows(num_images)
         with matmuls(self.matmul), cache_explained(num_images, self.cache_bytes(num_images)):
             self._runner.compile(self.backbone, self.graph, rows, backend=backend, progress=progress)

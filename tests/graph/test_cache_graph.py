@@ -237,6 +237,37 @@ def test_rows_given_as_text_are_not_taken_for_bools():
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"rows": ((1.0,) * 4, (0.5, 1, 1, 1))},
+            "rows must hold bools, got 0.5; say for instance router > threshold",
+        ),
+        ({"rows": np.array([[1, 1, 1, 1], [np.nan, 1, 1, 1]])}, "rows must hold bools, got .*nan"),
+        ({"rows": (("1",) * 4,)}, "rows must hold bools, got '1'"),
+        ({"rows": (True, False)}, r"a row must be a list, got True \(bool\)"),
+        ({"rows": None}, "rows must be a list, got None"),
+        ({"layers": "abcd"}, r"layers must be a list, got 'abcd' \(str\)"),
+        ({"layers": (1, 2, 3, 4)}, "a layer's name must be a text, got 1"),
+        ({"timesteps": 5}, "timesteps must be a list, got 5"),
+        ({"model": None}, "model must be a text, got None"),
+        ({"solver": 1}, "solver must be a text, got 1"),
+        ({"fingerprint": 1}, "fingerprint must be a text, got 1"),
+        ({"routed": 1}, "routed must be a list, got 1"),
+        ({"reuse": "hold"}, "reuse must be a list, got 'hold'"),
+        ({"slopes": ((), ("0.5",))}, "slopes must be a list of numbers, got '0.5'"),
+        ({"weights": ((), (1.0,))}, "weights must be a list, got 1.0"),
+        ({"cfg_scale": False}, "cfg_scale must be a finite number"),
+        ({"solver_options": [1]}, "solver_options must be values by name"),
+        ({"provenance": [1]}, "provenance must be values by name"),
+    ],
+)
+def test_attributes_of_another_kind_are_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        make(**changes)
+
+
 def test_numpy_bools_are_converted():
     graph = make(rows=np.array(bits(ROWS)), timesteps=np.linspace(999, 0, 5), routed=np.array([1, 3, 4]))
     assert all(bit is True or bit is False for row in graph.rows for bit in row)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 import l2c
+from l2c.graph.statistics import ERROR, SPREAD, WORTH
 
 T, F = True, False
 
@@ -54,9 +55,29 @@ def test_a_rung_is_chosen_by_cost_or_by_error(graphs):
         ladder.within(0.001)
 
 
+@pytest.mark.parametrize("asked", [float("nan"), -1, "0.5", None, True, [0.5]])
+def test_a_rung_is_asked_for_by_a_number(graphs, asked):
+    ladder = l2c.Ladder(graphs)
+    with pytest.raises(ValueError, match=r"a share of the MACs must be a finite number in \[0, 1\], got"):
+        ladder.rung(asked)
+    with pytest.raises(ValueError, match="an expected error must be a finite number of at least 0, got"):
+        ladder.within(asked)
+
+
+@pytest.mark.parametrize("changes", [{WORTH: 0}, {WORTH: 4}, {WORTH: True}, {ERROR: -1}, {SPREAD: float("inf")}])
+def test_figures_of_a_ladder_are_costs_and_errors(graphs, changes):
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a finite number"):
+        l2c.Ladder([*graphs, graphs[0].replace(measured={**graphs[0].measured, **changes})])
+
+
 def test_what_is_no_ladder_is_refused(graphs, tmp_path):
     with pytest.raises(ValueError, match="needs one graph at least"):
         l2c.Ladder([])
+    for wrong in (None, graphs[0], 1, "x"):
+        with pytest.raises(ValueError, match="the graphs of a ladder must be a list"):
+            l2c.Ladder(wrong)
+    with pytest.raises(ValueError, match="a ladder is made of cache graphs, got None; load them first"):
+        l2c.Ladder([None])
     with pytest.raises(ValueError, match="must be for one model and sampler, got 3 evaluations of m and 3 of n"):
         l2c.Ladder([graphs[0], graph(graphs[1].rows, 0.1, model="n")])
     with pytest.raises(ValueError, match="does not say its cost and expected error"):

@@ -13,7 +13,6 @@ import torch
 
 from l2c.io.atomic import check_writable, replacing, sweep
 from l2c.io.folder_lock import NAME, locked
-from l2c.io.memory import ExplainedMemoryError, memory_explained
 from l2c.io.tensors import check_finite, not_finite
 
 
@@ -48,6 +47,19 @@ def test_a_folder_that_is_a_file_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*; choose a folder that you may write to"):
         check_writable(tmp_path / "file" / "x.json")
+
+
+def test_links_are_followed_and_a_circle_of_them_is_one_sentence(tmp_path):
+    (tmp_path / "link").symlink_to("far/a.txt")
+    check_writable(tmp_path / "link")
+    with replacing(tmp_path / "link") as temporary:
+        assert temporary.parent == tmp_path / "far"
+        temporary.write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "a.txt").read_text() == "new"
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(OSError, match=r"cannot write .*circle: Too many levels of symbolic links; choose"):
+        check_writable(tmp_path / "circle")
 
 
 def test_leftovers_of_a_kill_are_swept_and_nothing_else(tmp_path):
@@ -93,25 +105,3 @@ def test_not_finite_values_are_counted():
     with pytest.raises(ValueError, match=r"2 of 4 images are not finite .*; nothing is written; lower it"):
         check_finite("images", images, mend="lower it")
     assert not_finite({"a": images, "b": torch.ones(2), "c": torch.ones(2, dtype=torch.int)}) == ["a"]
-
-
-def test_the_innermost_sentence_on_memory_counts():
-    with (
-        pytest.raises(ExplainedMemoryError, match="inner"),
-        memory_explained(lambda: "outer"),
-        memory_explained(lambda: "inner"),
-    ):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
-
-
-def test_every_way_to_run_out_of_memory_is_known():
-    for error in (
-        MemoryError(),
-        RuntimeError("std::bad_alloc"),
-        RuntimeError("could not create a primitive"),
-        OSError(errno.ENOMEM, "Cannot allocate memory"),
-    ):
-        with pytest.raises(ExplainedMemoryError, match="sentence"), memory_explained(lambda: "sentence"):
-            raise error
-    with pytest.raises(FileNotFoundError), memory_explained(lambda: "sentence"):
-        raise FileNotFoundError("a")

@@ -16,6 +16,9 @@ from l2c.io.memory import ExplainedMemoryError, halved, memory_explained, out_of
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (FileNotFoundError("a"), False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (SystemError("error return without exception set\n    full_key: seed"), True),
         (ImportError("libx.so: failed to map segment from shared object"), True),
@@ -29,6 +32,15 @@ def test_what_is_running_out_of_memory(error, is_one):
     assert out_of_memory(error) is is_one
     with pytest.raises(ExplainedMemoryError if is_one else type(error)), memory_explained(lambda: "said"):
         raise error
+
+
+def test_the_innermost_sentence_on_memory_counts():
+    with (
+        pytest.raises(ExplainedMemoryError, match="inner"),
+        memory_explained(lambda: "outer"),
+        memory_explained(lambda: "inner"),
+    ):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
 
 
 def test_only_what_can_be_lowered_is_named():

@@ -403,7 +403,12 @@ def test_whole_floats_and_paths_are_taken(make_dit, make_graph, tmp_path):
         ({"noise": [1.0]}, r"noise must be a tensor of floats \(N, C, H, W\), got list"),
         ({"noise": torch.zeros(3, 4, 8, 8, dtype=torch.long)}, "got torch.int64"),
         ({"noise": torch.tensor(1.0)}, "noise must be a tensor of floats"),
+        ({"noise": torch.zeros(3, 4, 8, 8).to_sparse()}, "noise must be a tensor of floats"),
+        ({"noise": torch.full((3, 4, 8, 8), 1e300, dtype=torch.float64)}, "noise must be finite in 32 bits"),
         ({"labels": ["a", "b"], "seed": 0}, "labels must be integers of shape"),
+        ({"labels": LABELS.to_sparse(), "seed": 0}, "labels must be integers of shape"),
+        ({"labels": LABELS.to("meta"), "seed": 0}, "labels must be integers of shape"),
+        ({"labels": torch.tensor([2**63], dtype=torch.uint64), "seed": 0}, "label -9.* is out of range"),
     ],
 )
 def test_inputs_of_the_wrong_kind_are_refused(make_dit, given, says):
@@ -412,11 +417,24 @@ def test_inputs_of_the_wrong_kind_are_refused(make_dit, given, says):
         sampler.sample(**{"labels": LABELS, **given})
 
 
+def test_labels_of_every_width_are_taken(backbone):
+    sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=2)
+    images = sampler.sample(LABELS, seed=0)
+    for dtype in (torch.int8, torch.uint8, torch.uint32, torch.uint64):
+        assert torch.equal(sampler.sample(LABELS.to(dtype), seed=0), images)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2", None, float("nan"), 10**30])
+def test_compiling_is_for_a_whole_number_of_images(backbone, count):
+    with pytest.raises(ValueError, match="num_images must be a whole number in"):
+        l2c.Sampler(backbone, solver="ddim", num_evaluations=2).compile(count)
+
+
 def test_numbers_that_are_none_go_neither_in_nor_out(backbone, noise):
     sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=2)
     broken = noise.clone()
     broken[1, 0, 3, 3] = float("nan")
-    with pytest.raises(ValueError, match="noise must be finite, got NaN or infinity in image 1"):
+    with pytest.raises(ValueError, match="noise must be finite in 32 bits, got NaN or infinity in image 1"):
         sampler.sample(LABELS, noise=broken)
     next(backbone.parameters()).data.fill_(float("nan"))
     with pytest.raises(ValueError, match="image 0 of 3 came out as NaN or infinity; look for such numbers in the we"):

@@ -1,0 +1,85 @@
+"""Attributes of a graph as code gives them, numpy's and torch's included, turned into Python's own; or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from l2c.io.names import quoted
+
+
+def each(name: str, values: Any) -> Iterable[Any]:
+    """Return the items of a list, an array or another sequence.
+
+    Raises:
+        ValueError: if it is none, as one text or number.
+
+    """
+    if not isinstance(values, (str, bytes, Mapping)):
+        try:
+            return iter(values)
+        except TypeError:  # of numbers, and of tensors without dimensions
+            pass
+    raise ValueError(f"{name} must be a list, got {quoted(values)} ({type(values).__name__})")
+
+
+def decisions(rows: Any) -> tuple[tuple[bool, ...], ...]:
+    """Return rows of Python's bools, since the seam tells True, False and weights apart.
+
+    Raises:
+        ValueError: if an entry is neither a bool nor 0 or 1, as those of a router's soft rows.
+
+    """
+    return tuple(_row(row) for row in each("rows", rows))
+
+
+def _row(row: Any) -> tuple[bool, ...]:
+    if isinstance(row, str):
+        raise ValueError("rows must hold bools, got text; CacheGraph.from_json reads rows of 0 and 1 as text")
+    bits = tuple(each("a row", row))
+    if not set(map(type, bits)) <= {bool}:
+        for bit in bits:
+            if isinstance(bit, (str, bytes)) or not (bit == 0 or bit == 1):
+                raise ValueError(f"rows must hold bools, got {quoted(bit)}; say for instance router > threshold")
+        bits = tuple(map(bool, bits))
+    return bits
+
+
+def floats(name: str, values: Any) -> tuple[float, ...]:
+    """Return a list of Python's floats, not all of them finite maybe.
+
+    Raises:
+        ValueError: if it is no list, or an entry no number.
+
+    """
+    given = tuple(each(name, values))
+    try:
+        if any(isinstance(value, (str, bytes, bool)) for value in given):
+            raise TypeError
+        return tuple(map(float, given))
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name} must be a list of numbers, got {', '.join(map(quoted, given[:4]))}") from None
+
+
+def text(name: str, value: Any) -> str:
+    """Return a text.
+
+    Raises:
+        ValueError: if it is none.
+
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a text, got {quoted(value)} ({type(value).__name__})")
+    return str(value)
+
+
+def table(name: str, value: Any) -> Mapping[str, Any]:
+    """Return a mapping.
+
+    Raises:
+        ValueError: if it is none.
+
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must be values by name, got {quoted(value)} ({type(value).__name__})")
+    return value
