@@ -55,8 +55,8 @@ def import_l2c_router(
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
     if len(routers) != num_evaluations:
         raise ValueError(
-            f"{path} holds {len(routers)} routers, which do not fit {solver} with {num_evaluations} evaluations; "
-            "give the number of evaluations that it was trained for"
+            f"{shown(path, 300)} holds {len(routers)} routers, which do not fit {solver} with "
+            f"{num_evaluations} evaluations; give the number of evaluations that it was trained for"
         )
     router_of = _router_of(solver, num_evaluations)
     rows = [(True,) * network.num_layers] * num_evaluations
@@ -87,17 +87,17 @@ def _logits(path: str | Path, routers: Mapping[str, Tensor], i: int, network: Ba
     logits = routers.get(f"{i}.prob")
     if logits is None:
         raise ValueError(
-            f"{path} has no router '{i}.prob'; its routers must be numbered from 0 on; download it again"
+            f"{shown(path, 300)} has no router '{i}.prob'; its routers must be numbered from 0 on; download it again"
         )
     if logits.numel() != network.num_layers:
         raise ValueError(
-            f"{path} has {logits.numel()} logits per router, but {network.conventions.name} has {network.num_layers} "
-            "layers; give the backbone that it was trained for"
+            f"{shown(path, 300)} has {logits.numel()} logits per router, but {network.conventions.name} has "
+            f"{network.num_layers} layers; give the backbone that it was trained for"
         )
     if not logits.is_floating_point() or not logits.isfinite().all():
         raise ValueError(
-            f"{path} has logits in router '{i}.prob' that are no finite numbers; the training that wrote it failed: "
-            "train or download it again"
+            f"{shown(path, 300)} has logits in router '{i}.prob' that are no finite numbers; the training "
+            "that wrote it failed: train or download it again"
         )
     return logits.flatten()
 
@@ -118,7 +118,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     routers = {k: v for k, v in content.items() if str(k).endswith(".prob")} if isinstance(content, Mapping) else {}
     if not routers or not all(isinstance(v, Tensor) for v in routers.values()):
         raise ValueError(
-            f"{path} holds no routers: expected tensors named '0.prob', '1.prob', ...; give the file that the "
-            "training wrote"
+            f"{shown(path, 300)} holds no routers: expected tensors named '0.prob', '1.prob', ...; give the file "
+            "that the training wrote"
         )
     return routers

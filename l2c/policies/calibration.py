@@ -147,12 +147,13 @@ class Calibration(Measurements):
         context: PolicyContext | None = None
         for budget in budgets:
             key = (target.key, str(budget), max_span)
-            if key not in self._made:
+            graph = self._made.get(key)
+            if graph is None:
                 context = context or self._context(target)
-                self._made[key] = gram(context, budget=budget, max_span=max_span or _span(context))
+                graph = self._made[key] = gram(context, budget=budget, max_span=max_span or _span(context))
                 for old in list(self._made)[:-REMEMBERED]:
                     self._made.pop(old, None)
-            yield self._made[key]
+            yield graph
 
     def _context(self, target: _Target) -> PolicyContext:
         if self.cost is None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from l2c.io.atomic import replacing
 from l2c.io.bundled import cache_folder
 from l2c.io.download import download
+from l2c.io.memory import out_of_memory
 
 IMAGE_SHAPE = (3, 32, 32)
 CLASSES = ("face", "heart", "hand", "person", "nature", "food", "vehicle", "place", "object", "flag")
@@ -204,6 +205,8 @@ def emoji(path: str | Path | None = None) -> Emoji:
         with np.load(file, allow_pickle=False) as content:
             columns = {name: torch.from_numpy(content[name]) for name in ("images", "labels", "families", "toned")}
     except Exception as error:  # numpy and zipfile have an exception for each kind of damage
+        if out_of_memory(error):
+            raise
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}); delete it and fetch the emoji again"
         ) from error
