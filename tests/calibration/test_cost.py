@@ -67,7 +67,7 @@ def test_trajectories_by_hand():
     cost = Cost(layers=(10, 20, 30, 40), fixed=100)
     graph = l2c.CacheGraph(
         rows=[[1, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]],
-        layers="abcd",
+        layers=list("abcd"),
         timesteps=[3, 2, 1, 0],
         model="m",
         solver="ddim",
