@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone
+from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone, is_pipeline
 from l2c.commands.frame.graphs import write_graph
 from l2c.commands.frame.table import command_line
 from l2c.io.atomic import check_writable
@@ -29,12 +29,13 @@ def main(cfg: DictConfig) -> None:
     missing = [what for what in NEEDS.get(cfg.policy.name if "policy" in cfg else "", ()) if what not in cfg.measure]
     if missing:
         raise ValueError(f"policy {cfg.policy.name} needs {missing[0]}; say measure=[{','.join(missing)}]")
-    check_writable(cfg.output)
+    name = Path(cfg.pipeline).resolve().name if is_pipeline(cfg.model) else cfg.model.name
+    path = Path(cfg.output or f"runs/calibrate/{name}.safetensors")
+    check_writable(path)
     backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)
     settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))
     calibration = Calibration.measure(sampler, what=cfg.measure, true_errors=cfg.true_errors, **settings)
-    path = Path(cfg.output)
     calibration.save(path)
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in calibration.tensors.items())
     print(f"wrote {path}: {shapes}")

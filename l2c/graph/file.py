@@ -96,6 +96,10 @@ def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
 
     """
     found = Path(path)
+    if found.is_dir():  # of a run
+        found /= "cache_graph.json"
+        if not found.is_file():
+            raise ValueError(f"{shown(path, 300)} is a folder without a cache_graph.json; give a graph's file")
     if not found.exists():
         found = bundled_graph(str(path))
     content = read_text(found)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from l2c.graph import file as graph_file
 from l2c.graph.fields import GraphFields
+from l2c.graph.layer_names import layers_of
 from l2c.graph.statistics import statistics_of
 from l2c.graph.text import summary
 from l2c.io.atomic import write_text
@@ -134,8 +135,12 @@ def card(graph: GraphFields, files: Sequence[str] = ()) -> str:
 
     """
     title = f"Cache graph for {shown(graph.model)}, {shown(graph.solver)}, {graph.num_evaluations} evaluations"
+    kinds = {"attn": "removed_fraction_attention", "mlp": "removed_fraction_mlp"}
+    absent = {figure for kind, figure in kinds.items() if not layers_of(kind, graph.layers)}
     figures = "\n".join(
-        f"| {shown(key.replace('_', ' '))} | {shown(value)} |" for key, value in statistics_of(graph).items()
+        f"| {shown(key.replace('_', ' '))} | {f'{value:.4g}' if isinstance(value, float) else shown(value)} |"
+        for key, value in statistics_of(graph).items()
+        if key not in absent
     )
     pictures = "\n".join(f"![{name}]({name})" for name in files if Path(name).suffix in PICTURES)
     return f"""---
@@ -160,6 +165,8 @@ its repository.
 {figures}
 
 ```python
+import l2c
+
 graph = l2c.CacheGraph.from_pretrained("this repository")
 l2c.Sampler(backbone, graph=graph)                                   # a backbone of l2c
 l2c.apply(pipe, graph)                                               # a diffusers pipeline

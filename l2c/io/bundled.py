@@ -45,7 +45,7 @@ def bundled_graph(name: str) -> Path:
     """
     if name not in graph_names():
         raise FileNotFoundError(
-            f"no cache graph at {shown(name, 300)}: neither a file nor a bundled graph; "
-            f"{near_names(name, graph_names())}; make one with l2c train or l2c graph"
+            f"no cache graph at {shown(name, 300)}: neither a file nor a bundled graph; make one with "
+            f"l2c train or l2c graph; {near_names(name, graph_names())}"
         )
     return project_folder("checkpoints") / f"{name}.json"

@@ -47,7 +47,7 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> Worth:
     """
     if isinstance(budget, Worth):
         return budget
-    text = str(budget).strip()
+    text = str(budget).strip().lower()
     try:
         if isinstance(budget, bool):
             raise ValueError("a truth value is no number")
@@ -76,11 +76,13 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
     """
     if least - SLACK <= worth <= num_evaluations + SLACK:
         return
-    most_speed_up = f"{num_evaluations / least:.2f}x" if least > 0 else "any speed-up"
+    # Rounded inwards, so that the ends that are shown are within reach.
+    share, least = (math.ceil(100 * value - SLACK) / 100 for value in (least / num_evaluations, least))
+    most_speed_up = f"{math.floor(100 * num_evaluations / least) / 100:.2f}x" if least > 0 else "any speed-up"
     raise BudgetOutOfReach(
         f"a budget of {worth:g} evaluations' worth of MACs is out of reach{reason and ' ' + reason}; the reachable "
-        f"range is {least:.2f}..{num_evaluations} ({least / num_evaluations:.2f}..1 as a share, 1x..{most_speed_up} "
-        "as a speed-up)"
+        f"range is {least:.2f}..{num_evaluations} ({share:.2f}..1 as a share, 1x..{most_speed_up} as a speed-up): "
+        "choose one within"
     )
 
 

@@ -74,7 +74,7 @@ def train_backbone(
             word="max_steps",
         )
         identity |= restarts
-    output = Path(settings.output)
+    output = Path(settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors")
     check_writable(output)
     trainer = make_run_trainer(
         run_folder,

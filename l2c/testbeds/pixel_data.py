@@ -41,7 +41,9 @@ def pixel_data(
     """
     if name == "folder":
         if set(options) != {"folder"}:
-            raise ValueError(f"dataset=folder takes one setting, the path folder, got {sorted(options) or 'none'}")
+            raise ValueError(
+                f"dataset=folder takes one setting, got {sorted(options) or 'none'}; say +dataset_options.folder=PATH"
+            )
         return FolderDataModule(batch_size, seed, **options, image_shape=image_shape, num_labels=num_labels)
     if name not in PIXEL_DATA:
         raise ValueError(f"{name!r} is no data set of pixels; known are {', '.join(PIXEL_DATA)} and folder")

@@ -35,7 +35,7 @@ class BackboneTraining(Settings):
     """Settings of a run of backbone training.
 
     Attributes:
-        output: file of the averaged weights, 16-bit safetensors.
+        output: file of the averaged weights, 16-bit safetensors; None = named after the model, in the run folder.
         optimizer: `adamw`, or `muon` for the blocks' matrices with AdamW for the rest.
         learning_rate: peak learning rate of AdamW.
         muon_learning_rate: peak learning rate of Muon.
@@ -56,7 +56,7 @@ class BackboneTraining(Settings):
 
     """
 
-    output: str = text()
+    output: str | None = text(None, optional=True, example="mine.safetensors")
     optimizer: str = text("adamw", choices=OPTIMIZERS)
     learning_rate: float = number(2e-3, above=0)
     muon_learning_rate: float = number(3e-3, above=0)

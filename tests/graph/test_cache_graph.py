@@ -130,8 +130,10 @@ def test_files_that_are_no_graphs_are_refused(tmp_path):
     assert "format is None, must be 'l2c-cache-graph'" in refused("{}")
     with pytest.raises(FileNotFoundError, match=r"no cache graph at .*missing\.json: neither .*; make one"):
         CacheGraph.load(tmp_path / "missing.json")
-    with pytest.raises(ValueError, match="not a text file"):
+    with pytest.raises(ValueError, match=r"is a folder without a cache_graph\.json; give a graph's file"):
         CacheGraph.load(tmp_path)
+    make().save(tmp_path / "run" / "cache_graph.json")
+    assert CacheGraph.load(tmp_path / "run") == make()
     binary = tmp_path / "weights.pt"
     binary.write_bytes(b"\x80\x02\xff")
     with pytest.raises(ValueError, match=r"weights\.pt is not a text file in UTF-8"):

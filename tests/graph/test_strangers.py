@@ -196,9 +196,9 @@ def refused(path, says):
         CacheGraph.load(path)
 
 
-def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
+def test_pipes_and_devices_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
         assert seconds(lambda path=path: refused(path, "a folder, pipe or device")) < 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from l2c.policies.budget import BudgetOutOfReach, Worth, check_reach, evaluations_worth, rows_in_order
@@ -82,3 +84,15 @@ def test_rows_in_order_come_as_near_to_the_budget_as_whole_layers_can(to_save, t
     assert sum(not bit for row in rows for bit in row) == taken
     saved = [0, 10, 30, 40, 60]
     assert abs(saved[taken] - to_save) == min(abs(each - to_save) for each in saved)
+
+
+@pytest.mark.parametrize("least", [1.638, 5.5501, 0.0])
+def test_the_ends_of_the_range_that_is_named_are_within_reach(least):
+    with pytest.raises(BudgetOutOfReach) as refusal:
+        check_reach(30, least, 20)
+    named = re.search(r"range is ([\d.]+)\.\.20 \(([\d.]+)\.\.1 as a share, 1x\.\.(\S+?x|any)", str(refusal.value))
+    low, share, most = named.groups()
+    for budget in (low, share, most):
+        if budget != "any" and float(budget.removesuffix("x")):
+            worth = Worth(float(low)) if budget == low else evaluations_worth(budget, 20)
+            check_reach(worth, least, 20)

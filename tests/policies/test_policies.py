@@ -174,6 +174,11 @@ def test_budget_is_met(context, name, budget):
         ("late_first", {}, "policy late_first needs a budget: give a share"),
         ("late_first", {"budget": 0.01}, r"out of reach; the reachable range is \d+\.\d+\.\.8"),
         ("interval", {"budget": 99}, "out of reach"),
+        (
+            "deepcache",
+            {"budget": "1.5x", "n": 3},
+            "deepcache finds n by the budget, got n=3 and budget=1.5x; give one",
+        ),
         ("interval", {"target": 6}, "policy interval has no option 'target': it is called budget now"),
         (
             "interval",

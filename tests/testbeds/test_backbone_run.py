@@ -23,10 +23,13 @@ def config(name, *overrides):
         return compose(name, [*overrides, "num_threads=1"])
 
 
+TINY = ["model.args.hidden_size=32", "model.args.depth=2", "batch_size=4", "accelerator=cpu"]
+
+
 @pytest.fixture
 def train(tmp_path):
     def run(folder, *overrides):
-        small = ["model=dit_digits", "model.args.hidden_size=32", "model.args.depth=2", "batch_size=4"]
+        small = ["model=dit_digits", *TINY]
         output = tmp_path / folder / "weights.safetensors"
         cfg = config("train_backbone", *small, "accelerator=cpu", f"output={output}", *overrides)
         assert train_by(cfg, tmp_path / folder) == output
@@ -39,6 +42,9 @@ def test_a_run_leaves_averaged_weights_and_metrics(train, tmp_path):
     cfg, weights = train("run", "max_steps=3")
     build_backbone(cfg.model).load_state_dict({name: value.float() for name, value in weights.items()})
     assert {value.dtype for value in weights.values()} == {torch.float16}
+    assert train_by(config("train_backbone", "model=dit_digits", "max_steps=1", *TINY), tmp_path / "unnamed") == (
+        tmp_path / "unnamed" / "dit_digits.safetensors"
+    )
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"metrics", "weights.safetensors"} <= names
     assert not [name for name in names if name.startswith(".")]  # no temporary is left

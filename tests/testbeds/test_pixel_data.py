@@ -44,7 +44,7 @@ def test_a_folder_of_images(tmp_path):
         pixel_data("folder", **{**fitting, "num_labels": 10}, folder=tmp_path)
     with pytest.raises(ValueError, match=r"square images of three channels, .* \(1, 8, 8\)"):
         pixel_data("folder", **{**fitting, "image_shape": (1, 8, 8)}, folder=tmp_path)
-    with pytest.raises(ValueError, match="takes one setting, the path folder, got none"):
+    with pytest.raises(ValueError, match=r"takes one setting, got none; say \+dataset_options.folder=PATH"):
         pixel_data("folder", **fitting)
     with pytest.raises(FileNotFoundError, match="no image folder"):
         pixel_data("folder", **fitting, folder=tmp_path / "nowhere")

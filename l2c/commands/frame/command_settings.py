@@ -229,7 +229,7 @@ class Calibrate(CommandSettings):
     DOING: ClassVar[str] = "calibrating"
     LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "num_trajectories", "responses.max_age")
 
-    output: str = text()
+    output: str | None = optional_text()
     measure: Any = ruled(Items(item=Text(choices=("changes", "responses")), single=True), ["changes"])
     num_trajectories: int = count(64, at_most=AT_ONCE)
     batch_size: int = count(8, at_most=AT_ONCE)

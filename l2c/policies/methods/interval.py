@@ -14,6 +14,7 @@ from l2c.policies.context import PolicyContext
 from l2c.policies.rules import FixedRule
 
 WHOLE = FixedRule()
+EVERY = 2
 
 
 def _thinned(
@@ -46,6 +47,8 @@ def _at(
 ) -> CacheGraph:
     if budget is None:
         return _thinned(context, reused, method, n, **options)
+    if n != EVERY:
+        raise ValueError(f"policy {method} finds n by the budget, got n={n:g} and budget={budget}; give one of them")
     worth = context.evaluations(budget)
     highest = float(context.blank.num_evaluations)
     return context.meet(worth, lambda x: _thinned(context, reused, method, 1 + x, **options), highest - 1)
@@ -54,7 +57,7 @@ def _at(
 def interval(
     context: PolicyContext,
     *,
-    n: float = 2,
+    n: float = EVERY,
     budget: Budget | None = None,
     reuse: str = HOLD,
     first: int = 1,
@@ -88,7 +91,12 @@ def interval(
 
 
 def pab(
-    context: PolicyContext, *, n: float = 2, budget: Budget | None = None, start: float = 800, end: float = 100
+    context: PolicyContext,
+    *,
+    n: float = EVERY,
+    budget: Budget | None = None,
+    start: float = 800,
+    end: float = 100,
 ) -> CacheGraph:
     """Hold attention between every n-th evaluation at middle times (Pyramid Attention Broadcast, arXiv 2408.12588).
 
@@ -116,7 +124,9 @@ def pab(
     return _at(context, rule.layers(context.blank.layers), "pab", n, budget, rule=rule, said=said)
 
 
-def deepcache(context: PolicyContext, *, outer: int = 1, n: float = 2, budget: Budget | None = None) -> CacheGraph:
+def deepcache(
+    context: PolicyContext, *, outer: int = 1, n: float = EVERY, budget: Budget | None = None
+) -> CacheGraph:
     """Between every n-th evaluation reuse all but the `outer` first and last blocks (DeepCache, arXiv 2312.00858)."""
     of_block = blocks(context.blank.layers)
     count = len(of_block)
@@ -126,7 +136,7 @@ def deepcache(context: PolicyContext, *, outer: int = 1, n: float = 2, budget: B
     return _at(context, inner, "deepcache", n, budget, outer=outer)
 
 
-def faster_diffusion(context: PolicyContext, *, n: float = 2, budget: Budget | None = None) -> CacheGraph:
+def faster_diffusion(context: PolicyContext, *, n: float = EVERY, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse the first half of the blocks (Faster Diffusion, arXiv 2312.09608)."""
     of_block = blocks(context.blank.layers)
     half = {layer for block in of_block[: len(of_block) // 2] for layer in block}
