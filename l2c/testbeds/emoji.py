@@ -121,7 +121,9 @@ def _on_white(content: bytes) -> npt.NDArray[np.uint8]:
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
     if file is None or member.size > MAX_MEMBER_BYTES:
-        raise ValueError(f"{member.name} of {archive.name!s} is no file of at most {MAX_MEMBER_BYTES} bytes")
+        raise ValueError(
+            f"{member.name} of {archive.name!s} is no file of at most {MAX_MEMBER_BYTES} bytes; fetch it again"
+        )
     return file.read()
 
 

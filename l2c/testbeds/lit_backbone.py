@@ -37,7 +37,7 @@ class LitBackbone(pl.LightningModule):
         weight_decay: weight decay of both.
         max_steps: step at which the cosine ends.
         warmup_steps: steps of linear warm-up.
-        decay_share: the part of the steps that the cosine takes, in (0, 1]; 1 = no constant phase.
+        decay_share: the part of the steps that the cosine takes, in (0, 1]; 1 = no constant part.
         label_dropout: share of labels replaced by the null label.
         min_snr_gamma: weigh the error of the data by min(SNR, gamma); None = the error of the prediction as it is.
         seed: seed of times, noise and label dropout.

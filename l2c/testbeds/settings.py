@@ -42,7 +42,7 @@ class BackboneTraining(Settings):
         weight_decay: weight decay of both.
         max_steps: number of steps; the learning rate's cosine ends there.
         warmup_steps: steps of linear warm-up.
-        decay_share: the part of the steps that the cosine takes; 1 = no constant phase.
+        decay_share: the part of the steps that the cosine takes; 1 = no constant part.
         batch_size: images of a step.
         label_dropout: share of labels replaced by the null label.
         min_snr_gamma: weigh the error of the data by min(SNR, gamma); None = the prediction's error as it is.
