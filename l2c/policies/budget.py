@@ -77,8 +77,8 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
     if least - SLACK <= worth <= num_evaluations + SLACK:
         return
     # Rounded inwards, so that the ends that are shown are within reach.
-    share, least = (math.ceil(100 * value - SLACK) / 100 for value in (least / num_evaluations, least))
     most_speed_up = f"{math.floor(100 * num_evaluations / least) / 100:.2f}x" if least > 0 else "any speed-up"
+    share, least = (math.ceil(100 * value - SLACK) / 100 for value in (least / num_evaluations, least))
     raise BudgetOutOfReach(
         f"a budget of {worth:g} evaluations' worth of MACs is out of reach{reason and ' ' + reason}; the reachable "
         f"range is {least:.2f}..{num_evaluations} ({share:.2f}..1 as a share, 1x..{most_speed_up} as a speed-up): "
