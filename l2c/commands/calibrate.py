@@ -15,7 +15,7 @@ from l2c.commands.frame.table import command_line
 from l2c.io.atomic import check_writable
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
-from l2c.policies.settings import NEEDS
+from l2c.policies.settings import needs_of
 from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "num_trajectories", "batch_size", "changes", "responses")
@@ -26,7 +26,8 @@ def main(cfg: DictConfig) -> None:
     """Load, run seeded trajectories, save the calibration."""
     if isinstance(cfg.measure, str):
         cfg.measure = [cfg.measure]
-    missing = [what for what in NEEDS.get(cfg.policy.name if "policy" in cfg else "", ()) if what not in cfg.measure]
+    needs = needs_of(cfg.policy.name, cfg.policy) if "policy" in cfg else ()
+    missing = [what for what in needs if what not in cfg.measure]
     if missing:
         raise ValueError(f"policy {cfg.policy.name} needs {missing[0]}; say measure=[{','.join(missing)}]")
     name = Path(cfg.pipeline).resolve().name if is_pipeline(cfg.model) else cfg.model.name

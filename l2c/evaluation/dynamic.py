@@ -21,6 +21,7 @@ from l2c.backbones.layer_cache import Pass, call_block
 from l2c.calibration.cost import count_macs
 from l2c.graph.predictor import ahead
 from l2c.sampling.guided import GuidedBackbone
+from l2c.sampling.inputs import check_images
 from l2c.sampling.sampler import Sampler
 
 
@@ -259,7 +260,12 @@ class DynamicSampler:
     def sample(
         self, labels: Tensor | None, *, noise: Tensor, seed: int | None = None, first_image: int = 0
     ) -> Tensor:
-        """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W); seeds are those of other samplers."""
+        """Return images (N, C, H, W) for labels (N,) and noise (N, C, H, W); seeds are those of other samplers.
+
+        Raises:
+            ValueError: if an image is not finite.
+
+        """
         network = GuidedBackbone(self.backbone, labels, self.guidance)
         branches = self.guidance.rows(len(noise)) // len(noise)
         layers = DynamicPass(self.method, self.threshold, len(self._of_blocks), branches)
@@ -269,6 +275,7 @@ class DynamicSampler:
             return network.merge(self.backbone.run(batch, self.backbone.condition(times, network.y), layers))
 
         images = self.solver.sample(evaluate, noise)
+        check_images(images)
         middle = sum(self._of_blocks[i] for i in layers.middle)
         skipped = sum(float((~which).sum()) for which in layers.decisions)
         self._spent += self.solver.num_evaluations * len(noise) - middle * skipped

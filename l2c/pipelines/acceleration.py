@@ -23,7 +23,7 @@ from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
-from l2c.policies.settings import NEEDS
+from l2c.policies.settings import NEEDS, needs_of
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 
@@ -171,7 +171,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
 
 def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> Calibration | None:
     """Return the calibration of a policy, measured now or found in the folder."""
-    needs = NEEDS.get(policy, ())
+    needs = needs_of(policy, {})
     if not needs:
         return None
     path = _file_of(folder, needs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import stand_ins
 from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
+from l2c.io.lazy import needed
 from l2c.io.memory import memory_explained, remedies
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of, solver_for
@@ -176,20 +178,17 @@ def _loggers(settings: RouterTraining, folder: Path) -> list[Logger]:
     if logger.name == "csv":
         return [CSVLogger(folder, name="metrics")]
     has_key = "WANDB_API_KEY" in os.environ or Path("~/.netrc").expanduser().is_file()
-    try:
-        return [
-            WandbLogger(
-                project=logger.project,
-                name=logger.run_name,
-                save_dir=folder,
-                offline=logger.offline or not has_key,
-                config=settings.to_dict(),
-            )
-        ]
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            "logger=wandb needs the package wandb; run pip install '.[wandb]' in a clone of l2c"
-        ) from error
+    with needed("wandb", "logger=wandb needs", "wandb"):
+        import_module("wandb")  # Lightning's own error names no package
+    return [
+        WandbLogger(
+            project=logger.project,
+            name=logger.run_name,
+            save_dir=folder,
+            offline=logger.offline or not has_key,
+            config=settings.to_dict(),
+        )
+    ]
 
 
 def _export(
