@@ -278,6 +278,21 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_emoji() -> Callable[[Path], None]:
+    """Return the function that writes random pictures into a folder, in the form of the emoji's file.
+
+    There are ten families of six in ten classes; four pictures of each are in skin tones.
+    """
+
+    def write(folder: Path) -> None:
+        labels = np.arange(60) % 10
+        images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
+        np.savez(folder / "emoji_32.npz", images=images, labels=labels, families=labels, toned=np.arange(60) >= 20)
+
+    return write
+
+
 @pytest.fixture
 def quick_acceleration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `l2c.accelerate` calibrate on one trajectory without responses, and keep things in a folder of the test."""

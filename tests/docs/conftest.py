@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from doc_pages import SMALL, linear_graph
 from PIL import Image
 
 import l2c
@@ -29,18 +30,17 @@ def given(tiny_pipeline: Path, quick_acceleration: None) -> Callable[[str], dict
 
 @pytest.fixture
 def placed(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable,
+    tiny_emoji: Callable[[Path], None],
 ) -> Callable[[str, list[str]], list[str]]:
     """Return the function that puts real files where a page's call names a user's own; made when they are named."""
     made: dict[str, str] = {}
 
-    def graph() -> str:
-        linear = l2c.CacheGraph.load("dit_digits_ddim20")
-        linear.replace(reuse=("linear",) * linear.num_evaluations).save(tmp_path / "linear.json")
-        return str(tmp_path / "linear.json")
-
     def calibration() -> str:
-        few = ("num_trajectories=2", "batch_size=2", "responses.num_probes=1", "responses.max_age=4", "true_errors=2")
+        few = SMALL["calibrate"]
         done = command("calibrate", "measure=[changes,responses]", *few, "output=own.safetensors", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return "own.safetensors"
@@ -61,10 +61,11 @@ def placed(
                 Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
         return "pictures"
 
+    def graph() -> str:
+        return str(linear_graph(tmp_path))
+
     def emoji() -> str:
-        labels = np.arange(60) % 10
-        images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
-        np.savez(tmp_path / "emoji_32.npz", images=images, labels=labels, families=labels, toned=np.arange(60) >= 20)
+        tiny_emoji(tmp_path)
         monkeypatch.setenv("L2C_CACHE", str(tmp_path))
         return ""
 

@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import l2c
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -17,6 +19,26 @@ PAGES = [
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^>]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+# Settings that make a command short.
+SMALL = {
+    "train": ["trainer.max_steps=2"],
+    "train-backbone": ["max_steps=2", "model.args.hidden_size=24", "model.args.depth=2", "batch_size=4"],
+    "train-classifier": ["max_steps=2", "batch_size=8"],
+    "calibrate": [
+        "num_trajectories=2",
+        "batch_size=2",
+        "responses.num_probes=1",
+        "responses.max_age=4",
+        "true_errors=2",
+    ],
+    "graph": [],
+    "correct": ["max_steps=1", "batch_size=2"],
+    "sample": ["num_images=3"],
+    "sample-many": ["num_images=4", "shard_size=2", "batch_size=2"],
+    "evaluate": ["num_images=4", "timing_repetitions=1", "timing_batch=2", "random_draws=1"],
+    "compare": ["num_images=4", "timing_repetitions=1", "timing_batch=2", "num_seeds=1"],
+    "benchmark": ["repetitions=1", "batch_sizes=[1]", "baseline=null"],
+}
 
 
 @dataclass(frozen=True)
@@ -73,3 +95,10 @@ def commands(text: str) -> list[list[str]]:
             elif "train_router.py" in words:
                 calls.append(["train", *words[words.index("train_router.py") + 1 :]])
     return [call for call in calls if call and not call[0].startswith("-")]
+
+
+def linear_graph(folder: Path) -> Path:
+    """Return the file of a graph whose slopes can be trained, written into a folder."""
+    graph = l2c.CacheGraph.load("dit_digits_ddim20")
+    graph.replace(reuse=("linear",) * graph.num_evaluations).save(folder / "linear.json")
+    return folder / "linear.json"

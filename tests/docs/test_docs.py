@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from doc_pages import PAGES, ROOT, blocks, commands, indented
+from doc_pages import PAGES, ROOT, SMALL, blocks, commands, indented, linear_graph
 from hydra import compose, initialize_config_dir
 
-import l2c
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import COMMANDS
 from l2c.graph.binding import GUIDANCES
@@ -24,25 +23,6 @@ RUN_WHOLE = (  # their commands run, one after the other, in one folder
     "docs/testbeds.md",
 )
 OTHER_DATA = "needs other data"
-SMALL = {
-    "train": ["trainer.max_steps=2"],
-    "train-backbone": ["max_steps=2", "model.args.hidden_size=24", "model.args.depth=2", "batch_size=4"],
-    "train-classifier": ["max_steps=2", "batch_size=8"],
-    "calibrate": [
-        "num_trajectories=2",
-        "batch_size=2",
-        "responses.num_probes=1",
-        "responses.max_age=4",
-        "true_errors=2",
-    ],
-    "graph": [],
-    "correct": ["max_steps=1", "batch_size=2"],
-    "sample": ["num_images=3"],
-    "sample-many": ["num_images=4", "shard_size=2", "batch_size=2"],
-    "evaluate": ["num_images=4", "timing_repetitions=1", "timing_batch=2", "random_draws=1"],
-    "compare": ["num_images=4", "timing_repetitions=1", "timing_batch=2", "num_seeds=1"],
-    "benchmark": ["repetitions=1", "batch_sizes=[1]", "baseline=null"],
-}
 BEST = ["policy.num_trajectories=4", "policy.pool=4", "policy.steps=1", "policy.batch_size=2", "policy.max_span=3"]
 BUDCACHE = ["policy.num_trajectories=2", "policy.steps=1", "policy.climbs=1"]
 FEW_METHODS = [
@@ -151,12 +131,10 @@ def next_calls(printed: str) -> list[list[str]]:
 
 def test_next_lines_of_other_commands_work_when_pasted(command, tmp_path):
     """What `calibrate` says makes a graph; what that says evaluates it; so for images and corrections."""
-    linear = l2c.CacheGraph.load("dit_digits_ddim20")
-    linear.replace(reuse=("linear",) * linear.num_evaluations).save(tmp_path / "linear.json")
     for begin in (
         ["calibrate", "output=calibration.safetensors"],
         ["sample-many", "model=dit_digits", "num_images=200", "hydra.run.dir=many"],
-        ["correct", f"graph={tmp_path / 'linear.json'}", "max_steps=1", "batch_size=2"],
+        ["correct", f"graph={linear_graph(tmp_path)}", "max_steps=1", "batch_size=2"],
     ):
         done, told = command(*small(begin), cwd=tmp_path), 0
         calls = next_calls(done.stdout)

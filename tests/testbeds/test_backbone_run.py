@@ -1,6 +1,5 @@
 """Training of the small networks that ship with the package: what a run leaves behind."""
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -53,11 +52,9 @@ def test_a_run_leaves_averaged_weights_and_metrics(train, tmp_path):
 
 
 @pytest.fixture
-def train_emoji(tmp_path, monkeypatch):
+def train_emoji(tmp_path, monkeypatch, tiny_emoji):
     """Return the function that trains a tiny flow on pictures of the emoji's shape."""
-    labels = np.arange(60) % 10
-    images = np.random.default_rng(0).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
-    np.savez(tmp_path / "emoji_32.npz", images=images, labels=labels, families=labels, toned=np.arange(60) >= 20)
+    tiny_emoji(tmp_path)
     monkeypatch.setenv("L2C_CACHE", str(tmp_path))
 
     def run(folder, *overrides):

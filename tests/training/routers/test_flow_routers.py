@@ -1,6 +1,5 @@
 """Routers of a flow: trained from noise and from pictures by the presets of the picture testbed, at tiny size."""
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -27,10 +26,8 @@ def test_routers_are_trained_from_noise(tmp_path, router):
     assert graph.timesteps == pytest.approx([1000 * (1 - e / 6) for e in range(6)])
 
 
-def test_routers_are_trained_from_pictures(tmp_path, monkeypatch):
-    labels = np.arange(20) % 10
-    images = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), dtype=np.uint8)
-    np.savez(tmp_path / "emoji_32.npz", images=images, labels=labels, families=labels, toned=labels > 20)
+def test_routers_are_trained_from_pictures(tmp_path, monkeypatch, tiny_emoji):
+    tiny_emoji(tmp_path)
     monkeypatch.setenv("L2C_CACHE", str(tmp_path))
     trained = train_router(config("data=emoji", "solver=flow_dpm_2m", "solver.options.shift=2"), tmp_path / "run")
     assert (trained.graph.solver, trained.graph.solver_options) == ("flow_dpm_2m", {"shift": 2})
