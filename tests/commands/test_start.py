@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -212,10 +213,16 @@ def test_a_graph_is_timed_on_its_own_weights_or_on_random_ones(call, tmp_path, c
     assert "python -m l2c benchmark graph=dit_digits_ddim20" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("started", [("-m", "l2c"), ("train_router.py",)], ids=" ".join)
-def test_a_reader_that_hangs_up_ends_a_command_quietly(started):
+def test_a_reader_that_hangs_up_ends_a_command_quietly(started, unbuffered):
     process = subprocess.Popen(
-        [sys.executable, *started, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *started, "--help"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     process.stdout.close()
     assert process.stderr.read() == ""

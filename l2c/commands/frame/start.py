@@ -33,8 +33,12 @@ def main() -> None:
 def _ended_quietly() -> Iterator[None]:
     """Exit without a traceback where the reader of the output hangs up, `head` for example, or no memory is left."""
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        except SystemExit as stop:
+            if stop.code:
+                raise
+        sys.stdout.flush()  # also where Hydra left after its help
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
         sys.exit(1)
