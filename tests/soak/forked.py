@@ -109,6 +109,8 @@ def start(
     code = 70
     try:
         os.setpgid(0, 0)
+        # Python renames bytecode that a limit has cut short to its place, where all later imports of it fail.
+        sys.dont_write_bytecode = True
         for (_, end), place in zip(pipes, (1, 2), strict=True):
             os.dup2(end, place)
         sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1, encoding="utf-8") for n in (1, 2))
