@@ -31,11 +31,12 @@ from tiny_pipelines import PIPELINES, STEPS
 from torch import Tensor, nn
 
 import l2c
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.torchvision_stand_in import make_importable
 
 make_importable()  # diffusers and transformers import torchvision
 
-KINDS = {"layer graph": None, "block graph": ("block",)}
+KINDS = {"layer graph": None, "block graph": ("block",), "output graph": (WHOLE_OUTPUT,)}
 TOLERANCE = 1e-5  # relative: adding and subtracting a block's input rounds
 
 
@@ -58,7 +59,8 @@ def counted(model: nn.Module, layers: tuple[str, ...]) -> Iterator[dict[str, lis
     counts: dict[str, list[int]] = {}
     counting = []
     for path in dict.fromkeys(name.partition("@")[0] for name in layers):
-        inner = [part for part in model.get_submodule(path).modules() if hasattr(part, "weight")]
+        layer = model if path == WHOLE_OUTPUT else model.get_submodule(path)
+        inner = [part for part in layer.modules() if hasattr(part, "weight")]
         counts[path] = [0] * len(inner)
         for place, part in enumerate(inner):
 
@@ -217,14 +219,14 @@ Written by `python benchmarks/coverage.py` with diffusers {version}, on tiny con
 - *Layers* are those that `find_layers` finds; `@2` is the second call of a module.
 - *Share* is the share of the MACs of one forward that these layers hold. Below 80 % a graph saves less than its
   rows say; tiny configurations have large embedders.
-- A *layer graph* or *block graph* is "yes" if an all-compute graph equals the plain model bit for bit, reuse under
-  equal inputs equals computing, a second call equals the first, two guidance branches in turn equal each alone,
+- A *layer graph*, *block graph* or *output graph* (what the whole model returns, as one layer) is "yes" if an
+  all-compute graph equals the plain model bit for bit, reuse under equal inputs equals computing, a second call equals the first, two guidance branches in turn equal each alone,
   and removal restores the model bit for bit.
 
 {counts}
 
-| class | layers | share | layer graph | block graph | refused, and why |
-|---|---|---|---|---|---|
+| class | layers | share | layer graph | block graph | output graph | refused, and why |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -252,11 +254,14 @@ def main() -> None:
         print(rows[name], flush=True)
     classes = [rows[name] for name in configurations() if name in rows]
     pipelines = [rows[name] for name in PIPELINES if name in rows]
-    layer_graphs, block_graphs, right = (
+    layer_graphs, block_graphs, output_graphs, right = (
         sum(row.split("|")[place].strip() == "yes" for row in table)
-        for table, place in ((classes, 4), (classes, 5), (pipelines, 3))
+        for table, place in ((classes, 4), (classes, 5), (classes, 6), (pipelines, 3))
     )
-    counts = f"Of {len(classes)} classes layer graphs are right on {layer_graphs}, block graphs on {block_graphs}."
+    counts = (
+        f"Of {len(classes)} classes layer graphs are right on {layer_graphs}, block graphs on {block_graphs}, output "
+        f"graphs on {output_graphs}."
+    )
     of_pipelines = f"Of {len(pipelines)} pipelines, {right} are right."
     print(counts, of_pipelines)
     if options.output is not None:

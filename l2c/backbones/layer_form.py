@@ -112,6 +112,19 @@ class OutputForm:
         return kind(members) if keys is None else kind(**dict(zip(keys, members, strict=True)))
 
 
+class OwnOutputForm(OutputForm):
+    """The output of a whole model: kept and handed out as copies, since whoever called the model may change them."""
+
+    def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
+        """Return copies of the tensors of the output."""
+        self._others.clear()  # the caller may ask for another kind of output than the last time
+        return over(Tensor.clone, super().branch(module, args, kwargs, output))
+
+    def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
+        """Return a copy of the branch as the module returns its output."""
+        return super().stand_in(module, args, kwargs, over(Tensor.clone, branch))
+
+
 class ResidualForm(OutputForm):
     """The module's output includes its input; the layer is output minus input.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,8 @@ from l2c.backbones.backbone import Backbone, PublishedSampling, fingerprint
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
+from l2c.backbones.whole_output import under_layers
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.bundled import project_folder
 from l2c.io.memory import out_of_memory
 from l2c.io.names import near_names, shown
@@ -38,6 +40,7 @@ class ModelPreset:
         conventions: what the weights need beside the defaults of the class: `schedule`, `first_timestep`,
             `null_label`, `prediction`.
         testbed: the pictures that it was trained on, whose classifier reads its samples; None = as `data`.
+        layers: `(output,)`: the whole output as the one layer; None = attention and MLP of each block.
 
     """
 
@@ -49,6 +52,7 @@ class ModelPreset:
     sampling: PublishedSampling = field(default_factory=lambda: PublishedSampling("ddim", 20))
     data: str = "noise"
     testbed: str | None = None
+    layers: Sequence[str] | None = None
     conventions: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -81,6 +85,12 @@ class ModelPreset:
                 content["sampling"] = PublishedSampling(**{str(key): value for key, value in sampling.items()})
             except TypeError as error:
                 raise ValueError(f"the key 'sampling' of model {content['name']} does not fit: {error}") from error
+        if content.get("layers") not in (None, WHOLE_OUTPUT, [WHOLE_OUTPUT], (WHOLE_OUTPUT,)):
+            raise ValueError(
+                f"layers of model {content['name']} must be [{WHOLE_OUTPUT}] or null (attention and MLP of each block), "
+                f"got {shown(content['layers'])}"
+            )
+        content["layers"] = (WHOLE_OUTPUT,) if content.get("layers") else None
         args = MappingProxyType(dict(content.pop("args", {})))
         given = {**content.pop("conventions", {}), **conventions}
         return cls(**content, args=args, conventions=MappingProxyType(given))
@@ -162,4 +172,4 @@ def load_backbone(
     if path is not None:
         load_strict(backbone, load_weights(path), str(path), name=backbone.conventions.name)
         fingerprint(backbone)  # with the weights at hand, so that samplers need not wait for it
-    return backbone.eval().requires_grad_(False)
+    return under_layers(backbone.eval().requires_grad_(False), preset.layers or ())

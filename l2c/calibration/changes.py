@@ -14,6 +14,7 @@ from l2c.backbones.dit import DiT
 from l2c.backbones.layer_form import RESIDUAL, joined
 from l2c.backbones.parts import alike
 from l2c.backbones.uvit import UViT
+from l2c.backbones.whole_output import WholeOutput
 from l2c.backbones.wrap import WrappedModule
 from l2c.sampling.batches import in_batches
 from l2c.sampling.guided import GuidedBackbone
@@ -138,16 +139,24 @@ class _BlockOutputs:
 def _blocks(backbone: nn.Module) -> list[nn.Module]:
     if isinstance(backbone, WrappedModule):
         return backbone.blocks()
+    if isinstance(backbone, WholeOutput):
+        return [backbone.whole]
     assert isinstance(backbone, DiT | UViT)
     return list(backbone.blocks)
 
 
 def _collector(backbone: nn.Module, residuals: list[Tensor]):  # type: ignore[no-untyped-def]
-    """Return a hook that appends what a block adds to its input (of a U-ViT's out-block: after the skip)."""
+    """Return a hook that appends what a block adds to its input (of a U-ViT's out-block: after the skip).
+
+    A whole output is appended as it is: it is not added to the input.
+    """
 
     def collect(module: nn.Module, inputs: tuple[Tensor, ...], result: tuple[Tensor, tuple[Tensor, Tensor]]) -> None:
         x, (attn, mlp) = result
-        residuals.append(x - inputs[0] if isinstance(backbone, DiT) else attn + mlp)
+        if isinstance(backbone, WholeOutput):
+            residuals.append(x)
+        else:
+            residuals.append(x - inputs[0] if isinstance(backbone, DiT) else attn + mlp)
 
     return collect
 

@@ -16,9 +16,11 @@ from torch import nn
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
+from l2c.backbones.whole_output import WholeOutput
 from l2c.backbones.wrap import WrappedModule
 from l2c.calibration.measured_cost import measure_macs
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.statistics import MACS, SPEED_UP, WORTH
 
 
@@ -51,7 +53,14 @@ class Cost:
 
     def of_graph(self, graph: CacheGraph) -> int:
         """Return the MACs of a whole trajectory."""
-        return sum(self.of_row(row) for row in graph.rows)
+        whole = graph.layers == (WHOLE_OUTPUT,) and len(self.layers) > 1
+        cost = self.of_output if whole else self
+        return sum(cost.of_row(row) for row in graph.rows)
+
+    @property
+    def of_output(self) -> Cost:
+        """The cost where the whole output is the one layer: an evaluation that reuses it runs nothing."""
+        return Cost((self.evaluation,), 0)
 
     def evaluations_worth(self, graph: CacheGraph) -> float:
         """Return the trajectory's MACs as a number of full evaluations."""
@@ -122,6 +131,8 @@ def count_macs(backbone: Backbone) -> Cost:
         if isinstance(backbone.final_layer, nn.Conv2d):
             fixed += _convolution(backbone.final_layer, backbone.input_shape[1] * backbone.input_shape[2])
         return Cost(layers, fixed)
+    if isinstance(backbone, WholeOutput):
+        return count_macs(backbone.network).of_output
     if isinstance(backbone, WrappedModule):
         return Cost(*measure_macs(backbone))
     raise TypeError(

@@ -35,7 +35,7 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
         backbone.layers, lambda: backbone(x, torch.full((1,), backbone.usual_time, device=weight.device), y)
     )
     share = sum(held) / max(1, sum(held) + rest)
-    if share < ENOUGH:
+    if held and share < ENOUGH:
         log.warning(
             "the %d layers of %s hold %.0f %% of the MACs of an evaluation; no graph of them saves more",
             len(held),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+WHOLE_OUTPUT = "output"  # the one layer of a graph that reuses what the whole network returns
+LAYER_KINDS = ("layer", "block", "resnet", WHOLE_OUTPUT)  # of a diffusers model, see `find_layers`
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
 
 

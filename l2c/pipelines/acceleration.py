@@ -46,6 +46,7 @@ class _Asked:
     options: Mapping[str, Any]
     num_trajectories: int
     seed: int
+    layers: tuple[str, ...] | None
 
     def key(self, pipe: Any) -> str:
         """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
@@ -58,7 +59,8 @@ class _Asked:
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
             "prompts": list(map(_named, self.prompts)),
             "settings": [
-                *(self.steps, self.scale, self.policy, str(dict(self.options)), self.num_trajectories, self.seed)
+                *(self.steps, self.scale, self.policy, str(dict(self.options)), self.num_trajectories, self.seed),
+                self.layers,
             ],
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
@@ -75,6 +77,7 @@ def accelerate(
     options: Mapping[str, Any] | None = None,
     num_trajectories: int = 8,
     seed: int = 0,
+    layers: str | Sequence[str] | None = None,
     folder: str | Path | None = None,
 ) -> CacheGraph | CacheGraphs:
     """Calibrate a pipeline, make a cache graph for a budget, apply it; found on disk the second time.
@@ -94,6 +97,8 @@ def accelerate(
         options: further arguments of the pipeline's call, `height` and `width` for example.
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
+        layers: kinds of layers: `layer`, `block`, `resnet`, or `output`, what the whole model returns; see
+            `find_layers`. Fewer of them take less memory.
         folder: where calibrations and graphs are kept; None = `L2C_CACHE`'s, else `l2c` in the user's cache folder.
 
     Raises:
@@ -113,6 +118,7 @@ def accelerate(
         options or {},
         num_trajectories,
         seed,
+        (layers,) if isinstance(layers, str) else layers and tuple(layers),
     )
     worth = evaluations_worth(budget, asked.steps)
     remove(pipe)
@@ -147,7 +153,12 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 
     backbone = pipeline_backbone(
-        pipe, asked.prompts, num_evaluations=asked.steps, guidance_scale=asked.scale, options=asked.options
+        pipe,
+        asked.prompts,
+        num_evaluations=asked.steps,
+        guidance_scale=asked.scale,
+        of=asked.layers,
+        options=asked.options,
     )
     sampler = Sampler(backbone, solver="pipeline", num_evaluations=asked.steps, cfg_scale=asked.scale)
     refusals: list[str] = []

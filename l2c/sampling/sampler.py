@@ -12,6 +12,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.digest import weights_in
 from l2c.backbones.layer_cache import BlockCall
+from l2c.backbones.whole_output import under_layers
 from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.numbers import finite_number, whole_number
@@ -96,6 +97,7 @@ class Sampler:
         if eta is not None:
             given["eta"] = finite_number("eta", eta, low=0, high=1)
         self.graph = graph
+        backbone = backbone if graph is None else under_layers(backbone, graph.layers)
         solver, num_evaluations, options = agreed(backbone, graph, solver, num_evaluations, given, any_weights)
         self.solver = solver_for(backbone, solver, num_evaluations, **options)
         self.guidance = guidance_in_use(backbone, graph, cfg_scale, any_guidance=any_guidance)

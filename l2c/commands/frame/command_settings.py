@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from l2c.drawing.settings import DrawingSettings
 from l2c.evaluation.comparison_settings import ComparisonSettings
+from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
 from l2c.io.settings import (
     Anything,
     Either,
@@ -57,6 +58,13 @@ def scale() -> Any:
     return number(None, at_least=0, at_most=LARGEST_SCALE, optional=True, example=1.5)
 
 
+def kinds_of_layers(*choices: str) -> Any:
+    """Return a field for one of some kinds of layers, a list of them, or null."""
+    return ruled(
+        Items(item=Text(choices=choices), single=True, nonempty=False, optional=True, example=(choices[0],)), None
+    )
+
+
 @dataclass(frozen=True)
 class ModelSettings(Settings, group="model"):
     """A preset of ours; see configs/model."""
@@ -75,6 +83,7 @@ class ModelSettings(Settings, group="model"):
     sampling: dict[str, Any] = ruled(Anything(), {})
     data: str = text("noise")
     testbed: str | None = optional_text()
+    layers: Any = kinds_of_layers(WHOLE_OUTPUT)
 
 
 @dataclass(frozen=True)
@@ -86,16 +95,7 @@ class PipelineSettings(Settings, group="model"):
     checkpoint: str | None = optional_text()
     data: str = text("prompts")
     prompts: str | None = optional_text()
-    layers: Any = ruled(
-        Items(
-            item=Text(choices=("layer", "block", "resnet")),
-            single=True,
-            nonempty=False,
-            optional=True,
-            example=("layer",),
-        ),
-        None,
-    )
+    layers: Any = kinds_of_layers(*LAYER_KINDS)
     dtype: str = text("float32", choices=("float32", "float16", "bfloat16"))
     device: str = text("cpu")
     options: dict[str, Any] | None = ruled(Table(item=Anything(optional=True), optional=True), None)

@@ -20,6 +20,7 @@ from l2c.graph.binding import (
     wrong_layers,
 )
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import guidance_of
@@ -42,7 +43,8 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     """
     name = class_name(model)
     layers = diffusers_layer_names(graph.layers, model)
-    if not all(_has(model, layer) for layer in layers) or (layers == graph.layers and graph.model != name):
+    known = layers == (WHOLE_OUTPUT,) or all(_has(model, layer) for layer in layers)
+    if not known or (layers == graph.layers and graph.model != name):
         raise wrong_layers(graph.binding, name, find_layers(model))
     graph = graph.replace(layers=layers)
     unlisted = _same_kind(graph, model)
@@ -154,6 +156,8 @@ def _has(model: nn.Module, name: str) -> bool:
 
 def _same_kind(graph: CacheGraph, model: nn.Module) -> list[str]:
     """Return the layers that a model has beyond the graph's, in lists of blocks that the graph names."""
+    if graph.layers == (WHOLE_OUTPUT,):
+        return []
     kinds = {_shape_of(name) for name in graph.layers}
     of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in graph.layers) else {"block"}
     try:

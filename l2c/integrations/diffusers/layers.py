@@ -11,12 +11,11 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import OUTPUT, Branch, ResidualForm
+from l2c.backbones.layer_form import OUTPUT, Branch, OwnOutputForm, ResidualForm
 from l2c.backbones.wrap import WrappedLayer
-from l2c.graph.layer_names import block_of
+from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT, block_of
 from l2c.integrations.diffusers.adapters import bare, plain_parts
 
-LAYERS = ("layer", "block", "resnet")
 STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of a U-Net, in the order in which they run
 _MODULATED = ("ada_norm_zero", "ada_norm_single")  # norms of blocks whose norms are modulated: DiT's, PixArt's
 _CONVOLUTIONS = (ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer)
@@ -54,8 +53,9 @@ def find_layers(
     Args:
         model: a diffusers transformer or U-Net.
         of: `layer`: attention and feed-forward of each block, before their gates; `block`: whole blocks, with what
-            they add to their input; `resnet`: the ResNet blocks of a U-Net. None = `block` for U-Nets (their
-            spatial and temporal transformers, as in Block Caching), else `layer`.
+            they add to their input; `resnet`: the ResNet blocks of a U-Net; `output`, alone: what the whole model
+            returns. None = `block` for U-Nets (their spatial and temporal transformers, as in Block Caching), else
+            `layer`.
         calls: how often each module runs in one forward, by its name, see `recording`; the k-th call of `ff` is a
             layer of its own, `ff@k`. None = each runs once.
 
@@ -65,9 +65,13 @@ def find_layers(
     """
     unet = is_unet(model)
     of = of or (("block",) if unet else ("layer",))
-    unknown = [kind for kind in of if kind not in LAYERS]
+    unknown = [kind for kind in of if kind not in LAYER_KINDS]
     if unknown:
-        raise ValueError(f"cannot look for layers of kind {unknown[0]!r}; known are {', '.join(LAYERS)}")
+        raise ValueError(f"cannot look for layers of kind {unknown[0]!r}; known are {', '.join(LAYER_KINDS)}")
+    if WHOLE_OUTPUT in of:
+        if len(set(of)) > 1:
+            raise ValueError(f"layers of kind {WHOLE_OUTPUT} stand alone, got {', '.join(of)}; say [{WHOLE_OUTPUT}]")
+        return (WHOLE_OUTPUT,)
     names: list[str] = []
     if "layer" in of:
         names += [name for prefix, block in _blocks(model) for name in _layers_of(prefix, block)]
@@ -95,6 +99,8 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
         ValueError: if the model has no such module, or it runs in parts.
 
     """
+    if name == WHOLE_OUTPUT:
+        return WrappedLayer(name, model, OwnOutputForm())
     path, _, number = name.partition("@")
     call = int(number) - 1 if number else 0
     try:

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Conventions, class_name
+from l2c.backbones.backbone import Backbone, Conventions, class_name
 from l2c.backbones.layer_cache import LayerCache, LayerOutput, Pass, Row
 from l2c.backbones.layer_form import Shapes
 from l2c.backbones.parts import alike, in_order, part_of
+from l2c.backbones.whole_output import under_layers
 from l2c.backbones.wrap import WrappedModule
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
 from l2c.integrations.diffusers.guidance import guidance_of
@@ -49,7 +51,7 @@ class PipelineBackbone(WrappedModule):
         model: the transformer or U-Net.
         recording: what the pipeline makes of the prompts.
         solver: the pipeline's scheduler.
-        of: kinds of layers, see `find_layers`.
+        of: kinds of layers, see `find_layers`; `output`: none, for `WholeOutput`.
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
         guidance: what the guidance scale means: `cfg`, `cfg_normed`, `uvit`, or `embedded`, an input of the
             model.
@@ -75,9 +77,10 @@ class PipelineBackbone(WrappedModule):
     ) -> None:
         calls = recording.calls
         count = len(calls) - 1
+        names = () if of == (WHOLE_OUTPUT,) else find_layers(model, of=of, calls=recording.runs)
         super().__init__(
             model,
-            [make_layer(model, name) for name in find_layers(model, of=of, calls=recording.runs)],
+            [make_layer(model, name) for name in names],
             timestep=calls[0].time[-1],
             labels="prompt",
             conventions=Conventions(class_name(model), "linear", 0, guidance, count),
@@ -203,7 +206,7 @@ def pipeline_backbone(
     of: tuple[str, ...] | None = None,
     options: Mapping[str, Any] | None = None,
     fewer_steps: bool = False,
-) -> PipelineBackbone:
+) -> Backbone:
     """Record what a pipeline makes of prompts, and return its denoiser as a backbone.
 
     Args:
@@ -231,7 +234,7 @@ def pipeline_backbone(
         solver = SchedulerSolver(pipe.scheduler, timesteps)
         given = {**settings, condition_of(pipe): [prompts[0]]}
         fewer = _fewer_steps(pipe, model, given) if fewer_steps else None
-    return PipelineBackbone(
+    backbone = PipelineBackbone(
         model,
         recording,
         solver,
@@ -240,6 +243,7 @@ def pipeline_backbone(
         guidance=recording.guidance or guidance.mode,
         second=second_of(pipe, solver.timesteps),
     )
+    return under_layers(backbone, of or ())
 
 
 def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> dict[int, SchedulerSolver]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
@@ -129,7 +129,7 @@ def deepcache(
 ) -> CacheGraph:
     """Between every n-th evaluation reuse all but the `outer` first and last blocks (DeepCache, arXiv 2312.00858)."""
     of_block = blocks(context.blank.layers)
-    count = len(of_block)
+    count = _enough(of_block, "deepcache", 3)
     if not 0 < 2 * outer < count:
         raise ValueError(f"outer must lie in 1..{(count - 1) // 2} for {count} blocks, got {outer}")
     inner = {layer for block in of_block[outer : count - outer] for layer in block}
@@ -139,5 +139,15 @@ def deepcache(
 def faster_diffusion(context: PolicyContext, *, n: float = EVERY, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse the first half of the blocks (Faster Diffusion, arXiv 2312.09608)."""
     of_block = blocks(context.blank.layers)
-    half = {layer for block in of_block[: len(of_block) // 2] for layer in block}
+    half = {layer for block in of_block[: _enough(of_block, "faster_diffusion", 2) // 2] for layer in block}
     return _at(context, half, "faster_diffusion", n, budget)
+
+
+def _enough(of_block: Sequence[Sequence[int]], policy: str, least: int) -> int:
+    """Return the number of blocks; refuse fewer than a policy needs to reuse some and compute others."""
+    if len(of_block) < least:
+        raise ValueError(
+            f"{policy} reuses some of at least {least} blocks, got layers of {len(of_block)}; take interval, which "
+            "reuses all of them"
+        )
+    return len(of_block)

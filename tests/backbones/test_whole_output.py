@@ -1,0 +1,162 @@
+"""A whole output as the one layer: against reuse by hand, on our backbones and in the policies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import l2c
+from l2c.backbones.backbone import fingerprint
+from l2c.backbones.whole_output import WholeOutput
+from l2c.calibration.changes import measure_changes
+from l2c.calibration.cost import count_macs
+from l2c.calibration.measurements import Measurements
+from l2c.calibration.responses import measure_responses
+from l2c.diffusion import Guidance
+from l2c.policies.context import PolicyContext
+from l2c.policies.registry import POLICIES, make_graph
+from l2c.sampling.guided import GuidedBackbone
+from l2c.sampling.sampler import seeded_noise
+
+STEPS = 6
+ROWS = ((True,), (True,), (True,), (False,), (False,), (True,))
+WEIGHTS = (0.5, 0.75, -0.25)  # of the last three computed outputs
+LABELS = torch.tensor([0, 3])
+SCALE = {"dit": 3.0, "uvit": 0.7}
+NEEDS_BLOCKS = ("deepcache", "faster_diffusion", "pab")
+
+
+def sampler_of(backbone, graph=None, **settings):
+    where = {} if graph is not None else {"solver": "ddim", "num_evaluations": STEPS}
+    return l2c.Sampler(backbone, graph=graph, cfg_scale=SCALE[backbone.conventions.guidance], **where, **settings)
+
+
+def whole_graph(backbone, reuse):
+    sampler = sampler_of(WholeOutput(backbone))
+    weights = [(), (), (), (WEIGHTS,), (WEIGHTS,), ()] if reuse == "weighted" else None
+    blank = PolicyContext.of(sampler).blank
+    return blank.replace(rows=ROWS, routed=(3, 4), reuse=(reuse,) * STEPS, weights=weights)
+
+
+def by_hand(backbone, noise, reuse):
+    """Return images of a trajectory whose outputs are replaced where ROWS says so."""
+    sampler = sampler_of(backbone)
+    network = GuidedBackbone(backbone, LABELS, Guidance(backbone.conventions.guidance, sampler.guidance.scale))
+    past, calls = [], iter(range(STEPS))
+
+    def answer(x, t):
+        e = next(calls)
+        if ROWS[e][0]:
+            past.insert(0, network.full(x, t)[0])
+            return past[0]
+        if reuse == "weighted":
+            return sum(w * output for w, output in zip(WEIGHTS, past, strict=False))
+        return past[0]
+
+    return sampler.solver.sample(answer, noise)
+
+
+@pytest.mark.parametrize("reuse", ["hold", "weighted"])
+def test_reused_outputs_are_those_replaced_by_hand(backbone, reuse):
+    noise = seeded_noise(backbone.input_shape, 2, 2)
+    with torch.no_grad():
+        expected = by_hand(backbone, noise, reuse)
+    images = sampler_of(backbone, whole_graph(backbone, reuse)).sample(LABELS, noise=noise)
+    assert torch.allclose(images, expected, atol=1e-5)
+    assert not torch.allclose(images, sampler_of(backbone).sample(LABELS, noise=noise), atol=1e-3)
+
+
+def test_a_reused_evaluation_runs_no_block(backbone):
+    ran = []
+    for block in backbone.blocks:
+        block.register_forward_hook(lambda *_: ran.append(1))
+    sampler_of(backbone, whole_graph(backbone, "hold")).sample(LABELS, seed=0)
+    assert len(ran) == 4 * len(backbone.blocks)
+
+
+def test_weights_and_macs_are_the_networks(backbone):
+    whole = WholeOutput(backbone)
+    x, t, y = torch.randn(1, *backbone.input_shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
+    assert torch.equal(whole(x, t, y), backbone(x, t, y))
+    assert fingerprint(whole) == fingerprint(backbone)
+    assert list(whole.state_dict()) == list(backbone.state_dict())
+    assert count_macs(whole).evaluation == count_macs(backbone).evaluation
+    graph = whole_graph(backbone, "hold")
+    assert count_macs(whole).evaluations_worth(graph) == count_macs(backbone).evaluations_worth(graph) == 4
+
+
+def test_precision_and_copies(make_dit):
+    backbone = make_dit()
+    graph = whole_graph(backbone, "hold")
+    plain = sampler_of(backbone, graph).sample(LABELS, seed=0)
+    half = sampler_of(backbone, graph, precision="bf16").sample(LABELS, seed=0)
+    assert 0 < (half - plain).abs().max() < 0.3 * plain.std()
+    kept = sampler_of(backbone, graph, cache_dtype="bf16").sample(LABELS, seed=0)
+    assert 0 < (kept - plain).abs().max() < 0.1 * plain.std()
+
+
+@pytest.fixture(scope="module")
+def context(make_dit):
+    sampler = sampler_of(WholeOutput(make_dit()))
+    noise = seeded_noise(sampler.backbone.input_shape, 5, 2)
+    tensors = measure_changes(sampler, LABELS, noise, max_age=3)
+    tensors["responses"] = measure_responses(sampler, LABELS, noise, num_probes=2, max_age=3)
+    return PolicyContext.of(sampler, Measurements(tensors, PolicyContext.of(sampler).blank.binding))
+
+
+def test_changes_are_those_of_outputs(context):
+    sampler, changes = context.sampler, context.calibration
+    network = GuidedBackbone(sampler.backbone, LABELS, sampler.guidance)
+    outputs = []
+
+    def answer(x, t):
+        outputs.append(sampler.backbone.network(*network.inputs(x, t), network.y))
+        return network.merge(outputs[-1])
+
+    with torch.no_grad():
+        sampler.solver.sample(answer, seeded_noise(sampler.backbone.input_shape, 5, 2))
+    expected = torch.stack(
+        [
+            ((now - old).abs().flatten(1).sum(1) / now.abs().flatten(1).sum(1)).mean()
+            for old, now in zip(outputs, outputs[1:], strict=False)
+        ]
+    )
+    assert torch.allclose(changes.tensor("layer_change")[0, 1:, 0].float(), expected, rtol=1e-4)
+    assert torch.allclose(changes.tensor("block_change")[0, 1:, 0].float(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_makes_a_graph_that_runs_or_says_why_not(policy, context):
+    options = {"best": {"num_trajectories": 2, "pool": 2, "steps": 1, "batch_size": 2, "max_span": 2}}
+    options["budcache"] = {"steps": 2, "climbs": 1}
+    if policy in NEEDS_BLOCKS:
+        with pytest.raises(ValueError, match="interval|no attention|attn"):
+            make_graph(policy, context, budget=4)
+        return
+    graph = make_graph(policy, context, budget=4, **options.get(policy, {}))
+    assert context.cost.evaluations_worth(graph) <= 4.5
+    assert graph.layers == ("output",)
+    assert sampler_of(context.sampler.backbone.network, graph).sample(LABELS, seed=1).isfinite().all()
+
+
+def test_router_training_blends_whole_outputs(make_dit, make_batch):
+    whole = WholeOutput(make_dit())
+    x, t, y = make_batch(whole.network)
+    _, cache = whole.forward_cached(x, t + 20, y, (True,))
+    weight = torch.tensor([0.25], requires_grad=True)
+    output, _ = whole.forward_cached(x, t, y, weight, cache)
+    assert torch.allclose(output, 0.25 * whole(x, t, y) + 0.75 * cache[0], atol=1e-6)
+    output.sum().backward()
+    assert weight.grad.abs() > 0
+
+
+def test_a_preset_and_a_graph_name_it(tmp_path, make_dit):
+    assert l2c.load_backbone("dit_digits").num_layers == 16
+    preset = {"name": "mine", "backbone": "dit", "args": {"input_size": 8, "depth": 1, "hidden_size": 32, "num_heads": 2}}
+    whole = l2c.load_backbone({**preset, "layers": ["output"]}, checkpoint="random")
+    assert whole.layer_names == ("output",)
+    with pytest.raises(ValueError, match=r"layers of model mine must be \[output\] or null"):
+        l2c.load_backbone({**preset, "layers": ["block"]}, checkpoint="random")
+    graph = whole_graph(make_dit(), "weighted")
+    graph.save(tmp_path / "graph.json")
+    assert l2c.CacheGraph.load(tmp_path / "graph.json") == graph
