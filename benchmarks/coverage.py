@@ -219,9 +219,9 @@ Written by `python benchmarks/coverage.py` with diffusers {version}, on tiny con
 - *Layers* are those that `find_layers` finds; `@2` is the second call of a module.
 - *Share* is the share of the MACs of one forward that these layers hold. Below 80 % a graph saves less than its
   rows say; tiny configurations have large embedders.
-- A *layer graph*, *block graph* or *output graph* (what the whole model returns, as one layer) is "yes" if an
-  all-compute graph equals the plain model bit for bit, reuse under equal inputs equals computing, a second call equals the first, two guidance branches in turn equal each alone,
-  and removal restores the model bit for bit.
+- A *layer graph*, a *block graph* or an *output graph* (what the whole model returns is the one layer) is "yes" if
+  an all-compute graph equals the plain model bit for bit, reuse under equal inputs equals computing, a second call
+  equals the first, two guidance branches in turn equal each alone, and removal restores the model bit for bit.
 
 {counts}
 

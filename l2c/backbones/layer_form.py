@@ -16,6 +16,11 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import (
+    TreeSpec,
+    tree_flatten,
+    tree_unflatten,
+)  # where output objects of diffusers are registered
 
 from l2c.graph import predictor
 
@@ -112,17 +117,28 @@ class OutputForm:
         return kind(members) if keys is None else kind(**dict(zip(keys, members, strict=True)))
 
 
-class OwnOutputForm(OutputForm):
-    """The output of a whole model: kept and handed out as copies, since whoever called the model may change them."""
+class WholeOutputForm:
+    """The output of a whole model: tensors in lists, tuples or output objects of any depth.
+
+    Tensors are kept and handed out as copies, because a pipeline may change what its model returned. What else is in
+    the output is that of the last computed one.
+    """
+
+    def __init__(self) -> None:
+        self._rest: list[Any] = []
+        self._tree: TreeSpec | None = None
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
         """Return copies of the tensors of the output."""
-        self._others.clear()  # the caller may ask for another kind of output than the last time
-        return over(Tensor.clone, super().branch(module, args, kwargs, output))
+        leaves, self._tree = tree_flatten(output)
+        self._rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return tuple(leaf.clone() if isinstance(leaf, Tensor) else None for leaf in leaves)
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
-        """Return a copy of the branch as the module returns its output."""
-        return super().stand_in(module, args, kwargs, over(Tensor.clone, branch))
+        """Return a copy of the branch as the model returned its last output."""
+        assert self._tree is not None
+        leaves = zip(branch, self._rest, strict=True)
+        return tree_unflatten([rest if part is None else part.clone() for part, rest in leaves], self._tree)
 
 
 class ResidualForm(OutputForm):

@@ -87,8 +87,8 @@ class ModelPreset:
                 raise ValueError(f"the key 'sampling' of model {content['name']} does not fit: {error}") from error
         if content.get("layers") not in (None, WHOLE_OUTPUT, [WHOLE_OUTPUT], (WHOLE_OUTPUT,)):
             raise ValueError(
-                f"layers of model {content['name']} must be [{WHOLE_OUTPUT}] or null (attention and MLP of each block), "
-                f"got {shown(content['layers'])}"
+                f"layers of model {content['name']} must be [{WHOLE_OUTPUT}] or null (attention and MLP of each "
+                f"block), got {shown(content['layers'])}"
             )
         content["layers"] = (WHOLE_OUTPUT,) if content.get("layers") else None
         args = MappingProxyType(dict(content.pop("args", {})))

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
-from l2c.backbones.forward_lock import ForwardLock
 from l2c.backbones.layer_cache import Fresh, LayerOutput, LayerPlan, Pass, Row, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
 from l2c.backbones.layer_patterns import match_layers
 from l2c.backbones.single_plan import SinglePlan, ran_twice
 from l2c.graph.layer_names import block_of
+from l2c.io.locks import OwnLock
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class WrappedModule(Backbone):
         self.num_embedded_labels = num_embedded_labels
         self._input_shape = input_shape
         self._streams: dict[int, Shapes] = {}
-        self._lock = ForwardLock()
+        self._lock = OwnLock()
 
     @property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]

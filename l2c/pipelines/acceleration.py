@@ -48,6 +48,24 @@ class _Asked:
     seed: int
     layers: tuple[str, ...] | None
 
+    @classmethod
+    def of(
+        cls,
+        pipe: Any,
+        prompts: Any,
+        steps: int | None,
+        scale: float | None,
+        policy: str | None,
+        options: Mapping[str, Any],
+        *others: Any,
+    ) -> _Asked:
+        """Return the arguments, with the pipeline's own number of steps and scale where they are None."""
+        from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
+
+        steps = defaults_of(pipe)["num_inference_steps"] if steps is None else steps
+        scale = guidance_of(pipe).default(pipe, options) if scale is None else scale
+        return cls(_read(prompts, pipe), steps, scale, policy, options, *others)
+
     def key(self, pipe: Any) -> str:
         """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
         from l2c.integrations.diffusers import denoisers_of
@@ -107,19 +125,11 @@ def accelerate(
 
     """
     from l2c.integrations.diffusers import CacheGraphs, denoisers_of, remove
-    from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 
     denoisers_of(pipe)  # refuses what is no pipeline
-    asked = _Asked(
-        _read(prompts, pipe),
-        defaults_of(pipe)["num_inference_steps"] if num_inference_steps is None else num_inference_steps,
-        guidance_of(pipe).default(pipe, options or {}) if guidance_scale is None else guidance_scale,
-        policy,
-        options or {},
-        num_trajectories,
-        seed,
-        (layers,) if isinstance(layers, str) else layers and tuple(layers),
-    )
+    kinds = (layers,) if isinstance(layers, str) else layers
+    settings = policy, options or {}, num_trajectories, seed, None if kinds is None else tuple(kinds)
+    asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
     remove(pipe)
     place = (cache_folder() if folder is None else Path(folder).expanduser()) / asked.key(pipe)

@@ -58,11 +58,9 @@ def scale() -> Any:
     return number(None, at_least=0, at_most=LARGEST_SCALE, optional=True, example=1.5)
 
 
-def kinds_of_layers(*choices: str) -> Any:
-    """Return a field for one of some kinds of layers, a list of them, or null."""
-    return ruled(
-        Items(item=Text(choices=choices), single=True, nonempty=False, optional=True, example=(choices[0],)), None
-    )
+def _kinds_of_layers(*choices: str) -> Items:
+    """Return the rule of a setting for one of some kinds of layers, a list of them, or null."""
+    return Items(item=Text(choices=choices), single=True, nonempty=False, optional=True, example=(choices[0],))
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class ModelSettings(Settings, group="model"):
     sampling: dict[str, Any] = ruled(Anything(), {})
     data: str = text("noise")
     testbed: str | None = optional_text()
-    layers: Any = kinds_of_layers(WHOLE_OUTPUT)
+    layers: Any = ruled(_kinds_of_layers(WHOLE_OUTPUT), None)
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class PipelineSettings(Settings, group="model"):
     checkpoint: str | None = optional_text()
     data: str = text("prompts")
     prompts: str | None = optional_text()
-    layers: Any = kinds_of_layers(*LAYER_KINDS)
+    layers: Any = ruled(_kinds_of_layers(*LAYER_KINDS), None)
     dtype: str = text("float32", choices=("float32", "float16", "bfloat16"))
     device: str = text("cpu")
     options: dict[str, Any] | None = ruled(Table(item=Anything(optional=True), optional=True), None)

@@ -12,10 +12,10 @@ import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
-from l2c.backbones.forward_lock import ForwardLock
 from l2c.backbones.layer_form import Branch, LayerForm, over
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
 from l2c.integrations.diffusers.timesteps import GraphSchedule, conditions_of, timestep_of
+from l2c.io.locks import OwnLock
 from l2c.sampling.correction import Correction
 
 
@@ -271,7 +271,7 @@ class GraphHook(_UncopiedHook):
         self.hooks = tuple(hooks)
         self.correction = correction
         self.branch = BranchName()
-        self._lock = ForwardLock()
+        self._lock = OwnLock()
         self._local = threading.local()
 
     @torch.compiler.disable(recursive=False)

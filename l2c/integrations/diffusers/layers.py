@@ -11,7 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import OUTPUT, Branch, OwnOutputForm, ResidualForm
+from l2c.backbones.layer_form import OUTPUT, Branch, ResidualForm, WholeOutputForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT, block_of
 from l2c.integrations.diffusers.adapters import bare, plain_parts
@@ -100,7 +100,7 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
 
     """
     if name == WHOLE_OUTPUT:
-        return WrappedLayer(name, model, OwnOutputForm())
+        return WrappedLayer(name, model, WholeOutputForm())
     path, _, number = name.partition("@")
     call = int(number) - 1 if number else 0
     try:

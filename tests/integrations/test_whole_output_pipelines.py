@@ -1,0 +1,144 @@
+"""Graphs of whole outputs inside pipelines: against outputs replaced by hand, by what the pipeline itself runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
+
+import l2c
+from l2c.integrations.diffusers.denoisers import denoisers_of
+from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.policies.context import PolicyContext
+
+STEPS = 5
+ROWS = ((True,), (True,), (False,), (True,), (False,))
+
+
+@pytest.fixture
+def pipe(make_pipeline):
+    return make_pipeline("pixart")
+
+
+def call(pipe, **more):
+    small = {"height": 8, "width": 8, "use_resolution_binning": False, "clean_caption": False}
+    seeded = torch.Generator().manual_seed(0)
+    return pipe("a cat", num_inference_steps=STEPS, output_type="latent", generator=seeded, **small, **more).images
+
+
+def graph_of(pipe, reuse="hold"):
+    small = {"height": 8, "width": 8, "use_resolution_binning": False, "clean_caption": False}
+    backbone = pipeline_backbone(pipe, ["a cat"], num_evaluations=STEPS, of=("output",), options=small)
+    sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=4.5)
+    return PolicyContext.of(sampler).blank.replace(rows=ROWS, routed=(2, 4), reuse=(reuse,) * STEPS)
+
+
+def replaced_by_hand(pipe, reuse):
+    """Return the latents of a call in which the transformer's outputs are replaced where ROWS says so."""
+    model, past, times = pipe.transformer, [], []
+    plain = model.forward
+
+    def forward(*args, **kwargs):
+        e, t = len(times), float(kwargs["timestep"].max())
+        times.append(t)
+        if ROWS[e][0]:
+            output = plain(*args, **kwargs)
+            past.append((t, output[0].clone()))
+            return output
+        (t0, before), (t1, last) = past[-2:]
+        slope = (t - t1) / (t1 - t0) if reuse == "linear" else 0.0
+        return (last + slope * (last - before),)
+
+    model.forward = forward
+    try:
+        return call(pipe)
+    finally:
+        del model.forward
+
+
+@pytest.mark.parametrize("reuse", ["hold", "linear"])
+def test_outputs_are_those_replaced_by_hand(pipe, reuse):
+    graph = graph_of(pipe, reuse)
+    plain, expected = call(pipe), replaced_by_hand(pipe, reuse)
+    l2c.apply(pipe, graph)
+    cached, again = call(pipe), call(pipe)
+    assert torch.allclose(cached, expected, atol=1e-5)
+    assert torch.equal(cached, again)
+    assert not torch.allclose(cached, plain, atol=1e-3)
+    l2c.remove(pipe)
+    assert torch.equal(call(pipe), plain)
+
+
+def test_a_caller_may_change_the_output_in_place(pipe):
+    graph = graph_of(pipe)
+    model, given = pipe.transformer, {}
+    look = model.register_forward_hook(lambda module, args, kwargs, output: given.update(kwargs), with_kwargs=True)
+    call(pipe)
+    look.remove()
+    given.pop("return_dict", None)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    l2c.apply(model, graph)
+
+    def outputs(spoil):
+        results = []
+        for t in graph.timesteps:
+            output = model(x, **{**given, "timestep": torch.full((2,), t)}, return_dict=len(results) % 2 == 0)[0]
+            results.append(output.clone())
+            if spoil:
+                output.zero_()
+        return results
+
+    for ours, theirs in zip(outputs(True), outputs(False), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_reused_evaluation_runs_no_module_of_the_model(pipe):
+    ran = []
+    pipe.transformer.pos_embed.register_forward_hook(lambda *_: ran.append(1))
+    graph = graph_of(pipe)
+    ran.clear()
+    l2c.apply(pipe, graph)
+    call(pipe)
+    assert len(ran) == sum(row[0] for row in ROWS)
+
+
+def test_memory_is_one_latent_for_each_kept_output(pipe):
+    graph = graph_of(pipe, "linear")
+    l2c.apply(pipe.transformer, graph)
+    hook = pipe.transformer._diffusers_hook.get_hook("l2c_cache_graph")
+    sizes = []
+    pipe.transformer.register_forward_hook(lambda *_: sizes.append(hook.cached_bytes))
+    call(pipe)
+    branches, channels = 2, pipe.transformer.config.out_channels
+    assert max(sizes) == 2 * branches * channels * 8 * 8 * 4
+
+
+def test_accelerate_takes_the_kind_of_layers(make_pipeline, tmp_path):
+    pipe, prompts = make_pipeline("dit"), [3]
+    settings = {"num_inference_steps": STEPS, "guidance_scale": 3.0}
+    graph = l2c.accelerate(pipe, prompts, budget=3, layers="output", folder=tmp_path, num_trajectories=2, **settings)
+    assert graph.layers == ("output",)
+    assert sum(row[0] for row in graph.rows) == 3
+    ran = []
+    (model,) = denoisers_of(pipe).values()
+    next(m for m in model.modules() if type(m).__name__.endswith("Block")).register_forward_hook(
+        lambda *_: ran.append(1)
+    )
+    seeded = torch.Generator().manual_seed(0)
+    pipe(prompts, output_type="np", generator=seeded, **settings)
+    assert len(ran) == 3
+    assert len(list(Path(tmp_path).iterdir())) == 1
+    other = l2c.accelerate(pipe, prompts, budget=3, folder=tmp_path, num_trajectories=2, **settings)
+    assert other.layers != ("output",)
+    assert len(list(Path(tmp_path).iterdir())) == 2
+
+
+def test_output_stands_alone(pipe):
+    assert find_layers(pipe.transformer, of=("output",)) == ("output",)
+    with pytest.raises(ValueError, match=r"layers of kind output stand alone, got output, block; say \[output\]"):
+        find_layers(pipe.transformer, of=("output", "block"))
