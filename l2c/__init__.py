@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from l2c.backbones.dit import DiT
     from l2c.backbones.presets import load_backbone
     from l2c.backbones.uvit import UViT
+    from l2c.backbones.whole_output import WholeOutput
     from l2c.backbones.wrap import wrap
     from l2c.graph.cache_graph import CacheGraph
     from l2c.graph.ladder import Ladder
@@ -26,6 +27,7 @@ __all__ = [
     "Ladder",
     "Sampler",
     "UViT",
+    "WholeOutput",
     "__version__",
     "accelerate",
     "applied",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_names(
         "Ladder": "l2c.graph.ladder",
         "Sampler": "l2c.sampling.sampler",
         "UViT": "l2c.backbones.uvit",
+        "WholeOutput": "l2c.backbones.whole_output",
         "accelerate": "l2c.pipelines.acceleration",
         "applied": "l2c.integrations.diffusers",
         "apply": "l2c.integrations.diffusers",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l2c.backbones.digest import weights_checksum, weights_digest
-from l2c.backbones.layer_cache import LayerCache, LayerOutput, LayerPlan, Pass, Row
+from l2c.backbones.layer_cache import BlockCall, LayerCache, LayerOutput, LayerPlan, Pass, Row
+from l2c.backbones.single_plan import SinglePlan
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,19 @@ class Backbone(nn.Module, ABC):
             ValueError: if a length differs from 2L, or a layer is reused with nothing cached for it.
 
         """
-        plan = self._plan(row, cache, keep)
+        plan = self.plan(row, cache, keep)
         return self.run(x, self.condition(t, y), plan), plan.new_cache
 
-    def _plan(self, row: Row, cache: Sequence[LayerOutput] | None, keep: Sequence[bool] | None) -> LayerPlan:
-        """Return the pass of `forward_cached`."""
-        return LayerPlan(self.layer_names, row, cache, keep, self._call)
+    def plan(
+        self,
+        row: Row,
+        cache: Sequence[LayerOutput] | None = None,
+        keep: Sequence[bool] | None = None,
+        call: BlockCall | None = None,
+    ) -> LayerPlan:
+        """Return the pass of `forward_cached`; `call` runs the blocks, see `Pass`."""
+        kind = SinglePlan if self.layers_per_block == 1 else LayerPlan
+        return kind(self.layer_names, row, cache, keep, call or self._call)
 
     def _call(self, block: nn.Module, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run one block, by activation checkpointing where asked for."""

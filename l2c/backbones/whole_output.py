@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, LayerPlan, Row, mix
+from l2c.backbones.layer_cache import Fresh, LayerCache, LayerOutput, Row, mix
 from l2c.backbones.parts import in_order
-from l2c.backbones.single_plan import SinglePlan
 from l2c.graph.layer_names import WHOLE_OUTPUT
 
 _OF_PIPELINES = ("own_solver", "fewer_steps", "origin")
@@ -90,9 +89,6 @@ class WholeOutput(Backbone):
         whole = in_order(parts, [output for output, _ in outputs])
         return whole, tuple(whole if layer is not None else None for layer in outputs[0][1])
 
-    def _plan(self, row: Row, cache: Sequence[LayerOutput] | None, keep: Sequence[bool] | None) -> LayerPlan:
-        return SinglePlan(self.layer_names, row, cache, keep)
-
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Any) -> Tensor:
         """Predict from x and its `condition`, or reuse; see `Backbone.run`."""
         return layers.run(0, self.whole, x, condition)
@@ -115,7 +111,7 @@ class _Whole(nn.Module):
         """Return the output, and it again in the place of the two outputs of a block."""
         network = self.network
         row, keep = (True,) * network.num_layers, (False,) * network.num_layers
-        output = mix(fresh[0], lambda: network.run(x, condition, network._plan(row, None, keep)), cached[0])
+        output = mix(fresh[0], lambda: network.run(x, condition, network.plan(row, keep=keep)), cached[0])
         return output, (output, output)
 
 

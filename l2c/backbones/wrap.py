@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
-from l2c.backbones.layer_cache import Fresh, LayerOutput, LayerPlan, Pass, Row, mix
+from l2c.backbones.layer_cache import Fresh, LayerOutput, Pass, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
 from l2c.backbones.layer_patterns import match_layers
-from l2c.backbones.single_plan import SinglePlan, ran_twice
+from l2c.backbones.single_plan import ran_twice
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
 
@@ -135,10 +135,10 @@ class WrappedModule(Backbone):
         """Predict, computing every layer: the module's own forward; see `Backbone.forward`."""
         return first(self.call(x, t, y))
 
-    def _plan(self, row: Row, cache: Sequence[LayerOutput] | None, keep: Sequence[bool] | None) -> LayerPlan:
+    def _call(self, block: Any, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if self.recompute_activations and torch.is_grad_enabled():
             raise ValueError("recompute_activations needs a backbone of our own; leave it off for wrapped modules")
-        return SinglePlan(self.layer_names, row, cache, keep)
+        return block(*inputs)
 
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict from x and (t,) or (t, y), each layer being a block of the pass; see `Backbone.run`."""

@@ -166,3 +166,11 @@ def test_a_preset_and_a_graph_name_it(tmp_path, make_dit):
     graph = whole_graph(make_dit(), "weighted")
     graph.save(tmp_path / "graph.json")
     assert l2c.CacheGraph.load(tmp_path / "graph.json") == graph
+
+
+def test_the_network_compiles_as_one(backbone):
+    graph = whole_graph(backbone, "weighted")
+    eager = sampler_of(backbone, graph).sample(LABELS, seed=0)
+    sampler = sampler_of(backbone, graph).compile(2, backend="eager", progress=False)
+    assert torch.allclose(sampler.sample(LABELS, seed=0), eager, atol=1e-5)
+    assert sampler.compiled

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
-from l2c.backbones.layer_cache import LayerPlan
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.memory import out_of_memory
 
@@ -65,26 +64,26 @@ class CompiledBlocks:
         self, backbone: Backbone, graph: CacheGraph | None, x: Tensor, y: Tensor | None, *, progress: bool = False
     ) -> None:
         """Compile what a graph needs, for the batch of x (N, C, H, W) and labels y (N,)."""
-        rows = _covering_rows(graph) if graph is not None else []
+        rows = _covering_rows(graph, backbone.layers_per_block) if graph is not None else []
         t = torch.full((len(x),), 500.0, device=x.device)
         condition = backbone.condition(t, y)
-        names = backbone.layer_names
+        everything = (True,) * backbone.num_layers
         bar = tqdm(total=1 + len(rows), desc="compiling", unit="pass", disable=not progress, leave=False)
         with torch.no_grad(), bar:
-            plan = LayerPlan(names, (True,) * len(names), None, None, self.compiled)
+            plan = backbone.plan(everything, call=self.compiled)
             backbone.run(x, condition, plan)
             bar.update()
             for row in rows:
-                backbone.run(x, condition, LayerPlan(names, row, plan.new_cache, None, self.compiled))
+                backbone.run(x, condition, backbone.plan(row, plan.new_cache, call=self.compiled))
                 bar.update()
 
 
-def _covering_rows(graph: CacheGraph) -> list[tuple[bool, ...]]:
+def _covering_rows(graph: CacheGraph, per_block: int) -> list[tuple[bool, ...]]:
     """Return few rows in which every block does, between them, what it does in any."""
     seen: set[tuple[int, tuple[bool, ...]]] = set()
     chosen = []
     for row in graph.rows:
-        ways = {(b, row[2 * b : 2 * b + 2]) for b in range(len(row) // 2)}
+        ways = {(first, row[first : first + per_block]) for first in range(0, len(row), per_block)}
         if ways - seen:
             chosen.append(row)
             seen |= ways
