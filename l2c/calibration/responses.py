@@ -123,7 +123,7 @@ class _Trajectory:
         with torch.no_grad():
             output, layers = self._network.full(x, t)
         self._requests.append((x, t))
-        self._outputs.append(output.requires_grad_(True))
+        self._outputs.append(output.detach().requires_grad_(True))  # which may be a layer's own tensor
         self.layers.append(layers)
         return self._outputs[-1]
 

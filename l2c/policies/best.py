@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -16,6 +16,7 @@ from l2c.calibration.distillation import Distillation, distil
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.candidates import rule_graphs
@@ -79,11 +80,13 @@ def best(
     steps: int = 50,
     batch_size: int = 8,
     learning_rate: float = 0.02,
+    whole_outputs: bool = True,
     seed: int = 7,
 ) -> CacheGraph:
     """Return the graph of least true error among those of `gram` and of fixed rules; then train its slopes.
 
     Below half of the MACs neighbouring rows of the best graph are exchanged before, while its true error falls.
+    Graphs whose one layer is the network's whole output are among the candidates.
 
     Args:
         context: a context with `responses` in its calibration and the sampler itself.
@@ -98,6 +101,8 @@ def best(
         steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: learning rate of the slopes.
+        whole_outputs: also try graphs of the whole output, see `WholeOutput`; responses to it are measured first, as
+            the calibration was.
         seed: seed of the noises; evaluation uses others.
 
     Raises:
@@ -106,26 +111,49 @@ def best(
     """
     sampler = context.deterministic_sampler("best")
     worth = context.evaluations(budget)
+    true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
+    training = Training(steps, batch_size, learning_rate, seed, first=pool)
+    contexts = _contexts(context, worth, num_evaluations, whole_outputs=whole_outputs)
+    search = {"worth": worth, "max_span": max_span, "exchanges": exchanges, "seed": seed}
+    _, chosen = min(_candidates(contexts, true_error, training, search), key=itemgetter(0))
+    settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
+    if num_evaluations:
+        settings["reference_evaluations"] = context.blank.num_evaluations
+    settings |= {"exchanges": exchanges, "steps": steps, "whole_outputs": whole_outputs, "seed": seed}
+    return chosen.replace(provenance={**chosen.provenance, "method": "best", "hyperparameters": settings})
+
+
+def _contexts(
+    context: PolicyContext, worth: float, num_evaluations: Sequence[int], *, whole_outputs: bool
+) -> Iterator[PolicyContext]:
+    """Yield the contexts that candidates are made in: the given one, those of fewer evaluations, of whole outputs."""
     own = context.blank.num_evaluations
     wrong = [count for count in num_evaluations if not 2 <= count <= own]
     if wrong:
         raise ValueError(f"num_evaluations must be numbers in 2..{own}, those of the sampler, got {wrong[0]}")
-    true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
-    training = Training(steps, batch_size, learning_rate, seed, first=pool)
-    others = (count for count in dict.fromkeys(num_evaluations) if worth < count < own)
-    candidates: list[tuple[float, CacheGraph]] = []
-    for each in (context, *(_with_evaluations(context, count) for count in others)):
-        error, start = _best_start(each, true_error, worth, max_span, exchanges, seed)
-        candidates.append((error, start))
-        if steps and has_slopes(start):
-            trained = _trained(each, sampler, start, training)
-            candidates.append((true_error.error(trained), trained))
-    _, chosen = min(candidates, key=itemgetter(0))
-    settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
-    if num_evaluations:
-        settings["reference_evaluations"] = own
-    settings |= {"exchanges": exchanges, "steps": steps, "seed": seed}
-    return chosen.replace(provenance={**chosen.provenance, "method": "best", "hyperparameters": settings})
+    yield context
+    for count in dict.fromkeys(num_evaluations):
+        if worth < count < own:
+            yield _with_evaluations(context, count)
+    if whole_outputs and len(context.blank.layers) > 1:
+        yield _with_whole_output(context)
+
+
+def _candidates(
+    contexts: Iterator[PolicyContext], true_error: TrueError, training: Training, search: Mapping[str, Any]
+) -> Iterator[tuple[float, CacheGraph]]:
+    """Yield the true errors of the best graphs of each context, and the graphs; the first one must have some."""
+    for place, context in enumerate(contexts):
+        try:
+            error, start = _best_start(context, true_error, **search)
+        except BudgetOutOfReach:
+            if not place:
+                raise
+            continue
+        yield error, start
+        if training.steps and has_slopes(start):
+            trained = _trained(context, true_error.sampler, start, training)
+            yield true_error.error(trained), trained
 
 
 def reference_evaluations(graph: CacheGraph) -> int:
@@ -137,13 +165,25 @@ def reference_evaluations(graph: CacheGraph) -> int:
 
 def _with_evaluations(context: PolicyContext, count: int) -> PolicyContext:
     """Return the context at another number of evaluations, its responses measured as the given ones were."""
-    sampler, settings = context.sampler, context.required_calibration().settings
-    assert sampler is not None
-    seed, num_trajectories = settings.get("seed", 7), settings.get("num_trajectories", 64)
-    known = _CALIBRATED.setdefault(sampler, {})
-    key = (seed, num_trajectories, count)
+    assert context.sampler is not None
+    return _measured(context, uncached_like(context.sampler, num_evaluations=count), (str(count),))
+
+
+def _with_whole_output(context: PolicyContext) -> PolicyContext:
+    """Return the context whose one layer is the network's output, its responses measured as the given ones were."""
+    assert context.sampler is not None
+    whole = (WHOLE_OUTPUT,)
+    return _measured(context, uncached_like(context.sampler, layers=whole), whole)
+
+
+def _measured(context: PolicyContext, sampler: Sampler, what: tuple[str, ...]) -> PolicyContext:
+    """Return the context of an uncached sampler related to a given one's, measured once as that one was."""
+    settings = context.required_calibration().settings
+    assert context.sampler is not None
+    known = _CALIBRATED.setdefault(context.sampler, {})
+    key = (settings.get("seed", 7), settings.get("num_trajectories", 64), *what)
     if key not in known:
-        known[key] = with_responses(uncached_like(sampler, num_evaluations=count), settings)
+        known[key] = with_responses(sampler, settings)
     return known[key]
 
 
@@ -154,7 +194,7 @@ def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyConte
     return PolicyContext.of(sampler, measure(Measurements, sampler, **how))
 
 
-_CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[int, int, int], PolicyContext]] = WeakKeyDictionary()
+_CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[Any, ...], PolicyContext]] = WeakKeyDictionary()
 
 
 def _best_start(

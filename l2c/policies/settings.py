@@ -8,7 +8,7 @@ from typing import Any
 
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS, RULES
 from l2c.io.names import near_names
-from l2c.io.settings import Items, Number, Rule, Text, full_name
+from l2c.io.settings import Flag, Items, Number, Rule, Text, full_name
 from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
 
 COUNT = Number(whole=True, at_least=1)
@@ -117,6 +117,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
         "steps": FROM_0,
         "batch_size": AT_ONCE,
         "learning_rate": Number(above=0, example=0.02),
+        "whole_outputs": Flag(),
         "seed": SEED,
     },
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from l2c.backbones.backbone import Backbone
+from l2c.backbones.whole_output import under_layers
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.sampler import Sampler
 
@@ -56,13 +57,13 @@ def uncached_by(backbone: Backbone, solver: Mapping[str, Any], *, num_evaluation
     )
 
 
-def uncached_like(sampler: Sampler, *, num_evaluations: int | None = None) -> Sampler:
-    """Return the sampler without the graph of another one, and with `num_evaluations` where given.
+def uncached_like(sampler: Sampler, *, num_evaluations: int | None = None, layers: Sequence[str] = ()) -> Sampler:
+    """Return the sampler without the graph of another one, with `num_evaluations` and under `layers` where given.
 
     Precision and cache settings are not taken over.
     """
     return Sampler(
-        sampler.backbone,
+        under_layers(sampler.backbone, layers),
         solver=sampler.solver.name,
         num_evaluations=sampler.solver.num_evaluations if num_evaluations is None else num_evaluations,
         cfg_scale=sampler.guidance.scale,

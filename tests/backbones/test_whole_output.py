@@ -15,8 +15,10 @@ from l2c.calibration.cost import count_macs
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
+from l2c.policies.best import _with_whole_output
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import POLICIES, make_graph
+from l2c.policies.true_error import TrueError
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import seeded_noise
 
@@ -174,3 +176,22 @@ def test_the_network_compiles_as_one(backbone):
     sampler = sampler_of(backbone, graph).compile(2, backend="eager", progress=False)
     assert torch.allclose(sampler.sample(LABELS, seed=0), eager, atol=1e-5)
     assert sampler.compiled
+
+
+def test_best_tries_whole_outputs_too(make_dit):
+    sampler = sampler_of(make_dit())
+    noise = seeded_noise(sampler.backbone.input_shape, 5, 2)
+    tensors = {"responses": measure_responses(sampler, LABELS, noise, num_probes=2, max_age=3)}
+    settings = {"num_trajectories": 2, "batch_size": 2, "responses": {"method": "gradient", "num_probes": 2}}
+    binding = PolicyContext.of(sampler).blank.binding
+    context = PolicyContext.of(sampler, Measurements(tensors, binding, settings))
+    small = {"num_trajectories": 4, "pool": 4, "steps": 1, "batch_size": 2, "max_span": 3, "exchanges": 2}
+    layers = make_graph("best", context, budget=2, whole_outputs=False, **small)
+    output = make_graph("best", _with_whole_output(context), budget=2, **small)
+    either = make_graph("best", context, budget=2, **small)
+    judge = TrueError.of(sampler, 4, 7, pool=4)
+    errors = {graph.layers: judge.error(graph) for graph in (layers, output)}
+    assert set(errors) == {sampler.backbone.layer_names, ("output",)}
+    assert judge.error(either) == pytest.approx(min(errors.values()), rel=1e-4)
+    assert either.layers == min(errors, key=errors.get)
+    assert either.provenance["hyperparameters"]["whole_outputs"]
