@@ -22,13 +22,16 @@ from l2c.io.numbers import finite_number, whole_number
 
 FORMAT = "l2c-calibration"
 VERSION = 2
-FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", "corrections", "digest")
+CORRECTIONS = ("corrections", "output_corrections")
+FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", *CORRECTIONS, "digest")
 OF_BINDING = tuple(Binding.__dataclass_fields__)
 OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction")
 CORRECTION = ("num_evaluations", "share", "predicted", "true")  # share of the MACs; mean squared errors per pixel
 NUMBER = (int, float)
 TEXT = (str, type(None))
-DIMENSIONS = {"layer_change": 3, "block_change": 3, "responses": 4, "responses_ahead": 4}
+OF_OUTPUT = "output_"  # tensors of the whole output as one layer begin so
+PAIRS = (("responses", "responses_ahead"), ("output_responses", "output_responses_ahead"))
+DIMENSIONS = {"layer_change": 3, "block_change": 3, **dict.fromkeys((name for pair in PAIRS for name in pair), 4)}
 MOST = 1000  # corrections, ages
 MOST_MACS = 10**18
 
@@ -42,6 +45,7 @@ def header_of(
     schedule: Schedule | None,
     cost: Cost | None,
     corrections: Sequence[Mapping[str, float]],
+    output_corrections: Sequence[Mapping[str, float]],
 ) -> str:
     """Return the head as text; the arguments are the attributes of `Calibration`.
 
@@ -58,6 +62,7 @@ def header_of(
         "schedule": schedule and {name: getattr(schedule, name) for name in OF_SCHEDULE},
         "cost": cost and {"layers": list(cost.layers), "fixed": cost.fixed},
         "corrections": list(map(dict, corrections)),
+        "output_corrections": list(map(dict, output_corrections)),
     }
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False)
@@ -105,14 +110,18 @@ def fields_of(header: str) -> dict[str, Any]:
     grid = member(content, "grid", (dict, type(None)))
     binding = _binding(member(content, "binding", dict))
     count = binding.num_evaluations
-    corrections = tuple(_correction(one, i, count) for i, one in enumerate(member(content, "corrections", list)))
+    content = {"output_corrections": [], **content}
+    corrections = {
+        name: tuple(_correction(one, i, count, name) for i, one in enumerate(member(content, name, list)))
+        for name in CORRECTIONS
+    }
     return {
         "binding": binding,
         "settings": member(content, "settings", dict),
         "grid": None if grid is None else Grid.from_json(grid, "grid"),
         "schedule": _schedule(member(content, "schedule", (dict, type(None)))),
         "cost": _cost(member(content, "cost", (dict, type(None)))),
-        "corrections": corrections,
+        **corrections,
     }
 
 
@@ -157,9 +166,9 @@ def _cost(content: Mapping[str, Any] | None) -> Cost | None:
     )
 
 
-def _correction(content: Any, index: int, num_evaluations: int) -> Mapping[str, float]:
+def _correction(content: Any, index: int, num_evaluations: int, name: str) -> Mapping[str, float]:
     """Return a correction; one that does not say its number of evaluations is of those measured."""
-    where = f"corrections[{index}]"
+    where = f"{name}[{index}]"
     if not isinstance(content, dict) or index >= MOST:
         raise ValueError(f"{where} must be an object, and one of at most {MOST}, got {quoted(content, 40)}")
     content = {"num_evaluations": num_evaluations, **content}
@@ -187,19 +196,20 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
                 "calibrate again"
             )
         found = shape[1:3] if name.endswith("change") else shape[:2]
-        wanted = num_evaluations, num_layers
+        wanted = num_evaluations, 1 if name.startswith(OF_OUTPUT) else num_layers
         if found != wanted and (name != "block_change" or found[0] != num_evaluations):
             raise ValueError(
                 f"{name} has {found} evaluations and layers, but the file is of {wanted}; run l2c calibrate again"
             )
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds numbers that are not finite; run l2c calibrate again")
-    pair = [tensors[name].shape for name in ("responses", "responses_ahead") if name in tensors]
-    if len(pair) == 2 and pair[0][3] != pair[1][3]:
-        raise ValueError(
-            f"responses and responses_ahead are of {pair[0][3]} and {pair[1][3]} directions, must be equal; "
-            "run l2c calibrate again"
-        )
+    for names in PAIRS:
+        pair = [tensors[name].shape for name in names if name in tensors]
+        if len(pair) == 2 and pair[0][3] != pair[1][3]:
+            raise ValueError(
+                f"{' and '.join(names)} are of {pair[0][3]} and {pair[1][3]} directions, must be equal; run l2c "
+                "calibrate again"
+            )
     if grid is not None and grid.timesteps != binding.timesteps:
         raise ValueError("the timesteps of grid and binding differ, must be the same; run l2c calibrate again")
     if cost is not None and len(cost.layers) != num_layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from l2c.calibration.other_times import ResponsesOnGrid, carry
 from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.names import shown
 from l2c.io.tensors import opened, write_tensors
 
@@ -36,14 +37,15 @@ class Measurements:
 
     Attributes:
         tensors: `layer_change` (K, E, L) and `block_change` (K, E, B): mean relative L1 change against the output
-            1..K evaluations before; `responses` (E, L, A, M) and `responses_ahead` (E, L, B, M): see
-            `measure_both_ways`.
+            1..K evaluations before; `responses` (E, L, A, M) and `responses_ahead` (E, L, B, M), and those of the
+            whole output (E, 1, A or B, M): see `measure_both_ways`.
         binding: model, weights, solver, times and guidance.
         settings: settings of the measurement: seed, number of trajectories.
         grid: the evaluations as responses see them; None = the responses belong to these times alone.
         schedule: the noise schedule of the weights; None where a pipeline's scheduler has one of its own.
         cost: MACs of the backbone; None = not known without the model.
         corrections: true errors beside predicted ones, see `file.CORRECTION`, from the largest budget.
+        output_corrections: the same of graphs of the whole output.
         carried_from: number of evaluations of the grid that responses were carried from; None = measured here.
 
     """
@@ -55,6 +57,7 @@ class Measurements:
     schedule: Schedule | None = None
     cost: Cost | None = None
     corrections: tuple[Mapping[str, float], ...] = ()
+    output_corrections: tuple[Mapping[str, float], ...] = ()
     carried_from: int | None = None
 
     @property
@@ -101,6 +104,26 @@ class Measurements:
                     "same model and solver, or take the calibration that belongs to them"
                 )
 
+    def of_output(self: Kind) -> Kind | None:
+        """Return what was measured of the whole output as the one layer; None where nothing was."""
+        prefix = file.OF_OUTPUT
+        tensors = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+        if not tensors:
+            return None
+        return replace(
+            self,
+            tensors=tensors,
+            binding=replace(self.binding, layers=(WHOLE_OUTPUT,)),
+            cost=self.cost and self.cost.of_output,
+            corrections=self.output_corrections,
+            output_corrections=(),
+        )
+
+    def under(self: Kind, layers: Sequence[str]) -> Kind:
+        """Return the part of the calibration that belongs to some layers: all, or that of the whole output."""
+        of_output = self.of_output() if tuple(layers) == (WHOLE_OUTPUT,) != self.binding.layers else None
+        return self if of_output is None else of_output
+
     def at(self: Kind, graph: CacheGraph, solver: Solver | Grid) -> Kind:
         """Return the calibration for the times of a graph: itself, or with responses carried there.
 
@@ -146,6 +169,7 @@ class Measurements:
             schedule=self.schedule,
             cost=self.cost,
             corrections=self.corrections,
+            output_corrections=self.output_corrections,
         )
         write_tensors(path, self.tensors, {"l2c": header})
 

@@ -71,10 +71,9 @@ def measure(
     if RESPONSES in how:
         arguments = {"batch_size": batch_size, **how[RESPONSES]}
         if arguments.pop("method") == FORWARD:
-            found = measure_forward(sampler, *start, **arguments)
+            tensors["responses"], tensors["responses_ahead"] = measure_forward(sampler, *start, **arguments)
         else:
-            found = measure_both_ways(sampler, *start, seed=seed, **arguments)
-        tensors["responses"], tensors["responses_ahead"] = found
+            tensors |= measure_both_ways(sampler, *start, seed=seed, **arguments)
     return kind(
         tensors,
         binding_of(backbone, solver, weights_bound=True, guidance=sampler.guidance),

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.memory import out_of_memory
 from l2c.io.seeds import ImageNoise
 from l2c.sampling.batches import in_batches
@@ -56,7 +57,7 @@ def measure_responses(
 
     """
     options = {"num_probes": num_probes, "max_age": max_age, "batch_size": batch_size, "seed": seed}
-    return measure_both_ways(sampler, labels, noise, max_ahead=0, **options)[0]
+    return measure_both_ways(sampler, labels, noise, max_ahead=0, **options)["responses"]
 
 
 def measure_both_ways(
@@ -69,10 +70,12 @@ def measure_both_ways(
     max_ahead: int = 3,
     batch_size: int = 8,
     seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Return responses to older outputs, see `measure_responses`, and those to younger ones, (E, L, max_ahead, M).
+) -> dict[str, Tensor]:
+    """Return responses to older outputs, see `measure_responses`, and to younger ones, (E, L, max_ahead, M).
 
-    The latter serve to carry responses to other times, see `l2c.calibration.other_times`.
+    The latter, `responses_ahead`, serve to carry responses to other times, see `l2c.calibration.other_times`.
+    `output_responses` and `output_responses_ahead`, L = 1, are those to the network's whole guided output. They cost
+    nothing more, and are left out where that is the backbone's one layer anyway.
     """
     sampler.solver.check_deterministic("responses, of policies gram and best, belong to one trajectory per noise")
     check_differentiable(sampler.solver, sampler.backbone.input_shape)
@@ -88,11 +91,22 @@ def measure_both_ways(
             parts.append(_responses(trajectory, probes, (max_age, max_ahead), bar))  # (E, L, A + B, n, K)
     responses = torch.cat(parts, dim=3).flatten(3)
     responses /= responses.shape[3] ** 0.5
-    return responses[:, :, :max_age].contiguous(), responses[:, :, max_age:].contiguous()
+    found = both_ways("responses", responses[:, :-1], max_age)
+    if sampler.backbone.layer_names != (WHOLE_OUTPUT,):
+        found |= both_ways("output_responses", responses[:, -1:], max_age)
+    return found
+
+
+def both_ways(name: str, responses: Tensor, max_age: int) -> dict[str, Tensor]:
+    """Return responses (E, L, A + B, M) by name, those to older and those to younger outputs."""
+    older, younger = responses[:, :, :max_age], responses[:, :, max_age:]
+    return {name: older.contiguous(), f"{name}_ahead": younger.contiguous()}
 
 
 class _Trajectory:
     """One batch's trajectory: its states as functions of the network's outputs, and the outputs of all layers.
+
+    The guided output of the network counts as one more layer, the last.
 
     Args:
         sampler: uncached.
@@ -124,7 +138,7 @@ class _Trajectory:
             output, layers = self._network.full(x, t)
         self._requests.append((x, t))
         self._outputs.append(output.detach().requires_grad_(True))  # which may be a layer's own tensor
-        self.layers.append(layers)
+        self.layers.append([*layers, output])
         return self._outputs[-1]
 
     def gradients(self, probes: Tensor) -> Iterator[tuple[int, int, Sequence[Tensor]]]:
@@ -148,7 +162,7 @@ class _Trajectory:
                     at_state[k], *by_layer = torch.autograd.grad(
                         output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, materialize_grads=True
                     )
-                yield e, k, by_layer
+                yield e, k, [*by_layer, gradient]
             at_states[e] = at_state
 
     def _by_output(self, e: int, at_image: Tensor, at_states: Sequence[Tensor | None]) -> list[Tensor]:
@@ -184,7 +198,7 @@ def _gradients_refused(backbone: Backbone) -> Iterator[None]:
 
 
 def _responses(trajectory: _Trajectory, probes: Tensor, reach: tuple[int, int], bar: tqdm) -> Tensor:
-    """Return responses (E, L, A + B, n, K) to outputs 1..A evaluations older, then 1..B younger."""
+    """Return responses (E, L + 1, A + B, n, K) to outputs 1..A evaluations older, then 1..B younger."""
     outputs = trajectory.layers
     max_age, max_ahead = reach
     num_evaluations, num_layers, count = len(outputs), len(outputs[0]), len(trajectory.image)

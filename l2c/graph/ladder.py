@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
 from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.io.names import quoted
 from l2c.io.numbers import finite_number
@@ -42,7 +44,7 @@ class Ladder(Sequence[CacheGraph]):
         for graph in found:
             if not isinstance(graph, CacheGraph):
                 raise ValueError(f"a ladder is made of cache graphs, got {quoted(graph)}; load them first")
-            if graph.binding != found[0].binding:
+            if not _alike(graph, found[0]):
                 raise ValueError(
                     f"the graphs of a ladder must be for one model and sampler, got {found[0].num_evaluations} "
                     f"evaluations of {found[0].model} and {graph.num_evaluations} of {graph.model} at other times, "
@@ -124,3 +126,9 @@ class Ladder(Sequence[CacheGraph]):
     def load(cls, path: str | Path) -> Ladder:
         """Read and validate a file; see `collection.read`."""
         return cls(collection.read(path, FORMAT, "ladder of cache graphs", most=MOST).values())
+
+
+def _alike(graph: CacheGraph, other: CacheGraph) -> bool:
+    """Return whether graphs are for one model and sampler; one may be of the layers and one of the whole output."""
+    layers = {graph.layers, other.layers} - {(WHOLE_OUTPUT,)}
+    return len(layers) <= 1 and replace(graph.binding, layers=other.layers) == other.binding

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.atomic import write_text
 from l2c.io.bundled import cache_folder
 from l2c.io.version import __version__
@@ -116,7 +117,8 @@ def accelerate(
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
         layers: kinds of layers: `layer`, `block`, `resnet`, or `output`, what the whole model returns; see
-            `find_layers`. Fewer of them take less memory.
+            `find_layers`. Fewer of them take less memory. None = with `gram` the usual layers or the whole output,
+            whichever has the smaller expected error.
         folder: where calibrations and graphs are kept; None = `L2C_CACHE`'s, else `l2c` in the user's cache folder.
 
     Raises:
@@ -177,7 +179,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
             calibration = _calibration(sampler, asked, path.parent, name)
             context = PolicyContext.of(sampler, calibration)
             if name == GRAM and calibration is not None:
-                graph = calibration.graph(budget)
+                graph = calibration.graph(budget, whole_outputs=asked.layers is None)
             else:
                 graph = make_graph(name, context, budget=budget)
             break
@@ -214,7 +216,7 @@ def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Bud
     if isinstance(graph, CacheGraph) and graph.provenance.get("method") == GRAM:
         calibration = Calibration.load(_file_of(folder, NEEDS[GRAM]))
         if calibration.grid is not None:
-            apply(pipe, calibration, budget=budget)
+            apply(pipe, calibration.part(graph.layers), budget=budget)
             return
     apply(pipe, graph)
 
@@ -229,9 +231,11 @@ def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: Policy
     cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale).sample(labels, noise=noise)
     error = float((cached - plain).norm() / plain.norm())
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
+    whole = graph.layers == (WHOLE_OUTPUT,)
+    entries = graph.num_evaluations * graph.num_layers
     return [
-        f"{graph.provenance.get('method', 'graph')}: {graph.num_reused} of "
-        f"{graph.num_evaluations * graph.num_layers} layers are reused; {100 * share:.0f} % of the denoiser's MACs "
-        "are left",
+        f"{graph.provenance.get('method', 'graph')}: {graph.num_reused} of {entries} "
+        f"{'evaluations reuse the whole output' if whole else 'layers are reused'}; {100 * share:.0f} % of the "
+        "denoiser's MACs are left",
         f"latents of the same noise differ by {100 * error:.1f} % (L2, relative; {NUM_JUDGED} new noises)",
     ]

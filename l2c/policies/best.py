@@ -101,8 +101,8 @@ def best(
         steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: learning rate of the slopes.
-        whole_outputs: also try graphs of the whole output, see `WholeOutput`; responses to it are measured first, as
-            the calibration was.
+        whole_outputs: also try graphs of the whole output, see `WholeOutput`; where the calibration holds no
+            responses to it, they are measured first, as the others were.
         seed: seed of the noises; evaluation uses others.
 
     Raises:
@@ -170,10 +170,12 @@ def _with_evaluations(context: PolicyContext, count: int) -> PolicyContext:
 
 
 def _with_whole_output(context: PolicyContext) -> PolicyContext:
-    """Return the context whose one layer is the network's output, its responses measured as the given ones were."""
+    """Return the context whose one layer is the network's output; responses are measured where they are not there."""
     assert context.sampler is not None
     whole = (WHOLE_OUTPUT,)
-    return _measured(context, uncached_like(context.sampler, layers=whole), whole)
+    sampler = uncached_like(context.sampler, layers=whole)
+    known = context.required_calibration().of_output()
+    return _measured(context, sampler, whole) if known is None else PolicyContext.of(sampler, known)
 
 
 def _measured(context: PolicyContext, sampler: Sampler, what: tuple[str, ...]) -> PolicyContext:

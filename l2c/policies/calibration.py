@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 from l2c.calibration import measuring
+from l2c.calibration.calibration_file import OF_OUTPUT
 from l2c.calibration.grid import Grid
 from l2c.calibration.measurements import Measurements
 from l2c.diffusion import SOLVERS, Solver, make_solver
@@ -59,6 +61,7 @@ class Calibration(Measurements):
     """
 
     _made: dict[Any, CacheGraph] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _contexts: dict[Any, PolicyContext] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def measure(cls, sampler: Sampler, *, true_errors: int = 64, **settings: Any) -> Calibration:
@@ -85,8 +88,12 @@ class Calibration(Measurements):
         solver: Solver | str | None = None,
         solver_options: Mapping[str, float] | None = None,
         max_span: int | None = None,
+        whole_outputs: bool = True,
     ) -> CacheGraph:
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
+
+        Where responses to the whole output were measured too, a graph of it as the one layer is made as well, and the
+        graph with the smaller expected error is returned.
 
         Args:
             budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
@@ -95,6 +102,7 @@ class Calibration(Measurements):
             solver: name of a solver of the same noise schedule, or the solver itself; None = that measured.
             solver_options: the solver's own settings, `shift` for one; None = those measured.
             max_span: evaluations in a row that a layer may be reused; None = 0.3 of the trajectory.
+            whole_outputs: False = graphs of the layers alone.
 
         Raises:
             ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
@@ -107,6 +115,7 @@ class Calibration(Measurements):
             solver=solver,
             solver_options=solver_options,
             max_span=max_span,
+            whole_outputs=whole_outputs,
         )
         return graph
 
@@ -119,10 +128,11 @@ class Calibration(Measurements):
         solver: Solver | str | None = None,
         solver_options: Mapping[str, float] | None = None,
         max_span: int | None = None,
+        whole_outputs: bool = True,
     ) -> Ladder:
         """Return the graphs of several budgets, each as `graph` makes it."""
         target = self._target(num_steps, timesteps, solver, solver_options)
-        return Ladder(self._graphs(target, budgets, max_span))
+        return Ladder(self._graphs(target, budgets, max_span, whole_outputs=whole_outputs))
 
     def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> Ladder:
         """Return the graphs of those of some budgets that can be reached, from the largest.
@@ -140,25 +150,60 @@ class Calibration(Measurements):
                 raise
         return Ladder(found)
 
+    def preferred(self, budget: Budget) -> Calibration:
+        """Return the part that measured the layers, or the one of the whole output, whichever has the better graph.
+
+        Args:
+            budget: what a graph of the measured sampler may cost; one out of its reach leaves that of the layers.
+
+        """
+        with contextlib.suppress(BudgetOutOfReach):
+            return self.part(self.graph(budget).layers)
+        return self._parts[0]
+
+    def part(self, layers: Sequence[str]) -> Calibration:
+        """Return the part that measured some layers, or the whole output; that of the layers where none did."""
+        return next((part for part in self._parts if part.binding.layers == tuple(layers)), self._parts[0])
+
+    @cached_property
+    def _parts(self) -> tuple[Calibration, ...]:
+        """What was measured of the layers, and what was measured of the whole output, where it was."""
+        whole = self.of_output()
+        if whole is None:
+            return (self,)
+        alone = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(OF_OUTPUT)}
+        return replace(self, tensors=alone, output_corrections=()), whole
+
     def _graphs(
-        self, target: _Target, budgets: Sequence[Budget], max_span: int | None = None
+        self,
+        target: _Target,
+        budgets: Sequence[Budget],
+        max_span: int | None = None,
+        *,
+        whole_outputs: bool = True,
     ) -> Iterator[CacheGraph]:
-        """Yield the graph of each budget; those of the last `REMEMBERED` are made once."""
-        context: PolicyContext | None = None
+        """Yield the graph of each budget."""
+        parts = self._parts if whole_outputs else self._parts[:1]
         for budget in budgets:
-            key = (target.key, str(budget), max_span)
-            graph = self._made.get(key)
-            if graph is None:
-                context = context or self._context(target)
-                graph = self._made[key] = gram(context, budget=budget, max_span=max_span or _span(context))
-                for old in list(self._made)[:-REMEMBERED]:
-                    self._made.pop(old, None)
-            yield graph
+            yield _least_expected(partial(part._graph, target, budget, max_span) for part in parts)
+
+    def _graph(self, target: _Target, budget: Budget, max_span: int | None) -> CacheGraph:
+        """Return the graph of a budget; those of the last `REMEMBERED` are made once."""
+        key = (target.key, str(budget), max_span)
+        if key not in self._made:
+            context = self._contexts.get(target.key)
+            if context is None:
+                self._contexts.clear()
+                context = self._contexts[target.key] = self._context(target)
+            self._made[key] = gram(context, budget=budget, max_span=max_span or _span(context))
+            for old in list(self._made)[:-REMEMBERED]:
+                self._made.pop(old, None)
+        return self._made[key]
 
     def _context(self, target: _Target) -> PolicyContext:
         if self.cost is None:
             raise ValueError("the calibration does not hold the MACs of its layers; run l2c calibrate again")
-        blank = CacheGraph.blank(target.binding)
+        blank = CacheGraph.blank(replace(target.binding, layers=self.binding.layers))
         calibration = self if target.grid is None else self.at(blank, target.grid)
         return PolicyContext(blank, self.cost, routed_evaluations(target.steps), calibration)
 
@@ -222,16 +267,27 @@ class Calibration(Measurements):
             batch_size: trajectories at a time.
 
         """
-        plain = replace(self, corrections=())
-        found = plain._true_errors(sampler, CORRECTED_AT, num_trajectories, batch_size)
+        parts = [replace(part, corrections=()) for part in self._parts]
+        shares = (CORRECTED_AT, CARRIED_AT)
+        found = [
+            tuple(part._all_true_errors(sampler, at, num_trajectories, batch_size))
+            for part, at in zip(parts, shares, strict=False)
+        ]
+        return replace(self, corrections=found[0], output_corrections=found[1] if found[1:] else ())
+
+    def _all_true_errors(
+        self, sampler: Sampler, shares: Sequence[float], num_trajectories: int, batch_size: int
+    ) -> list[dict[str, float]]:
+        """Return `_true_errors` at the measured number of evaluations, and at half and twice as many."""
+        found = self._true_errors(sampler, shares, num_trajectories, batch_size)
         own = self.binding.num_evaluations
         for count in (2 * round(own / 4), 2 * own):
             if count < LEAST_CORRECTED or self.grid is None or self.schedule is None or num_trajectories < 2:
                 continue
             with contextlib.suppress(ValueError):  # nothing was measured there, or no budget can be reached
                 other = uncached_like(sampler, num_evaluations=count)
-                found += plain._true_errors(other, CARRIED_AT, num_trajectories // 2, batch_size)
-        return replace(self, corrections=tuple(found))
+                found += self._true_errors(other, CARRIED_AT, num_trajectories // 2, batch_size)
+        return found
 
     def _true_errors(
         self, sampler: Sampler, shares: Sequence[float], num_trajectories: int, batch_size: int
@@ -254,6 +310,20 @@ class Calibration(Measurements):
             if 0 < true < math.inf and predicted > 0:
                 found.append({"num_evaluations": count, "share": share, "predicted": predicted, "true": true})
         return found
+
+
+def _least_expected(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
+    """Return the graph with the least expected error among those within reach of their budget."""
+    found: list[CacheGraph] = []
+    refusals: list[BudgetOutOfReach] = []
+    for make in makes:
+        try:
+            found.append(make())
+        except BudgetOutOfReach as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]
+    return min(found, key=lambda graph: float(graph.measured[ERROR]))
 
 
 def _span(context: PolicyContext) -> int:

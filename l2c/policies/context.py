@@ -50,7 +50,8 @@ class PolicyContext:
 
         Args:
             sampler: the uncached sampler.
-            calibration: what was measured, carried to the sampler's times where they were measured at others.
+            calibration: what was measured, carried to the sampler's times where they were measured at others; for
+                a backbone whose layer is its whole output, what was measured of that.
             weights_bound: bind graphs to the weights; false skips their digest, for graphs that are not saved.
 
         Raises:
@@ -61,7 +62,7 @@ class PolicyContext:
         has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
-            calibration = calibration.at(blank, solver)
+            calibration = calibration.under(blank.layers).at(blank, solver)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
 
     def for_any_weights(self) -> PolicyContext:

@@ -139,7 +139,7 @@ def test_best_may_take_fewer_evaluations(sampler, start):
     context = PolicyContext.of(
         sampler, Measurements({"responses": responses}, PolicyContext.of(sampler).blank.binding, settings)
     )
-    options = {"budget": 3.5, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
+    options = {"budget": 3.5, "whole_outputs": False, "num_trajectories": 4, "pool": 4, "steps": 2, "batch_size": 2}
     longest = make_graph("best", context, **options)
     chosen = make_graph("best", context, num_evaluations=[5, 4, 3], **options)  # 3 are fewer than the budget has
     assert longest.num_evaluations == 6

@@ -23,9 +23,9 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
     given = {"num_probes": 3, "max_age": 2}
     found = measure(Measurements, sampler, what=("changes", "responses"), num_trajectories=2, seed=3, responses=given)
     noise, labels = seeded_noise(sampler.backbone.input_shape, 3, 2), torch.arange(2)
-    back, ahead = measure_both_ways(sampler, labels, noise, seed=3, **given)
-    assert torch.equal(found.tensors["responses"], back)
-    assert torch.equal(found.tensors["responses_ahead"], ahead)
+    responses = measure_both_ways(sampler, labels, noise, seed=3, **given)
+    assert set(responses) == {f"{of}responses{way}" for of in ("", "output_") for way in ("", "_ahead")}
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in responses.items())
     changes = measure_changes(sampler, labels, noise, batch_size=8)
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in changes.items())
     assert found.settings == {

@@ -43,7 +43,8 @@ def test_responses_equal_those_of_one_pass_through_the_trajectory(make_dit, solv
     sampler = Sampler(make_dit(), solver=solver, num_evaluations=E, cfg_scale=1.5)
     labels, noise = torch.tensor([1, 2]), seeded_noise(sampler.backbone.input_shape, 3, N)
     options = {"num_probes": K, "batch_size": N, "seed": 4}
-    back, ahead = measure_both_ways(sampler, labels, noise.clone(), max_age=3, max_ahead=2, **options)
+    found = measure_both_ways(sampler, labels, noise.clone(), max_age=3, max_ahead=2, **options)
+    back, ahead = found["responses"], found["responses_ahead"]
     wanted = in_one_pass(sampler, labels, noise.clone(), 4)
     scale = float(wanted.abs().max())
     for e in range(E):

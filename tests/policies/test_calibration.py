@@ -44,7 +44,8 @@ def sampler(backbone):
 @pytest.fixture(scope="module")
 def calibration(sampler):
     noise = seeded_noise(sampler.backbone.input_shape, 3, 4)
-    back, ahead = measure_both_ways(sampler, torch.arange(4), noise, num_probes=2, max_age=6, batch_size=4)
+    found = measure_both_ways(sampler, torch.arange(4), noise, num_probes=2, max_age=6, batch_size=4)
+    back, ahead = found["responses"], found["responses_ahead"]
     context, solver = PolicyContext.of(sampler), sampler.solver
     return l2c.Calibration(
         {"responses": back, "responses_ahead": ahead},

@@ -175,6 +175,7 @@ def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resa
             "pipeline with one denoiser, or graphs made by Calibration.graph"
         )
     calibration.tensor("responses")  # refuses one that holds none
+    calibration = calibration.preferred(budget)  # type: ignore[attr-defined]  # an `l2c.Calibration`
     blank = CacheGraph.blank(calibration.binding)
     blank = fitted_to(blank, unwrap_module(denoiser_of(pipe)))
     check_scheduler(blank, pipe.scheduler)

@@ -1,0 +1,80 @@
+"""One calibration of the layers and of the whole output: what is measured, kept, and chosen from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import l2c
+from l2c.policies.context import PolicyContext
+from l2c.policies.registry import make_graph
+
+SETTINGS = {"num_trajectories": 4, "batch_size": 4, "responses": {"num_probes": 2}}
+
+
+@pytest.fixture(scope="module")
+def sampler(make_dit):
+    return l2c.Sampler(make_dit(), solver="ddim", num_evaluations=8, cfg_scale=2.0)
+
+
+@pytest.fixture(scope="module")
+def calibration(sampler):
+    return l2c.Calibration.measure(sampler, true_errors=4, **SETTINGS)
+
+
+def test_responses_to_the_output_are_those_measured_alone(sampler, calibration):
+    whole = l2c.Sampler(l2c.WholeOutput(sampler.backbone), solver="ddim", num_evaluations=8, cfg_scale=2.0)
+    alone = l2c.Calibration.measure(whole, true_errors=0, **SETTINGS)
+    part = calibration.of_output()
+    assert set(part.tensors) == set(alone.tensors) == {"responses", "responses_ahead"}
+    for name, tensor in alone.tensors.items():
+        assert torch.allclose(part.tensors[name], tensor, atol=1e-4 * float(tensor.abs().max()))
+    assert (part.binding, part.cost, part.grid) == (alone.binding, alone.cost, alone.grid)
+    assert alone.of_output() is None
+
+
+def test_the_graph_of_less_expected_error_is_returned(calibration):
+    for budget in (0.75, 0.5, 0.4):
+        chosen = calibration.graph(budget)
+        layers = calibration.graph(budget, whole_outputs=False)
+        output = calibration.of_output().graph(budget)
+        assert output.layers == ("output",) != layers.layers
+        assert chosen in (layers, output)
+        assert chosen.measured["expected_mse"] == min(g.measured["expected_mse"] for g in (layers, output))
+        assert calibration.preferred(budget).graph(budget) == chosen
+
+
+def test_true_errors_correct_both(calibration, sampler):
+    assert calibration.corrections
+    assert calibration.output_corrections
+    assert calibration.of_output().corrections == calibration.output_corrections
+    graph = calibration.of_output().graph(0.5)
+    noise = torch.randn(16, *sampler.backbone.input_shape, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(16) % 5
+    cached = l2c.Sampler(sampler.backbone, graph=graph, cfg_scale=2.0).sample(labels, noise=noise)
+    true = float((cached - sampler.sample(labels, noise=noise)).square().mean())
+    assert true / 5 < graph.measured["expected_mse"] < 5 * true
+
+
+def test_a_ladder_takes_both(calibration):
+    ladder = calibration.ladder([0.8, 0.6, 0.4])
+    assert [rung.layers for rung in ladder] == [calibration.graph(budget).layers for budget in (0.8, 0.6, 0.4)]
+    mixed = l2c.Ladder([calibration.graph(0.8, whole_outputs=False), calibration.of_output().graph(0.5)])
+    assert len({rung.layers for rung in mixed}) == 2
+
+
+def test_both_are_saved_and_carried(calibration, tmp_path):
+    calibration.save(tmp_path / "c.safetensors")
+    again = l2c.Calibration.load(tmp_path / "c.safetensors")
+    assert again.graph(0.4) == calibration.graph(0.4)
+    assert again.output_corrections == calibration.output_corrections
+    carried = again.of_output().graph(0.5, num_steps=12)
+    assert (carried.num_evaluations, carried.layers) == (12, ("output",))
+    assert again.graph(0.5, num_steps=12).num_evaluations == 12
+
+
+def test_policies_of_either_kind_take_the_file(calibration, sampler):
+    whole = l2c.Sampler(l2c.WholeOutput(sampler.backbone), solver="ddim", num_evaluations=8, cfg_scale=2.0)
+    assert make_graph("gram", PolicyContext.of(whole, calibration), budget=4).layers == ("output",)
+    context = PolicyContext.of(sampler, calibration)
+    assert make_graph("gram", context, budget=4).layers == sampler.backbone.layer_names
