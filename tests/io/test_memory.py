@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from l2c.io import memory
 from l2c.io.memory import ExplainedMemoryError, halved, memory_explained, out_of_memory, remedies
 
 
@@ -49,3 +52,21 @@ def test_only_what_can_be_lowered_is_named():
         "say batch_size=4 or precision=bf16, or take a smaller model"
     )
     assert remedies(halved("batch_size", 1)) == "take a smaller model, or free memory on this machine"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
+@pytest.mark.parametrize("own", [False, True])
+def test_commands_let_glibc_keep_freed_memory_unless_told_otherwise(own, monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *a: asked.append(a)))
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    if own:
+        monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    memory.keep_freed_memory()
+    assert asked == ([] if own else [(-3, 32 * 2**20), (-1, 64 * 2**20)])
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace())
+    memory.keep_freed_memory()
