@@ -289,6 +289,7 @@ class GraphHook(_UncopiedHook):
                     layer.clear()
             return output
 
+    @torch.compiler.disable
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, BranchHistory]:
         t = timestep_of(module, args, kwargs)
         anew = self.schedule.begins_anew(t)
@@ -314,6 +315,7 @@ class GraphHook(_UncopiedHook):
             layer.wanted = held > 0
         return e, history
 
+    @torch.compiler.disable
     def _keep(self, evaluation: int, history: BranchHistory) -> None:
         """Keep outputs that are read later, free the others."""
         for index, (layer, held) in enumerate(zip(self.layers, self.schedule.graph.held[evaluation], strict=True)):
