@@ -7,8 +7,8 @@ Of some classes or pipelines alone, the others' rows in the tables stay.
 For each class: a graph that computes everything must equal the plain model bit for bit; reuse under equal inputs must
 equal computing; the forwards that really run must be those of the rows; a second call must equal the first; removing
 the graph must restore the model bit for bit; and two guidance branches that run in turn must equal each run alone.
-Configurations are in tiny_models.yaml. Whole pipelines are those of tiny_pipelines.py; whole_pipelines.py says what
-is checked. All take some minutes on one core.
+Configurations are in tiny_models.yaml. Whole pipelines are those of tiny_pipelines.py and tiny_variants.py;
+whole_pipelines.py says what is checked. All take some minutes on one core.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import whole_pipelines
 from tiny_models import CONFIGURATIONS, TIMES, TinyModel, configurations, moved_on, tiny_model
-from tiny_pipelines import PIPELINES, STEPS
+from tiny_pipelines import STEPS, makers
 from torch import Tensor, nn
 
 import l2c
@@ -243,7 +243,7 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     known: dict[str, Callable[[str], Finding | whole_pipelines.Outcome]] = {
         **dict.fromkeys(configurations(), examine),
-        **dict.fromkeys(PIPELINES, whole_pipelines.outcome_of),
+        **dict.fromkeys(makers(), whole_pipelines.outcome_of),
     }
     unknown = [name for name in options.names if name not in known]
     if unknown:
@@ -253,7 +253,7 @@ def main() -> None:
         rows[name] = known[name](name).line
         print(rows[name], flush=True)
     classes = [rows[name] for name in configurations() if name in rows]
-    pipelines = [rows[name] for name in PIPELINES if name in rows]
+    pipelines = [rows[name] for name in makers() if name in rows]
     layer_graphs, block_graphs, output_graphs, right = (
         sum(row.split("|")[place].strip() == "yes" for row in table)
         for table, place in ((classes, 4), (classes, 5), (classes, 6), (pipelines, 3))

@@ -538,10 +538,17 @@ PIPELINES: dict[str, Callable[[], TinyPipeline]] = {
 }
 
 
+def makers() -> dict[str, Callable[[], TinyPipeline]]:
+    """Return the makers of all pipelines by name, variants of these included."""
+    from tiny_variants import VARIANTS
+
+    return {**PIPELINES, **VARIANTS}
+
+
 def tiny_pipeline(name: str, seed: int = 0) -> TinyPipeline:
     """Return a pipeline by name."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = PIPELINES[name]()
+        made = makers()[name]()
     made.pipe.set_progress_bar_config(disable=True)
     return made

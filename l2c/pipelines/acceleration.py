@@ -61,11 +61,10 @@ class _Asked:
         *others: Any,
     ) -> _Asked:
         """Return the arguments, with the pipeline's own number of steps and scale where they are None."""
-        from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
+        from l2c.integrations.diffusers.guidance import guidance_of
 
-        steps = defaults_of(pipe)["num_inference_steps"] if steps is None else steps
-        scale = guidance_of(pipe).default(pipe, options) if scale is None else scale
-        return cls(_read(prompts, pipe), steps, scale, policy, options, *others)
+        scale = guidance_of(pipe).asked(pipe, options, scale)
+        return cls(_read(prompts, pipe), _steps(pipe, steps), scale, policy, options, *others)
 
     def key(self, pipe: Any) -> str:
         """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
@@ -76,9 +75,9 @@ class _Asked:
             "made by": [__version__, VERSION],  # what another version kept is not read
             "weights": [known_digest(model, effective_weights(model)) for model in denoisers_of(pipe).values()],
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
-            "prompts": list(map(_named, self.prompts)),
+            "prompts": _named(self.prompts),
             "settings": [
-                *(self.steps, self.scale, self.policy, str(dict(self.options)), self.num_trajectories, self.seed),
+                *(self.steps, self.scale, self.policy, _named(self.options), self.num_trajectories, self.seed),
                 self.layers,
             ],
         }
@@ -144,11 +143,32 @@ def accelerate(
     return graph
 
 
-def _named(prompt: Any) -> str:
-    """Return a prompt as text; a picture by its digest."""
-    if isinstance(prompt, (str, int)):
-        return str(prompt)
-    return hashlib.sha256(np.asarray(prompt).tobytes()).hexdigest()
+def _steps(pipe: Any, num_inference_steps: int | None) -> int:
+    """Return the number of steps, the pipeline's own where none is given."""
+    from l2c.integrations.diffusers.guidance import defaults_of
+
+    defaults = defaults_of(pipe)
+    if "num_inference_steps" not in defaults:
+        raise ValueError(
+            f"{type(pipe).__name__} takes no num_inference_steps, by which a pipeline is calibrated; call l2c.apply "
+            "with a graph for its transformer or U-Net instead"
+        )
+    steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+    if steps is None:
+        raise ValueError(f"{type(pipe).__name__} has no number of steps of its own; give num_inference_steps")
+    return int(steps)
+
+
+def _named(value: Any) -> Any:
+    """Return prompts or options as text, pictures and tensors in them by their digest."""
+    if isinstance(value, Mapping):
+        return {str(name): _named(member) for name, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_named(member) for member in value]
+    if hasattr(value, "__array__") and not isinstance(value, np.generic):
+        array = np.asarray(value.float().cpu() if isinstance(value, torch.Tensor) else value)
+        return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
+    return str(value)
 
 
 def _read(prompts: Any, pipe: Any) -> list[Any]:
@@ -172,7 +192,8 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
         of=asked.layers,
         options=asked.options,
     )
-    sampler = Sampler(backbone, solver="pipeline", num_evaluations=asked.steps, cfg_scale=asked.scale)
+    steps = backbone.own_solver.num_evaluations  # timesteps or sigmas of the call's own count, not its steps
+    sampler = Sampler(backbone, solver="pipeline", num_evaluations=steps, cfg_scale=asked.scale)
     refusals: list[str] = []
     for name in AUTO if asked.policy is None else (asked.policy,):
         try:

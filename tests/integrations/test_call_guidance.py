@@ -37,6 +37,11 @@ class OfPictures(Called):
         """Take the scales of Stable Video Diffusion."""
 
 
+class Guided(Called):
+    def __call__(self, prompt, guidance_scale=7.5):
+        """Take the scale of most pipelines."""
+
+
 class OfNothing(Called):
     def __call__(self, num_inference_steps=2):
         """Take nothing to draw."""
@@ -46,17 +51,47 @@ def test_true_guidance_needs_a_negative_prompt():
     pipe = TrueGuidance(guidance_embeds=False)
     guidance = guidance_of(pipe)
     assert (guidance.mode, guidance.argument) == ("cfg", "true_cfg_scale")
-    assert guidance.default(pipe, {}) == 1.0
-    assert guidance.default(pipe, {"negative_prompt": " "}) == 4.0
-    assert guidance.default(pipe, {"negative_prompt": " ", "true_cfg_scale": 0.5}) == 1.0
+    assert guidance.asked(pipe, {}) == 1.0
+    assert guidance.asked(pipe, {"negative_prompt": " "}) == 4.0
+    assert guidance.asked(pipe, {"negative_prompt": " ", "true_cfg_scale": 0.5}) == 1.0
 
 
 def test_a_scale_that_is_an_input_is_the_one_that_counts():
     pipe = TrueGuidance(guidance_embeds=True)
     guidance = guidance_of(pipe)
     assert (guidance.mode, guidance.argument) == ("embedded", "guidance_scale")
-    assert guidance.default(pipe, {}) == 3.5
+    assert guidance.asked(pipe, {}) == 3.5
     assert guidance.off == {"true_cfg_scale": 1.0}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, -1.0])
+def test_scales_that_switch_guidance_off_are_one(scale):
+    pipe = Guided()
+    assert guidance_of(pipe).asked(pipe, {}, scale) == 1.0  # turbo models are called with 0
+    assert guidance_of(pipe).asked(pipe, {}) == 7.5
+    assert guidance_of(pipe).asked(pipe, {"guidance_scale": 0.0}) == 1.0
+
+
+def test_the_scale_is_an_input_of_models_of_latent_consistency():
+    pipe = Guided(time_cond_proj_dim=16)
+    assert guidance_of(pipe).mode == "embedded"
+    assert guidance_of(pipe).asked(pipe, {}, 0.5) == 0.5
+
+
+def test_a_guider_holds_the_scale():
+    from diffusers import ClassifierFreeGuidance
+
+    pipe = OfNothing()
+    pipe.guider = ClassifierFreeGuidance(guidance_scale=6.0)
+    guidance = guidance_of(pipe)
+    assert guidance.asked(pipe, {}) == guidance.asked(pipe, {}, 6.0) == 6.0
+    with pytest.raises(ValueError, match=r"by pipe.guider at 6, got guidance_scale=4; set pipe.guider"):
+        guidance.asked(pipe, {}, 4.0)
+    with guidance.at(1.0) as arguments:
+        assert (arguments, pipe.guider.num_conditions) == ({}, 1)
+    assert (pipe.guider.guidance_scale, pipe.guider.num_conditions) == (6.0, 2)
+    pipe.guider.disable()
+    assert guidance.asked(pipe, {}) == 1.0
 
 
 def test_pictures_and_several_scales():
@@ -64,6 +99,8 @@ def test_pictures_and_several_scales():
     assert guidance_of(pipe).argument is None
     assert guidance_of(pipe).off == {"min_guidance_scale": 1.0, "max_guidance_scale": 1.0}
     assert check_prompts([b"a picture"], pipe)
+    with pytest.raises(ValueError, match=r"takes no single guidance scale, got guidance_scale=3 "):
+        guidance_of(pipe).asked(pipe, {}, 3.0)
     for refused in (lambda: check_prompts(["a cat"], pipe), lambda: read_prompts(None, pipe)):
         with pytest.raises(
             ValueError, match="OfPictures draws from pictures, not from texts; give a list of pictures"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -17,6 +19,8 @@ from l2c.calibration.measurements import Measurements
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers import apply, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
+from l2c.integrations.diffusers.recorded import recording
+from l2c.integrations.diffusers.recorded.steps import RecordedStep
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.training.routers.objectives import LearningToCache
@@ -108,6 +112,43 @@ def test_schedulers_with_a_scale_of_noise(make_pipeline):
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
     expected = latents_of(pipe, noise, ["a cat", "a red dog"], 3.0)
     torch.testing.assert_close(sampler.sample([0, 1], noise=noise), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pipeline_that_takes_one_prompt_a_call(make_pipeline, monkeypatch):
+    pipe = make_pipeline("stable_diffusion")
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def images():
+        backbone = backbone_of(pipe)
+        sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
+        return backbone.lengths_differ, sampler.sample([0, 1, 1], noise=noise)
+
+    apart, expected = images()
+    assert not apart
+    plain = type(pipe).__call__
+
+    @functools.wraps(plain)
+    def one_at_a_time(self, prompt, **options):
+        if len(prompt) > 1:
+            raise RuntimeError("Sizes of tensors must match")
+        return plain(self, prompt, **options)
+
+    monkeypatch.setattr(type(pipe), "__call__", one_at_a_time)
+    apart, alone = images()
+    assert not apart  # the axes are those of its guided call
+    torch.testing.assert_close(alone, expected, rtol=1e-3, atol=1e-3)
+    monkeypatch.setattr(RecordedStep, "unconditional", lambda *args: None)
+    monkeypatch.setattr(recording, "twice_of", lambda option: option)
+    monkeypatch.setattr(recording, "first_step", lambda *args, **settings: RecordedStep())
+    apart, alone = images()  # without a guided call
+    assert apart
+    torch.testing.assert_close(alone, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_call_that_breaks_is_named(make_pipeline):
+    pipe = make_pipeline("stable_diffusion")
+    with pytest.raises(ValueError, match=r"failed when it was called with .*TypeError: .*colour.* in options"):
+        pipeline_backbone(pipe, ["a cat"], num_evaluations=STEPS, options={"colour": "red"})
 
 
 def test_bad_input_is_one_sentence(make_pipeline, tmp_path):

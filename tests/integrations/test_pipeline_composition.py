@@ -11,9 +11,8 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 import diffusers
-from tiny_diffusers import FLUX
-from tiny_parts import frozen
 from tiny_pipelines import STEPS, tiny_pipeline
+from whole_pipelines import calibrated_as_drawn
 
 import l2c
 from l2c.integrations.diffusers import applied, denoiser_of
@@ -66,28 +65,6 @@ def picture(seed=0):
     return torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def sd_controlnet(tiny):
-    net = diffusers.ControlNetModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        cross_attention_dim=24,
-        attention_head_dim=2,
-        norm_num_groups=4,
-        transformer_layers_per_block=1,
-        conditioning_embedding_out_channels=(16,),
-    )
-    parts = {**tiny.pipe.components, "controlnet": frozen(net)}
-    pipe = diffusers.StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
-    return pipe, {"image": picture()}
-
-
-def flux_controlnet(tiny):
-    net = diffusers.FluxControlNetModel(**FLUX, guidance_embeds=True)
-    parts = {name: part for name, part in tiny.pipe.components.items() if part is not None}
-    return diffusers.FluxControlNetPipeline(**parts, controlnet=frozen(net)), {"control_image": picture()}
-
-
 def sd_inpaint(tiny):
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., :4] = 1.0
@@ -117,16 +94,19 @@ def sd_guidance_ends_half_way(tiny):
 CASES = {
     case.__name__: case
     for case in (
-        *(sd_controlnet, flux_controlnet, sd_inpaint, sd_freeu),
+        *(sd_inpaint, sd_freeu),
         *(sd_several_pictures, sd_guidance_ends_half_way),
     )
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+CONTROLNETS = ("sd_controlnet", "flux_controlnet")  # pipelines of their own
+
+
+@pytest.mark.parametrize("name", [*CONTROLNETS, *CASES])
 def test_cached_with_it_is_what_is_replaced_by_hand(name):
-    tiny = tiny_pipeline(name.partition("_")[0])
-    pipe, options = CASES[name](tiny)
+    tiny = tiny_pipeline(name if name in CONTROLNETS else name.partition("_")[0])
+    pipe, options = CASES.get(name, lambda tiny: (tiny.pipe, {}))(tiny)
     pipe.set_progress_bar_config(disable=True)
     of = type(tiny)(pipe, {**tiny.options, **options}, tiny.prompts, tiny.scale)
     plain = of.draw()
@@ -140,3 +120,7 @@ def test_cached_with_it_is_what_is_replaced_by_hand(name):
     with applied(pipe, graph.replace(rows=((True,) * graph.num_layers,) * graph.num_evaluations)):
         assert torch.equal(of.draw(), plain)
     assert torch.equal(of.draw(), plain)
+
+
+def test_a_controlnet_runs_again_at_every_step_of_a_calibration():
+    assert calibrated_as_drawn(tiny_pipeline("sd_controlnet")) == "yes"

@@ -24,9 +24,9 @@ from l2c.calibration.responses import measure_responses
 from l2c.integrations.diffusers import apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import PipelineBackbone, pipeline_backbone
+from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.conditions import PerPrompt, places_of
 from l2c.integrations.diffusers.recorded.recording import Recording
-from l2c.integrations.diffusers.recorded.steps import RecordedCall
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.io.seeds import ImageNoise
 from l2c.policies.context import PolicyContext

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 import diffusers
+from PIL import Image
 
 import l2c
 from l2c.integrations.diffusers import remove
@@ -104,6 +105,28 @@ def test_block_caching_where_the_scheduler_passes_no_gradient(pipe, tmp_path, ca
     pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     graph = accelerated(pipe, tmp_path)
     assert graph.provenance["method"] == "block_caching"
+
+
+def test_pictures_in_options_are_known_by_what_they_show():
+    def name(colour):
+        picture = Image.new("RGB", (64, 64), colour)
+        tensor = torch.zeros(1, 3, 64, 64) + (colour == "blue") * torch.eye(64)
+        return acceleration._named({"image": [picture], "mask": tensor, "strength": 0.5})
+
+    assert name("red") == name("red") != name("blue")
+    assert len({str(name(colour)["mask"]) for colour in ("red", "blue")}) == 2
+    assert name("red")["strength"] == "0.5"
+
+
+def test_the_number_of_steps_is_asked_for_where_there_is_none(pipe):
+    assert acceleration._steps(pipe, None) == 50
+    kind = type(pipe)
+    without = type("Without", (kind,), {"__call__": lambda self, class_labels: None})(**pipe.components)
+    with pytest.raises(ValueError, match="Without takes no num_inference_steps"):
+        acceleration._steps(without, 5)
+    none = type("Unset", (kind,), {"__call__": lambda self, class_labels, num_inference_steps=None: None})
+    with pytest.raises(ValueError, match="Unset has no number of steps of its own; give num_inference_steps"):
+        acceleration._steps(none(**pipe.components), None)
 
 
 def test_bad_input_is_one_sentence(pipe, tmp_path):

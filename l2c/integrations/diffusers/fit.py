@@ -139,8 +139,9 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
     call = call_of(pipe)
     given = {} if call is None else dict(call.f_locals)
     guidance = guidance_of(pipe)
-    if guidance.argument in given:
+    if guidance.argument in given or guidance.guider is not None:
         mend = f"call the pipeline with {guidance.argument}={graph.cfg_scale}"
+        mend = mend if guidance.guider is None else f"set pipe.guider.guidance_scale = {graph.cfg_scale}"
         mend += " and a negative_prompt" if guidance.on and graph.cfg_scale != 1 else ""
         check_guidance(graph.binding, None, guidance.scale_of(given), any_guidance=any_guidance, mend=mend)
     check_noise(graph, draws=adds_noise(pipe.scheduler, eta=given.get("eta") or 0.0))

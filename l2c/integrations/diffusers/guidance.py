@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ class PipelineGuidance:
         argument: the argument of the call that takes s; None = there is no single one.
         off: arguments with which a call makes no unconditional pass.
         on: arguments that a call needs for one beside s.
+        guider: the pipeline's component that holds s instead (HunyuanVideo 1.5); None = there is none.
 
     """
 
@@ -31,6 +33,24 @@ class PipelineGuidance:
     argument: str | None
     off: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Any] = field(default_factory=dict)
+    guider: Any = None
+
+    @property
+    def branches(self) -> bool:
+        """Whether a call at some scale makes two passes of the model."""
+        return self.mode != "embedded" and (self.argument is not None or self.guider is not None)
+
+    @contextmanager
+    def at(self, scale: float) -> Iterator[dict[str, Any]]:
+        """Yield the argument of calls at a scale in a `with` block, for whose time the guider has it too."""
+        if self.guider is None:
+            yield {} if self.argument is None else {self.argument: scale}
+            return
+        before, self.guider.guidance_scale = self.guider.guidance_scale, scale
+        try:
+            yield {}
+        finally:
+            self.guider.guidance_scale = before
 
     def arguments(self, scale: float | None) -> dict[str, Any]:
         """Return the arguments of a call at a scale; None = as the pipeline has it."""
@@ -40,6 +60,8 @@ class PipelineGuidance:
 
     def scale_of(self, call: Mapping[str, Any]) -> float | None:
         """Return the scale that counts in a call with these arguments; the neutral one where guidance is off."""
+        if self.guider is not None:
+            return self.guider.guidance_scale if self.guider._enabled else NEUTRAL_SCALE[self.mode]
         scale = None if self.argument is None else call.get(self.argument)
         if self.mode == "embedded" or self.argument is None:
             return scale
@@ -47,9 +69,26 @@ class PipelineGuidance:
         off = scale is None or scale <= neutral or (self.on and not negative(call))
         return neutral if off else scale
 
-    def default(self, pipe: Any, options: Mapping[str, Any]) -> float | None:
-        """Return the scale of a call that says nothing about it but these options."""
-        return self.scale_of({**defaults_of(pipe), **options})
+    def asked(self, pipe: Any, options: Mapping[str, Any], scale: float | None = None) -> float | None:
+        """Return the scale that counts in a call with these options; None = theirs, or the pipeline's.
+
+        Raises:
+            ValueError: if a scale is given that the call does not take.
+
+        """
+        own = self.scale_of({})
+        if scale is not None and self.guider is not None and scale != own:
+            raise ValueError(
+                f"{type(pipe).__name__} is guided by pipe.guider at {own:g}, got guidance_scale={scale:g}; set "
+                f"pipe.guider.guidance_scale = {scale:g}, or leave guidance_scale out"
+            )
+        if scale is not None and self.argument is None and self.guider is None:
+            named = ", ".join(name for name in defaults_of(pipe) if "guidance_scale" in name) or "none"
+            raise ValueError(
+                f"{type(pipe).__name__} takes no single guidance scale, got guidance_scale={scale:g} (its call has: "
+                f"{named}); leave guidance_scale out"
+            )
+        return self.scale_of({**defaults_of(pipe), **options, **self.arguments(scale)})
 
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
@@ -70,8 +109,11 @@ def guidance_of(pipe: Any) -> PipelineGuidance:
     (Stable Video Diffusion has one a frame), there is no single one.
     """
     parameters = inspect.signature(pipe.__call__).parameters
+    guider = getattr(pipe, "guider", None)
+    if hasattr(guider, "guidance_scale"):
+        return PipelineGuidance("uvit" if guider.use_original_formulation else "cfg", None, guider=guider)
     scales = {name: 1.0 for name in (TRUE, EMBEDDED) if name in parameters}
-    if getattr(denoiser_of(pipe).config, "guidance_embeds", False) and EMBEDDED in parameters:
+    if _takes_scale(denoiser_of(pipe)) and EMBEDDED in parameters:
         return PipelineGuidance("embedded", EMBEDDED, {TRUE: 1.0} if TRUE in parameters else {})
     if TRUE in parameters:
         return PipelineGuidance("cfg", TRUE, {TRUE: 1.0}, {"negative_prompt": [""]})
@@ -81,6 +123,12 @@ def guidance_of(pipe: Any) -> PipelineGuidance:
         return PipelineGuidance(mode, EMBEDDED, {EMBEDDED: neutral})
     several = [name for name in parameters if name.endswith("guidance_scale")]
     return PipelineGuidance("cfg", None, dict.fromkeys(several, 1.0))
+
+
+def _takes_scale(model: Any) -> bool:
+    """Return whether a model takes the guidance scale as an input: Flux dev, models of latent consistency."""
+    config = model.config
+    return bool(getattr(config, "guidance_embeds", False) or getattr(config, "time_cond_proj_dim", None))
 
 
 def _neutral(pipe: Any) -> float:

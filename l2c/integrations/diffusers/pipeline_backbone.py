@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from l2c.backbones.layer_form import Shapes
 from l2c.backbones.parts import alike, in_order, part_of
 from l2c.backbones.whole_output import under_layers
 from l2c.backbones.wrap import WrappedModule
+from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
@@ -91,6 +93,8 @@ class PipelineBackbone(WrappedModule):
         self.usual_time = solver.timesteps[0]
         self.fewer_steps = dict(fewer_steps or {})
         self._recorded = calls[0]
+        for feeder in calls[0].feeders:
+            feeder.module.eval().requires_grad_(False)
         self.second = None if second is None else second[0].eval().requires_grad_(False)
         self._second_layers = (
             () if self.second is None else tuple(make_layer(self.second, name) for name in self.layer_names)
@@ -226,9 +230,10 @@ def pipeline_backbone(
         raise ValueError("no prompts given; one at least is needed")
     model, guidance = denoiser_of(pipe), guidance_of(pipe)
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
+    settings |= {name: 1 for name in settings if re.fullmatch(r"num_\w+_per_prompt", name)}
     if guidance.mode == "embedded":
         settings |= guidance.arguments(guidance_scale)
-    with _encoding_once(pipe):
+    with _encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, model, prompts, guidance, **settings)
         timesteps = as_model_sees(pipe.scheduler.timesteps, recording.calls[0].t, pipe.scheduler)
         solver = SchedulerSolver(pipe.scheduler, timesteps)

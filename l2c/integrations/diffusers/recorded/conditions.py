@@ -13,6 +13,7 @@ from torch import Tensor
 from l2c.backbones.digest import weights_digest
 
 SHARED, LISTED = "shared", "listed"  # places of a condition that has no axis of prompts
+ALONE = "alone"  # of all conditions of a pipeline that takes one prompt a call
 
 
 @dataclass(frozen=True)
@@ -22,22 +23,22 @@ class PerPrompt:
     Attributes:
         parts: one for each prompt, as the model is given it for a batch of this prompt alone.
         axis: axis of prompts, along which the parts of a batch are joined; None = each part is a list, and so is
-            that of a batch.
+            that of a batch; `ALONE` = there are no batches.
 
     """
 
     parts: tuple[Any, ...]
-    axis: int | None = 0
+    axis: int | str | None = 0
 
     @cached_property
     def alike(self) -> Tensor | None:
         """All parts as one tensor (P, ...); None where they differ in shape or are lists."""
-        return torch.stack(self.parts) if self.axis is not None and len(set(self.shapes)) == 1 else None
+        return torch.stack(self.parts) if isinstance(self.axis, int) and len(set(self.shapes)) == 1 else None
 
     @property
     def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
         """Shape of each part; all None for lists, whose members may differ in shape."""
-        return tuple(None if self.axis is None else tuple(part.shape) for part in self.parts)
+        return tuple(tuple(part.shape) if isinstance(self.axis, int) else None for part in self.parts)
 
 
 def places_of(one: Any, two: Any) -> Any:
@@ -64,7 +65,7 @@ def tabled(values: Sequence[Any], places: Any) -> Any:
 
     Args:
         values: the same condition of each prompt.
-        places: see `places_of`.
+        places: see `places_of`; or `ALONE`.
 
     """
     head = values[0]
@@ -85,6 +86,9 @@ def rows_of(table: Any, y: Tensor) -> Any:
         return tuple(rows_of(value, y) for value in table)
     if not isinstance(table, PerPrompt):
         return table.to(y.device) if isinstance(table, Tensor) else table
+    if table.axis == ALONE:
+        (prompt,) = y.tolist()
+        return table.parts[prompt]
     if table.axis is None:
         members = [member for prompt in y.tolist() for member in table.parts[prompt]]
         return [member.to(y.device) if isinstance(member, Tensor) else member for member in members]
@@ -113,14 +117,16 @@ def groups_of(table: Any, prompts: Sequence[int]) -> dict[Any, list[int]]:
     """Return the places in a batch of prompts whose conditions are alike in shape, by their shapes."""
     groups: dict[Any, list[int]] = {}
     for place, prompt in enumerate(prompts):
-        shapes = tuple(condition.shapes[prompt] for condition in _per_prompt(table))
+        shapes = tuple(
+            place if condition.axis == ALONE else condition.shapes[prompt] for condition in _per_prompt(table)
+        )
         groups.setdefault(shapes, []).append(place)
     return groups
 
 
 def differ_in_length(table: Any) -> bool:
-    """Return whether some condition has another shape for some prompt."""
-    return any(len(set(condition.shapes)) > 1 for condition in _per_prompt(table))
+    """Return whether some condition has another shape for some prompt, or there are no batches."""
+    return any(condition.axis == ALONE or len(set(condition.shapes)) > 1 for condition in _per_prompt(table))
 
 
 def digest_of(table: Any) -> str:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers.guidance import PipelineGuidance
 from l2c.integrations.diffusers.prompts import condition_of, empty_of
-from l2c.integrations.diffusers.recorded.conditions import places_of
-from l2c.integrations.diffusers.recorded.steps import RecordedCall, close, difference, first_step, recorded_call
+from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
+from l2c.integrations.diffusers.recorded.steps import (
+    RecordedCall,
+    RecordedStep,
+    close,
+    difference,
+    first_step,
+    recorded_call,
+)
+from l2c.io.memory import out_of_memory
 
 NORMED = "cfg_normed"
 log = logging.getLogger(__name__)
@@ -25,7 +35,7 @@ class Recording:
 
     Attributes:
         calls: the first call of the model for each prompt, and for none: the unconditional branch of guidance.
-        places: axes of prompts in the conditions, see `conditions.places_of`.
+        places: axes of prompts in the conditions, see `conditions.places_of`; or `ALONE`.
         runs: how often each module of the model runs in a forward, by its name.
         sign: see `RecordedStep`.
         guidance: the mode by which the pipeline combines its two branches; None = it has no two branches, or they
@@ -67,16 +77,21 @@ def record(
             "in a way that cannot be repeated; a graph can be applied to it, but not calibrated on it"
         )
 
-    def call(*batch: Any) -> RecordedCall:
-        return recorded_call(pipe, model, **{**settings, name: list(batch)}).split(*step.beside)
+    def call(*batch: Any, **changes: Any) -> RecordedCall:
+        given = {**settings, **changes, name: list(batch)}
+        return recorded_call(pipe, model, **given).split(*step.beside).fed()
 
     calls = [call(prompt) for prompt in prompts]
-    places = places_of(calls[0].conditions, call(prompts[0], prompts[0]).conditions)
+    guided, scale = RecordedStep(), 5.0  # any at which both branches count
+    if guidance.branches:
+        with guidance.at(scale) as scaled:
+            guided = first_step(pipe, model, **{**guidance.on, **first, **scaled})
+        guided.calls = [made.split(*step.beside).fed() for made in guided.calls]
+    pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
+    twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
+    places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
     uncond, mode = None, None
-    if guidance.mode != "embedded" and guidance.argument is not None:
-        scale = 5.0  # any at which both branches count
-        guided = first_step(pipe, model, **{**guidance.on, **first, guidance.argument: scale})
-        guided.calls = [made.split(*step.beside) for made in guided.calls]
+    if guided.calls:
         found = guided.unconditional(calls[0], places)
         if found is not None:
             uncond, *predictions = found
@@ -92,6 +107,25 @@ def record(
     return Recording((*calls, replace(calls[0], conditions=uncond)), places, step.runs, step.sign, mode)
 
 
+def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any:
+    """Return where the axis of prompts lies in each condition, `ALONE` where a pipeline takes one prompt a call.
+
+    Args:
+        one: the call for one prompt.
+        twice: ways to get a call of two rows; one that fails is passed over.
+
+    """
+    for made in twice:
+        try:
+            two = made()
+            if len(two.x) == 2 * len(one.x):
+                return places_of(one.conditions, two.conditions)
+        except Exception as error:  # the pipeline's own, of any kind
+            if out_of_memory(error):
+                raise
+    return ALONE
+
+
 def _combination(taken: Tensor | None, pair: Sequence[Tensor], usual: str, scale: float) -> str | None:
     """Return the mode of guidance that makes what a scheduler took of two predictions, the conditional one first."""
     if taken is None:
@@ -99,3 +133,16 @@ def _combination(taken: Tensor | None, pair: Sequence[Tensor], usual: str, scale
     merged = {mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in (usual, NORMED)}
     best = min(merged, key=lambda mode: difference(merged[mode], taken))
     return best if close(merged[best], taken) else None
+
+
+def twice_of(option: Any) -> Any:
+    """Return the pictures of an option of a call, or of two prompts in the place of one; others as they are."""
+    if isinstance(option, Tensor):
+        return torch.cat([option, option]) if option.ndim > 2 else option
+    if isinstance(option, (list, tuple)):
+        return [*option, *option] if any(map(_is_picture, option)) else option
+    return [option, option] if _is_picture(option) else option
+
+
+def _is_picture(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, (int, float)) and len(np.shape(value)) > 1

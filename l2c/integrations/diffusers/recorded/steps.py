@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.integrations.diffusers.recorded.call import RecordedCall, timed_calls
 from l2c.integrations.diffusers.recorded.conditions import halves
-from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
+from l2c.io.memory import out_of_memory
 
 
 def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
@@ -38,75 +39,24 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
     return counts
 
 
-@dataclass(frozen=True)
-class RecordedCall:
-    """A call of a pipeline's model.
-
-    Attributes:
-        x: the noisy input (N, ...).
-        t: the timestep.
-        conditions: the other arguments.
-        noisy: name of the argument that takes x.
-        time: place of the timestep among the arguments, see `time_argument`.
-        listed: whether x is given as a list of N tensors.
-        beside: axis of the noisy input along which something else follows it (a picture's latents, a mask), kept as
-            the condition `BESIDE`; None = nothing does.
-
-    """
-
-    x: Tensor
-    t: float
-    conditions: dict[str, Any]
-    noisy: str
-    time: tuple[str, ...]
-    listed: bool
-    beside: int | None = None
-
-    @classmethod
-    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
-        """Return a call as a hook of the model sees it.
-
-        Raises:
-            ValueError: if there is no timestep.
-
-        """
-        t = timestep_of(module, args, kwargs)
-        given = arguments_of(module, args, kwargs)
-        noisy = next(iter(given))
-        x = given.pop(noisy)
-        found = time_argument(given)
-        assert found is not None, "timestep_of refuses this"
-        given = _without(given, found[0])
-        given.pop("return_dict", None)
-        conditions = {key: value for key, value in given.items() if value is not None}
-        listed = isinstance(x, list)
-        return cls(torch.stack(x) if listed else x, t, conditions, noisy, found[0], listed)
-
-    def split(self, axis: int | None, size: int) -> RecordedCall:
-        """Return the call whose noisy input are the first `size` along an axis, the others a condition."""
-        if axis is None:
-            return self
-        rest = self.x.narrow(axis, size, self.x.shape[axis] - size)
-        conditions = {**self.conditions, BESIDE: rest}
-        return replace(self, x=self.x.narrow(axis, 0, size), conditions=conditions, beside=axis)
-
-    def arguments(self, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the model's arguments for other inputs."""
-        if self.beside is not None:
-            conditions = dict(conditions)
-            x = torch.cat([x, conditions.pop(BESIDE)], dim=self.beside)
-        given = {self.noisy: list(x.unbind()) if self.listed else x, **conditions}
-        *inside, name = self.time
-        if not inside:
-            return {**given, name: t}
-        return {**given, inside[0]: {**given.get(inside[0], {}), name: t}}
-
-
-BESIDE = "beside the noisy input"
-
-
 class _RecordedError(Exception):
     """Ends a pipeline's call when the recording is complete."""
+
+
+def _called(pipe: Any, settings: Mapping[str, Any]) -> None:
+    """Call a pipeline; where it breaks in a way that it does not explain itself, say which call it was."""
+    try:
+        pipe(**settings)
+    except (_RecordedError, ValueError):  # pipelines check what they are given
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{type(pipe).__name__} failed when it was called with {', '.join(settings)} "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]}), which records its model's conditions; "
+            "give what its call needs in options"
+        ) from error
 
 
 def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
@@ -118,13 +68,14 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
     """
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append(RecordedCall.of(module, args, kwargs))
+        calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
         raise _RecordedError
 
     calls: list[RecordedCall] = []
     hook = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        pipe(**settings)
+        with timed_calls(pipe, model) as before:
+            _called(pipe, settings)
     except _RecordedError:
         return calls[0]
     finally:
@@ -133,12 +84,6 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
         f"{type(pipe).__name__} ended without calling its {type(model).__name__}; "
         "raise strength or num_inference_steps"
     )
-
-
-def _without(given: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    name, *inside = path
-    rest = {key: value for key, value in given.items() if key != name}
-    return {**rest, name: _without(given[name], tuple(inside))} if inside else rest
 
 
 def prediction_of(output: Any) -> Tensor:
@@ -243,19 +188,20 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
         raise _RecordedError
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        step.calls.append(RecordedCall.of(module, args, kwargs))
+        step.calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
         step.predictions.append(prediction_of(output))
 
     def run() -> None:
         try:
-            pipe(**settings)
+            _called(pipe, settings)
         except _RecordedError:
             return
 
     hook = model.register_forward_hook(look, with_kwargs=True)
     pipe.scheduler.step = record
     try:
-        step.runs = calls_of(model, run)
+        with timed_calls(pipe, model) as before:
+            step.runs = calls_of(model, run)
     finally:
         hook.remove()
         del pipe.scheduler.step

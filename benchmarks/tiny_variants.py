@@ -1,0 +1,156 @@
+"""Tiny pipelines that start from pictures or are steered by them, from the parts of tiny_pipelines.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+from tiny_models import configurations
+from tiny_parts import frozen
+from tiny_pipelines import (
+    ATTENTIVE,
+    TEXT,
+    TinyPipeline,
+    cogvideox,
+    denoiser,
+    flux,
+    qwen_image,
+    sd,
+    sd3,
+    sdxl,
+    z_image,
+)
+
+
+def picture(size: int = 8) -> Any:
+    """Return a picture of two colours."""
+    from PIL import Image
+
+    made = Image.new("RGB", (size, size), "red")
+    made.paste("blue", (0, 0, size // 2, size // 2))
+    return made
+
+
+def mask(size: int = 8) -> Any:
+    """Return the mask of a picture's left half."""
+    from PIL import Image
+
+    made = Image.new("L", (size, size), 0)
+    made.paste(255, (0, 0, size // 2, size))
+    return made
+
+
+def varied(base: TinyPipeline, name: str, parts: Mapping[str, Any] | None = None, **options: Any) -> TinyPipeline:
+    """Return a pipeline of another class with the parts of one, other parts and options of its call beside."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    taken = signature(kind.__init__).parameters
+    own = {part: module for part, module in base.pipe.components.items() if part in taken}
+    if "requires_safety_checker" in taken:
+        own["requires_safety_checker"] = False
+    return replace(base, pipe=kind(**{**own, **(parts or {})}), options={**base.options, **options})
+
+
+def sd_img2img() -> TinyPipeline:
+    """Begins in the middle of the schedule."""
+    return varied(sd(), "StableDiffusionImg2ImgPipeline", image=picture(), strength=0.75)
+
+
+def sd_controlnet() -> TinyPipeline:
+    """Residuals of a second network, made from the same noisy input at every step."""
+    import diffusers
+
+    net = diffusers.ControlNetModel(
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        cross_attention_dim=TEXT,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        transformer_layers_per_block=1,
+        conditioning_embedding_out_channels=(16,),
+    )
+    return varied(sd(), "StableDiffusionControlNetPipeline", {"controlnet": frozen(net)}, image=picture())
+
+
+def sdxl_img2img() -> TinyPipeline:
+    """Begins in the middle of the schedule."""
+    return varied(sdxl(), "StableDiffusionXLImg2ImgPipeline", image=picture(), strength=0.75)
+
+
+def sdxl_inpaint() -> TinyPipeline:
+    """Outside the mask the picture comes back at every step."""
+    return varied(sdxl(), "StableDiffusionXLInpaintPipeline", image=picture(), mask_image=mask(), strength=0.99)
+
+
+def sdxl_turbo() -> TinyPipeline:
+    """Guidance scale 0, by which turbo models are called."""
+    return replace(sdxl(), scale=0.0)
+
+
+def lcm() -> TinyPipeline:
+    """Guidance is an input of the U-Net; the scheduler adds noise."""
+    from diffusers import LCMScheduler
+
+    unet = denoiser("UNet2DConditionModel", **ATTENTIVE, time_cond_proj_dim=16)
+    return varied(sd(), "LatentConsistencyModelPipeline", {"unet": unet, "scheduler": LCMScheduler()})
+
+
+def sd3_img2img() -> TinyPipeline:
+    """Begins in the middle of the schedule."""
+    return varied(sd3(), "StableDiffusion3Img2ImgPipeline", image=picture(), strength=0.75)
+
+
+def flux_img2img() -> TinyPipeline:
+    """Begins in the middle of the schedule."""
+    return varied(flux(), "FluxImg2ImgPipeline", image=picture(), strength=0.75)
+
+
+def flux_kontext() -> TinyPipeline:
+    """Tokens of a picture follow the noisy ones."""
+    return varied(flux(), "FluxKontextPipeline", image=picture(), _auto_resize=False)
+
+
+def flux_control() -> TinyPipeline:
+    """Channels of a picture follow the noisy ones."""
+    transformer = denoiser("FluxTransformer2DModel", guidance_embeds=True, in_channels=8, out_channels=4)
+    return varied(flux(), "FluxControlPipeline", {"transformer": transformer}, control_image=picture())
+
+
+def flux_controlnet() -> TinyPipeline:
+    """Residuals of a second network, made from the same noisy input at every step."""
+    import diffusers
+
+    config = configurations()["FluxTransformer2DModel"]["config"]
+    net = diffusers.FluxControlNetModel(**{**config, "guidance_embeds": True})
+    return varied(flux(), "FluxControlNetPipeline", {"controlnet": frozen(net)}, control_image=picture())
+
+
+def qwen_image_inpaint() -> TinyPipeline:
+    """Outside the mask the picture comes back at every step."""
+    return varied(qwen_image(), "QwenImageInpaintPipeline", image=picture(), mask_image=mask(), strength=1.0)
+
+
+def z_image_turbo() -> TinyPipeline:
+    """Guidance scale 0, by which turbo models are called."""
+    return replace(z_image(), scale=0.0)
+
+
+def cogvideox_i2v() -> TinyPipeline:
+    """Latents of a picture lie beside the noisy ones."""
+    small = {"sample_width": 2, "sample_height": 2, "sample_frames": 9}
+    transformer = denoiser("CogVideoXTransformer3DModel", text_embed_dim=TEXT, in_channels=8, out_channels=4, **small)
+    return varied(cogvideox(), "CogVideoXImageToVideoPipeline", {"transformer": transformer}, image=picture(16))
+
+
+VARIANTS: dict[str, Callable[[], TinyPipeline]] = {
+    maker.__name__: maker
+    for maker in (
+        *(sd_img2img, sd_controlnet, sdxl_img2img, sdxl_inpaint, sdxl_turbo, lcm, sd3_img2img),
+        *(flux_img2img, flux_kontext, flux_control, flux_controlnet, qwen_image_inpaint, z_image_turbo),
+        *(cogvideox_i2v,),
+    )
+}

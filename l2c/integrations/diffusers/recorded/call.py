@@ -1,0 +1,140 @@
+"""A call of a pipeline's model as a hook sees it, and those of modules that the pipeline runs before it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.integrations.diffusers.recorded.feeders import Path, filled, handed_on, looked_at, member_of
+from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
+
+BESIDE = "beside the noisy input"
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """A call of a pipeline's model.
+
+    Attributes:
+        x: the noisy input (N, ...).
+        t: the timestep.
+        conditions: the other arguments.
+        noisy: name of the argument that takes x.
+        time: place of the timestep among the arguments, see `time_argument`.
+        listed: whether x is given as a list of N tensors.
+        beside: axis of the noisy input along which something else follows it (a picture's latents, a mask), kept as
+            the condition `BESIDE`; None = nothing does.
+        before: calls of other modules before it that take a time, each with the module and its output.
+        feeders: those of them that make some of the conditions from x and t, which are None then, see `fed`.
+
+    """
+
+    x: Tensor
+    t: float
+    conditions: dict[str, Any]
+    noisy: str
+    time: tuple[str, ...]
+    listed: bool
+    beside: int | None = None
+    before: tuple[tuple[nn.Module, RecordedCall, Any], ...] = ()
+    feeders: tuple[Feeder, ...] = ()
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
+        """Return a call as a hook of the model sees it.
+
+        Raises:
+            ValueError: if there is no timestep.
+
+        """
+        t = timestep_of(module, args, kwargs)
+        given = arguments_of(module, args, kwargs)
+        noisy = next(iter(given))
+        x = given.pop(noisy)
+        found = time_argument(given)
+        assert found is not None, "timestep_of refuses this"
+        given = _without(given, found[0])
+        given.pop("return_dict", None)
+        conditions = {key: value for key, value in given.items() if value is not None}
+        listed = isinstance(x, list)
+        return cls(torch.stack(x) if listed else x, t, conditions, noisy, found[0], listed)
+
+    def split(self, axis: int | None, size: int) -> RecordedCall:
+        """Return the call whose noisy input are the first `size` along an axis, the others a condition."""
+        if axis is None:
+            return self
+        rest = self.x.narrow(axis, size, self.x.shape[axis] - size)
+        conditions = {**self.conditions, BESIDE: rest}
+        return replace(self, x=self.x.narrow(axis, 0, size), conditions=conditions, beside=axis)
+
+    def fed(self) -> RecordedCall:
+        """Return the call with the feeders' own conditions in the place of what they made from the same x and t."""
+        conditions, feeders = self.conditions, []
+        for module, own, output in self.before:
+            alike = own.t == self.t and own.x.shape == self.x.shape and torch.equal(own.x, self.x)
+            places = handed_on(output, conditions) if alike else {}
+            if places:
+                name = f"of {type(module).__name__} {len(feeders)}"
+                feeders.append(Feeder(name, module, own, places))
+                conditions = {**filled(conditions, dict.fromkeys(places)), name: own.conditions}
+        return replace(self, conditions=conditions, feeders=tuple(feeders), before=())
+
+    def arguments(self, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model's arguments for other inputs."""
+        conditions = dict(conditions)
+        for feeder in self.feeders:
+            output = feeder.module(**feeder.call.arguments(x, t, conditions.pop(feeder.name)))
+            made = {path: member_of(output, inside) for path, inside in feeder.places.items()}
+            conditions = filled(conditions, made)
+        if self.beside is not None:
+            x = torch.cat([x, conditions.pop(BESIDE)], dim=self.beside)
+        given = {self.noisy: list(x.unbind()) if self.listed else x, **conditions}
+        *inside, name = self.time
+        if not inside:
+            return {**given, name: t}
+        return {**given, inside[0]: {**given.get(inside[0], {}), name: t}}
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """A module that makes conditions of the model from its noisy input and timestep (a ControlNet).
+
+    Attributes:
+        name: of its own conditions among the model's.
+        module: the module.
+        call: its call.
+        places: where in the model's conditions which tensor of its output goes.
+
+    """
+
+    name: str
+    module: nn.Module
+    call: RecordedCall
+    places: Mapping[Path, Path]
+
+
+@contextlib.contextmanager
+def timed_calls(pipe: Any, model: nn.Module) -> Iterator[list[tuple[nn.Module, RecordedCall, Any]]]:
+    """Yield a list of the calls that other modules of a pipeline get in a `with` block, of those that take a time."""
+    calls: list[tuple[nn.Module, RecordedCall, Any]] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if time_argument(arguments_of(module, args, kwargs)) is None:
+            return
+        own = RecordedCall.of(module, args, kwargs)
+        form = {name: kwargs[name] for name in ("return_dict",) if name in kwargs}  # of the output
+        calls.append((module, replace(own, conditions={**own.conditions, **form}), output))
+
+    with looked_at(pipe, model, look):
+        yield calls
+
+
+def _without(given: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    name, *inside = path
+    rest = {key: value for key, value in given.items() if key != name}
+    return {**rest, name: _without(given[name], tuple(inside))} if inside else rest

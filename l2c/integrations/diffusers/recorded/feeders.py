@@ -1,0 +1,61 @@
+"""Modules that a pipeline runs before its model at every step, from the same noisy input: ControlNets.
+
+What they hand to the model differs from step to step, so that they are run again, not their outputs recorded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+Path = tuple[Any, ...]  # of a tensor inside mappings and lists
+Look = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
+@contextlib.contextmanager
+def looked_at(pipe: Any, model: nn.Module, look: Look) -> Iterator[None]:
+    """Call `look` with each forward of a pipeline's other modules and its output, in a `with` block."""
+    others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not model]
+    hooks = [part.register_forward_hook(look, with_kwargs=True) for part in others]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def tensors_of(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Yield the tensors in nested mappings and lists, each with its path."""
+    members: Any = value.items() if isinstance(value, Mapping) else ()
+    members = enumerate(value) if isinstance(value, (list, tuple)) else members
+    for key, member in members:
+        yield from tensors_of(member, (*path, key))
+    if isinstance(value, Tensor):
+        yield path, value
+
+
+def handed_on(output: Any, conditions: Mapping[str, Any]) -> dict[Path, Path]:
+    """Return where in a model's conditions the tensors of a module's output lie, as they are: path to path."""
+    made = {id(tensor): path for path, tensor in tensors_of(output)}
+    return {path: made[id(tensor)] for path, tensor in tensors_of(conditions) if id(tensor) in made}
+
+
+def filled(value: Any, tensors: Mapping[Path, Any], path: Path = ()) -> Any:
+    """Return nested mappings and lists with other members at some paths."""
+    if path in tensors:
+        return tensors[path]
+    if isinstance(value, Mapping):
+        return {key: filled(member, tensors, (*path, key)) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [filled(member, tensors, (*path, place)) for place, member in enumerate(value)]
+    return value
+
+
+def member_of(value: Any, path: Sequence[Any]) -> Any:
+    """Return the member of nested mappings and lists at a path."""
+    for key in path:
+        value = value[key]
+    return value
