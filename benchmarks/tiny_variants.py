@@ -76,6 +76,14 @@ def sd_controlnet() -> TinyPipeline:
     return varied(sd(), "StableDiffusionControlNetPipeline", {"controlnet": frozen(net)}, image=picture())
 
 
+def sd_adapter() -> TinyPipeline:
+    """Features of a picture, of which the U-Net takes one after the other out of a list."""
+    import diffusers
+
+    adapter = diffusers.T2IAdapter(in_channels=3, channels=(16, 32), num_res_blocks=1, downscale_factor=1)
+    return varied(sd(), "StableDiffusionAdapterPipeline", {"adapter": frozen(adapter)}, image=picture())
+
+
 def sdxl_img2img() -> TinyPipeline:
     """Begins in the middle of the schedule."""
     return varied(sdxl(), "StableDiffusionXLImg2ImgPipeline", image=picture(), strength=0.75)
@@ -111,7 +119,7 @@ def flux_img2img() -> TinyPipeline:
 
 def flux_kontext() -> TinyPipeline:
     """Tokens of a picture follow the noisy ones."""
-    return varied(flux(), "FluxKontextPipeline", image=picture(), _auto_resize=False)
+    return varied(flux(), "FluxKontextPipeline", image=picture(), _auto_resize=False, max_area=64)
 
 
 def flux_control() -> TinyPipeline:
@@ -149,7 +157,7 @@ def cogvideox_i2v() -> TinyPipeline:
 VARIANTS: dict[str, Callable[[], TinyPipeline]] = {
     maker.__name__: maker
     for maker in (
-        *(sd_img2img, sd_controlnet, sdxl_img2img, sdxl_inpaint, sdxl_turbo, lcm, sd3_img2img),
+        *(sd_img2img, sd_controlnet, sd_adapter, sdxl_img2img, sdxl_inpaint, sdxl_turbo, lcm, sd3_img2img),
         *(flux_img2img, flux_kontext, flux_control, flux_controlnet, qwen_image_inpaint, z_image_turbo),
         *(cogvideox_i2v,),
     )

@@ -146,9 +146,8 @@ def test_a_pipeline_that_takes_one_prompt_a_call(make_pipeline, monkeypatch):
 
 
 def test_a_call_that_breaks_is_named(make_pipeline):
-    pipe = make_pipeline("stable_diffusion")
-    with pytest.raises(ValueError, match=r"failed when it was called with .*TypeError: .*colour.* in options"):
-        pipeline_backbone(pipe, ["a cat"], num_evaluations=STEPS, options={"colour": "red"})
+    with pytest.raises(ValueError, match=r"DiTPipeline failed when it was called .*TypeError: .*colour.*options"):
+        pipeline_backbone(make_pipeline("dit"), [3], num_evaluations=STEPS, options={"colour": "red"})
 
 
 def test_bad_input_is_one_sentence(make_pipeline, tmp_path):

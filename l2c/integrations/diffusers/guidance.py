@@ -109,7 +109,7 @@ def guidance_of(pipe: Any) -> PipelineGuidance:
     (Stable Video Diffusion has one a frame), there is no single one.
     """
     parameters = inspect.signature(pipe.__call__).parameters
-    guider = getattr(pipe, "guider", None)
+    guider: Any = getattr(pipe, "guider", None)
     if hasattr(guider, "guidance_scale"):
         return PipelineGuidance("uvit" if guider.use_original_formulation else "cfg", None, guider=guider)
     scales = {name: 1.0 for name in (TRUE, EMBEDDED) if name in parameters}

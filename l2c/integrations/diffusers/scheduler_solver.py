@@ -49,6 +49,8 @@ class SchedulerSolver(Solver):
         self._first = first
         if hasattr(scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
+        if hasattr(scheduler, "_step_index"):
+            self._scheduler._step_index = None  # where a pipeline began (image-to-image)
         self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.stochastic = adds_noise(scheduler)
 

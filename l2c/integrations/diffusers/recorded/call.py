@@ -60,7 +60,7 @@ class RecordedCall:
         assert found is not None, "timestep_of refuses this"
         given = _without(given, found[0])
         given.pop("return_dict", None)
-        conditions = {key: value for key, value in given.items() if value is not None}
+        conditions = filled({key: value for key, value in given.items() if value is not None}, {})  # models pop lists
         listed = isinstance(x, list)
         return cls(torch.stack(x) if listed else x, t, conditions, noisy, found[0], listed)
 
@@ -74,7 +74,8 @@ class RecordedCall:
 
     def fed(self) -> RecordedCall:
         """Return the call with the feeders' own conditions in the place of what they made from the same x and t."""
-        conditions, feeders = self.conditions, []
+        conditions = self.conditions
+        feeders: list[Feeder] = []
         for module, own, output in self.before:
             alike = own.t == self.t and own.x.shape == self.x.shape and torch.equal(own.x, self.x)
             places = handed_on(output, conditions) if alike else {}
@@ -86,14 +87,13 @@ class RecordedCall:
 
     def arguments(self, x: Tensor, t: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """Return the model's arguments for other inputs."""
-        conditions = dict(conditions)
+        given = dict(conditions)
         for feeder in self.feeders:
-            output = feeder.module(**feeder.call.arguments(x, t, conditions.pop(feeder.name)))
-            made = {path: member_of(output, inside) for path, inside in feeder.places.items()}
-            conditions = filled(conditions, made)
+            output = feeder.module(**feeder.call.arguments(x, t, given.pop(feeder.name)))
+            given = filled(given, {path: member_of(output, inside) for path, inside in feeder.places.items()})
         if self.beside is not None:
-            x = torch.cat([x, conditions.pop(BESIDE)], dim=self.beside)
-        given = {self.noisy: list(x.unbind()) if self.listed else x, **conditions}
+            x = torch.cat([x, given.pop(BESIDE)], dim=self.beside)
+        given = {self.noisy: list(x.unbind()) if self.listed else x, **given}
         *inside, name = self.time
         if not inside:
             return {**given, name: t}

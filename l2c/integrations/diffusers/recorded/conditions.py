@@ -54,7 +54,7 @@ def places_of(one: Any, two: Any) -> Any:
     if isinstance(one, (list, tuple)):
         if len(two) == 2 * len(one):
             return LISTED
-        return tuple(places_of(a, b) for a, b in zip(one, two, strict=True))
+        return type(one)(places_of(a, b) for a, b in zip(one, two, strict=True))
     if not isinstance(one, Tensor) or one.shape == two.shape:
         return SHARED
     return next(axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if b == 2 * a)
@@ -71,8 +71,9 @@ def tabled(values: Sequence[Any], places: Any) -> Any:
     head = values[0]
     if isinstance(places, Mapping):
         return {key: tabled([value[key] for value in values], places[key]) for key in head}
-    if isinstance(places, tuple):
-        return tuple(tabled(parts, place) for parts, place in zip(zip(*values, strict=True), places, strict=True))
+    if isinstance(places, (list, tuple)):
+        columns = zip(zip(*values, strict=True), places, strict=True)
+        return type(places)(tabled(parts, place) for parts, place in columns)
     if places == SHARED:
         return head
     return PerPrompt(tuple(values), None if places == LISTED else places)
@@ -82,14 +83,14 @@ def rows_of(table: Any, y: Tensor) -> Any:
     """Return the conditions of a batch of prompts y (N,), which must be alike in length; see `groups_of`."""
     if isinstance(table, Mapping):
         return {key: rows_of(value, y) for key, value in table.items()}
-    if isinstance(table, tuple):
-        return tuple(rows_of(value, y) for value in table)
+    if isinstance(table, (list, tuple)):
+        return type(table)(rows_of(value, y) for value in table)
     if not isinstance(table, PerPrompt):
         return table.to(y.device) if isinstance(table, Tensor) else table
     if table.axis == ALONE:
         (prompt,) = y.tolist()
         return table.parts[prompt]
-    if table.axis is None:
+    if not isinstance(table.axis, int):
         members = [member for prompt in y.tolist() for member in table.parts[prompt]]
         return [member.to(y.device) if isinstance(member, Tensor) else member for member in members]
     if table.alike is not None:  # no value of y is read
@@ -102,9 +103,9 @@ def halves(value: Any, place: Any) -> tuple[Any, Any]:
     if isinstance(place, Mapping):
         both = {key: halves(value[key], place[key]) for key in place}
         return {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
-    if isinstance(place, tuple):
+    if isinstance(place, (list, tuple)):
         pairs = [halves(part, inner) for part, inner in zip(value, place, strict=True)]
-        return tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs)
+        return type(place)(pair[0] for pair in pairs), type(place)(pair[1] for pair in pairs)
     if place == SHARED:
         return value, value
     if place == LISTED:
@@ -144,6 +145,6 @@ def _per_prompt(table: Any) -> list[PerPrompt]:
     """Return the conditions of a table that have a part for each prompt."""
     if isinstance(table, Mapping):
         table = tuple(table.values())
-    if isinstance(table, tuple):
+    if isinstance(table, (list, tuple)):
         return [condition for member in table for condition in _per_prompt(member)]
     return [table] if isinstance(table, PerPrompt) else []

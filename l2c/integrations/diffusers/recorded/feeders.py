@@ -44,13 +44,13 @@ def handed_on(output: Any, conditions: Mapping[str, Any]) -> dict[Path, Path]:
 
 
 def filled(value: Any, tensors: Mapping[Path, Any], path: Path = ()) -> Any:
-    """Return nested mappings and lists with other members at some paths."""
+    """Return a copy of nested mappings and lists with other members at some paths."""
     if path in tensors:
         return tensors[path]
     if isinstance(value, Mapping):
         return {key: filled(member, tensors, (*path, key)) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [filled(member, tensors, (*path, place)) for place, member in enumerate(value)]
+        return type(value)(filled(member, tensors, (*path, place)) for place, member in enumerate(value))
     return value
 
 

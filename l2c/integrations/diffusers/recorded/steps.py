@@ -187,8 +187,10 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
         step.taken, step.sample = given.get("model_output"), given.get("sample")
         raise _RecordedError
 
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step.calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         step.predictions.append(prediction_of(output))
 
     def run() -> None:
@@ -197,13 +199,14 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
         except _RecordedError:
             return
 
-    hook = model.register_forward_hook(look, with_kwargs=True)
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True), model.register_forward_hook(keep)]
     pipe.scheduler.step = record
     try:
         with timed_calls(pipe, model) as before:
             step.runs = calls_of(model, run)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         del pipe.scheduler.step
     return step
 
