@@ -21,6 +21,7 @@ from l2c.integrations.diffusers import apply, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
 from l2c.integrations.diffusers.recorded import recording
 from l2c.integrations.diffusers.recorded.steps import RecordedStep
+from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.training.routers.objectives import LearningToCache
@@ -112,6 +113,28 @@ def test_schedulers_with_a_scale_of_noise(make_pipeline):
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=3.0)
     expected = latents_of(pipe, noise, ["a cat", "a red dog"], 3.0)
     torch.testing.assert_close(sampler.sample([0, 1], noise=noise), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_scheduler_that_a_pipeline_began_half_way_begins_anew(make_pipeline):
+    pipe = make_pipeline("stable_diffusion")
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler.set_timesteps(STEPS)
+    times = tuple(pipe.scheduler.timesteps.tolist())
+    noise = torch.ones(1, 4, 8, 8)
+
+    def final():
+        trajectory = SchedulerSolver(pipe.scheduler, times).trajectory(noise)
+        next(trajectory)
+        try:
+            while True:
+                trajectory.send(noise)
+        except StopIteration as end:
+            return end.value
+
+    plain = final()
+    pipe.scheduler.set_begin_index(2)
+    pipe.scheduler.scale_model_input(noise, pipe.scheduler.timesteps[2])  # of image-to-image
+    assert torch.equal(final(), plain)
 
 
 def test_a_pipeline_that_takes_one_prompt_a_call(make_pipeline, monkeypatch):

@@ -74,8 +74,8 @@ def record(
     if step.sign is None:
         raise ValueError(
             f"{type(pipe).__name__} changes what its {type(model).__name__} predicts before the scheduler steps, "
-            "in a way that cannot be repeated; calibrate another pipeline of this model (text-to-image, text-to-video) and "
-            "l2c.apply its graph here"
+            "in a way that cannot be repeated; calibrate another pipeline of this model (text-to-image, text-to-video) "
+            "and l2c.apply its graph here"
         )
 
     def call(*batch: Any, **changes: Any) -> RecordedCall:
