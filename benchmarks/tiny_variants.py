@@ -7,6 +7,7 @@ from dataclasses import replace
 from inspect import signature
 from typing import Any
 
+import torch
 from tiny_models import configurations
 from tiny_parts import frozen
 from tiny_pipelines import (
@@ -22,6 +23,7 @@ from tiny_pipelines import (
     sdxl,
     z_image,
 )
+from torch import nn
 
 
 def picture(size: int = 8) -> Any:
@@ -46,12 +48,22 @@ def varied(base: TinyPipeline, name: str, parts: Mapping[str, Any] | None = None
     """Return a pipeline of another class with the parts of one, other parts and options of its call beside."""
     import diffusers
 
+    _without_spread(base.pipe.vae)
     kind = getattr(diffusers, name)
     taken = signature(kind.__init__).parameters
     own = {part: module for part, module in base.pipe.components.items() if part in taken}
     if "requires_safety_checker" in taken:
         own["requires_safety_checker"] = False
     return replace(base, pipe=kind(**{**own, **(parts or {})}), options={**base.options, **options})
+
+
+def _without_spread(vae: Any) -> None:
+    """Let an autoencoder encode a picture to the same latents each time: the variances come last."""
+    last = getattr(vae, "quant_conv", None) or getattr(vae.encoder, "conv_out", None)
+    if isinstance(last, nn.Conv2d):
+        half = last.out_channels // 2
+        with torch.no_grad():
+            last.weight[half:], last.bias[half:] = 0.0, -30.0  # type: ignore[index]
 
 
 def sd_img2img() -> TinyPipeline:
@@ -133,7 +145,9 @@ def flux_controlnet() -> TinyPipeline:
     import diffusers
 
     config = configurations()["FluxTransformer2DModel"]["config"]
-    net = diffusers.FluxControlNetModel(**{**config, "guidance_embeds": True})
+    net = diffusers.FluxControlNetModel(
+        **{**config, "guidance_embeds": True, "num_layers": 1, "num_single_layers": 1}
+    )
     return varied(flux(), "FluxControlNetPipeline", {"controlnet": frozen(net)}, control_image=picture())
 
 

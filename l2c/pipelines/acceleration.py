@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -161,14 +160,16 @@ def _steps(pipe: Any, num_inference_steps: int | None) -> int:
 
 def _named(value: Any) -> Any:
     """Return prompts or options as text, pictures and tensors in them by their digest."""
+    from l2c.integrations.diffusers.prompts import array_of
+
     if isinstance(value, Mapping):
         return {str(name): _named(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
         return [_named(member) for member in value]
-    if hasattr(value, "__array__") and not isinstance(value, np.generic):
-        array = np.asarray(value.float().cpu() if isinstance(value, torch.Tensor) else value)
-        return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
-    return str(value)
+    array = array_of(value)
+    if array is None:
+        return str(value)
+    return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
 
 
 def _read(prompts: Any, pipe: Any) -> list[Any]:
@@ -184,7 +185,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     from l2c.integrations.diffusers.graphs import graphs_of
     from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 
-    backbone = pipeline_backbone(
+    backbone: Any = pipeline_backbone(
         pipe,
         asked.prompts,
         num_evaluations=asked.steps,

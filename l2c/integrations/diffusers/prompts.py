@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from l2c.integrations.diffusers.denoisers import denoiser_of
 
 PROMPTS = (
@@ -21,6 +24,14 @@ PROMPTS = (
 )
 NUM_DEFAULT_LABELS = 8
 CONDITIONS = ("class_labels", "prompt", "image")  # arguments of a call that say what to draw, the first one counts
+
+
+def array_of(value: Any) -> Any:
+    """Return a picture or a tensor as an array of numpy; None for anything else."""
+    if isinstance(value, Tensor):
+        return value.detach().float().cpu().numpy()
+    array = isinstance(value, np.ndarray) or hasattr(value, "__array_interface__")  # PIL's pictures
+    return np.asarray(value) if array and not isinstance(value, np.generic) else None
 
 
 def condition_of(pipe: Any) -> str:

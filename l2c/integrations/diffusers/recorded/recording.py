@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers.guidance import PipelineGuidance
-from l2c.integrations.diffusers.prompts import condition_of, empty_of
+from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
 from l2c.integrations.diffusers.recorded.steps import (
     RecordedCall,
@@ -74,8 +73,8 @@ def record(
     if step.sign is None:
         raise ValueError(
             f"{type(pipe).__name__} changes what its {type(model).__name__} predicts before the scheduler steps, "
-            "in a way that cannot be repeated; calibrate another pipeline of this model (text-to-image, text-to-video) "
-            "and l2c.apply its graph here"
+            "in a way that cannot be repeated; calibrate another pipeline of this model (text-to-image, say) and "
+            "l2c.apply its graph here"
         )
 
     def call(*batch: Any, **changes: Any) -> RecordedCall:
@@ -140,10 +139,7 @@ def twice_of(option: Any) -> Any:
     """Return the pictures of an option of a call, or of two prompts in the place of one; others as they are."""
     if isinstance(option, Tensor):
         return torch.cat([option, option]) if option.ndim > 2 else option
-    if isinstance(option, (list, tuple)):
-        return [*option, *option] if any(map(_is_picture, option)) else option
-    return [option, option] if _is_picture(option) else option
-
-
-def _is_picture(value: Any) -> bool:
-    return hasattr(value, "__array__") and not isinstance(value, (int, float)) and len(np.shape(value)) > 1
+    pictures = [array_of(each) is not None for each in (option if isinstance(option, (list, tuple)) else [option])]
+    if not any(pictures):
+        return option
+    return [*option, *option] if isinstance(option, (list, tuple)) else [option, option]
