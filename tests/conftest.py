@@ -300,4 +300,4 @@ def quick_acceleration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("L2C_CACHE", str(tmp_path / "kept"))
     monkeypatch.setattr(acceleration, "AUTO", ("block_caching",))
-    monkeypatch.setitem(acceleration.accelerate.__kwdefaults__, "num_trajectories", 1)
+    monkeypatch.setitem(acceleration.accelerate.__wrapped__.__kwdefaults__, "num_trajectories", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from l2c.backbones.digest import weights_checksum, weights_digest
 from l2c.backbones.layer_cache import BlockCall, LayerCache, LayerOutput, LayerPlan, Pass, Row
 from l2c.backbones.single_plan import SinglePlan
+from l2c.diffusion.prediction import check_prediction
+from l2c.diffusion.schedule import SCHEDULES
+from l2c.graph.binding import GUIDANCES
+from l2c.graph.given import text
+from l2c.io.names import chosen, quoted
+from l2c.io.numbers import finite_number, whole_number
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,20 @@ class PublishedSampling:
         num_evaluations: number of evaluations of a trajectory.
         cfg_scale: guidance scale in the convention of the weights; None = none is published.
 
+    Raises:
+        ValueError: if an attribute is of another type or out of range.
+
     """
 
     solver: str
     num_evaluations: int
     cfg_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        text("the published solver", self.solver)
+        whole_number("the published num_evaluations", self.num_evaluations, low=1)
+        if self.cfg_scale is not None:
+            finite_number("the published cfg_scale", self.cfg_scale)
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,9 @@ class Conventions:
         prediction: what the output is, `noise`, `v` or `flow` (see `l2c.diffusion.prediction`).
         published: how the publication samples; None for a backbone that was built by hand.
 
+    Raises:
+        ValueError: if an attribute is of another type or unknown.
+
     """
 
     name: str
@@ -55,6 +74,28 @@ class Conventions:
     null_label: int | None
     prediction: str = "noise"
     published: PublishedSampling | None = None
+
+    def __post_init__(self) -> None:
+        text("the name of a model", self.name)
+        chosen("noise schedule", self.schedule, SCHEDULES)
+        chosen("guidance", self.guidance, GUIDANCES)
+        check_prediction(self.prediction)
+        whole_number("first_timestep", self.first_timestep, low=0, high=1000)
+        if self.null_label is not None:
+            whole_number("null_label", self.null_label, low=0)
+
+
+def check_sizes(**given: object) -> None:
+    """Refuse sizes of a network, by name, that are no whole numbers of at least 1.
+
+    Raises:
+        ValueError: if one is none.
+
+    """
+    for name, value in given.items():
+        whole_number(name, value, low=1, high=2**20)
+        if not isinstance(value, numbers.Integral):
+            raise ValueError(f"{name} must be an integer, got {quoted(value)} ({type(value).__name__})")
 
 
 def class_name(module: nn.Module) -> str:

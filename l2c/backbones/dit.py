@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.activation import GELUTanh
-from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.backbone import Backbone, Conventions, check_sizes
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 from l2c.backbones.timm_layers import timm_layers
+from l2c.io.numbers import finite_number, truth_value
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -149,6 +150,14 @@ class DiT(Backbone):
         learn_sigma: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
+        check_sizes(depth=depth, num_heads=num_heads, num_classes=num_classes)
+        finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
+        truth_value("learn_sigma", learn_sigma)
+        if hidden_size % num_heads or hidden_size % 4:
+            raise ValueError(
+                f"hidden_size must be a multiple of 4 and of num_heads ({num_heads}), got {hidden_size}; take one"
+            )
         if input_size % patch_size:
             raise ValueError(
                 f"input_size {input_size} is not a multiple of patch_size {patch_size}; take sides that it divides"

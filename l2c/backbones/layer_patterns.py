@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from l2c.graph.given import each, text
+from l2c.io.names import quoted
+
 
 def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the modules that patterns match, in the module's own order.
@@ -17,13 +20,14 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         ValueError: if a pattern matches nothing, or one layer lies inside another.
 
     """
+    patterns = [text("a pattern of layers", pattern) for pattern in each("patterns of layers", patterns)]
     names = [name for name, _ in module.named_modules() if name]
     found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
     for pattern, matched in found.items():
         if not matched:
             some = dict.fromkeys(".".join("*" if p.isdigit() else p for p in name.split(".")) for name in names)
             raise ValueError(
-                f"the pattern {pattern!r} matches nothing in {type(module).__name__}; its modules are like "
+                f"the pattern {quoted(pattern)} matches nothing in {type(module).__name__}; its modules are like "
                 f"{', '.join(list(some)[:12])}"
             )
     chosen = {name for matched in found.values() for name in matched}

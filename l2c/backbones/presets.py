@@ -15,13 +15,15 @@ from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
 from l2c.backbones.whole_output import under_layers
+from l2c.graph.given import table, text
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.bundled import project_folder
 from l2c.io.memory import out_of_memory
-from l2c.io.names import near_names, shown
+from l2c.io.names import chosen, near_keywords, near_names, quoted, shown
 
 BACKBONES: dict[str, type[Backbone]] = {"dit": DiT, "uvit": UViT}
 CONVENTIONS = ("name", "schedule", "first_timestep", "null_label", "prediction")  # of `Conventions`
+OPTIONAL = ("checkpoint", "url", "testbed")  # texts of a preset that may be missing
 RANDOM = "random"
 
 
@@ -55,6 +57,17 @@ class ModelPreset:
     layers: Sequence[str] | None = None
     conventions: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("name", "backbone", "data", *(key for key in OPTIONAL if getattr(self, key) is not None)):
+            text(f"the key {name!r} of a model preset", getattr(self, name))
+        if not isinstance(self.sampling, PublishedSampling):
+            got = quoted(self.sampling)
+            raise ValueError(f"the key 'sampling' of model {shown(self.name)} must be settings by name, got {got}")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # views of dictionaries cannot be copied or pickled
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return ModelPreset.of, ({**values, "args": dict(self.args), "conventions": dict(self.conventions)},)
+
     @classmethod
     def of(cls, model: str | Mapping[str, Any] | ModelPreset) -> ModelPreset:
         """Return the preset of a name, or of a mapping with the keys of such a file.
@@ -67,6 +80,8 @@ class ModelPreset:
             return model
         if isinstance(model, str):
             return model_preset(model)
+        if not isinstance(model, Mapping):
+            raise ValueError(f"a model is a preset, its name, or a mapping with its keys, got {quoted(model)}")
         content = {str(key): value for key, value in model.items()}
         conventions = {key: content.pop(key) for key in CONVENTIONS[1:] if key in content}
         known = [entry.name for entry in fields(cls)]
@@ -91,7 +106,7 @@ class ModelPreset:
                 f"block), got {shown(content['layers'])}"
             )
         content["layers"] = (WHOLE_OUTPUT,) if content.get("layers") else None
-        args = MappingProxyType(dict(content.pop("args", {})))
+        args = MappingProxyType(dict(table("the key 'args' of a model preset", content.pop("args", {}))))
         given = {**content.pop("conventions", {}), **conventions}
         return cls(**content, args=args, conventions=MappingProxyType(given))
 
@@ -108,8 +123,7 @@ def model_preset(name: str) -> ModelPreset:
         ValueError: if there is no such preset; the message names the near ones.
 
     """
-    if name not in model_names():
-        raise ValueError(f"unknown model {name!r}; {near_names(name, model_names())}")
+    chosen("model", name, model_names())
     path = project_folder("configs") / "model" / f"{name}.yaml"
     return ModelPreset.of(yaml.safe_load(path.read_text(encoding="utf-8")))
 
@@ -122,17 +136,16 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
 
     """
     preset = ModelPreset.of(model)
-    if preset.backbone not in BACKBONES:
-        raise ValueError(f"unknown backbone {preset.backbone!r}; known are {', '.join(BACKBONES)}")
+    chosen("backbone", preset.backbone, BACKBONES)
     try:
         backbone = BACKBONES[preset.backbone](**preset.args)
-        if not backbone.layer_names or not all(weight.numel() for weight in backbone.parameters()):
-            raise ValueError("the network would have no layers, or weights without entries")
     except (TypeError, ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
         if out_of_memory(error):
             raise
         reason = shown(error, 300) or type(error).__name__
-        raise ValueError(f"the arguments of model {preset.name} do not fit: {reason}; change model.args") from error
+        raise ValueError(
+            f"the arguments of model {shown(preset.name)} do not fit: {reason}; change model.args"
+        ) from error
     backbone.conventions = replace(
         backbone.conventions, name=preset.name, published=preset.sampling, **preset.conventions
     )
@@ -144,6 +157,7 @@ def build_backbone(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
     return backbone
 
 
+@near_keywords()
 def load_backbone(
     model: str | Mapping[str, Any] | ModelPreset, *, checkpoint: str | Path | None = None, remedy: str | None = None
 ) -> Backbone:

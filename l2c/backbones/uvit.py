@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.backbone import Backbone, Conventions, check_sizes
 from l2c.backbones.dit import timestep_embedding, unpatchify
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 from l2c.backbones.timm_layers import timm_layers
+from l2c.io.numbers import finite_number, truth_value, whole_number
 
 
 class UViTBlock(nn.Module):
@@ -67,6 +68,21 @@ class UViTOutBlock(UViTBlock):
         return self.skip_linear(torch.cat([x, skip], dim=-1)) + total
 
 
+def _check_sizes(
+    img_size: int, patch_size: int, in_chans: int, embed_dim: int, depth: int, num_heads: int, num_classes: int
+) -> None:
+    check_sizes(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads)
+    whole_number("num_classes", num_classes, low=-1, high=2**20)
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim must be a multiple of num_heads ({num_heads}), got {embed_dim}; take one")
+    if whole_number("depth", depth, low=0, high=2**20) % 2:
+        raise ValueError(f"U-ViT's depth must be even (in-blocks and out-blocks pair up), got {depth}")
+    if img_size % patch_size:
+        raise ValueError(
+            f"img_size {img_size} is not a multiple of patch_size {patch_size}; take sides that it divides"
+        )
+
+
 class UViT(Backbone):
     """Vision transformer with long skip connections; time and label are tokens.
 
@@ -102,12 +118,10 @@ class UViT(Backbone):
         conv: bool = True,
     ) -> None:
         super().__init__()
-        if depth % 2:
-            raise ValueError(f"U-ViT's depth must be even (in-blocks and out-blocks pair up), got {depth}")
-        if img_size % patch_size:
-            raise ValueError(
-                f"img_size {img_size} is not a multiple of patch_size {patch_size}; take sides that it divides"
-            )
+        _check_sizes(img_size, patch_size, in_chans, embed_dim, depth, num_heads, num_classes)
+        finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
+        for name, value in {"qkv_bias": qkv_bias, "mlp_time_embed": mlp_time_embed, "conv": conv}.items():
+            truth_value(name, value)
         labelled = num_classes > 0
         self.conventions = Conventions(
             name="UViT",

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from l2c.io.bundled import checkpoint_folders
+from l2c.io.bundled import at_home, checkpoint_folders
 from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
 from l2c.io.tensors import not_finite
@@ -41,7 +41,7 @@ def find_checkpoint(
         FileNotFoundError: if the file is in none of those places; the message says what to do.
 
     """
-    places = [Path(checkpoint).expanduser(), *(folder / checkpoint for folder in checkpoint_folders())]
+    places = [at_home(checkpoint), *(folder / checkpoint for folder in checkpoint_folders())]
     for place in places:
         if place.is_file():
             return place

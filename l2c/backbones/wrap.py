@@ -17,8 +17,11 @@ from l2c.backbones.layer_cache import Fresh, LayerOutput, Pass, mix
 from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
 from l2c.backbones.layer_patterns import match_layers
 from l2c.backbones.single_plan import ran_twice
+from l2c.graph.given import each, text
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
+from l2c.io.names import near_keywords, quoted
+from l2c.io.numbers import whole_number
 
 
 @dataclass(frozen=True)
@@ -224,6 +227,8 @@ class _Outputs:
 
 def bare(module: nn.Module) -> nn.Module:
     """Return the module inside `torch.compile`, DistributedDataParallel or DataParallel; others unchanged."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"l2c.wrap takes a torch module, got {type(module).__name__}")
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and isinstance(module, (DataParallel, DistributedDataParallel)):
@@ -249,6 +254,7 @@ def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
                 module.__dict__["forward"] = forward
 
 
+@near_keywords()
 def wrap(
     module: nn.Module,
     layers: Sequence[str],
@@ -287,27 +293,47 @@ def wrap(
         prediction: what the module returns: `noise`, `v`, or `flow` for the velocity of a flow.
 
     Raises:
-        ValueError: if a pattern matches nothing, or the forward has no such parameter.
+        ValueError: if a pattern matches nothing, the forward has no such parameter, or an argument does not fit.
 
     """
     module = bare(module)
-    _check_parameters(module, timestep=timestep, labels=labels)
+    _check_parameters(module, timestep=text("timestep", timestep), labels=labels)
+    null_label, num_labels = _labels(labels, num_labels, null_label)
+    if input_shape is not None:
+        input_shape = tuple(whole_number("a side of input_shape", n, low=1) for n in each("input_shape", input_shape))
     names = match_layers(module, layers)
-    whole = match_layers(module, residual) if residual else ()
-    stray = [found for found in whole if found not in names]
-    if stray:
-        raise ValueError(f"residual= matches {stray[0]}, which is no layer; match it in layers= too")
+    whole = _whole(module, names, residual)
     return WrappedModule(
         module,
         [WrappedLayer(n, module.get_submodule(n), RESIDUAL if n in whole else OUTPUT) for n in names],
         timestep=timestep,
         labels=labels,
         conventions=Conventions(
-            name or class_name(module), schedule, first_timestep, guidance, null_label, prediction
+            class_name(module) if name is None else name,
+            *(schedule, first_timestep, guidance, null_label, prediction),
         ),
         input_shape=input_shape,
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
     )
+
+
+def _whole(module: nn.Module, names: Sequence[str], patterns: Sequence[str]) -> Sequence[str]:
+    found = match_layers(module, patterns) if tuple(each("patterns of layers", patterns)) else ()
+    stray = [name for name in found if name not in names]
+    if stray:
+        raise ValueError(f"residual= matches {stray[0]}, which is no layer; match it in layers= too")
+    return found
+
+
+def _labels(labels: str | None, num_labels: int, null_label: int | None) -> tuple[int | None, int]:
+    """Return the null label and the number of labels of a module; refuse numbers without labels and the reverse."""
+    count = whole_number("num_labels", num_labels, low=0, high=2**31)
+    null = None if null_label is None else whole_number("null_label", null_label, low=0, high=2**31)
+    if labels is None and (count or null is not None):
+        raise ValueError("num_labels and null_label need labels=, the parameter of the forward that takes them")
+    if labels is not None and not count:
+        raise ValueError("a module with labels has at least one; say num_labels= how many")
+    return null, count
 
 
 def _check_parameters(module: nn.Module, **wanted: str | None) -> None:
@@ -316,7 +342,7 @@ def _check_parameters(module: nn.Module, **wanted: str | None) -> None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
         return
     for what, parameter in wanted.items():
-        if parameter is not None and parameter not in signature:
+        if parameter is not None and text(what, parameter) not in signature:
             others = list(signature)[1:]
             mend = f"say {what}= one of {', '.join(others)}" if others else "it takes the noisy input alone"
-            raise ValueError(f"the forward of {type(module).__name__} has no parameter {parameter!r}; {mend}")
+            raise ValueError(f"the forward of {type(module).__name__} has no parameter {quoted(parameter)}; {mend}")

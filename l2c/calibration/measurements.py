@@ -18,7 +18,7 @@ from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
-from l2c.io.names import shown
+from l2c.io.names import chosen, shown
 from l2c.io.tensors import opened, write_tensors
 
 Kind = TypeVar("Kind", bound="Measurements")
@@ -27,7 +27,9 @@ OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
     "layer_change": "run `l2c calibrate` and give the file that it writes",
     "block_change": "run `l2c calibrate` and give the file that it writes",
-    "responses": "run `l2c calibrate measure=[responses]` and give the file that it writes",
+    **dict.fromkeys(
+        ("responses", "responses_ahead"), "run `l2c calibrate measure=[responses]` and give the file that it writes"
+    ),
 }
 
 
@@ -69,9 +71,10 @@ class Measurements:
         """Return a tensor by its name.
 
         Raises:
-            ValueError: if the tensor was not measured; the message says how to measure it.
+            ValueError: if there is no such tensor, or it was not measured; the message says how to measure it.
 
         """
+        chosen("tensor of a calibration", name, file.DIMENSIONS)
         if name not in self.tensors and self.carried_from is not None:
             raise ValueError(
                 f"the calibration was made for {self.carried_from} other evaluations, and {name} is known at those "

@@ -14,26 +14,26 @@ from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import Grid, oldest_age
 from l2c.calibration.measurements import Kind
 from l2c.calibration.responses import measure_both_ways
+from l2c.calibration.settings import AT_ONCE, CHANGES, FORWARD, GRADIENT, RESPONSES, WHAT, Changes, Responses
 from l2c.diffusion import SOLVERS, Solver
+from l2c.graph.given import table
+from l2c.io.names import near_keywords
+from l2c.io.numbers import whole_number
+from l2c.io.settings import Settings
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler, seeded_noise
 
-CHANGES, RESPONSES = "changes", "responses"
-GRADIENT, FORWARD = "gradient", "forward"
-METHODS = (GRADIENT, FORWARD)
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    CHANGES: {"max_age": 3},
-    RESPONSES: {"method": GRADIENT, "num_probes": 8, "max_age": None, "group": 1},
-}
+KINDS: Mapping[str, type[Settings]] = {CHANGES: Changes, RESPONSES: Responses}
 log = logging.getLogger(__name__)
 
 
+@near_keywords()
 def measure(
     kind: type[Kind],
     sampler: Sampler,
     *,
-    what: Sequence[str] = (RESPONSES,),
+    what: Sequence[str] | str = (RESPONSES,),
     num_trajectories: int = 64,
     seed: int = 7,
     batch_size: int = 8,
@@ -45,24 +45,23 @@ def measure(
     Args:
         kind: class of the calibration.
         sampler: uncached; brings solver, guidance and backbone.
-        what: `changes` and/or `responses`.
+        what: `changes` and/or `responses`, a list or one of them.
         num_trajectories: number of trajectories; trajectory i has label i modulo the number of labels.
         seed: seed of noises and directions.
         batch_size: trajectories at a time; memory grows with it.
-        changes: arguments of `measure_changes` that differ from `DEFAULTS`.
-        responses: `method` (`gradient` or `forward`) and arguments of `measure_both_ways` or `measure_forward` that
-            differ from `DEFAULTS`; `max_age` None = `oldest_age` of the solver.
+        changes: those of `settings.Changes` that differ from the defaults.
+        responses: those of `settings.Responses` that do.
 
     Raises:
         ValueError: if an argument is not allowed, or responses are asked for and the solver adds noise of its own or,
             with `gradient`, solver or model pass no gradient on.
 
     """
+    check_sampler(sampler)
     backbone, solver = sampler.backbone, sampler.solver
-    given = {CHANGES: changes or {}, RESPONSES: responses or {}}
-    how = {name: {**DEFAULTS[name], **given[name]} for name in what}
-    if RESPONSES in how:
-        how[RESPONSES] = _checked(how[RESPONSES], solver)
+    how = _settings(what, {CHANGES: changes, RESPONSES: responses}, solver)
+    num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
+    batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
     labels = labels_in_turn(backbone.num_labels, num_trajectories)
     start = labels, seeded_noise(backbone.input_shape, seed, num_trajectories)
     tensors: dict[str, Tensor] = {}
@@ -81,7 +80,7 @@ def measure(
             "seed": seed,
             "num_trajectories": num_trajectories,
             "batch_size": batch_size,
-            "measure": list(what),
+            "measure": list(how),
             **how,
         },
         grid=_grid(solver) if RESPONSES in how else None,
@@ -90,16 +89,27 @@ def measure(
     )
 
 
-def _checked(given: Mapping[str, Any], solver: Solver) -> dict[str, Any]:
-    """Return settings of responses, all of them known."""
-    found = dict(given)
-    if found["method"] not in METHODS:
-        raise ValueError(f"responses.method must be one of {', '.join(METHODS)}, got {found['method']!r}")
-    if found["max_age"] is None:
-        found["max_age"] = oldest_age(solver.num_evaluations)
-    if found["method"] == GRADIENT and found.pop("group") != 1:
-        raise ValueError("responses.group is for responses.method=forward; the gradient way measures every layer")
-    return found
+def check_sampler(sampler: Sampler) -> None:
+    """Refuse what is no sampler.
+
+    Raises:
+        ValueError: if it is none.
+
+    """
+    if not isinstance(sampler, Sampler):
+        raise ValueError(f"a calibration is measured on an l2c.Sampler, got {type(sampler).__name__}")
+
+
+def _settings(what: Any, given: Mapping[str, Any], solver: Solver) -> dict[str, dict[str, Any]]:
+    """Return the settings of each kind that is measured, those that were not given included."""
+    WHAT.check("what", what)
+    how = {name: KINDS[name].of({} if own is None else table(name, own)).to_dict() for name, own in given.items()}
+    responses = how[RESPONSES]
+    if responses["max_age"] is None:
+        responses["max_age"] = oldest_age(solver.num_evaluations)
+    if responses["method"] == GRADIENT:
+        del responses["group"]
+    return {name: how[name] for name in ([what] if isinstance(what, str) else what)}
 
 
 def _grid(solver: Solver) -> Grid | None:

@@ -25,7 +25,7 @@ from l2c.evaluation.scores.reference import TensorImages, check_reference, load_
 from l2c.evaluation.scores.scores import score
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import check_writable, write_json
+from l2c.io.atomic import check_another, check_writable, write_json
 from l2c.policies.best import reference_evaluations
 from l2c.policies.methods.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
@@ -67,6 +67,8 @@ def score_images(cfg: DictConfig) -> None:
     device = str(cli.device(cfg.device))
     settings = {"batch_size": cfg.batch_size, "device": device}
     folder = cli.run_folder()
+    if cfg.save_statistics is not None:
+        check_another("save_statistics", cfg.save_statistics, reference=cfg.reference, samples=cfg.samples)
     for path in filter(None, (folder / "scores.json", cfg.save_statistics)):
         check_writable(path)
     if str(cfg.reference) != "digits":

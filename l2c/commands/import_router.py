@@ -13,6 +13,7 @@ from l2c.commands.frame import entry as cli
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.l2c_routers import import_l2c_router
 from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache
+from l2c.io.atomic import check_another
 
 
 def asked_evaluations(cfg: DictConfig) -> int | None:
@@ -41,6 +42,8 @@ def asked_evaluations(cfg: DictConfig) -> int | None:
 @cli.entry("import_router")
 def main(cfg: DictConfig) -> None:
     """Read, convert, write, say what came out."""
+    if cfg.output is not None:
+        check_another("output", cfg.output, graph=cfg.graph, file=cfg.file, checkpoint=cfg.checkpoint)
     if cfg.graph is not None:
         output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "schedule.json"
         export_smoothcache(CacheGraph.load(cfg.graph), output)

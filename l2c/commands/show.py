@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2c.commands.frame.arguments import Arguments
+from l2c.io.atomic import check_another
 from l2c.io.bundled import graph_names
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CALIBRATION = ".safetensors"
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
 OPTIONS = ("output", "num_steps")
+DRAWN, LEADING = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,6 +46,9 @@ def main(arguments: Sequence[str]) -> None:
     options = _options(given.options)
     name = given.graph.removeprefix("graph=")
     output = Path(options.get("output") or f"{Path(name).stem}.png")
+    check_another("output", output, graph=name)
+    if "output" not in options and output.exists() and DRAWN not in output.read_bytes()[:LEADING]:
+        raise ValueError(f"{output} is there and was not drawn here; say output=PATH for another picture")
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {output}")
     text = _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_json(name, options, output)

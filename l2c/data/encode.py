@@ -14,6 +14,7 @@ from l2c.data.image_folder import ImageFolder
 from l2c.data.latent_shards import Manifest, look_into, write_shard
 from l2c.data.share import Share
 from l2c.data.vae import Vae
+from l2c.io.bundled import at_home
 
 log = logging.getLogger(__name__)
 WHOLE = Share()
@@ -67,7 +68,7 @@ def encode_folder(
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
 
     """
-    folder = Path(output).expanduser()
+    folder = at_home(output)
     shape = tuple(vae.encode(torch.zeros(1, 3, images.size, images.size, device=device))[0].shape[1:])
     assert len(shape) == 3
     wanted = Manifest(

@@ -10,6 +10,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from l2c.io.bundled import at_home
+from l2c.io.names import listed, shown
+
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whatever the name says; others may start programs (EPS)
 LARGEST_RATIO = 64  # of an image's sides: its short side is what is enlarged to the size
@@ -51,8 +54,13 @@ def as_colours(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _hidden(path: Path) -> bool:
+    """Return whether a file or folder is one that file managers and editors leave beside the images."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
 class ImageFolder:
-    """The images of a folder in a fixed order: classes by name, files by name.
+    """The images of a folder in a fixed order: classes by name, files by name; hidden ones are passed over.
 
     Args:
         folder: holds one sub-folder per class.
@@ -70,24 +78,28 @@ class ImageFolder:
     """
 
     def __init__(self, folder: str | Path, size: int) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = at_home(folder)
         self.size = size
         if not self.folder.is_dir():
             raise FileNotFoundError(
                 f"no image folder at {self.folder}; give one with a sub-folder of images per class"
             )
-        classes = sorted(path for path in self.folder.iterdir() if path.is_dir())
+        classes = sorted(path for path in self.folder.iterdir() if path.is_dir() and not _hidden(path))
         found = [
             (path, label)
             for label, name in enumerate(classes)
             for path in sorted(name.iterdir())
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and not _hidden(path)
         ]
         if not found:
             raise ValueError(
                 f"{self.folder} has {len(classes)} sub-folders but no images in them; it must hold one sub-folder "
                 f"per class with files of {', '.join(sorted(SUFFIXES))}"
             )
+        filled = {label for _, label in found}
+        empty = [shown(path.name) for label, path in enumerate(classes) if label not in filled]
+        if empty:
+            log.warning("%d of the sub-folders of %s hold no images: %s", len(empty), self.folder, listed(empty))
         self.paths = [path for path, _ in found]
         self.labels = [label for _, label in found]
         self.num_classes = len(classes)
@@ -110,7 +122,8 @@ class ImageFolder:
             name = str(path.relative_to(self.folder))
             if name not in self.unreadable:
                 self.unreadable.append(name)
-                log.warning("skipped the unreadable image %s (%s); %d so far", path, error, len(self.unreadable))
+                what = f"{shown(path, 300)} ({shown(error, 200)})"
+                log.warning("skipped the unreadable image %s; %d so far", what, len(self.unreadable))
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 

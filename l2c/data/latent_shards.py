@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from l2c.data.shards import LARGEST_SIDE, MOST_IMAGES, Shards
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import member, parse
 from l2c.io.names import shown
 from l2c.io.numbers import finite_number, whole_number
@@ -118,7 +119,7 @@ class LatentShards:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = at_home(folder)
         self.manifest = Manifest.load(self.folder)
         missing = self.manifest.missing(self.folder)
         if missing:

@@ -1,6 +1,5 @@
 """Noise schedules, solvers and guidance; they take a callable and know nothing of caching."""
 
-import difflib
 from collections.abc import Callable
 
 from l2c.diffusion.ddim import DDIM, DDPM
@@ -9,6 +8,8 @@ from l2c.diffusion.flow import FlowDPM2M, FlowEuler
 from l2c.diffusion.guidance import Guidance
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, Schedule, schedule_of
 from l2c.diffusion.solver import Evaluation, Model, Solver, Trajectory
+from l2c.io.names import chosen
+from l2c.io.numbers import whole_number
 
 _KINDS: tuple[type[Solver], ...] = (DDIM, DDPM, DPMSolver2S, DPMSolver2M, FlowEuler, FlowDPM2M)
 SOLVERS: dict[str, Callable[..., Solver]] = {kind.name: kind for kind in _KINDS}
@@ -20,13 +21,12 @@ def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: 
     """Build a solver by its name.
 
     Raises:
-        ValueError: if the name is unknown, the solver cannot follow the schedule, or it has no such option.
+        ValueError: if the name is unknown, the solver cannot follow the schedule, it has no such option, or the
+            number is no whole number of at least 1.
 
     """
-    if not isinstance(name, str) or name not in SOLVERS:
-        near = difflib.get_close_matches(str(name), SOLVERS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown solver {name!r}; known are {', '.join(SOLVERS)}{hint}")
+    chosen("solver", name, SOLVERS)
+    num_evaluations = whole_number("num_evaluations", num_evaluations, low=1)
     fitting = FLOW_SOLVERS if schedule.name == FLOW else DIFFUSION_SOLVERS
     if name not in fitting:
         raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph.binding import GUIDANCES, NEUTRAL_SCALE
+from l2c.io.names import chosen
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,7 @@ class Guidance:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in GUIDANCES:
-            raise ValueError(f"unknown guidance {self.mode!r}; known are {', '.join(GUIDANCES)}")
+        chosen("guidance", self.mode, GUIDANCES)
 
     @property
     def active(self) -> bool:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from l2c.io.names import chosen
+
 PREDICTIONS = ("noise", "v", "flow")
 
 
@@ -22,8 +24,7 @@ def check_prediction(prediction: str) -> None:
         ValueError: if the prediction is not one of `PREDICTIONS`.
 
     """
-    if prediction not in PREDICTIONS:
-        raise ValueError(f"unknown prediction {prediction!r}; known are {', '.join(PREDICTIONS)}")
+    chosen("prediction", prediction, PREDICTIONS)
 
 
 def target(prediction: str, x_0: Tensor, eps: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:

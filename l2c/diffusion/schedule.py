@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from l2c.diffusion.prediction import check_prediction
+from l2c.io.names import chosen
 from l2c.io.seeds import Stream
 
 VARIANCE_PRESERVING = ("linear", "scaled_linear")
@@ -44,8 +45,7 @@ class Schedule(ABC):
     prediction: str = "noise"
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES:
-            raise ValueError(f"unknown noise schedule {self.name!r}; known are {', '.join(SCHEDULES)}")
+        chosen("noise schedule", self.name, SCHEDULES)
         check_prediction(self.prediction)
 
     def timestep(self, index: float) -> float:

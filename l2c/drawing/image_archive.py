@@ -18,6 +18,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from l2c.io.atomic import replacing
+from l2c.io.bundled import at_home
 from l2c.io.names import shown
 
 IMAGES, LABELS = "arr_0", "arr_1"
@@ -66,7 +67,7 @@ class ArchiveImages:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = at_home(path)
         with open_member(self.path, IMAGES) as file:
             shape, fortran, dtype = read_header(file)
         if dtype != np.uint8 or len(shape) != 4 or fortran or min(shape) < 1 or shape[3] not in (1, 3):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from l2c.data.shards import Shards
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import member
 from l2c.io.names import quoted, shown
 from l2c.io.tensors import opened, write_tensors
@@ -86,7 +87,7 @@ class ImageShards:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = at_home(folder)
         self.samples = Samples.load(self.folder)
         self.shape = self.samples.shape
         missing = self.samples.missing(self.folder)

@@ -18,6 +18,7 @@ from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
 from l2c.drawing.lit_drawing import LitSampler, ShardsToDraw
 from l2c.drawing.settings import DrawingSettings
+from l2c.io.bundled import at_home
 from l2c.io.memory import halved, memory_explained, remedies
 from l2c.sampling.correction import plan_digest
 from l2c.sampling.sampler import Sampler
@@ -97,7 +98,7 @@ def sample_images(
         use_distributed_sampler=False,  # shards are split here
         **_processes(trainer or {}),
     )
-    place = Path(folder).expanduser()
+    place = at_home(folder)
     samples = _samples(sampler, asked, runner.strategy.root_device, vae, vae_name)
     samples.claim(place)
     settings = settings or {}

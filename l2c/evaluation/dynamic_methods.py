@@ -27,7 +27,7 @@ from l2c.evaluation.dynamic import (
     DynamicSampler,
     Magnitude,
 )
-from l2c.io.names import near_names
+from l2c.io.names import chosen
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -119,8 +119,7 @@ def dynamic_method(
         ValueError: if the method or an option is unknown.
 
     """
-    if name not in OPTIONS:
-        raise ValueError(f"unknown dynamic method {name!r}; {near_names(name, list(OPTIONS))}")
+    chosen("dynamic method", name, OPTIONS)
     unknown = [option for option in options if option not in OPTIONS[name]]
     if unknown:
         allowed = ", ".join(OPTIONS[name]) or "none"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from l2c.io.names import near_names
+from l2c.io.names import chosen
 from l2c.io.settings import Number, Rule, Text, full_name
 from l2c.policies.settings import COUNT, FROM_0, NEEDS, OPTIONS, SEED, check_options, check_values
 from l2c.sampling.solver_settings import SOLVER_NAMES
@@ -46,9 +46,7 @@ def check_method(method: str, given: Mapping[str, Any], *, measured_to: str) -> 
 
     """
     options = {str(name): value for name, value in given.items()}
-    policy = options.pop("policy", method)
-    if policy not in METHODS:
-        raise ValueError(f"unknown method {policy!r}; {near_names(str(policy), list(METHODS))}")
+    policy = chosen("method", options.pop("policy", method), METHODS)
     prefix = full_name("methods", method)
     if policy == FEWER_STEPS:
         _check(prefix, options, {"solver": OTHER_SOLVER["solver"]})

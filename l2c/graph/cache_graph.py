@@ -15,10 +15,12 @@ from typing import Any
 from l2c.graph import file, given, hub, text
 from l2c.graph.binding import Binding
 from l2c.graph.checks import CHECKS, MAX_SCALE
+from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import HOLD, Weights
 from l2c.graph.statistics import removed_fraction_of, statistics_of
 from l2c.io.json_fields import parse
+from l2c.io.names import chosen, quoted, shown
 from l2c.io.numbers import finite_number, whole_number
 
 
@@ -41,15 +43,14 @@ class CacheGraph(GraphFields):
         )
         scale, digest = self.cfg_scale, self.fingerprint
         none: tuple[Any, ...] = ((),) * len(rows)
+        if not isinstance(self.correction, CorrectionFile | None):
+            raise ValueError(f"correction must be a CorrectionFile or None, got {quoted(self.correction)}")
         for name, value in (
             ("rows", rows),
             ("routed", reusing if routed is None else tuple(sorted(routed))),
-            (
-                "reuse",
-                tuple(given.text("reuse", each) for each in given.each("reuse", self.reuse or (HOLD,) * len(rows))),
-            ),
-            ("slopes", tuple(given.floats("slopes", row) for row in given.each("slopes", self.slopes or none))),
-            ("weights", tuple(map(_sets, given.each("weights", self.weights or none)))),
+            ("reuse", tuple(given.text("reuse", how) for how in _or("reuse", self.reuse, (HOLD,) * len(rows)))),
+            ("slopes", tuple(given.floats("slopes", row) for row in _or("slopes", self.slopes, none))),
+            ("weights", tuple(map(_sets, _or("weights", self.weights, none)))),
             ("layers", tuple(given.text("a layer's name", name) for name in given.each("layers", self.layers))),
             ("timesteps", tuple(finite_number("a timestep", t) for t in given.each("timesteps", self.timesteps))),
             (
@@ -57,11 +58,10 @@ class CacheGraph(GraphFields):
                 None if scale is None else finite_number("cfg_scale", scale, low=-MAX_SCALE, high=MAX_SCALE),
             ),
             ("fingerprint", None if digest is None else given.text("fingerprint", digest)),
+            ("guidance", None if self.guidance is None else given.text("guidance", self.guidance)),
             *((name, given.text(name, getattr(self, name))) for name in ("model", "solver")),
-            *(
-                (name, given.table(name, getattr(self, name)))
-                for name in ("solver_options", "provenance", "measured")
-            ),
+            ("solver_options", _options(self.solver_options)),
+            *((name, given.table(name, getattr(self, name))) for name in ("provenance", "measured")),
         ):
             object.__setattr__(self, name, value)
         for check in CHECKS:
@@ -70,6 +70,8 @@ class CacheGraph(GraphFields):
     @classmethod
     def blank(cls, binding: Binding, **others: Any) -> CacheGraph:
         """Return the graph that computes everything, for what a binding says; `others` are further attributes."""
+        if not isinstance(binding, Binding):
+            raise ValueError(f"a blank graph is made of a binding, got {quoted(binding)}; graph.binding is one")
         rows = ((True,) * len(binding.layers),) * binding.num_evaluations
         return cls(**{**binding.fields, "rows": rows, **others})
 
@@ -88,7 +90,14 @@ class CacheGraph(GraphFields):
         return statistics_of(self)
 
     def replace(self, **changes: Any) -> CacheGraph:
-        """Return a copy with some attributes changed; pass `routed` along when rows change."""
+        """Return a copy with some attributes changed; pass `routed` along when rows change.
+
+        Raises:
+            ValueError: if a graph has no such attribute, or the parts contradict each other.
+
+        """
+        for name in changes:
+            chosen("attribute of a graph", name, self.__dataclass_fields__)
         return replace(self, **changes)
 
     def __repr__(self) -> str:
@@ -139,7 +148,7 @@ class CacheGraph(GraphFields):
             ValueError: if the text is damaged, of another format or version, or contradicts itself.
 
         """
-        content = parse(text)
+        content = parse(given.text("the text of a graph", text))
         graph = cls(**file.fields_of(content, folder))
         file.check_content(content)
         return graph
@@ -158,6 +167,20 @@ class CacheGraph(GraphFields):
     def from_pretrained(cls, repo: str | Path, *, revision: str | None = None) -> CacheGraph:
         """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote; see `l2c.graph.hub`."""
         return hub.from_pretrained(cls.load, repo, revision=revision)
+
+
+def _or(name: str, values: Any, otherwise: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the items of a list; `otherwise` where there are none."""
+    return (() if values is None else tuple(given.each(name, values))) or otherwise
+
+
+def _options(values: Any) -> dict[str, float]:
+    """Return a solver's options as Python's floats."""
+    options = given.table("solver_options", values)
+    return {
+        given.text("the name of an option", name): finite_number(f"the option {shown(name)} of the solver", value)
+        for name, value in options.items()
+    }
 
 
 def _sets(row: Any) -> tuple[Weights, ...]:

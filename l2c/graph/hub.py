@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import Any, TypeVar
 
 from l2c.graph import file as graph_file
 from l2c.graph.fields import GraphFields
+from l2c.graph.given import each
 from l2c.graph.layer_names import layers_of
 from l2c.graph.statistics import statistics_of
 from l2c.graph.text import summary
-from l2c.io.atomic import write_text
+from l2c.io.atomic import copy_file, write_text
 from l2c.io.lazy import needed
 from l2c.io.names import shown
 
@@ -37,14 +37,16 @@ def find_file(repo: str | Path, name: str, *, revision: str | None = None) -> Pa
     if Path(repo).is_dir():
         path = Path(repo) / name
         if not path.is_file():
-            raise FileNotFoundError(f"the folder {repo} has no {name}; give the folder that save_pretrained wrote")
+            raise FileNotFoundError(
+                f"the folder {shown(repo, 300)} has no {name}; give the folder that save_pretrained wrote"
+            )
         return path
     hub = _hub()
     try:
         return Path(hub.hf_hub_download(str(repo), name, revision=revision))
     except Exception as error:  # the Hub's client has many; those of requests among them
         raise OSError(
-            f"no {name} at {repo}: it is no folder here, and the Hub says {type(error).__name__}; "
+            f"no {name} at {shown(repo, 300)}: it is no folder here, and the Hub says {type(error).__name__}; "
             "check the name, the revision and the connection"
         ) from error
 
@@ -73,14 +75,15 @@ def save_pretrained(graph: GraphFields, folder: str | Path, *, files: Iterable[s
     """Write `cache_graph.json`, a model card and copies of files (pictures, reports) into a folder.
 
     Raises:
+        FileNotFoundError: if one of the files is no plain file.
         OSError: if the folder cannot be made or written.
+        ValueError: if files is no list.
 
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     names = []
-    for file in map(Path, files):
-        shutil.copyfile(file, folder / file.name)
+    for file in map(Path, each("files", files)):
+        copy_file(file, folder / file.name)
         names.append(file.name)
     write_text(folder / "README.md", card(graph, names))
     graph_file.save(graph, folder / FILE)

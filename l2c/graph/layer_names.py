@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from l2c.io.names import chosen
+
 WHOLE_OUTPUT = "output"  # the one layer of a graph that reuses what the whole network returns
 LAYER_KINDS = ("layer", "block", "resnet", WHOLE_OUTPUT)  # of a diffusers model, see `find_layers`
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
@@ -21,7 +23,13 @@ def kind_of(name: str) -> str:
 
 
 def layers_of(part: str, names: Sequence[str]) -> set[int]:
-    """Return the indices of the layers of a part, `attn` or `mlp`, or of `all`."""
+    """Return the indices of the layers of a part, `attn` or `mlp`, or of `all`.
+
+    Raises:
+        ValueError: if there is no such part.
+
+    """
+    chosen("part of the layers", part, (*KINDS, "all"))
     return {i for i, name in enumerate(names) if part == "all" or kind_of(name).startswith(KINDS[part])}
 
 

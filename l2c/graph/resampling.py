@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import floats
 from l2c.graph.predictor import DIGITS, FITTED, LINEAR, WEIGHTED, slopes_of
 from l2c.graph.selection import with_evaluations
 
@@ -25,9 +26,13 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
         timesteps: t of each evaluation of the result, in the same direction.
 
     Raises:
-        ValueError: if the graph has weights of several outputs, which belong to the evaluations they were made for.
+        ValueError: if the graph has weights of several outputs, which belong to the evaluations they were made for,
+            or the timesteps are no list of numbers.
 
     """
+    timesteps = floats("timesteps", timesteps)
+    if not timesteps:
+        raise ValueError("timesteps is empty; give one per evaluation")
     if WEIGHTED in graph.reuse:
         raise ValueError(
             f"a graph of reuse {WEIGHTED} cannot be resampled from {graph.num_evaluations} evaluations to "

@@ -15,11 +15,12 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import made_by
-from l2c.io.names import shown
+from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number
 from l2c.sampling.binding import binding_of, solver_for
 
 
+@near_keywords()
 def import_l2c_router(
     path: str | Path,
     backbone: str | ModelPreset | Backbone,
@@ -51,7 +52,8 @@ def import_l2c_router(
     routers = _read(Path(path))
     network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     announced = solver_for(network, solver, num_evaluations)
-    if not 0 < finite_number("threshold", threshold) < 1:
+    num_evaluations, threshold = announced.num_evaluations, finite_number("threshold", threshold)
+    if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie between 0 and 1, got {threshold}; published are 0.1 and 0.9")
     if len(routers) != num_evaluations:
         raise ValueError(

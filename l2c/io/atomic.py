@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.io.folder_lock import lock
+from l2c.io.names import shown
 
 MARK = ".part"  # in the names of temporary files
 LEFTOVER = re.compile(r"^\..+-[A-Za-z0-9_]{8}\.part(\.[A-Za-z0-9]+)?$")
@@ -50,7 +52,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def _followed(path: str | Path) -> Path:
     """Return a path, where it is a link that to which it leads."""
-    return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    try:
+        return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+    except OSError as error:
+        raise _cannot_write(Path(path), error) from error
 
 
 @contextmanager
@@ -65,7 +70,7 @@ def _beside(target: Path) -> Iterator[Path]:
                 raise OSError(errno.EISDIR, "there is a folder or a device of that name")
             prefix, suffix = f".{target.stem}-", f"{MARK}{target.suffix}"
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError: no path holds a zero byte
             raise _cannot_write(target, error) from error
         lock(handle)
         temporary = Path(name)
@@ -90,6 +95,21 @@ def write_json(path: str | Path, content: Any, **options: Any) -> None:
     write_text(path, json.dumps(content, indent=1, **options) + "\n")
 
 
+def copy_file(source: str | Path, path: str | Path) -> None:
+    """Copy a plain file, whole or not at all; a file is its own copy.
+
+    Raises:
+        FileNotFoundError: if there is no plain file; pipes and devices are none, which may never end.
+        OSError: if it cannot be read, or the copy not be written.
+
+    """
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"no file at {shown(source, 300)}; give the path of a plain file")
+    if not (Path(path).exists() and Path(source).samefile(path)):
+        with replacing(path) as temporary:
+            shutil.copyfile(source, temporary)
+
+
 def _to_disk(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -108,11 +128,32 @@ def _of_the_disk(error: Exception, temporary: Path) -> bool:
 
 def _cannot_write(target: Path, error: Exception) -> OSError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTDIR):
+        reason = "a file stands where its folder would be"
     full = any(os.strerror(number) in str(error) for number in FULL)
     mend = "free some space on its disk and run again" if full else "choose a folder that you may write to"
     if isinstance(error, OSError) and error.errno == errno.EISDIR:
         mend = "give another path"
-    return OSError(f"cannot write {target}: {reason}; {mend}")
+    return OSError(f"cannot write {shown(target, 300)}: {reason}; {mend}")
+
+
+def check_another(what: str, path: str | Path, **inputs: str | Path | None) -> None:
+    """Refuse a file to be written that is one of those that are read.
+
+    Args:
+        what: what it is called, for the message.
+        path: the file to be written.
+        inputs: the files that are read, by what they are called; None is passed over.
+
+    Raises:
+        ValueError: if it is one of them.
+
+    """
+    for name, source in inputs.items():
+        if source is not None and Path(path).exists() and Path(source).exists() and Path(path).samefile(source):
+            raise ValueError(
+                f"{what} and {name} are one file, {shown(path, 300)}, which would be lost; give another {what}"
+            )
 
 
 def check_writable(path: str | Path) -> None:

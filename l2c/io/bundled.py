@@ -8,6 +8,19 @@ from pathlib import Path
 from l2c.io.names import near_names, shown
 
 
+def at_home(path: str | Path) -> Path:
+    """Return a path, `~` at its begin standing for the home folder.
+
+    Raises:
+        ValueError: if there is no such home folder.
+
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no home folder is known for {shown(path, 300)}; give the whole path") from error
+
+
 def project_folder(name: str) -> Path:
     """Return `configs` or `checkpoints`: inside the package where it was installed from a wheel, else beside it."""
     package = Path(__file__).resolve().parents[1]
@@ -17,13 +30,13 @@ def project_folder(name: str) -> Path:
 
 def own_checkpoint_folder() -> Path:
     """Return the folder where weights of the user's own are kept: `L2C_CHECKPOINTS`, else `checkpoints/` here."""
-    return Path(os.environ.get("L2C_CHECKPOINTS") or "checkpoints").expanduser()
+    return at_home(os.environ.get("L2C_CHECKPOINTS") or "checkpoints")
 
 
 def cache_folder() -> Path:
     """Return the folder for what can be made again: `L2C_CACHE`, else `l2c` in the user's cache folder."""
     kept = os.environ.get("L2C_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "l2c"
-    return Path(kept).expanduser()
+    return at_home(kept)
 
 
 def checkpoint_folders() -> list[Path]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from l2c.io.atomic import replacing
+from l2c.io.atomic import copy_file
+from l2c.io.bundled import at_home
 from l2c.io.digests import CHUNK, sha256_of
 from l2c.io.names import shown
 
@@ -104,14 +105,12 @@ def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = Non
         ValueError: if the file has another digest.
 
     """
-    source, target = Path(source).expanduser(), Path(path)
+    source, target = at_home(source), Path(path)
     if not source.is_file():
         raise FileNotFoundError(f"no file at {source}; give the path of the weights on this machine")
     if sha256 is not None and (digest := sha256_of(source)) != sha256.lower():
         raise ValueError(f"{source} has the SHA-256 {digest} instead of {sha256}; copy the whole file again")
-    if not (target.exists() and source.samefile(target)):
-        with replacing(target) as temporary:
-            shutil.copyfile(source, temporary)
+    copy_file(source, target)
     return target
 
 

@@ -29,9 +29,10 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux" or any(name in os.environ for name, _ in KEPT.values()):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for number, (_, value) in KEPT.items() if mallopt is not None else ():
-        mallopt(number, value)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        for number, (_, value) in KEPT.items():
+            library.mallopt(number, value)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+FEW = 6  # names that are listed whole
 SHOWN = 80  # characters of a stranger's text that a message repeats
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def near_names(name: str, known: list[str], prefix: str = "") -> str:
@@ -17,6 +22,50 @@ def near_names(name: str, known: list[str], prefix: str = "") -> str:
     near.sort(key=lambda each: sorted(each) != sorted(name))  # letters that changed places come first
     shown_names = [f"{prefix}{each}" for each in near or known]
     return f"did you mean {' or '.join(shown_names)}?" if near else f"known are {', '.join(shown_names)}"
+
+
+def chosen(what: str, name: object, known: Iterable[str]) -> str:
+    """Return a name that is one of those known.
+
+    Args:
+        what: what the name is of, `solver`.
+        name: what was given.
+        known: the allowed names.
+
+    Raises:
+        ValueError: if it is none of them; the message names the near ones of many, all of a few.
+
+    """
+    allowed = list(known)
+    if not isinstance(name, str) or name not in allowed:
+        near = near_names(name if isinstance(name, str) and len(allowed) > FEW else "", allowed)
+        raise ValueError(f"unknown {what} {quoted(name)}; {near}")
+    return name
+
+
+def near_keywords(hint: str = "") -> Callable[[Function], Function]:
+    """Let a function that is called with an argument that it does not have name the near ones, by a TypeError.
+
+    Args:
+        hint: what the message says beside.
+
+    """
+
+    def decorate(function: Function) -> Function:
+        known = [name for name in inspect.signature(function).parameters if name != "self"]
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> Any:
+            unknown = next((word for word in given if word not in known), None)
+            if unknown is not None:
+                near = near_names(unknown, known)
+                raise TypeError(f"{name} has no argument {quoted(unknown)}; {near}{hint and '; '}{hint}")
+            return function(*args, **given)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 @contextmanager

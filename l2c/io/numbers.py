@@ -1,4 +1,4 @@
-"""Numbers that a user or a file gives, each refused in one sentence where it is none or out of range."""
+"""Numbers and truth values that a user or a file gives; one that is none, or out of range, is refused."""
 
 from __future__ import annotations
 
@@ -56,6 +56,18 @@ def whole_number(name: str, value: object, *, low: int | None = None, high: int 
     if not whole or not limits[0] <= number <= limits[1]:
         raise ValueError(f"{name} must be {allowed}, got {quoted(value)}")
     return int(number)
+
+
+def truth_value(name: str, value: object) -> bool:
+    """Return a bool; a text such as "false" is none, which Python would take as true.
+
+    Raises:
+        ValueError: if the value is neither True nor False.
+
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {quoted(value)} ({type(value).__name__})")
+    return value
 
 
 def _range(low: float, high: float) -> str:

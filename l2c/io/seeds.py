@@ -10,10 +10,13 @@ from __future__ import annotations
 import operator
 import zlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from l2c.io.names import quoted
 
 
 class Stream:
@@ -27,16 +30,15 @@ class Stream:
             as many of them for one purpose.
 
     Raises:
-        ValueError: if a number is out of range; the message names it.
-        TypeError: if a number is not whole.
+        ValueError: if a number is not whole or out of range; the message names it.
 
     """
 
     def __init__(self, purpose: str, *numbers: int) -> None:
-        whole = [operator.index(number) for number in numbers]
+        whole = [number if isinstance(number, int) else _whole(number) for number in numbers]
         for number in whole:
             if not 0 <= number < 2**32:
-                raise ValueError(f"a seed must be a whole number in 0..{2**32 - 1}, got {number}; choose e.g. seed=0")
+                raise _no_seed(number)
         mixed = np.random.SeedSequence([zlib.crc32(purpose.encode()), *whole])
         self._source = np.random.Generator(np.random.PCG64(mixed))
 
@@ -55,6 +57,17 @@ class Stream:
     def permutation(self, count: int) -> Tensor:
         """Return 0..count-1 in random order (count,)."""
         return torch.from_numpy(self._source.permutation(count))
+
+
+def _whole(number: Any) -> int:
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise _no_seed(number) from None
+
+
+def _no_seed(number: object) -> ValueError:
+    return ValueError(f"a seed must be a whole number in 0..{2**32 - 1}, got {quoted(number)}; choose e.g. seed=0")
 
 
 def draw_normal(shape: tuple[int, ...], purpose: str, *numbers: int) -> Tensor:

@@ -13,7 +13,29 @@ from safetensors.torch import save
 from torch import Tensor
 
 from l2c.io.atomic import replacing
-from l2c.io.names import shown
+from l2c.io.names import quoted, shown
+
+
+def usable_device(name: torch.device | str, what: str = "device") -> torch.device:
+    """Return a device, `cpu`, `cuda` or `cuda:1`, on which tensors can be made here.
+
+    Args:
+        name: the device, or its name.
+        what: what the setting is called, for the message.
+
+    Raises:
+        ValueError: if there is no such device.
+
+    """
+    try:
+        if not isinstance(name, (str, torch.device)):
+            raise TypeError
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise ValueError(
+            f"there is no {what} {quoted(name) if isinstance(name, str) else shown(name)} here; say {what}=cpu, or "
+            "leave it out"
+        ) from error
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

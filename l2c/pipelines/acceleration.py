@@ -15,14 +15,17 @@ from tqdm.auto import tqdm
 from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.graph.given import each, table
+from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
 from l2c.io.atomic import write_text
-from l2c.io.bundled import cache_folder
+from l2c.io.bundled import at_home, cache_folder
+from l2c.io.names import chosen, near_keywords
+from l2c.io.numbers import finite_number, whole_number
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
-from l2c.policies.registry import make_graph
+from l2c.policies.registry import POLICIES, make_graph
 from l2c.policies.settings import NEEDS, needs_of
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -37,7 +40,7 @@ NUM_JUDGED = 4  # new noises that the error is measured on
 
 @dataclass(frozen=True)
 class _Asked:
-    """The arguments of a call of `accelerate`, completed."""
+    """The arguments of a call of `accelerate`, completed; those of another type or out of range are refused."""
 
     prompts: list[Any]
     steps: int
@@ -65,6 +68,16 @@ class _Asked:
         scale = guidance_of(pipe).asked(pipe, options, scale)
         return cls(_read(prompts, pipe), _steps(pipe, steps), scale, policy, options, *others)
 
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("steps", whole_number("num_inference_steps", self.steps, low=1)),
+            ("scale", None if self.scale is None else finite_number("guidance_scale", self.scale)),
+            ("policy", None if self.policy is None else chosen("policy", self.policy, POLICIES)),
+            ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1)),
+            ("seed", whole_number("seed", self.seed, low=0)),
+        ):
+            object.__setattr__(self, name, value)
+
     def key(self, pipe: Any) -> str:
         """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
         from l2c.integrations.diffusers import denoisers_of
@@ -83,6 +96,7 @@ class _Asked:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
+@near_keywords("arguments of the pipeline's own call go into options={...}")
 def accelerate(
     pipe: Any,
     prompts: Sequence[str] | Sequence[int] | str | Path | None = None,
@@ -109,8 +123,7 @@ def accelerate(
             evaluations' worth.
         num_inference_steps: None = the pipeline's own.
         guidance_scale: means `true_cfg_scale` for Qwen-Image and similar pipelines; None = the pipeline's own.
-        policy: a policy's name; None = gram where the scheduler passes gradients on and memory allows, else
-            block_caching.
+        policy: a policy's name; None = gram, or block_caching where no gradients are passed on or memory is short.
         options: further arguments of the pipeline's call, `height` and `width` for example.
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
@@ -127,12 +140,13 @@ def accelerate(
     from l2c.integrations.diffusers import CacheGraphs, denoisers_of, remove
 
     denoisers_of(pipe)  # refuses what is no pipeline
-    kinds = (layers,) if isinstance(layers, str) else layers
-    settings = policy, options or {}, num_trajectories, seed, None if kinds is None else tuple(kinds)
+    options = {} if options is None else table("options", options)
+    kinds = layers if layers is None else _kinds(layers)
+    settings = policy, options, num_trajectories, seed, kinds
     asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
     remove(pipe)
-    place = (cache_folder() if folder is None else Path(folder).expanduser()) / asked.key(pipe)
+    place = (cache_folder() if folder is None else at_home(folder)) / asked.key(pipe)
     path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
     if not (path.is_file() and note.is_file()):
         _make(pipe, asked, budget, path, note)
@@ -142,7 +156,13 @@ def accelerate(
     return graph
 
 
-def _steps(pipe: Any, num_inference_steps: int | None) -> int:
+def _kinds(layers: Any) -> tuple[str, ...]:
+    """Return kinds of layers, of which one may stand without brackets."""
+    given = (layers,) if isinstance(layers, str) else each("layers", layers)
+    return tuple(chosen("kind of layers", kind, LAYER_KINDS) for kind in given)
+
+
+def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
     """Return the number of steps, the pipeline's own where none is given."""
     from l2c.integrations.diffusers.guidance import defaults_of
 
@@ -155,7 +175,7 @@ def _steps(pipe: Any, num_inference_steps: int | None) -> int:
     steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
     if steps is None:
         raise ValueError(f"{type(pipe).__name__} has no number of steps of its own; give num_inference_steps")
-    return int(steps)
+    return steps
 
 
 def _named(value: Any) -> Any:
@@ -177,7 +197,7 @@ def _read(prompts: Any, pipe: Any) -> list[Any]:
 
     if prompts is None or isinstance(prompts, (str, Path)):
         return read_prompts(None if prompts is None else str(prompts), pipe)
-    return check_prompts(list(prompts), pipe)
+    return check_prompts(list(each("prompts", prompts)), pipe)
 
 
 def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:

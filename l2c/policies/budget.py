@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from l2c.io.names import quoted
+
 Budget: TypeAlias = float | str
 FORMS = (
     "a share of the uncached MACs (budget=0.4), a speed-up by MACs (budget=2.5x) or evaluations' worth above 1 "
@@ -55,7 +57,7 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> Worth:
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:
-        raise ValueError(f"a budget is {FORMS}, got {budget!r}")
+        raise ValueError(f"a budget is {FORMS}, got {quoted(budget)}")
     if text.endswith("x"):
         return Worth(num_evaluations / number)
     return Worth(number * num_evaluations if number <= 1 else number)

@@ -11,14 +11,18 @@ from typing import Any
 
 from l2c.calibration import measuring
 from l2c.calibration.calibration_file import OF_OUTPUT
-from l2c.calibration.grid import Grid
+from l2c.calibration.grid import MOST_EVALUATIONS, Grid
 from l2c.calibration.measurements import Measurements
+from l2c.calibration.settings import AT_ONCE, RESPONSES
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import each, floats, table
 from l2c.graph.ladder import Ladder
 from l2c.graph.statistics import ERROR, WORTH
+from l2c.io.names import near_keywords, shown
+from l2c.io.numbers import finite_number, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import gram
@@ -73,12 +77,14 @@ class Calibration(Measurements):
             settings: `what`, `num_trajectories`, `seed`, `batch_size`, `changes`, `responses`.
 
         """
+        true_errors = whole_number("true_errors", true_errors, low=0, high=AT_ONCE)
         calibration = measuring.measure(cls, sampler, **settings)
-        if not true_errors or measuring.RESPONSES not in calibration.tensors:
+        if not true_errors or RESPONSES not in calibration.tensors:
             return calibration
         size = calibration.settings["batch_size"]
         return calibration.corrected(sampler, num_trajectories=true_errors, batch_size=size)
 
+    @near_keywords()
     def graph(
         self,
         budget: Budget,
@@ -119,6 +125,7 @@ class Calibration(Measurements):
         )
         return graph
 
+    @near_keywords()
     def ladder(
         self,
         budgets: Sequence[Budget],
@@ -131,8 +138,9 @@ class Calibration(Measurements):
         whole_outputs: bool = True,
     ) -> Ladder:
         """Return the graphs of several budgets, each as `graph` makes it."""
+        max_span = None if max_span is None else whole_number("max_span", max_span, low=1)
         target = self._target(num_steps, timesteps, solver, solver_options)
-        return Ladder(self._graphs(target, budgets, max_span, whole_outputs=whole_outputs))
+        return Ladder(self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs))
 
     def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> Ladder:
         """Return the graphs of those of some budgets that can be reached, from the largest.
@@ -143,7 +151,7 @@ class Calibration(Measurements):
         """
         found: list[CacheGraph] = []
         try:
-            for graph in self._graphs(self._target(num_steps, None, None, None), budgets):
+            for graph in self._graphs(self._target(num_steps, None, None, None), each("budgets", budgets)):
                 found.append(graph)
         except BudgetOutOfReach:
             if not found:
@@ -177,7 +185,7 @@ class Calibration(Measurements):
     def _graphs(
         self,
         target: _Target,
-        budgets: Sequence[Budget],
+        budgets: Iterable[Budget],
         max_span: int | None = None,
         *,
         whole_outputs: bool = True,
@@ -214,12 +222,13 @@ class Calibration(Measurements):
         solver: Solver | str | None,
         options: Mapping[str, float] | None,
     ) -> _Target:
+        num_steps = None if num_steps is None else whole_number("num_steps", num_steps, low=2, high=MOST_EVALUATIONS)
         given = [value for value in (num_steps, timesteps) if value is not None]
         if len(given) == 2 or (given and isinstance(solver, Solver)):
             raise ValueError("give num_steps, timesteps or a solver that has them; not two of these")
         binding = self.binding
         if timesteps is not None:
-            name = binding.solver if solver is None else str(solver)
+            name = binding.solver if solver is None else shown(solver)
             grid = self._euler_grid(name, timesteps)
             binding = replace(binding, solver=name, timesteps=grid.timesteps, solver_options={})
             return _Target(binding, grid, [(e,) for e in range(len(grid.timesteps))])
@@ -232,14 +241,15 @@ class Calibration(Measurements):
     def _solver(self, num_steps: int | None, name: str | None, options: Mapping[str, float] | None) -> Solver:
         binding = self.binding
         name = binding.solver if name is None else name
-        if self.schedule is None or name not in SOLVERS:
+        if self.schedule is None or not isinstance(name, str) or name not in SOLVERS:
             raise ValueError(
-                f"the calibration does not hold the noise schedule of {name}; pass the scheduler's steps as solver=, "
-                "or timesteps= where it takes Euler steps of a flow"
+                f"the calibration does not hold the noise schedule of {shown(name)}; pass the scheduler's steps as "
+                "solver=, or timesteps= where it takes Euler steps of a flow"
             )
         if options is None:
             options = binding.solver_options if name == binding.solver else {}
-        return make_solver(name, self.schedule, num_steps or binding.num_evaluations, **options)
+        given = {str(key): finite_number(str(key), value) for key, value in table("solver_options", options).items()}
+        return make_solver(name, self.schedule, num_steps or binding.num_evaluations, **given)
 
     def _euler_grid(self, name: str, timesteps: Sequence[float]) -> Grid:
         """Return the grid of Euler steps of a flow, whose state moves by the output times the difference of times."""
@@ -248,7 +258,11 @@ class Calibration(Measurements):
                 f"timesteps alone do not say what the steps of {name} are; they do for {' and '.join(EULER)}: pass "
                 "num_steps, or the solver itself"
             )
-        times, own = tuple(map(float, timesteps)), self.grid
+        times, own = floats("timesteps", timesteps), self.grid
+        if len(times) < 2:
+            raise ValueError(
+                f"timesteps must be at least 2, got {len(times)}; give one per evaluation, noisiest first"
+            )
         unit = own.coefficients[0] / (own.ends[0] - own.timesteps[0])  # models count to 1000, or to 1, or up
         ends = (*times[1:], 0.0 if own.timesteps[-1] < own.timesteps[0] else 1 / abs(unit))
         moved = tuple(unit * (end - t) for t, end in zip(times, ends, strict=True))
@@ -266,7 +280,13 @@ class Calibration(Measurements):
             num_trajectories: noises per budget.
             batch_size: trajectories at a time.
 
+        Raises:
+            ValueError: if a number is no whole number of at least 1.
+
         """
+        measuring.check_sampler(sampler)
+        num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
+        batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
         parts = [replace(part, corrections=()) for part in self._parts]
         shares = (CORRECTED_AT, CARRIED_AT)
         found = [

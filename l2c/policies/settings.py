@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS, RULES
-from l2c.io.names import near_names
+from l2c.io.names import chosen
 from l2c.io.settings import Flag, Items, Number, Rule, Text, full_name
 from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
 
@@ -130,8 +130,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
         ValueError: if the policy is unknown, or has no such option.
 
     """
-    if name not in OPTIONS:
-        raise ValueError(f"unknown policy {name!r}; {near_names(name, list(OPTIONS))}")
+    chosen("policy", name, OPTIONS)
     allowed = [*OPTIONS[name], "budget"]
     unknown = [key for key in options if key not in allowed]
     if unknown and unknown[0] in OLD_WORDS:

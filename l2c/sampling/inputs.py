@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,9 @@ def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device) -> Te
     if labels is None:
         return None
     try:
+        labels = (
+            np.ascontiguousarray(labels) if isinstance(labels, np.ndarray) else labels
+        )  # torch reads no other way
         return torch.as_tensor(labels, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"labels must be integers of shape (N,), got {quoted(labels)}; say [3, 7]") from error
@@ -49,7 +53,7 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
         if y is None:
             raise ValueError(f"{name} has no labels, so the number of images comes from noise=(N, C, H, W)")
         return len(y)
-    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not noise.ndim or not _has_numbers(noise):
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not _has_numbers(noise) or not noise.ndim:
         got = f"{noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be a tensor of floats (N, C, H, W), got {got}")
     expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
@@ -67,8 +71,8 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
 
 
 def _has_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor holds its numbers one by one: none that is sparse, or on the device `meta`."""
-    return tensor.layout is torch.strided and not tensor.is_meta
+    """Return whether a tensor holds its numbers one by one: not sparse, not nested, not on the device `meta`."""
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested)
 
 
 def _check_labels(name: str, num_labels: int, y: Tensor) -> None:

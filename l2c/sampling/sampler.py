@@ -15,7 +15,8 @@ from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.whole_output import under_layers
 from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.numbers import finite_number, whole_number
+from l2c.io.names import near_keywords
+from l2c.io.numbers import finite_number, truth_value, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.binding import agreed, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
 from l2c.sampling.correction import Correction
@@ -69,6 +70,7 @@ class Sampler:
 
     """
 
+    @near_keywords()
     def __init__(
         self,
         backbone: Backbone,
@@ -96,6 +98,10 @@ class Sampler:
         given = {str(name): finite_number(str(name), value) for name, value in (solver_options or {}).items()}
         if eta is not None:
             given["eta"] = finite_number("eta", eta, low=0, high=1)
+        any_weights, any_guidance = (
+            truth_value("any_weights", any_weights),
+            truth_value("any_guidance", any_guidance),
+        )
         self.graph = graph
         backbone = backbone if graph is None else under_layers(backbone, graph.layers)
         solver, num_evaluations, options = agreed(backbone, graph, solver, num_evaluations, given, any_weights)
@@ -158,6 +164,7 @@ class Sampler:
             MemoryError: if memory runs out; the message says what lowers it.
 
         """
+        progress = truth_value("progress", progress)
         if self._watch is not None:
             self._watch.look(self.backbone)
         device = next(self.backbone.parameters()).device
@@ -228,7 +235,13 @@ class Sampler:
         return self._runner.captured
 
     def cache_bytes(self, num_images: int) -> int:
-        """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph."""
+        """Return the memory that the cache needs at its peak for a number of images, in bytes; 0 without a graph.
+
+        Raises:
+            ValueError: if the number is no whole number of at least 0.
+
+        """
+        num_images = whole_number("num_images", num_images, low=0)
         if self.lifetimes is None or self.backbone.layer_shape is None:
             return 0
         rows = self.guidance.rows(num_images)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c.io.locks import OwnLock
+from l2c.io.tensors import usable_device
 
 
 class Peak:
@@ -50,10 +51,7 @@ class LayerStore:
     ) -> None:
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"cache_dtype must be a type of floating-point numbers, e.g. bf16, got {dtype}")
-        try:
-            self.device = None if device is None else torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"there is no cache_device {device!r} here; say cpu, or leave it out") from error
+        self.device = None if device is None else usable_device(device, "cache_device")
         self.dtype = dtype
         self._held: dict[int, Tensor] = {}
         self._buffers: dict[int, Tensor] = {}

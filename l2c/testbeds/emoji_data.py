@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from l2c.data.pixels import PixelDataModule
 from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
+from l2c.io.names import chosen
 from l2c.io.seeds import Stream
 from l2c.testbeds.emoji import CLASSES, IMAGE_SHAPE, Emoji, emoji
 from l2c.testbeds.settings import SKIN_TONES
@@ -91,8 +92,7 @@ class EmojiDataModule(PixelDataModule):
         self, batch_size: int = 32, seed: int = 0, *, skin_tones: str = "all", pictures: Emoji | None = None
     ) -> None:
         super().__init__(batch_size, seed)
-        if skin_tones not in SKIN_TONES:
-            raise ValueError(f"unknown data.skin_tones {skin_tones!r}; known are {', '.join(SKIN_TONES)}")
+        chosen("data.skin_tones", skin_tones, SKIN_TONES)
         pictures = emoji() if pictures is None else pictures
         self.pictures = pictures if skin_tones == "all" else pictures.where(~pictures.toned)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.diffusion.prediction import min_snr_weight, target
 from l2c.diffusion.schedule import schedule_of
+from l2c.io.names import chosen
 from l2c.io.seeds import Stream
 from l2c.testbeds.muon import MuonAdamW
 from l2c.testbeds.settings import OPTIMIZERS
@@ -60,8 +61,7 @@ class LitBackbone(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {optimizer!r}; known are {', '.join(OPTIMIZERS)}")
+        chosen("optimizer", optimizer, OPTIMIZERS)
         if not 0 < decay_share <= 1:
             raise ValueError(f"decay_share must lie in (0, 1], got {decay_share}")
         self.backbone = backbone

@@ -13,6 +13,7 @@ from typing import Any
 
 from l2c.data.share import this_process
 from l2c.io.atomic import check_writable, sweep, write_json
+from l2c.io.bundled import at_home
 from l2c.io.folder_lock import locked
 
 RECORD = "run.json"
@@ -30,7 +31,7 @@ def resume_from(resume: str | None, folder: Path) -> Path | None:
     """
     if resume is None:
         return None
-    path = folder / LAST if resume == "auto" else Path(resume).expanduser()
+    path = folder / LAST if resume == "auto" else at_home(resume)
     return None if resume == "auto" and not path.is_file() else path
 
 

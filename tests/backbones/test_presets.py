@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import pickle
 
 import pytest
 import torch
@@ -105,10 +106,13 @@ def test_unknown_names_are_told_near_ones():
 
 
 def test_arguments_that_do_not_fit_are_refused():
-    for args in ({"depth": 0}, {"depth": 1, "hidden_size": 32, "num_heads": 2, "in_channels": 0}):
-        with pytest.raises(
-            ValueError, match="of model mine do not fit: the network would have no layers, or weights"
-        ):
+    for args, words in (
+        ({"depth": 0}, "depth must be a whole number in .*, got 0"),
+        ({"in_channels": "4"}, "in_channels must be a whole number in .*, got '4'"),
+        ({"hidden_size": 30}, r"hidden_size must be a multiple of 4 and of num_heads \(16\), got 30"),
+        ({"learn_sigma": "no"}, "learn_sigma must be True or False, got 'no'"),
+    ):
+        with pytest.raises(ValueError, match=f"of model mine do not fit: {words}"):
             build_backbone({"name": "mine", "backbone": "dit", "args": args})
     tiny = {"depth": 1, "hidden_size": 32, "num_heads": 2, "num_classes": 3}
     with pytest.raises(ValueError, match="null_label of model mine must be one of its 4 labels, from 0 on, got 4"):
@@ -123,6 +127,11 @@ def test_arguments_that_do_not_fit_are_refused():
         build_backbone({"name": "mine"})
     with pytest.raises(ValueError, match=r"the key 'sampling' of model mine does not fit: .*'steps'"):
         build_backbone({"name": "mine", "backbone": "dit", "sampling": {"solver": "ddim", "steps": 3}})
+
+
+def test_presets_are_copied_and_pickled():
+    preset = model_preset("dit_digits")
+    assert copy.deepcopy(preset) == preset == pickle.loads(pickle.dumps(preset))
 
 
 def test_presets_are_values():

@@ -1,6 +1,7 @@
 """`l2c COMMAND`: the list, names, lines to paste, and settings of a wrong kind in one sentence."""
 
 import ast
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
+from l2c.commands.frame import start
 from l2c.commands.frame.backends import python_line
 from l2c.commands.frame.table import COMMANDS, command_line, override, spelled, this_command_line
 
@@ -227,3 +229,61 @@ def test_a_reader_that_hangs_up_ends_a_command_quietly(started, unbuffered):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("l2c --version >&-", 0, ""),
+        ("l2c --version <&- >&- 2>&-", 0, ""),
+        ("l2c nothing 2>&-", 1, ""),
+        ("l2c --version >/dev/full", 1, "error: cannot print: No space left on device; send the output to another"),
+        ("l2c nothing >/dev/full", 1, "error: unknown command 'nothing'; "),
+        ("rmdir $PWD; l2c --version", 1, "error: the current folder is gone; go to another one"),
+        ("rmdir $PWD; l2c graph policy=interval", 1, "error: the current folder is gone; go to another one"),
+    ],
+)
+def test_what_a_shell_leaves_a_command_is_taken(tmp_path, line, code, words):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    started = f'l2c() {{ "{sys.executable}" -m l2c "$@"; }}; {line}'
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        ["bash", "-c", started], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.startswith(words)
+    assert ended.stderr.count("\n") == bool(words)
+
+
+def test_a_stdout_of_few_characters_escapes_the_others(monkeypatch):
+    few = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", few)
+    start._make_ready()
+    print("wrote größe\udcff.png")
+    few.flush()
+    assert few.buffer.getvalue() == rb"wrote gr\xf6\xdfe\udcff.png" + b"\n"
+
+
+def test_the_home_folder_is_known_behind_a_sign_too(monkeypatch, tmp_path, call, refused):
+    monkeypatch.setenv("HOME", str(tmp_path / "a b"))
+    assert start._at_home("output=~/x.png") == f"output='{tmp_path}/a b/x.png'"
+    assert start._at_home("hydra.run.dir=~") == f"hydra.run.dir='{tmp_path}/a b'"
+    for word in ("~policy", "policy.alpha=0.2", "output=a~b", "output=~x~/y", "--help"):
+        assert start._at_home(word) == word
+    sentence = refused(call(MAIN, "show", "dit_digits_ddim20", "output=~nobody-of-this-name/x.png"))
+    assert sentence == "error: no home folder is known for ~nobody-of-this-name/x.png; give the whole path"
+
+
+def test_show_leaves_what_is_not_its_own(command, refused, tmp_path):
+    graph = tmp_path / "photo.json"
+    l2c.CacheGraph.load("dit_digits_ddim20").save(graph)
+    (tmp_path / "photo.png").write_bytes(b"a photograph")
+    assert "photo.png is there and was not drawn here; say output=" in refused(command("show", graph, cwd=tmp_path))
+    assert (tmp_path / "photo.png").read_bytes() == b"a photograph"
+    graph.rename(tmp_path / "graph.png")
+    sentence = refused(command("show", "graph.png", "output=graph.png", cwd=tmp_path))
+    assert "output and graph are one file, graph.png, which would be lost; give another output" in sentence
+    sentence = refused(command("import", "graph=graph.png", "output=./graph.png", cwd=tmp_path))
+    assert "output and graph are one file" in sentence
+    assert l2c.CacheGraph.load(tmp_path / "graph.png")

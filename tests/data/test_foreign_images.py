@@ -63,6 +63,18 @@ def test_cameras_that_were_turned_are_turned_back(read):
     assert halves(read(lambda path: Image.fromarray(pixels).save(path, exif=tag))) == [[1] * 3, [-1] * 3]
 
 
+def test_hidden_files_and_folders_are_no_classes_and_empty_ones_are_named(tmp_path, caplog):
+    for name in (".checkpoints", "__MACOSX", "a", "b\n", "c"):
+        (tmp_path / name).mkdir()
+    for name in (".checkpoints/x.png", "a/._x.png", "a/x.png", "c/x.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    images = ImageFolder(tmp_path, 8)
+    assert [str(path.relative_to(tmp_path)) for path in images.paths] == ["a/x.png", "c/x.png"]
+    assert (images.labels, images.num_classes) == ([0, 2], 3)
+    assert r"1 of the sub-folders of" in caplog.text
+    assert r"hold no images: [b\n]" in caplog.text
+
+
 def cut(path):
     Image.new("RGB", (64, 64)).save(path)
     path.write_bytes(path.read_bytes()[:60])

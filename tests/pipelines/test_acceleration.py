@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -138,6 +140,24 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
         acceleration.accelerate(pipe, str(tmp_path / "latin.txt"), folder=tmp_path)
     with pytest.raises(ValueError, match="unknown policy 'magic'"):
         accelerated(pipe, tmp_path, policy="magic")
+    for wrong, sentence in (
+        ({"num_inference_steps": "20"}, "num_inference_steps must be a whole number of at least 1, got '20'"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
+        ({"num_trajectories": 0}, "num_trajectories must be a whole number of at least 1, got 0"),
+        ({"seed": None}, "seed must be a whole number of at least 0, got None"),
+        ({"options": [8]}, "options must be values by name, got list"),
+        ({"prompts": 5}, "prompts must be a list, got 5"),
+        ({"budget": True}, "a budget is a share"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            acceleration.accelerate(pipe, **wrong)
+    words = r"accelerate has no argument 'heigth'; known are .*; arguments of the pipeline's own call go into"
+    with pytest.raises(TypeError, match=words):
+        acceleration.accelerate(pipe, heigth=8)
+    with pytest.raises(ValueError, match="graphs must be cache graphs by the name of a denoiser, got 'x' for 'unet'"):
+        l2c.apply(pipe, {"unet": "x"})
+    with pytest.raises(ValueError, match="any_weights must be True or False, got 'no'"):
+        l2c.apply(pipe, {}, any_weights="no")
     assert isinstance(accelerated(pipe, tmp_path, policy="late_first"), l2c.CacheGraph)
 
 

@@ -212,11 +212,11 @@ def test_onednn_is_refused_where_it_is_not_exact(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"precision": "int8"}, "unknown precision 'int8'; choose fp32, tf32, bf16, fp16"),
-        ({"cache_dtype": "half"}, "unknown cache_dtype 'half'; choose fp32"),
+        ({"precision": "int8"}, "unknown precision 'int8'; known are fp32, tf32, bf16, fp16"),
+        ({"cache_dtype": "half"}, "unknown cache_dtype 'half'; known are fp32"),
         ({"cache_dtype": torch.int8}, "cache_dtype must be a type of floating-point numbers"),
         ({"cache_device": "abacus"}, "there is no cache_device 'abacus' here"),
-        ({"matmul": "blas"}, "unknown matmul 'blas'; choose default or onednn"),
+        ({"matmul": "blas"}, "unknown matmul 'blas'; known are default, onednn"),
     ],
 )
 def test_unknown_ways_to_compute_are_refused(make_dit, options, says):

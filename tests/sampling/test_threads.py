@@ -82,3 +82,18 @@ def test_a_trajectory_that_breaks_off_leaves_nothing_behind(backbone, make_graph
     (store,) = sampler._stores._idle
     assert store.nbytes == 0
     assert torch.equal(sampler.sample(LABELS, seed=0), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_from_the_middle_of_a_trajectory(make_dit, make_graph, copied):
+    net = make_dit()
+    sampler = l2c.Sampler(net, graph=make_graph(net))
+    x, times = torch.ones(3, *net.input_shape), sampler.timesteps
+    with torch.no_grad():
+        denoiser = sampler.denoiser(LABELS)
+        for t in times[: len(times) // 2]:
+            denoiser(x, t)
+        twin = copied(denoiser)
+        expected = [denoiser(x, t) for t in times[len(times) // 2 :]]
+        found = [twin(x, t) for t in times[len(times) // 2 :]]
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from l2c.calibration.settings import AT_ONCE, CalibrationSettings
 from l2c.drawing.settings import DrawingSettings
 from l2c.evaluation.comparison_settings import ComparisonSettings
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
@@ -34,7 +35,6 @@ from l2c.training.settings import LARGEST_SEED, THREADS
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MATMULS = ("default", "onednn")
 COUNT = Number(whole=True, at_least=1)
-AT_ONCE = 10**6  # images that are held in memory together
 
 
 def optional_text(**more: Any) -> Any:
@@ -221,37 +221,15 @@ class Compare(CommandSettings, ComparisonSettings):
 
 
 @dataclass(frozen=True)
-class Calibrate(CommandSettings):
+class Calibrate(CommandSettings, CalibrationSettings):
     """calibrate."""
 
     DOING: ClassVar[str] = "calibrating"
     LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "num_trajectories", "responses.max_age")
 
     output: str | None = optional_text()
-    measure: Any = ruled(Items(item=Text(choices=("changes", "responses")), single=True), ["changes"])
-    num_trajectories: int = count(64, at_most=AT_ONCE)
-    batch_size: int = count(8, at_most=AT_ONCE)
-    seed: int = seed(7)
-    true_errors: int = count(64, at_least=0, at_most=AT_ONCE)
     budget: Budget | None = ruled(BUDGET, None)
     num_threads: int | None = count(at_most=THREADS)
-
-
-@dataclass(frozen=True)
-class Changes(Settings, group="changes"):
-    """Settings for measuring changes."""
-
-    max_age: int = count(3, at_most=1000)
-
-
-@dataclass(frozen=True)
-class Responses(Settings, group="responses"):
-    """Settings for measuring responses."""
-
-    method: str = text("gradient", choices=("gradient", "forward"))
-    num_probes: int = count(8, at_most=1000)
-    max_age: int | None = count(at_most=1000)
-    group: int = count(1, at_most=1000)
 
 
 @dataclass(frozen=True)

@@ -71,14 +71,11 @@ def device(name: str | None) -> torch.device:
     """
     import torch
 
+    from l2c.io.tensors import usable_device
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {name!r} here; say device=cpu, or leave it out") from error
-    return chosen
+    return usable_device(name)
 
 
 def entry(config_name: str) -> Callable[[Task], CommandEntry]:

@@ -66,7 +66,7 @@ def sentence_of(error: Exception, folder: Path, mend: str = MEND) -> str:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"unknown {group} {name!r}; {near_names(name, list(error.options))}"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"cannot use {error.filename}: {error.strerror}; choose a path that exists and that you may write to"
+        return f"cannot use {shown(error.filename, 300)}: {error.strerror}; choose a path that exists and is yours"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror or error}, in {folder}; {mend}"
     old = re.search(r"override '([\w.]+)'", str(error))

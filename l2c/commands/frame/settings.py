@@ -12,10 +12,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from l2c.calibration.settings import Changes, Responses
 from l2c.commands.frame.benchmark_settings import Benchmark, BenchmarkDiffusers, BenchmarkScale, BenchmarkTraining
 from l2c.commands.frame.command_settings import (
     Calibrate,
-    Changes,
     CommandSettings,
     Compare,
     EncodeLatents,
@@ -24,7 +24,6 @@ from l2c.commands.frame.command_settings import (
     MakeGraph,
     ModelSettings,
     PipelineSettings,
-    Responses,
     Sample,
     SampleMany,
     TrainBackbone,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import sys
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from l2c.commands.frame.table import COMMANDS, TRACEBACK
+from l2c.commands.frame.table import COMMANDS, TRACEBACK, override
+from l2c.io.bundled import at_home
 from l2c.io.memory import NO_MEMORY, keep_freed_memory, out_of_memory
 from l2c.io.names import near_names
 from l2c.io.version import __version__
@@ -25,6 +27,7 @@ FLAGS = (  # Hydra's
 
 def main() -> None:
     """Start the command that the first argument names, with the others."""
+    _make_ready()
     with _ended_quietly():
         _chosen()
 
@@ -39,13 +42,43 @@ def _ended_quietly() -> Iterator[None]:
             if stop.code:
                 raise
         sys.stdout.flush()  # also where Hydra left after its help
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
-        sys.exit(1)
+    except OSError as error:
+        if out_of_memory(error):
+            sys.exit(f"error: {NO_MEMORY}")
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)
+        if os.environ.get(TRACEBACK) or error.errno is None or error.filename is not None:
+            raise
+        sys.exit(f"error: cannot print: {error.strerror or error}; send the output to another place")
     except Exception as error:
         if os.environ.get(TRACEBACK) or not out_of_memory(error):
             raise
         sys.exit(f"error: {NO_MEMORY}")
+
+
+def _make_ready() -> None:
+    """Take what a shell may leave a command: closed streams, a stdout of few characters, a folder that is gone."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # or the next file that is opened would take its number, and get what is printed
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        Path.cwd()
+    except OSError:
+        sys.exit("error: the current folder is gone; go to another one (cd) and run again")
+
+
+def _at_home(word: str) -> str:
+    """Return `name=~/...` with the home folder in the place of `~`, which a shell leaves there behind the sign."""
+    name, sign, value = word.partition("=")
+    return override(name, at_home(value)) if sign and re.match(r"~[\w.-]*(/|$)", value) else word
 
 
 def _chosen() -> None:
@@ -80,6 +113,7 @@ def overview() -> str:
 
 def script(name: str) -> None:
     """Start a command from its script in a checkout."""
+    _make_ready()
     with _ended_quietly():
         start(name, sys.argv[1:])
 
@@ -88,6 +122,10 @@ def start(name: str, arguments: list[str]) -> None:
     """Start a command; one with a Hydra config imports its work after the config was composed and checked."""
     keep_freed_memory()
     command = COMMANDS[name]
+    try:
+        arguments = [*map(_at_home, arguments)]
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     module = f"l2c.commands.{command.module}"
     if not command.hydra:
         try:

@@ -17,6 +17,7 @@ from l2c.drawing.image_shards import ImageShards, to_pixels
 from l2c.evaluation.scores.features import FeatureExtractor, ImageFeatures
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.io.atomic import replacing
+from l2c.io.bundled import at_home
 
 MOST_FEATURES = 2**14
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))  # ADM's names; _s are those of spatial features
@@ -88,7 +89,7 @@ def open_images(path: str | Path) -> ImageSet:
         FileNotFoundError, ValueError: there are none, or they are incomplete or damaged.
 
     """
-    place = Path(path).expanduser()
+    place = at_home(path)
     return ImageShards(place) if place.is_dir() else ArchiveImages(place)
 
 
@@ -125,7 +126,7 @@ def check_reference(source: str | Path) -> None:
         FileNotFoundError, ValueError: the source is not there, or damaged.
 
     """
-    path = Path(source).expanduser()
+    path = at_home(source)
     if path.is_dir():
         open_images(path)
     else:
@@ -159,7 +160,7 @@ def load_reference(
     statistics: dict[str, np.ndarray] = {}
     if not isinstance(source, (str, Path)):
         images = source
-    elif (path := Path(source).expanduser()).is_dir():
+    elif (path := at_home(source)).is_dir():
         images = open_images(path)
     else:
         names = _names(path)

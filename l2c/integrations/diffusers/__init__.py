@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from l2c.io.lazy import needed
+from l2c.io.names import near_keywords
+from l2c.io.numbers import truth_value
 
 with needed("diffusers", "cache graphs on pipelines need", "diffusers"):
     from diffusers.hooks import HookRegistry, ModelHook
@@ -56,6 +58,7 @@ HARMLESS = (
 )
 
 
+@near_keywords()
 def apply(
     pipe_or_model: Any,
     graph: Graphs | Measurements | str | Path,
@@ -93,6 +96,8 @@ def apply(
 
     """
     of_weights = {"any_weights": any_weights, "any_adapters": any_adapters}
+    for name, value in {**of_weights, "any_guidance": any_guidance, "resample": resample}.items():
+        truth_value(name, value)
     if isinstance(graph, Measurements) or budget is not None:
         made = _calibrated(pipe_or_model, graph, budget, resample=resample)
         model = unwrap_module(denoiser_of(pipe_or_model))
@@ -190,7 +195,7 @@ def _loaded(
         return (CacheGraphs if two else CacheGraph).load(graph)
     if not isinstance(graph, (CacheGraph, Mapping)):
         raise ValueError(f"graph must be a cache graph, a path or a bundled name, got {type(graph).__name__}")
-    return graph
+    return CacheGraphs(graph) if isinstance(graph, Mapping) else graph
 
 
 def remove(pipe_or_model: Any) -> None:

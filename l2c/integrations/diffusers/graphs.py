@@ -9,9 +9,11 @@ from typing import Any
 from l2c.backbones.digest import known_digest
 from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import table
 from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoisers_of, second_of
+from l2c.io.names import quoted
 
 FORMAT = "l2c-cache-graphs"
 MOST = 16  # denoisers of a pipeline
@@ -25,10 +27,18 @@ class CacheGraphs(Mapping[str, CacheGraph]):
     Args:
         graphs: the graphs by the denoiser's name.
 
+    Raises:
+        ValueError: if it is no mapping from names to cache graphs.
+
     """
 
     def __init__(self, graphs: Mapping[str, CacheGraph]) -> None:
-        self._graphs = dict(graphs)
+        self._graphs = dict(table("graphs", graphs))
+        for name, graph in self._graphs.items():
+            if not isinstance(name, str) or not isinstance(graph, CacheGraph):
+                raise ValueError(
+                    f"graphs must be cache graphs by the name of a denoiser, got {quoted(graph)} for {quoted(name)}"
+                )
 
     def __getitem__(self, name: str) -> CacheGraph:
         return self._graphs[name]

@@ -39,8 +39,8 @@ from l2c.integrations.diffusers.recorded.recording import Recording, record
 from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import as_model_sees
-from l2c.io.memory import out_of_memory
 from l2c.io.names import folder_or_hub
+from l2c.io.tensors import usable_device
 
 
 class PipelineBackbone(WrappedModule):
@@ -290,15 +290,11 @@ def read_pipeline(settings: Mapping[str, Any]) -> Any:
 
     if settings.get("prompts") is not None:
         prompt_lines(settings["prompts"])  # before gigabytes of weights are read
+    device = usable_device(settings["device"], "model.device")
     with folder_or_hub("pipeline", settings["pipeline"]):
         pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
     pipe.set_progress_bar_config(disable=True)
-    try:
-        pipe.to(settings["device"])
-    except (RuntimeError, AssertionError, ValueError) as error:
-        if out_of_memory(error):
-            raise
-        raise ValueError(f"there is no device {settings['device']!r} here; say model.device=cpu") from error
+    pipe.to(device)
     return pipe
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.io.locks import OwnLock
+from l2c.io.names import chosen
 from l2c.io.seeds import draw_normal
 
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,9 +30,7 @@ def dtype_of(name: str | torch.dtype | None, what: str = "precision") -> torch.d
     """
     if name is None or isinstance(name, torch.dtype):
         return name
-    if name not in DTYPES:
-        raise ValueError(f"unknown {what} {name!r}; choose {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return DTYPES[chosen(what, name, DTYPES)]
 
 
 def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
@@ -67,8 +66,7 @@ def matmul_setting(precision: str | None, matmul: str, device: torch.device) -> 
         ValueError: if the way to multiply is unknown.
 
     """
-    if matmul not in MATMULS:
-        raise ValueError(f"unknown matmul {matmul!r}; choose {' or '.join(MATMULS)}")
+    chosen("matmul", matmul, MATMULS)
     if matmul == "onednn" and device.type == "cpu":
         obstacle = _onednn_obstacle()
         if obstacle is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from l2c.graph.predictor import HOLD, RULES
-from l2c.io.names import near_names
+from l2c.io.names import chosen
 from l2c.io.settings import Either, Number, Settings, Text, flag, number, ruled, text, whole
 from l2c.policies.budget import Budget
 from l2c.policies.settings import BudgetRule
@@ -177,10 +177,7 @@ def router_settings(given: Mapping[str, Any]) -> RouterSettings:
         ValueError: if the kind is unknown, or a setting is not allowed.
 
     """
-    name = given.get("name", "l2c")
-    if not isinstance(name, str) or name not in ROUTERS:
-        raise ValueError(f"unknown router {name!r}; {near_names(str(name), list(ROUTERS))}")
-    return ROUTERS[name].of(given)
+    return ROUTERS[chosen("router", given.get("name", "l2c"), ROUTERS)].of(given)
 
 
 def data_settings(given: Mapping[str, Any], more: Mapping[str, type[DataSettings]] | None = None) -> DataSettings:
@@ -194,11 +191,8 @@ def data_settings(given: Mapping[str, Any], more: Mapping[str, type[DataSettings
         ValueError: if the data set is unknown, or a setting is not allowed.
 
     """
-    name = given.get("name", "noise")
     kinds = {**DATA, **(more or {})}
-    if not isinstance(name, str) or name not in kinds:
-        raise ValueError(f"unknown data {name!r}; {near_names(str(name), list(kinds))}")
-    return kinds[name].of(given)
+    return kinds[chosen("data", given.get("name", "noise"), kinds)].of(given)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,179 @@
+"""What no argument may be, in the place of every argument of the public callables: one sentence, of our own."""
+
+import inspect
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import l2c
+from l2c.policies.budget import evaluations_worth
+
+ARRAYS_FIT = {"labels", "timesteps", "budgets", "input_shape", "rows", "slopes", "weights", "y"}
+
+
+class Net(torch.nn.Module):
+    """Three residual convolutions; t enters by its cosine."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(3))
+
+    def forward(self, x, t, y=None):
+        for block in self.blocks:
+            x = x + block(x) * torch.cos(t)[:, None, None, None]
+        return x
+
+
+def wrapped(**others):
+    """Return such a network as a backbone."""
+    return l2c.wrap(**{"module": Net(), "layers": ["blocks.*"], "input_shape": (1, 4, 4), "name": "net", **others})
+
+
+@pytest.fixture(scope="module")
+def callables(tmp_path_factory):
+    """Return each callable with arguments that it takes."""
+    folder = tmp_path_factory.mktemp("files")
+    graph = l2c.CacheGraph.load("dit_digits_ddim20")
+    torch.save({f"{i}.prob": torch.zeros(3) for i in range(4)}, folder / "router.pth")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = wrapped()
+    sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=6)
+    short = {"num_trajectories": 1, "batch_size": 1, "true_errors": 0}
+    calibration = l2c.Calibration.measure(sampler, what=["responses"], responses={"num_probes": 1}, **short)
+    ladder = calibration.reachable([0.9, 0.7])
+    noise = torch.zeros(1, 1, 4, 4)
+    return {
+        "wrap": (wrapped, {"timestep": "t", "labels": "y", "num_labels": 3, **dict.fromkeys(WRAP)}),
+        "load_backbone": (l2c.load_backbone, {"model": "dit_digits", "checkpoint": "random"}),
+        "DiT": (l2c.DiT, dict.fromkeys(inspect.signature(l2c.DiT).parameters)),
+        "UViT": (l2c.UViT, dict.fromkeys(inspect.signature(l2c.UViT).parameters)),
+        "Sampler": (l2c.Sampler, {"backbone": backbone, "solver": "ddim", "num_evaluations": 6, **SAMPLER}),
+        "sample": (sampler.sample, {"labels": None, "noise": noise, "seed": 0, "first_image": 0, "progress": False}),
+        "cache_bytes": (sampler.cache_bytes, {"num_images": 1}),
+        "compile": (sampler.compile, {"num_images": 1}),
+        "measure": (l2c.Calibration.measure, {"sampler": sampler, **short, **MEASURE}),
+        "graph": (calibration.graph, {"budget": 0.7, **GRAPH}),
+        "ladder": (calibration.ladder, {"budgets": [0.7], **GRAPH}),
+        "reachable": (calibration.reachable, {"budgets": [0.7], "num_steps": 6}),
+        "corrected": (calibration.corrected, {"sampler": sampler, "num_trajectories": 1, "batch_size": 1}),
+        "tensor": (calibration.tensor, {"name": "responses"}),
+        "Ladder": (l2c.Ladder, {"graphs": list(ladder)}),
+        "rung": (ladder.rung, {"share": 0.9}),
+        "within": (ladder.within, {"error": 1.0}),
+        "CacheGraph": (l2c.CacheGraph, {name: getattr(graph, name) for name in graph.__dataclass_fields__}),
+        "replace": (graph.replace, {"cfg_scale": 1.0}),
+        "from_json": (l2c.CacheGraph.from_json, {"text": graph.to_json()}),
+        "blank": (l2c.CacheGraph.blank, {"binding": graph.binding}),
+        "removed_fraction_of": (graph.removed_fraction_of, {"kind": "attn"}),
+        "save_pretrained": (graph.save_pretrained, {"folder": folder / "hub", "files": []}),
+        "import_l2c_router": (l2c.import_l2c_router, {"path": folder / "router.pth", "backbone": backbone, **ROUTER}),
+        "evaluations_worth": (evaluations_worth, {"budget": 0.5, "num_evaluations": 10}),
+    }
+
+
+# The arguments that may be left out; None stands for that here.
+WRAP = (
+    *("module", "layers", "null_label", "input_shape", "residual", "name", "schedule", "first_timestep", "guidance"),
+    "prediction",
+)
+SAMPLER = dict.fromkeys(
+    (
+        *("graph", "cfg_scale", "eta", "solver_options", "any_weights", "any_guidance", "precision", "matmul"),
+        *("cache_dtype", "cache_device"),
+    )
+)
+MEASURE = dict.fromkeys(("what", "seed", "changes", "responses"))
+GRAPH = dict.fromkeys(("num_steps", "timesteps", "solver", "solver_options", "max_span"))
+ROUTER = {"solver": "ddim", "num_evaluations": 4, "threshold": 0.1}
+NAMES = (
+    *("wrap", "load_backbone", "DiT", "UViT", "Sampler", "sample", "cache_bytes", "compile", "measure", "graph"),
+    *("ladder", "reachable", "corrected", "tensor", "Ladder", "rung", "within", "CacheGraph", "replace", "from_json"),
+    *("blank", "removed_fraction_of", "save_pretrained", "import_l2c_router"),
+)
+WRONG = {
+    "an object": object(),
+    "an array": np.array([1.5, 2.5]),
+    "a tensor": torch.tensor([1.5, 2.5]),
+    "bytes": b"ab",
+    "nested": [[1.5]],
+    "complex": 1j,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_argument_is_one_sentence(name, callables):
+    call, right = callables[name]
+    given = {key: value for key, value in right.items() if value is not None}
+    for key in right:
+        for what, value in WRONG.items():
+            if what in ("an array", "a tensor", "nested") and key in ARRAYS_FIT:
+                continue
+            with pytest.raises((ValueError, TypeError, OSError)) as caught:
+                call(**{**given, key: value})
+            raised = traceback.extract_tb(caught.value.__traceback__)[-1]
+            message = str(caught.value)
+            ours = "/l2c/" in raised.filename and raised.line.startswith("raise")
+            of_paths = Path(raised.filename).name.startswith("pathlib")  # Python says what a path must be
+            assert ours or of_paths, f"{name}({key}={what}): {caught.value!r} from {raised.filename}:{raised.lineno}"
+            assert len(message) < 600, message
+            assert "\n" not in message, message
+
+
+@pytest.mark.parametrize("flag", ["any_weights", "any_guidance"])
+def test_a_text_is_no_truth_value(flag, callables):
+    call, right = callables["Sampler"]
+    given = {key: value for key, value in right.items() if value is not None}
+    with pytest.raises(ValueError, match=f"{flag} must be True or False, got 'false'"):
+        call(**given, **{flag: "false"})
+
+
+def test_an_unknown_argument_names_the_near_ones(callables):
+    sampler, right = callables["Sampler"]
+    with pytest.raises(TypeError, match=r"^Sampler has no argument 'cfgscale'; did you mean cfg_scale\?$"):
+        sampler(right["backbone"], cfgscale=3)
+    with pytest.raises(TypeError, match=r"^load_backbone has no argument 'checkpoints'; did you mean checkpoint\?$"):
+        l2c.load_backbone("dit_digits", checkpoints="random")
+    with pytest.raises(TypeError, match=r"^measure has no argument 'trajectories'; did you mean num_trajectories"):
+        callables["measure"][0](callables["measure"][1]["sampler"], trajectories=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"num_labels": 3}, "num_labels and null_label need labels="),
+        ({"null_label": 3}, "num_labels and null_label need labels="),
+        ({"labels": "y"}, "a module with labels has at least one; say num_labels="),
+        ({"schedule": "cosine"}, "unknown noise schedule 'cosine'"),
+        ({"guidance": "apg"}, "unknown guidance 'apg'"),
+        ({"prediction": "x0"}, "unknown prediction 'x0'"),
+        ({"input_shape": (1, 0, 4)}, "a side of input_shape must be a whole number of at least 1, got 0"),
+        ({"layers": "blocks.*"}, "patterns of layers must be a list, got 'blocks"),
+    ],
+)
+def test_what_a_wrapped_module_cannot_be_is_said_when_it_is_wrapped(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        wrapped(**arguments)
+
+
+def test_numbers_that_count_nothing_are_not_left_out(callables):
+    call, right = callables["graph"]
+    for name in ("num_steps", "max_span"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number .*, got 0"):
+            call(right["budget"], **{name: 0})
+    with pytest.raises(ValueError, match=r"budgets must be a list, got '0.5'"):
+        callables["ladder"][0]("0.5")
+
+
+def test_a_file_that_never_ends_is_not_copied_beside_a_graph(tmp_path):
+    graph = l2c.CacheGraph.load("dit_digits_ddim20")
+    with pytest.raises(FileNotFoundError, match="no file at /dev/zero; give the path of a plain file"):
+        graph.save_pretrained(tmp_path / "hub", files=["/dev/zero"])
+    own = tmp_path / "hub" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("kept")
+    graph.save_pretrained(own.parent, files=[own])
+    assert own.read_text() == "kept"
