@@ -65,13 +65,13 @@ class _Asked:
         """Return the arguments, with the pipeline's own number of steps and scale where they are None."""
         from l2c.integrations.diffusers.guidance import guidance_of
 
+        scale = None if scale is None else finite_number("guidance_scale", scale)
         scale = guidance_of(pipe).asked(pipe, options, scale)
         return cls(_read(prompts, pipe), _steps(pipe, steps), scale, policy, options, *others)
 
     def __post_init__(self) -> None:
         for name, value in (
             ("steps", whole_number("num_inference_steps", self.steps, low=1)),
-            ("scale", None if self.scale is None else finite_number("guidance_scale", self.scale)),
             ("policy", None if self.policy is None else chosen("policy", self.policy, POLICIES)),
             ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1)),
             ("seed", whole_number("seed", self.seed, low=0)),
