@@ -60,10 +60,11 @@ def varied(base: TinyPipeline, name: str, parts: Mapping[str, Any] | None = None
 def _without_spread(vae: Any) -> None:
     """Let an autoencoder encode a picture to the same latents each time: the variances come last."""
     last = getattr(vae, "quant_conv", None) or getattr(vae.encoder, "conv_out", None)
-    if isinstance(last, nn.Conv2d):
-        half = last.out_channels // 2
-        with torch.no_grad():
-            last.weight[half:], last.bias[half:] = 0.0, -30.0  # type: ignore[index]
+    for part in () if last is None else last.modules():  # of a video's, a convolution inside
+        if isinstance(part, nn.Conv2d | nn.Conv3d):
+            half = part.out_channels // 2
+            with torch.no_grad():
+                part.weight[half:], part.bias[half:] = 0.0, -30.0  # type: ignore[index]
 
 
 def sd_img2img() -> TinyPipeline:

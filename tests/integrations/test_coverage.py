@@ -72,4 +72,4 @@ def test_layers_are_found_by_what_they_are(coverage):
 
 def test_the_table_is_that_of_the_configurations(coverage):
     named = list(coverage.written(ROOT / "docs" / "coverage.md"))
-    assert named == [*coverage.configurations(), *coverage.PIPELINES]
+    assert named == [*coverage.configurations(), *coverage.makers()]
