@@ -151,9 +151,9 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             acceleration.accelerate(pipe, **wrong)
-    words = r"accelerate has no argument 'num_steps'; known are .*; arguments of the pipeline's own call go into"
+    words = r"accelerate has no argument 'sharpness'; known are .*; arguments of the pipeline's own call go into"
     with pytest.raises(TypeError, match=words):
-        acceleration.accelerate(pipe, num_steps=8)
+        acceleration.accelerate(pipe, sharpness=8)
     with pytest.raises(ValueError, match="graphs must be cache graphs by the name of a denoiser, got 'x' for 'unet'"):
         l2c.apply(pipe, {"unet": "x"})
     with pytest.raises(ValueError, match="any_weights must be True or False, got 'no'"):
