@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -151,6 +152,11 @@ class Backbone(nn.Module, ABC):
     def num_layers(self) -> int:
         """Number of layers, 2 per block."""
         return len(self.layer_names)
+
+    @property
+    def kept_numbers(self) -> int | None:
+        """Numbers of one layer's output for one sample, T x D; None where not known."""
+        return None if self.layer_shape is None else math.prod(self.layer_shape)
 
     @property
     def num_labels(self) -> int:

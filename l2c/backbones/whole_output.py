@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,14 @@ class WholeOutput(Backbone):
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(C, H, W) of one input."""
         return self.network.input_shape
+
+    @property
+    def kept_numbers(self) -> int | None:
+        """Numbers of one output, C x H x W or, with variances, twice as many; None where not known."""
+        if self.network.layer_shape is None:  # a network that is not ours
+            return None
+        channels, *size = self.input_shape
+        return getattr(self.network, "out_channels", channels) * math.prod(size)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the network's own state dict, with its own keys."""

@@ -53,9 +53,12 @@ class Cost:
 
     def of_graph(self, graph: CacheGraph) -> int:
         """Return the MACs of a whole trajectory."""
-        whole = graph.layers == (WHOLE_OUTPUT,) and len(self.layers) > 1
-        cost = self.of_output if whole else self
+        cost = self.under(graph)
         return sum(cost.of_row(row) for row in graph.rows)
+
+    def under(self, graph: CacheGraph) -> Cost:
+        """Return the cost by the layers of a graph, which may be the whole output."""
+        return self.of_output if graph.layers == (WHOLE_OUTPUT,) and len(self.layers) > 1 else self
 
     @property
     def of_output(self) -> Cost:

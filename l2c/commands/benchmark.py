@@ -15,6 +15,7 @@ from torch import Tensor
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
 from l2c.backbones.presets import RANDOM, load_backbone
+from l2c.backbones.whole_output import under_layers
 from l2c.calibration.cost import count_macs
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.sampler import preset_of
@@ -100,8 +101,10 @@ def _preparation(backbone: Backbone, graph: CacheGraph, scale: float | None) -> 
 
 def _python_overhead(graph: CacheGraph) -> str:
     """Return a sentence on the executor's own time: an evaluation of blocks that do nothing, in a narrow network."""
-    depth = graph.num_layers // 2
-    net = DiT(input_size=4, patch_size=2, hidden_size=16, depth=depth, num_heads=1, num_classes=2).eval()
+    depth = max(1, graph.num_layers // 2)
+    net = under_layers(
+        DiT(input_size=4, patch_size=2, hidden_size=16, depth=depth, num_heads=1, num_classes=2).eval(), graph.layers
+    )
     sampler = Sampler(net, solver="ddim", num_evaluations=graph.num_evaluations, cfg_scale=4.0)
     binding = binding_of(net, sampler.solver, weights_bound=False)
     hollow = graph.replace(**binding.fields, correction=None)

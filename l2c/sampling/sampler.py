@@ -242,12 +242,12 @@ class Sampler:
 
         """
         num_images = whole_number("num_images", num_images, low=0)
-        if self.lifetimes is None or self.backbone.layer_shape is None:
+        numbers = self.backbone.kept_numbers
+        if self.lifetimes is None or numbers is None:
             return 0
         rows = self.guidance.rows(num_images)
-        tokens, width = self.backbone.layer_shape
         dtype = self._stores.dtype or next(self.backbone.parameters()).dtype
-        return self.lifetimes.num_slots * rows * tokens * width * dtype.itemsize
+        return self.lifetimes.num_slots * rows * numbers * dtype.itemsize
 
     def compile(
         self, num_images: int = 1, *, backend: str | Callable[..., Any] = "inductor", progress: bool = True

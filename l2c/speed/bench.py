@@ -248,10 +248,10 @@ class _Variant:
     def every_output_bytes(self) -> int:
         """Size in bytes of the outputs of all layers, as computed."""
         backbone = self.sampler.backbone
-        assert backbone.layer_shape is not None
-        tokens, width = backbone.layer_shape
+        numbers = backbone.kept_numbers
+        assert numbers is not None
         rows = self.sampler.guidance.rows(len(self.noise))
-        return backbone.num_layers * rows * tokens * width * next(backbone.parameters()).element_size()
+        return backbone.num_layers * rows * numbers * next(backbone.parameters()).element_size()
 
 
 def _reset_device_memory(device: torch.device) -> None:

@@ -26,14 +26,14 @@ class PublishedScheme:
         graph: None computes everything (and keeps everything).
 
     Raises:
-        TypeError: if the backbone is of another kind.
+        ValueError: if the backbone is of another kind, or the graph reuses its whole output.
 
     """
 
     def __init__(self, backbone: Backbone, y: Tensor | None, guidance: Guidance, graph: CacheGraph | None) -> None:
         if not isinstance(backbone, (DiT, UViT)):
-            raise TypeError(
-                f"the published scheme is known for DiT and UViT, not for {type(backbone).__name__}; leave "
+            raise ValueError(
+                f"the published scheme reuses layers of DiT and UViT, got {type(backbone).__name__}; leave "
                 "baseline out"
             )
         self.backbone = backbone

@@ -17,6 +17,7 @@ from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
 from l2c.policies.best import _with_whole_output
 from l2c.policies.context import PolicyContext
+from l2c.policies.methods.random_layers import random_layers
 from l2c.policies.registry import POLICIES, make_graph
 from l2c.policies.true_error import TrueError
 from l2c.sampling.guided import GuidedBackbone
@@ -195,3 +196,10 @@ def test_best_tries_whole_outputs_too(make_dit):
     assert judge.error(either) == pytest.approx(min(errors.values()), rel=1e-4)
     assert either.layers == min(errors, key=errors.get)
     assert either.provenance["hyperparameters"]["whole_outputs"]
+
+
+def test_random_layers_of_a_whole_output_take_the_cost_of_either(backbone):
+    graph = whole_graph(backbone, "hold")
+    draw = random_layers(graph, count_macs(backbone), seed=0)
+    assert draw == random_layers(graph, count_macs(WholeOutput(backbone)), seed=0)
+    assert count_macs(backbone).evaluations_worth(draw) == 4

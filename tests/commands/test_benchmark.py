@@ -33,6 +33,19 @@ def test_benchmark_writes_a_table_and_numbers(call, tmp_path):
     assert "cached / published cached" in (tmp_path / "report.md").read_text()
 
 
+def test_benchmark_of_a_graph_of_the_whole_output(call, refused, tmp_path):
+    folder, graph = tmp_path / "run", tmp_path / "made" / "cache_graph.json"
+    made = ["scripts/make_graph.py", "model=dit_digits", "model.layers=[output]", "policy=interval", "policy.n=5"]
+    assert call(*made, f"hydra.run.dir={graph.parent}").returncode == 0
+    timed = ["scripts/benchmark.py", f"graph={graph}", "mode=[eager]", "repetitions=1", f"hydra.run.dir={folder}"]
+    result = call(*timed)
+    assert result.returncode == 0, result.stderr
+    (ours,) = json.loads((folder / "results.json").read_text())["results"]
+    assert ours["cache_bytes"] == ours["predicted_bytes"] == 2 * 8 * 8 * 4  # one image and its unconditional branch
+    line = refused(call(*timed, "baseline=published"))
+    assert "the published scheme reuses layers of DiT and UViT, got WholeOutput; leave baseline out" in line
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -29,6 +29,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
     """
     assert like.routed is not None
     worth = cost.evaluations_worth(like) if evaluations_worth is None else evaluations_worth
+    cost = cost.under(like)
     least = like.num_evaluations - len(like.routed) * cost.removable
     reason = f"with {len(like.routed)} routed evaluations of {like.num_evaluations}"
     check_reach(worth, least, like.num_evaluations, reason)
