@@ -9,6 +9,7 @@ import torch
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import ModelPreset, build_backbone
+from l2c.backbones.whole_output import under_layers
 
 
 def backbone_shapes(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
@@ -21,6 +22,7 @@ def backbone_shapes(model: str | Mapping[str, Any] | ModelPreset) -> Backbone:
         ValueError: if the name is unknown, or the preset's arguments do not fit.
 
     """
+    preset = ModelPreset.of(model)
     with torch.device("meta"):
-        backbone = build_backbone(model)
-    return backbone.eval().requires_grad_(False)
+        backbone = build_backbone(preset)
+    return under_layers(backbone.eval().requires_grad_(False), preset.layers or ())
