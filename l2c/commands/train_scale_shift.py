@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
+from l2c.backbones.whole_output import under_layers
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline, python_line
 from l2c.commands.frame.sampler import preset_of
@@ -49,7 +50,8 @@ def backbone_of(cfg: DictConfig, graph: CacheGraph, scale: float | None) -> tupl
     if model is not None and is_pipeline(model):
         if cfg.checkpoint is not None:
             raise ValueError("a pipeline brings its own weights; leave checkpoint out, or name another pipeline=PATH")
-        backbone = configured_backbone(model, {"num_evaluations": graph.num_evaluations, "cfg_scale": scale})
+        solver = {"num_evaluations": graph.num_evaluations, "cfg_scale": scale}
+        backbone = under_layers(configured_backbone(model, solver), graph.layers)
         if backbone.conventions.name == graph.model and set(backbone.layer_names) != set(graph.layers):
             raise ValueError(
                 f"the graph's {graph.num_layers} layers ({graph.layers[0]}, ...) are not the {backbone.num_layers} "

@@ -22,6 +22,8 @@ from l2c.policies.registry import POLICIES, make_graph
 from l2c.policies.true_error import TrueError
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import seeded_noise
+from l2c.training.corrections.run import train_correction, uncached_sampler
+from l2c.training.corrections.settings import CorrectionSettings
 
 STEPS = 6
 ROWS = ((True,), (True,), (True,), (False,), (False,), (True,))
@@ -203,3 +205,14 @@ def test_random_layers_of_a_whole_output_take_the_cost_of_either(backbone):
     draw = random_layers(graph, count_macs(backbone), seed=0)
     assert draw == random_layers(graph, count_macs(WholeOutput(backbone)), seed=0)
     assert count_macs(backbone).evaluations_worth(draw) == 4
+
+
+@pytest.mark.parametrize("loss", ["image", "output"])
+def test_corrections_are_trained_and_applied(make_dit, tmp_path, loss):
+    backbone = make_dit()
+    graph = whole_graph(backbone, "hold").replace(cfg_scale=3.0)
+    sampler = uncached_sampler(backbone, graph, cfg_scale=3.0)
+    settings = CorrectionSettings(loss=loss, max_steps=2, batch_size=2)
+    path = train_correction(graph, sampler, settings, tmp_path)
+    images = sampler_of(backbone, path).sample(LABELS, seed=0)
+    assert (images - sampler_of(backbone, graph).sample(LABELS, seed=0)).abs().max() > 0

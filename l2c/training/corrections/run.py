@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.whole_output import under_layers
 from l2c.calibration.distillation import Distillation
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
@@ -141,6 +142,6 @@ def uncached_sampler(
         raise ValueError("the graph has a correction already; give the graph that it was trained from")
     # A sampler of the graph refuses what does not fit.
     Sampler(backbone, graph=graph, solver=solver, num_evaluations=num_evaluations, cfg_scale=cfg_scale)
-    sampler = uncached_of(graph, backbone, cfg_scale=cfg_scale)
+    sampler = uncached_of(graph, under_layers(backbone, graph.layers), cfg_scale=cfg_scale)
     sampler.solver.check_deterministic("training compares images from the same noise")
     return sampler
