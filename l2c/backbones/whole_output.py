@@ -25,12 +25,20 @@ class WholeOutput(Backbone):
     Args:
         network: the backbone itself; it stays usable, and its layers stay its own.
 
+    Raises:
+        ValueError: if it is no backbone, or its one layer is its whole output already.
+
     """
 
     layers_per_block = 1
 
     def __init__(self, network: Backbone) -> None:
         super().__init__()
+        if not isinstance(network, Backbone) or isinstance(network, WholeOutput):
+            raise ValueError(
+                f"a whole output is that of a backbone with layers (l2c.load_backbone, l2c.wrap), got "
+                f"{type(network).__name__}"
+            )
         self.network = network
         self.whole = _Whole(network)
         self.layer_names = (WHOLE_OUTPUT,)

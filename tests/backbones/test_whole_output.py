@@ -216,3 +216,9 @@ def test_corrections_are_trained_and_applied(make_dit, tmp_path, loss):
     path = train_correction(graph, sampler, settings, tmp_path)
     images = sampler_of(backbone, path).sample(LABELS, seed=0)
     assert (images - sampler_of(backbone, graph).sample(LABELS, seed=0)).abs().max() > 0
+
+
+def test_what_has_no_layers_to_stand_for_is_refused(make_dit):
+    for wrong in (3, WholeOutput(make_dit())):
+        with pytest.raises(ValueError, match="a whole output is that of a backbone with layers"):
+            WholeOutput(wrong)
