@@ -85,7 +85,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def reason_of(error: Exception) -> str:
     """Say in one clause why a file of tensors could not be read, and what it must be."""
     if out_of_memory(error):
-        return "memory ran out while it was read; free some, or give the whole file if it was cut short"
+        return "out of memory while it was read; free some, or give the whole file if it was cut short"
     if isinstance(error, pickle.UnpicklingError):
         return (
             "it is damaged, or holds Python objects beside tensors; give the whole file, saved as a plain state dict"
