@@ -56,7 +56,7 @@ def test_only_what_can_be_lowered_is_named():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings")
 @pytest.mark.parametrize("own", [False, True])
-def test_commands_let_glibc_keep_freed_memory_unless_told_otherwise(own, monkeypatch):
+def test_glibc_keeps_freed_memory_unless_told_otherwise(own, monkeypatch):
     asked = []
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *a: asked.append(a)))
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)

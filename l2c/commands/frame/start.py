@@ -13,7 +13,7 @@ from pathlib import Path
 
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, override
 from l2c.io.bundled import at_home
-from l2c.io.memory import NO_MEMORY, keep_freed_memory, out_of_memory
+from l2c.io.memory import NO_MEMORY, out_of_memory
 from l2c.io.names import near_names
 from l2c.io.version import __version__
 
@@ -120,7 +120,6 @@ def script(name: str) -> None:
 
 def start(name: str, arguments: list[str]) -> None:
     """Start a command; one with a Hydra config imports its work after the config was composed and checked."""
-    keep_freed_memory()
     command = COMMANDS[name]
     try:
         arguments = [*map(_at_home, arguments)]
