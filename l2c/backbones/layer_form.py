@@ -16,11 +16,7 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import (
-    TreeSpec,
-    tree_flatten,
-    tree_unflatten,
-)  # where output objects of diffusers are registered
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten  # diffusers registers its outputs there
 
 from l2c.graph import predictor
 
