@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,10 +123,18 @@ class Measurements:
             output_corrections=(),
         )
 
-    def under(self: Kind, layers: Sequence[str]) -> Kind:
-        """Return the part of the calibration that belongs to some layers: all, or that of the whole output."""
-        of_output = self.of_output() if tuple(layers) == (WHOLE_OUTPUT,) != self.binding.layers else None
-        return self if of_output is None else of_output
+    def part(self: Kind, layers: Sequence[str]) -> Kind:
+        """Return the part that measured some layers, or the whole output; that of the layers where none did."""
+        return next((part for part in self.parts if part.binding.layers == tuple(layers)), self.parts[0])
+
+    @cached_property
+    def parts(self: Kind) -> tuple[Kind, ...]:
+        """What was measured of the layers, and what was measured of the whole output, where it was."""
+        whole = self.of_output()
+        if whole is None:
+            return (self,)
+        alone = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(file.OF_OUTPUT)}
+        return replace(self, tensors=alone, output_corrections=()), whole
 
     def at(self: Kind, graph: CacheGraph, solver: Solver | Grid) -> Kind:
         """Return the calibration for the times of a graph: itself, or with responses carried there.

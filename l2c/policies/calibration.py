@@ -6,11 +6,10 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from l2c.calibration import measuring
-from l2c.calibration.calibration_file import OF_OUTPUT
 from l2c.calibration.grid import MOST_EVALUATIONS, Grid
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.settings import AT_ONCE, RESPONSES
@@ -167,20 +166,7 @@ class Calibration(Measurements):
         """
         with contextlib.suppress(BudgetOutOfReach):
             return self.part(self.graph(budget).layers)
-        return self._parts[0]
-
-    def part(self, layers: Sequence[str]) -> Calibration:
-        """Return the part that measured some layers, or the whole output; that of the layers where none did."""
-        return next((part for part in self._parts if part.binding.layers == tuple(layers)), self._parts[0])
-
-    @cached_property
-    def _parts(self) -> tuple[Calibration, ...]:
-        """What was measured of the layers, and what was measured of the whole output, where it was."""
-        whole = self.of_output()
-        if whole is None:
-            return (self,)
-        alone = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(OF_OUTPUT)}
-        return replace(self, tensors=alone, output_corrections=()), whole
+        return self.parts[0]
 
     def _graphs(
         self,
@@ -191,7 +177,7 @@ class Calibration(Measurements):
         whole_outputs: bool = True,
     ) -> Iterator[CacheGraph]:
         """Yield the graph of each budget."""
-        parts = self._parts if whole_outputs else self._parts[:1]
+        parts = self.parts if whole_outputs else self.parts[:1]
         for budget in budgets:
             yield _least_expected(partial(part._graph, target, budget, max_span) for part in parts)
 
@@ -287,7 +273,7 @@ class Calibration(Measurements):
         measuring.check_sampler(sampler)
         num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
         batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
-        parts = [replace(part, corrections=()) for part in self._parts]
+        parts = [replace(part, corrections=()) for part in self.parts]
         shares = (CORRECTED_AT, CARRIED_AT)
         found = [
             tuple(part._all_true_errors(sampler, at, num_trajectories, batch_size))

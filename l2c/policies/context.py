@@ -62,7 +62,7 @@ class PolicyContext:
         has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         if calibration is not None:
-            calibration = calibration.under(blank.layers).at(blank, solver)
+            calibration = calibration.part(blank.layers).at(blank, solver)
         return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
 
     def for_any_weights(self) -> PolicyContext:
