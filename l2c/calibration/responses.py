@@ -152,7 +152,7 @@ class _Trajectory:
         at_states: list[Tensor | None] = [None] * len(self)  # of each evaluation, (K, n, C, H, W)
         for e in reversed(range(len(self))):
             by_output = self._by_output(e, at_image, at_states)
-            with torch.enable_grad():
+            with torch.enable_grad(), _gradients_refused(self._backbone):
                 x = self._requests[e][0].detach().requires_grad_(True)
                 output, layers = self._network.full(x, self._requests[e][1])
             at_state = torch.zeros_like(at_image)
@@ -193,7 +193,8 @@ def _gradients_refused(backbone: Backbone) -> Iterator[None]:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise ValueError(
             f"{backbone.conventions.name} passes no gradient from its output to its layers ({reason}); measure by "
-            "forward passes alone (responses.method=forward), or on the same weights in plain 16 or 32 bits"
+            "forward passes alone (responses.method=forward; cheapest with model.layers=[output]), or on the "
+            "same weights in plain 16 or 32 bits"
         ) from error
 
 

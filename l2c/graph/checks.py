@@ -176,7 +176,7 @@ def check_binding(graph: GraphFields) -> None:
     if not SOLVER.fullmatch(graph.solver):
         raise ValueError(
             f"unknown solver {quoted(graph.solver)}; a graph names ddim, ddpm, dpm_solver_2s, dpm_solver_2m, "
-            "flow_euler, flow_dpm_2m, or the class of a diffusers scheduler"
+            "flow_euler, flow_dpm_2m, or the class of a diffusers scheduler, whose name ends in Scheduler"
         )
     for name, value in graph.solver_options.items():
         finite_number(f"the option {shown(name)} of the solver", value, low=-MAX_OPTION, high=MAX_OPTION)

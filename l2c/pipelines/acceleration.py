@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
+from l2c.calibration.settings import FORWARD, RESPONSES
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each, table
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
@@ -29,12 +30,14 @@ from l2c.policies.registry import POLICIES, make_graph
 from l2c.policies.settings import NEEDS, needs_of
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_like
 
 if TYPE_CHECKING:  # diffusers is optional
     from l2c.integrations.diffusers import CacheGraphs
 
 GRAM = "gram"
 AUTO = (GRAM, "block_caching")  # the better one first
+REFUSALS = (ValueError, MemoryError, torch.OutOfMemoryError)
 NUM_JUDGED = 4  # new noises that the error is measured on
 
 
@@ -123,7 +126,8 @@ def accelerate(
             evaluations' worth.
         num_inference_steps: None = the pipeline's own.
         guidance_scale: means `true_cfg_scale` for Qwen-Image and similar pipelines; None = the pipeline's own.
-        policy: a policy's name; None = gram, or block_caching where no gradients are passed on or memory is short.
+        policy: a policy's name; None = gram, or block_caching where that is not possible. Where the model passes no
+            gradients on or memory is short, gram is calibrated by forward passes, for graphs of the whole output.
         options: further arguments of the pipeline's call, `height` and `width` for example.
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
@@ -218,14 +222,14 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     refusals: list[str] = []
     for name in AUTO if asked.policy is None else (asked.policy,):
         try:
-            calibration = _calibration(sampler, asked, path.parent, name)
+            calibration = _calibration(sampler, asked, path.parent, name, refusals)
             context = PolicyContext.of(sampler, calibration)
             if name == GRAM and calibration is not None:
                 graph = calibration.graph(budget, whole_outputs=asked.layers is None)
             else:
                 graph = make_graph(name, context, budget=budget)
             break
-        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+        except REFUSALS as error:
             if asked.policy is not None or name == AUTO[-1]:
                 raise
             refusals.append(f"policy {name} is not possible here: {error}")
@@ -234,16 +238,28 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     write_text(note, "\n".join(lines) + "\n")
 
 
-def _calibration(sampler: Sampler, asked: _Asked, folder: Path, policy: str) -> Calibration | None:
-    """Return the calibration of a policy, measured now or found in the folder."""
+def _calibration(
+    sampler: Sampler, asked: _Asked, folder: Path, policy: str, refusals: list[str]
+) -> Calibration | None:
+    """Return the calibration of a policy, measured now or found in the folder; append why it is not the usual one."""
     needs = needs_of(policy, {})
     if not needs:
         return None
     path = _file_of(folder, needs)
     if not path.is_file():
-        size = 1 if "responses" in needs else 4
-        how = {"seed": asked.seed, "num_trajectories": asked.num_trajectories, "batch_size": size}
-        Calibration.measure(sampler, what=needs, true_errors=NUM_JUDGED, **how).save(path)
+        size = 1 if RESPONSES in needs else 4
+        how: dict[str, Any] = {"what": needs, "true_errors": NUM_JUDGED, "batch_size": size}
+        how |= {"seed": asked.seed, "num_trajectories": asked.num_trajectories}
+        try:
+            calibration = Calibration.measure(sampler, **how)
+        except REFUSALS as error:
+            if RESPONSES not in needs or asked.layers not in (None, (WHOLE_OUTPUT,)):
+                raise
+            whole = uncached_like(sampler, layers=(WHOLE_OUTPUT,))
+            calibration = Calibration.measure(whole, **how, responses={"method": FORWARD})
+            why, _, _ = str(error).partition(";")
+            refusals.append(f"calibrated by forward passes, for graphs of the whole output: {why}")
+        calibration.save(path)
     return Calibration.load(path)
 
 

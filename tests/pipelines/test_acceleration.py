@@ -103,7 +103,61 @@ def test_the_calibration_that_is_kept_knows_its_probes(pipe, tmp_path):
     assert 0 < graph.measured["expected_mse_standard_error"] <= graph.measured["expected_mse"]  # of two trajectories
 
 
-def test_block_caching_where_the_scheduler_passes_no_gradient(pipe, tmp_path, capsys):
+class WithoutBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("derivative for int4_linear is not implemented")
+
+
+class OpaqueScheduler(diffusers.DDIMScheduler):
+    step = torch.no_grad()(diffusers.DDIMScheduler.step)
+
+
+def without_gradients(pipe, kind):
+    """Take a pipeline's backward pass away: in a layer, in its scheduler, or by a layer whose memory runs out."""
+    if kind == "scheduler":
+        pipe.scheduler = OpaqueScheduler()
+        return
+
+    def hook(module, args, output):
+        if kind == "memory" and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return WithoutBackward.apply(output)
+
+    pipe.transformer.transformer_blocks[1].ff.register_forward_hook(hook)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("layer", "passes no gradient from its output to its layers"),
+        ("scheduler", "but OpaqueScheduler passes no gradient on"),
+        ("memory", "CUDA out of memory"),
+    ],
+)
+def test_forward_passes_on_the_whole_output_where_there_are_no_gradients(kind, reason, pipe, tmp_path, capsys):
+    without_gradients(pipe, kind)
+    plain, longer = image(pipe), image(pipe, 9)
+    graph = accelerated(pipe, tmp_path)
+    note = capsys.readouterr().out
+    assert note.startswith("calibrated by forward passes, for graphs of the whole output: ")
+    assert reason in note
+    assert "evaluations reuse the whole output; 60 % of the denoiser's MACs are left" in note
+    assert (graph.layers, graph.provenance["method"], graph.num_reused) == (("output",), "gram", 2)
+    error = ((image(pipe) - plain) ** 2).mean()
+    assert 0 < error < ((image(pipe, 9) - longer) ** 2).mean() * 100  # other steps have a graph, too
+    assert accelerated(pipe, tmp_path) == graph
+    remove(pipe)
+    assert (image(pipe) == plain).all()
+    with pytest.raises((ValueError, torch.OutOfMemoryError), match=reason):
+        accelerated(pipe, tmp_path / "blocks", layers="block", policy="gram")
+
+
+def test_block_caching_where_the_scheduler_adds_noise(pipe, tmp_path):
     pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
     graph = accelerated(pipe, tmp_path)
     assert graph.provenance["method"] == "block_caching"
