@@ -61,6 +61,22 @@ def make_clip(width: int, *, projected: bool = False, length: int = 7) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
+def make_vision(width: int, *, kind: Any = None) -> Any:
+    """Return an encoder of pictures of 224 pixels with features (N, width), of a class of transformers."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=16,
+        projection_dim=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=224,
+        intermediate_size=16,
+        patch_size=112,
+    )
+    return (CLIPVisionModelWithProjection if kind is None else kind)(config).eval()
+
+
 def make_tokenizer(length: int, template: str | None = None) -> Any:
     """Return a tokenizer of a few words for prompts of `length` tokens, with the template of a chat where given."""
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -33,6 +33,7 @@ class TinyPipeline:
         options: of its call, besides prompt, steps and guidance.
         prompts: what it draws.
         scale: guidance scale of a call; None = as its default.
+        listed: whether it takes prompts as a list.
         as_given: turns noise as the model is given it into the `latents` of a call.
 
     """
@@ -41,6 +42,7 @@ class TinyPipeline:
     options: Mapping[str, Any] = field(default_factory=dict)
     prompts: Sequence[Any] = PROMPTS
     scale: float | None = 3.0
+    listed: bool = True
     as_given: Callable[[torch.Tensor], torch.Tensor] = torch.clone
 
     def draw(self, prompt: Any = None, **changes: Any) -> torch.Tensor:
@@ -53,12 +55,14 @@ class TinyPipeline:
             "num_inference_steps": STEPS,
             "output_type": "pt",
             "generator": torch.Generator().manual_seed(0),
-            condition_of(self.pipe): [prompt],
+            condition_of(self.pipe): [prompt] if self.listed else prompt,
             **guidance_of(self.pipe).arguments(self.scale),
             **self.options,
             **changes,
         }
-        return drawn(self.pipe(**given))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # some encode pictures without the generator
+            return drawn(self.pipe(**given))
 
     def latents(self, noise: torch.Tensor) -> torch.Tensor:
         """Return what the pipeline draws from noise as its model is given it, before the decoder."""
@@ -541,8 +545,9 @@ PIPELINES: dict[str, Callable[[], TinyPipeline]] = {
 def makers() -> dict[str, Callable[[], TinyPipeline]]:
     """Return the makers of all pipelines by name, variants of these included."""
     from tiny_variants import VARIANTS
+    from tiny_videos import VIDEOS
 
-    return {**PIPELINES, **VARIANTS}
+    return {**PIPELINES, **VARIANTS, **VIDEOS}
 
 
 def tiny_pipeline(name: str, seed: int = 0) -> TinyPipeline:

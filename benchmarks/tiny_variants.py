@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from inspect import signature
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,16 +47,29 @@ def mask(size: int = 8) -> Any:
 
 
 def varied(base: TinyPipeline, name: str, parts: Mapping[str, Any] | None = None, **options: Any) -> TinyPipeline:
-    """Return a pipeline of another class with the parts of one, other parts and options of its call beside."""
+    """Return a pipeline of another class with the parts of one, other parts and options of its call beside.
+
+    Options that its call does not know are left out.
+    """
     import diffusers
 
     _without_spread(base.pipe.vae)
     kind = getattr(diffusers, name)
+    _without_ftfy(kind)
     taken = signature(kind.__init__).parameters
     own = {part: module for part, module in base.pipe.components.items() if part in taken}
     if "requires_safety_checker" in taken:
         own["requires_safety_checker"] = False
-    return replace(base, pipe=kind(**{**own, **(parts or {})}), options={**base.options, **options})
+    known = signature(kind.__call__).parameters
+    kept = {option: value for option, value in base.options.items() if option in known}
+    return replace(base, pipe=kind(**{**own, **(parts or {})}), options={**kept, **options})
+
+
+def _without_ftfy(kind: Any) -> None:
+    """Let a pipeline that mends texts by the package ftfy take them as they are, where it is not installed."""
+    module = sys.modules[kind.__module__]
+    if hasattr(module, "is_ftfy_available") and not hasattr(module, "ftfy"):
+        module.ftfy = SimpleNamespace(fix_text=str)  # type: ignore[attr-defined]
 
 
 def _without_spread(vae: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,27 +106,49 @@ def check(tiny: TinyPipeline, outcome: Outcome) -> None:
 
 @torch.no_grad()
 def calibrated_as_drawn(tiny: TinyPipeline) -> str:
-    """Return whether our sampler draws what the pipeline draws, from the same noise, for people."""
+    """Return whether our sampler draws what the pipeline draws, from the same noise, for people.
+
+    What the model is given at the last evaluation is compared: it has the same form in both.
+    """
     from l2c.integrations.diffusers.guidance import guidance_of
     from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 
     if tiny.options.get("strength", 1.0) < 1:
         return "not compared: begins half-way"
-    backbone = pipeline_backbone(
+    backbone: Any = pipeline_backbone(
         tiny.pipe, tiny.prompts, num_evaluations=STEPS, guidance_scale=tiny.scale, options=tiny.options
     )
     scale = guidance_of(tiny.pipe).asked(tiny.pipe, tiny.options, tiny.scale)
     sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=STEPS, cfg_scale=scale)
     if sampler.solver.stochastic:
         return "not compared: adds noise"
-    noise = torch.randn(1, *backbone.input_shape, generator=torch.Generator().manual_seed(0))
-    ours = sampler.sample([0], noise=noise)
-    try:
-        theirs = tiny.latents(noise)
-    except (TypeError, ValueError):  # QwenImageInpaintPipeline fails where latents are given
-        return "not compared: takes no latents"
-    difference = float((ours.flatten() - theirs.flatten()).norm() / theirs.norm())
+    theirs = inputs_of(tiny, tiny.draw)
+    ones = torch.ones(1, *backbone.input_shape)
+    scaled = backbone.moving(inputs_of(tiny, lambda: sampler.sample([0], noise=ones))[0]).mean()
+    noise = backbone.moving(theirs[0]) / scaled
+    ours = inputs_of(tiny, lambda: sampler.sample([0], noise=noise))
+    difference = float((ours[-1] - theirs[-1]).norm() / theirs[-1].norm())
     return "yes" if difference < 1e-3 else f"off by {100 * difference:.0f} %"
+
+
+def inputs_of(tiny: TinyPipeline, run: Callable[[], Any]) -> list[torch.Tensor]:
+    """Return the noisy input that the denoisers are given at each evaluation of the first trajectory of a run."""
+    from l2c.integrations.diffusers.denoisers import denoisers_of
+    from l2c.integrations.diffusers.recorded.call import RecordedCall
+
+    given: dict[float, torch.Tensor] = {}
+
+    def look(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = RecordedCall.of(module, args, kwargs)
+        given.setdefault(call.t, call.x[:1].clone())
+
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True) for model in denoisers_of(tiny.pipe).values()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(given.values())
 
 
 def outcome_of(name: str) -> Outcome:

@@ -25,7 +25,7 @@ SCHEDULERS = {  # the classes of diffusers that take our solvers' steps
     "flow_euler": "FlowMatchEulerDiscreteScheduler",
     "flow_dpm_2m": "DPMSolverMultistepScheduler",
 }
-DRAWING = ("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral", "sde")
+DRAWING = ("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral", "sde", "cogvideoxdpm")
 
 
 @dataclass(frozen=True, kw_only=True)

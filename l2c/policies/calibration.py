@@ -304,7 +304,10 @@ class Calibration(Measurements):
         noise = seeded_noise(backbone.input_shape, seed, num_trajectories, first=first)
         labels = labels_in_turn(backbone.num_labels, num_trajectories, first=first)
         streams = {"batch_size": batch_size, "seed": seed, "first_image": first}
-        graphs = self.reachable(shares, num_steps=None if count == self.binding.num_evaluations else count)
+        try:
+            graphs = self.reachable(shares, num_steps=None if count == self.binding.num_evaluations else count)
+        except BudgetOutOfReach:  # the layers hold too few of the MACs: nothing to correct
+            return []
         target = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
         found: list[dict[str, float]] = []
         for graph in graphs:

@@ -78,3 +78,27 @@ def test_policies_of_either_kind_take_the_file(calibration, sampler):
     assert make_graph("gram", PolicyContext.of(whole, calibration), budget=4).layers == ("output",)
     context = PolicyContext.of(sampler, calibration)
     assert make_graph("gram", context, budget=4).layers == sampler.backbone.layer_names
+
+
+class Embedded(torch.nn.Module):
+    """Nearly all of whose work lies outside its one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.before = torch.nn.Linear(4, 4), torch.nn.Sequential(*(torch.nn.Linear(64, 64),) * 4)
+
+    def forward(self, x, t):
+        wide = self.before(torch.nn.functional.pad(x, (0, 60)) + t[:, None, None] / 1000)
+        return x + self.layer(x) + wide[..., :4]
+
+
+def test_layers_that_hold_next_to_nothing_leave_the_whole_output():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = l2c.wrap(Embedded(), layers=["layer"], timestep="t", input_shape=(3, 4))
+    sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=8)
+    calibration = l2c.Calibration.measure(sampler, true_errors=4, **SETTINGS)
+    assert calibration.corrections == ()
+    assert calibration.graph(0.5).layers == ("output",)
+    with pytest.raises(ValueError, match="out of reach"):
+        calibration.graph(0.5, whole_outputs=False)

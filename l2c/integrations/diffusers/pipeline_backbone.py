@@ -27,7 +27,7 @@ from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
 from l2c.integrations.diffusers.guidance import guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
-from l2c.integrations.diffusers.prompts import condition_of, prompt_lines, read_prompts
+from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
 from l2c.integrations.diffusers.recorded.conditions import (
     differ_in_length,
     digest_of,
@@ -35,7 +35,9 @@ from l2c.integrations.diffusers.recorded.conditions import (
     rows_of,
     tabled,
 )
+from l2c.integrations.diffusers.recorded.encoders import encoding_once
 from l2c.integrations.diffusers.recorded.recording import Recording, record
+from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import as_model_sees
@@ -194,11 +196,12 @@ class PipelineBackbone(WrappedModule):
         if y is None:
             raise ValueError(f"{self.conventions.name} needs prompts: give y (N,) in 0..{self.num_labels}")
         given = self._recorded.arguments(x, t, rows_of(self._table, y))
-        predicted = prediction_of(self.module(**given))
-        axis = self._recorded.beside
-        if axis is not None and predicted.shape[axis] > x.shape[axis]:
-            predicted = predicted.narrow(axis, 0, x.shape[axis])
+        predicted = self.moving(prediction_of(self.module(**given)))
         return predicted if self._sign == 1.0 else self._sign * predicted
+
+    def moving(self, x: Tensor) -> Tensor:
+        """Return the part of the model's input, or of its prediction, that moves: what lies beside it is left out."""
+        return narrowed(x, self._recorded.region)
 
 
 def pipeline_backbone(
@@ -233,19 +236,19 @@ def pipeline_backbone(
     settings |= {name: 1 for name in settings if re.fullmatch(r"num_\w+_per_prompt", name)}
     if guidance.mode == "embedded":
         settings |= guidance.arguments(guidance_scale)
-    with _encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
+    with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, model, prompts, guidance, **settings)
         timesteps = as_model_sees(pipe.scheduler.timesteps, recording.calls[0].t, pipe.scheduler)
         solver = SchedulerSolver(pipe.scheduler, timesteps)
-        given = {**settings, condition_of(pipe): [prompts[0]]}
-        fewer = _fewer_steps(pipe, model, given) if fewer_steps else None
+        fewer = _fewer_steps(pipe, model, recording.given) if fewer_steps else None
+    off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     backbone = PipelineBackbone(
         model,
         recording,
         solver,
         of=of,
         fewer_steps=fewer,
-        guidance=recording.guidance or guidance.mode,
+        guidance=guidance.mode if off else recording.guidance or guidance.mode,
         second=second_of(pipe, solver.timesteps),
     )
     return under_layers(backbone, of or ())
@@ -260,28 +263,6 @@ def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> di
         with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
             found[count] = SchedulerSolver(pipe.scheduler, timesteps)
     return found
-
-
-@contextlib.contextmanager
-def _encoding_once(pipe: Any) -> Iterator[None]:
-    """Make a pipeline's text encoders run once for repeated arguments."""
-    encode = getattr(pipe, "encode_prompt", None)
-    if encode is None:
-        yield
-        return
-    known: dict[str, Any] = {}
-
-    def encode_once(*args: Any, **kwargs: Any) -> Any:
-        key = repr((args, kwargs))
-        if key not in known:
-            known[key] = encode(*args, **kwargs)
-        return known[key]
-
-    pipe.encode_prompt = encode_once
-    try:
-        yield
-    finally:
-        del pipe.encode_prompt
 
 
 def read_pipeline(settings: Mapping[str, Any]) -> Any:

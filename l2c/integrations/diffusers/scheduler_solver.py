@@ -51,7 +51,7 @@ class SchedulerSolver(Solver):
             self._scheduler.set_begin_index(first)
         if hasattr(scheduler, "_step_index"):
             self._scheduler._step_index = None  # where a pipeline began (image-to-image)
-        self._takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+        self._takes = set(inspect.signature(scheduler.step).parameters)
         self.stochastic = adds_noise(scheduler)
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
@@ -59,13 +59,17 @@ class SchedulerSolver(Solver):
         scheduler = copy.deepcopy(self._scheduler)  # multistep schedulers remember
         if first_step == 0:
             x = x * getattr(scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
-        options = {"generator": _generators(generator, len(x))} if self._takes_generator else {}
+        options: dict[str, Any] = {"generator": _generators(generator, len(x))} if "generator" in self._takes else {}
+        before: dict[str, Any] = {"old_pred_original_sample": None, "timestep_back": None}  # of the step before
         for e in range(first_step, self.num_evaluations):
             t = scheduler.timesteps[self._first + e]
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
             output = yield Evaluation(e, scaled, self.timesteps[e])
             predicted, _ = split_variance(output, x.shape[1])
-            x = scheduler.step(predicted, t, x, **options).prev_sample
+            history = {name: value for name, value in before.items() if name in self._takes}
+            given = {"model_output": predicted, "timestep": t, "sample": x, "return_dict": False}
+            x, *others = scheduler.step(**given, **options, **history)
+            before = {"old_pred_original_sample": others[0] if others else None, "timestep_back": t}
         return x
 
 

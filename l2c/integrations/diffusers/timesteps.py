@@ -169,9 +169,13 @@ def _shown(timesteps: Sequence[float]) -> str:
 def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]:
     """Return a scheduler's timesteps in the units of the model.
 
-    Some pipelines divide them by the training steps, and some count from noise 0 to image 1.
+    Some pipelines divide them by the training steps, some count from noise 0 to image 1, and some give the noise
+    levels (sigmas) themselves.
     """
     values = tuple(float(value) for value in torch.as_tensor(timesteps).tolist())
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
     units = [values, tuple(v / training for v in values), tuple(1 - v / training for v in values)]
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) == len(values) + 1:
+        units.append(tuple(float(sigma) for sigma in torch.as_tensor(sigmas).tolist()[:-1]))
     return min(units, key=lambda unit: min(abs(value - t) for value in unit))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.integrations.diffusers.recorded.feeders import Path, filled, handed_on, looked_at, member_of
+from l2c.integrations.diffusers.recorded.regions import Region, TokenTimes, blank, narrowed, placed
 from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
 
 BESIDE = "beside the noisy input"
@@ -27,8 +28,9 @@ class RecordedCall:
         noisy: name of the argument that takes x.
         time: place of the timestep among the arguments, see `time_argument`.
         listed: whether x is given as a list of N tensors.
-        beside: axis of the noisy input along which something else follows it (a picture's latents, a mask), kept as
-            the condition `BESIDE`; None = nothing does.
+        times: timesteps of the tokens or frames of a row, where each has one; None = a row has one.
+        region: the part of the model's input that is x, see `regions`; what lies beside it (a picture's latents, a
+            mask, frames that stay as they are) is the condition `BESIDE`.
         before: calls of other modules before it that take a time, each with the module and its output.
         feeders: those of them that make some of the conditions from x and t, which are None then, see `fed`.
 
@@ -40,7 +42,8 @@ class RecordedCall:
     noisy: str
     time: tuple[str, ...]
     listed: bool
-    beside: int | None = None
+    times: TokenTimes | None = None
+    region: Region = ()
     before: tuple[tuple[nn.Module, RecordedCall, Any], ...] = ()
     feeders: tuple[Feeder, ...] = ()
 
@@ -62,15 +65,15 @@ class RecordedCall:
         given.pop("return_dict", None)
         conditions = filled({key: value for key, value in given.items() if value is not None}, {})  # models pop lists
         listed = isinstance(x, list)
-        return cls(torch.stack(x) if listed else x, t, conditions, noisy, found[0], listed)
+        x = torch.stack(x) if listed else x
+        return cls(x, t, conditions, noisy, found[0], listed, TokenTimes.of(found[1], t))
 
-    def split(self, axis: int | None, size: int) -> RecordedCall:
-        """Return the call whose noisy input are the first `size` along an axis, the others a condition."""
-        if axis is None:
+    def split(self, region: Region) -> RecordedCall:
+        """Return the call whose noisy input is a region of this one's, what lies beside it a condition."""
+        if not region:
             return self
-        rest = self.x.narrow(axis, size, self.x.shape[axis] - size)
-        conditions = {**self.conditions, BESIDE: rest}
-        return replace(self, x=self.x.narrow(axis, 0, size), conditions=conditions, beside=axis)
+        conditions = {**self.conditions, BESIDE: blank(self.x, region)}
+        return replace(self, x=narrowed(self.x, region), conditions=conditions, region=region)
 
     def fed(self) -> RecordedCall:
         """Return the call with the feeders' own conditions in the place of what they made from the same x and t."""
@@ -91,8 +94,9 @@ class RecordedCall:
         for feeder in self.feeders:
             output = feeder.module(**feeder.call.arguments(x, t, given.pop(feeder.name)))
             given = filled(given, {path: member_of(output, inside) for path, inside in feeder.places.items()})
-        if self.beside is not None:
-            x = torch.cat([x, given.pop(BESIDE)], dim=self.beside)
+        if self.region:
+            x = placed(given.pop(BESIDE), x, self.region)
+        t = t if self.times is None else self.times.at(t)
         given = {self.noisy: list(x.unbind()) if self.listed else x, **given}
         *inside, name = self.time
         if not inside:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l2c.diffusion import Guidance
-from l2c.integrations.diffusers.guidance import PipelineGuidance
+from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
 from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
+from l2c.integrations.diffusers.recorded.regions import Region, region_of
 from l2c.integrations.diffusers.recorded.steps import (
+    CLOSE,
     RecordedCall,
     RecordedStep,
-    close,
     difference,
     first_step,
     recorded_call,
@@ -26,6 +27,14 @@ from l2c.io.memory import out_of_memory
 
 NORMED = "cfg_normed"
 log = logging.getLogger(__name__)
+OF_ITS_OWN = (
+    "%s combines its guidance branches in a way of its own; it is calibrated under %s, so that errors foretold are "
+    "those of another image"
+)
+NOT_REPEATABLE = (
+    "{} changes what its {} predicts before the scheduler steps, in a way that cannot be repeated; calibrate another "
+    "pipeline of this model (text-to-image, say) and l2c.apply its graph here"
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Recording:
         sign: see `RecordedStep`.
         guidance: the mode by which the pipeline combines its two branches; None = it has no two branches, or they
             were not found.
+        given: arguments of the call for the first prompt.
 
     """
 
@@ -47,6 +57,7 @@ class Recording:
     runs: dict[str, int] | None
     sign: float
     guidance: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def record(
@@ -66,27 +77,30 @@ def record(
 
     """
     name = condition_of(pipe)
-    negative = settings.get("negative_prompt")
-    settings |= {} if not isinstance(negative, str) else {"negative_prompt": [negative]}  # of the prompt's type
-    first = {**settings, name: [prompts[0]]}
-    step = first_step(pipe, model, **first)
-    if step.sign is None:
-        raise ValueError(
-            f"{type(pipe).__name__} changes what its {type(model).__name__} predicts before the scheduler steps, "
-            "in a way that cannot be repeated; calibrate another pipeline of this model (text-to-image, say) and "
-            "l2c.apply its graph here"
-        )
+    step, listed = _first_step(pipe, model, name, prompts[0], settings)
+    settings = {
+        option: _in_form(value, listed) if option in NEGATIVE else value for option, value in settings.items()
+    }
+
+    def given(*batch: Any, **changes: Any) -> dict[str, Any]:
+        return {**settings, **changes, name: list(batch) if listed or len(batch) > 1 else batch[0]}
+
+    raw = [recorded_call(pipe, model, **given(prompt)) for prompt in prompts]
+    region = region_of(step.calls[0].x, raw[0].x, step.sample, raw[0].times) if step.calls else ()
+    calls = [call.split(region).fed() for call in raw]
+    sign = step.sign(region)
+    if sign is None:
+        raise ValueError(NOT_REPEATABLE.format(type(pipe).__name__, type(model).__name__))
 
     def call(*batch: Any, **changes: Any) -> RecordedCall:
-        given = {**settings, **changes, name: list(batch)}
-        return recorded_call(pipe, model, **given).split(*step.beside).fed()
+        return recorded_call(pipe, model, **given(*batch, **changes)).split(region).fed()
 
-    calls = [call(prompt) for prompt in prompts]
     guided, scale = RecordedStep(), 5.0  # any at which both branches count
     if guidance.branches:
+        on = {option: _in_form(value, listed) for option, value in guidance.on.items()}
         with guidance.at(scale) as scaled:
-            guided = first_step(pipe, model, **{**guidance.on, **first, **scaled})
-        guided.calls = [made.split(*step.beside).fed() for made in guided.calls]
+            guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled})
+        guided.calls = [made.split(region).fed() for made in guided.calls]
     pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
     places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
@@ -95,16 +109,39 @@ def record(
         found = guided.unconditional(calls[0], places)
         if found is not None:
             uncond, *predictions = found
-            mode = _combination(guided.taken, [step.sign * p for p in reversed(predictions)], guidance.mode, scale)
+            pair = [sign * prediction for prediction in reversed(predictions)]
+            mode = _combination(guided.taken, pair, guidance.mode, scale, region)
             if mode is None:
-                log.warning(
-                    "%s combines its guidance branches in a way of its own; it is calibrated under %s, so that "
-                    "errors foretold are those of another image",
-                    *(type(pipe).__name__, guidance.mode),
-                )
+                log.warning(OF_ITS_OWN, type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
         uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
-    return Recording((*calls, replace(calls[0], conditions=uncond)), places, step.runs, step.sign, mode)
+    every = (*calls, replace(calls[0], conditions=uncond))
+    return Recording(every, places, step.runs, sign, mode, given(prompts[0]))
+
+
+def _first_step(
+    pipe: Any, model: nn.Module, name: str, prompt: Any, settings: Mapping[str, Any]
+) -> tuple[RecordedStep, bool]:
+    """Return the first step of a prompt, and whether the pipeline takes prompts as a list; some take one alone."""
+
+    def step(listed: bool) -> tuple[RecordedStep, bool]:
+        own = {option: _in_form(value, listed) if option in NEGATIVE else value for option, value in settings.items()}
+        return first_step(pipe, model, **{**own, name: [prompt] if listed else prompt}), listed
+
+    try:
+        return step(True)
+    except ValueError as refusal:
+        try:
+            return step(False)
+        except ValueError:
+            raise refusal from None
+
+
+def _in_form(text: Any, listed: bool) -> Any:
+    """Return a text as a pipeline takes it, as the one member of a list or alone."""
+    if listed:
+        return text if isinstance(text, list) or not isinstance(text, str) else [text]
+    return text[0] if isinstance(text, list) and len(text) == 1 else text
 
 
 def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any:
@@ -126,13 +163,18 @@ def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any
     return ALONE
 
 
-def _combination(taken: Tensor | None, pair: Sequence[Tensor], usual: str, scale: float) -> str | None:
+def _combination(
+    taken: Tensor | None, pair: Sequence[Tensor], usual: str, scale: float, region: Region
+) -> str | None:
     """Return the mode of guidance that makes what a scheduler took of two predictions, the conditional one first."""
     if taken is None:
         return None
-    merged = {mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in (usual, NORMED)}
-    best = min(merged, key=lambda mode: difference(merged[mode], taken))
-    return best if close(merged[best], taken) else None
+    merged = {
+        mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in (usual, NORMED, "cfg", "uvit")
+    }
+    far = {mode: difference(merged[mode], taken, region) for mode in merged}
+    best = min(far, key=lambda mode: far[mode])
+    return best if far[best] < CLOSE else None
 
 
 def twice_of(option: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +13,11 @@ from torch import Tensor, nn
 
 from l2c.integrations.diffusers.recorded.call import RecordedCall, timed_calls
 from l2c.integrations.diffusers.recorded.conditions import halves
+from l2c.integrations.diffusers.recorded.regions import Region, narrowed
 from l2c.io.memory import out_of_memory
+
+USUAL = ("model_output", "timestep", "sample", "eta", "generator", "return_dict")  # arguments of a scheduler's step
+CLOSE = 1e-2  # of a scheduler's input and a prediction, in units of the largest value
 
 
 def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
@@ -105,6 +111,7 @@ class RecordedStep:
         predictions: what it answered.
         taken: what the scheduler was given as the prediction; None = not known.
         sample: what the scheduler was given as the noisy sample; None = not known.
+        repeatable: whether the scheduler does the same where it is given these and the timestep alone.
 
     """
 
@@ -113,24 +120,22 @@ class RecordedStep:
     predictions: list[Tensor] = field(default_factory=list)
     taken: Tensor | None = None
     sample: Tensor | None = None
+    repeatable: bool = True
 
-    @property
-    def beside(self) -> tuple[int | None, int]:
-        """The axis along which something follows the sample in the model's input, and the sample's size there."""
-        if self.sample is None or not self.calls:
-            return None, 0
-        ours, theirs = self.calls[0].x.shape, self.sample.shape
-        larger = [axis for axis, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b]
-        if len(ours) != len(theirs) or len(larger) != 1 or ours[larger[0]] < theirs[larger[0]]:
-            return None, 0
-        return larger[0], theirs[larger[0]]
+    def sign(self, region: Region) -> float | None:
+        """Return -1.0 where the scheduler gets the prediction's opposite (Lumina, Z-Image), else 1.0; None = neither.
 
-    @property
-    def sign(self) -> float | None:
-        """-1.0 where the scheduler gets the prediction's opposite (Lumina, Z-Image), else 1.0; None = neither."""
+        Args:
+            region: of the model's input, see `regions`.
+
+        """
         if self.taken is None or not self.predictions:
             return 1.0
-        return next((sign for sign in (1.0, -1.0) if close(sign * self.predictions[0], self.taken)), None)
+        if not self.repeatable:
+            return None
+        far = {sign: difference(sign * self.predictions[0], self.taken, region) for sign in (1.0, -1.0)}
+        sign = min(far, key=lambda sign: far[sign])
+        return sign if far[sign] < CLOSE else None
 
     def unconditional(self, alone: RecordedCall, places: Any) -> tuple[dict[str, Any], Tensor, Tensor] | None:
         """Return conditions of the unconditional branch, its prediction and the conditional one's, of a guided step.
@@ -182,9 +187,14 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
     """Call a pipeline up to the first step of its scheduler; the model runs."""
     step = RecordedStep()
 
+    taken_by = inspect.signature(pipe.scheduler.step)
+
     def record(*args: Any, **kwargs: Any) -> None:
-        given = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
+        given = taken_by.bind(*args, **kwargs).arguments
         step.taken, step.sample = given.get("model_output"), given.get("sample")
+        turned = _turned(pipe.scheduler, taken_by, given)
+        step.repeatable = turned is not None
+        step.taken = step.taken if turned is None or step.taken is None else turned * step.taken
         raise _RecordedError
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -211,19 +221,59 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
     return step
 
 
-def difference(predicted: Tensor, taken: Tensor) -> float:
+def _turned(scheduler: Any, taken_by: inspect.Signature, given: Mapping[str, Any]) -> float | None:
+    """Return the sign of the prediction with which a step needs none of its further arguments; None = neither has.
+
+    Those of flow matching step each token from its own time to the next where they are given such, with the sign
+    turned.
+    """
+    parameters = taken_by.parameters
+    kept = {
+        name: given[name] for name in given if name in USUAL or parameters[name].default is parameters[name].empty
+    }
+    if len(kept) == len(given):
+        return 1.0
+
+    def stepped(settings: Mapping[str, Any]) -> Tensor:
+        return type(scheduler).step(copy.deepcopy(scheduler), **{**settings, "return_dict": False})[0]
+
+    done = stepped(given)
+    moved = done != given["sample"]
+    for sign in (1.0, -1.0):
+        plain = stepped({**kept, "model_output": sign * given["model_output"]})
+        if torch.allclose(plain[moved], done[moved], rtol=1e-3, atol=1e-4):
+            return sign
+    return None
+
+
+def difference(predicted: Tensor, taken: Tensor, region: Region = ()) -> float:
     """Return how far a scheduler's input is from a prediction, in units of its largest value; infinite if not alike.
 
-    Variance, or a prediction of what lies beside the noisy input, may be left out.
+    Variance, or a prediction of what lies beside the noisy input, may be left out. The scheduler may be given tokens
+    as frames, or frames as a batch, which are the same values in another order; or one frame after the other.
+
+    Args:
+        predicted: the prediction (N, ...).
+        taken: what the scheduler was given.
+        region: of the model's input, see `regions`.
+
     """
-    predicted, taken = predicted.float(), taken.float()
-    size = taken[0].numel()
-    if len(predicted) != len(taken) or predicted[0].numel() < size:
-        return float("inf")
+    taken = taken.float()
     largest = taken.abs().max().clamp_min(torch.finfo(taken.dtype).tiny)
-    return float((predicted.flatten(1)[:, :size] - taken.flatten(1)).abs().max() / largest)
+    pairs = _alike(predicted.float(), taken, region)
+    return min((float((ours - theirs).abs().max() / largest) for ours, theirs in pairs), default=float("inf"))
 
 
-def close(predicted: Tensor, taken: Tensor) -> bool:
-    """Return whether a scheduler's input is a prediction, see `difference`."""
-    return difference(predicted, taken) < 1e-2
+def _alike(predicted: Tensor, taken: Tensor, region: Region) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ways in which a scheduler's input may be a prediction, as pairs of tensors that are equal then."""
+    part = narrowed(predicted, region)
+    if part.shape == narrowed(taken, region).shape:  # frames that stay may be given a prediction of their own
+        yield part, narrowed(taken, region)
+    for given in (predicted, part):
+        if len(given) == len(taken) and given[0].numel() >= taken[0].numel():
+            yield given.flatten(1)[:, : taken[0].numel()], taken.flatten(1)
+        for axis in range(1, given.ndim):
+            if given.select(axis, 0).shape == taken.shape:
+                yield given.select(axis, 0), taken
+    if part.numel() == taken.numel():
+        yield part.flatten().sort().values, taken.flatten().sort().values

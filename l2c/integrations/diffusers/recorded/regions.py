@@ -1,0 +1,99 @@
+"""The part of a model's input that is noise at first and moves, beside what stays: pictures' latents, held frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Region = tuple[tuple[int, int, int], ...]  # (axis, start, size) of each axis of which it is a part
+
+
+def region_of(one: Tensor, other: Tensor, sample: Tensor | None, times: TokenTimes | None = None) -> Region:
+    """Return the region of a model's input that two draws of one prompt do not have in common.
+
+    Args:
+        one: the input at the first evaluation of a trajectory.
+        other: that of a trajectory from other noise.
+        sample: the noisy sample that the scheduler is given; None = not known. Where it is smaller along one axis
+            alone, what follows it there in the input was drawn too (latents of a picture).
+        times: timesteps of the tokens; those that are held are none of the region, though noise is added to them.
+
+    """
+    differ = one != other if one.shape == other.shape else torch.ones_like(one, dtype=torch.bool)
+    if times is not None and times.times.ndim in (one.ndim, one.ndim - 1):
+        moving = (times.times == times.t).reshape(*times.times.shape, *[1] * (one.ndim - times.times.ndim))
+        if all(a in (1, b) for a, b in zip(moving.shape, one.shape, strict=True)):
+            differ = differ & moving
+    region = tuple(_ranges(differ)) if bool(differ.any()) else ()
+    noisy = narrowed(one, region)
+    if sample is None or sample.ndim != noisy.ndim:
+        return region
+    larger = [axis for axis, (a, b) in enumerate(zip(noisy.shape, sample.shape, strict=True)) if a != b]
+    if len(larger) != 1 or noisy.shape[larger[0]] < sample.shape[larger[0]]:
+        return region
+    (axis,) = larger
+    start = next((start for place, start, _ in region if place == axis), 0)
+    return (*(part for part in region if part[0] != axis), (axis, start, sample.shape[axis]))
+
+
+def _ranges(differ: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Yield the range along each axis but the first outside which nothing differs, where it is not the whole axis."""
+    for axis in range(1, differ.ndim):
+        places = differ.movedim(axis, 0).flatten(1).any(1).nonzero().flatten()
+        start, end = int(places[0]), int(places[-1]) + 1
+        if end - start < differ.shape[axis]:
+            yield axis, start, end - start
+
+
+def narrowed(x: Tensor, region: Region) -> Tensor:
+    """Return a region of a tensor; along axes that are no larger than the region all of it."""
+    for axis, start, size in region:
+        if axis < x.ndim and x.shape[axis] > size:
+            x = x.narrow(axis, start, size)
+    return x
+
+
+def blank(x: Tensor, region: Region) -> Tensor:
+    """Return a copy of a tensor with zeros in a region."""
+    x = x.clone()
+    narrowed(x, region).zero_()
+    return x
+
+
+def placed(whole: Tensor, x: Tensor, region: Region) -> Tensor:
+    """Return a tensor with other values in a region."""
+    if not region:
+        return x
+    (axis, start, size), *inner = region
+    before, part, after = whole.tensor_split((start, start + size), dim=axis)
+    return torch.cat([before, placed(part, x, tuple(inner)), after], dim=axis)
+
+
+@dataclass(frozen=True)
+class TokenTimes:
+    """Timesteps of the tokens or frames of a row, some of which are held below the others'.
+
+    Attributes:
+        times: those recorded (1, ...).
+        t: the noisiest of them.
+
+    """
+
+    times: Tensor
+    t: float
+
+    @classmethod
+    def of(cls, given: Tensor | float, t: float) -> TokenTimes | None:
+        """Return those of a call that is given timesteps (N, ...); None where a row has one."""
+        if not isinstance(given, Tensor) or given.ndim < 2:
+            return None
+        return cls(given[:1].detach().clone(), t)
+
+    def at(self, t: Tensor) -> Tensor:
+        """Return the timesteps (N, ...) of rows at t (N,): t itself, but where they are held below it."""
+        held = self.times.to(t)
+        t = t.reshape(-1, *[1] * (held.ndim - 1))
+        return torch.where(held == self.t, t, torch.minimum(t, held))

@@ -1,0 +1,79 @@
+"""Inputs of which a part alone moves: frames of a picture that stay, a time for each token, steps in another form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
+
+import diffusers
+from tiny_pipelines import tiny_pipeline
+from whole_pipelines import calibrated_as_drawn
+
+from l2c.integrations.diffusers.recorded.regions import TokenTimes, blank, narrowed, placed, region_of
+from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
+
+PIPELINES = (
+    "ltx_i2v",  # the scheduler is given the moving tokens alone, as frames
+    "ltx_condition_text",  # steps take a time for each token, the prediction's sign is turned
+    "wan_ti2v_image",  # the scheduler is given all frames, the model the picture in the place of the first
+    "wan_vace",  # takes a prompt, not a list of prompts
+    "sana_video_i2v",  # a time for each token, with the axes of the input
+    "cosmos25",  # times are the scheduler's sigmas, frames that stay are given another prediction
+)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_calibrated_as_drawn(name):
+    assert calibrated_as_drawn(tiny_pipeline(name)) == "yes"
+
+
+def test_what_two_draws_share_lies_beside():
+    one, other = torch.randn(2, 1, 6, 5, 3, generator=torch.Generator().manual_seed(0))
+    assert region_of(one, other, None) == ()
+    for x in (one, other):
+        x[:, :2], x[:, :, 3:] = 1.0, 2.0  # two axes
+    region = region_of(one, other, None)
+    assert region == ((1, 2, 4), (2, 0, 3))
+    assert torch.equal(narrowed(one, region), one[:, 2:, :3])
+    beside = blank(one, region)
+    assert torch.equal(beside, blank(other, region))
+    assert torch.equal(placed(beside, narrowed(one, region), region), one)
+    assert narrowed(one[:, 2:, :3], region).shape == (1, 4, 3, 3)  # a prediction of this part alone
+
+
+def test_what_is_drawn_too_follows_the_sample():
+    one, other = torch.randn(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    assert region_of(one, other, torch.zeros(1, 4, 5)) == ((1, 0, 4),)
+    assert region_of(one, other, torch.zeros(1, 5, 4)) == ()  # in another form
+
+
+def test_held_tokens_stay_though_noise_is_added_to_them():
+    one, other = torch.randn(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
+    times = TokenTimes.of(torch.tensor([[0.0, 300.0, 900, 900, 900, 900]]), 900.0)
+    assert region_of(one, other, None, times) == ((1, 2, 4),)
+    expected = [[0.0, 300.0, 500, 500, 500, 500], [0.0, 100.0, 100, 100, 100, 100]]
+    assert times.at(torch.tensor([500.0, 100.0])).tolist() == expected
+    assert TokenTimes.of(torch.tensor([900.0]), 900.0) is None
+
+
+def test_a_scheduler_is_given_the_step_before():
+    scheduler = diffusers.CogVideoXDPMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(4)
+    solver = SchedulerSolver(scheduler, scheduler.timesteps.tolist())
+    assert solver.stochastic
+    x = noise = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    old, before, generator = None, None, torch.Generator().manual_seed(1)
+    for t in scheduler.timesteps:
+        x, old = scheduler.step(x.cos(), old, t, before, x, generator=generator, return_dict=False)
+        before = t
+    trajectory = solver.trajectory(noise, generator=torch.Generator().manual_seed(1))
+    evaluation = next(trajectory)
+    try:
+        while True:
+            evaluation = trajectory.send(evaluation.x.cos())
+    except StopIteration as end:
+        drawn = end.value
+    assert torch.equal(drawn, x)
