@@ -94,7 +94,8 @@ def check_reach_in_time(measured: Grid, wanted: Grid) -> None:
         ValueError: if a wanted time lies further out.
 
     """
-    _, second, *_, last, end = [*places(measured.timesteps, measured), *places(measured.ends[-1:], measured)]
+    taken = [*places(measured.timesteps, measured), *places(measured.ends[-1:], measured)]
+    second, last, end = taken[1], taken[-2], taken[-1]
     half = 0.5 / (len(measured.timesteps) - 1)
     for t, place in zip(wanted.timesteps, places(wanted.timesteps, measured), strict=True):
         if not min(end, last - half) - SLACK <= place <= max(2 - second, 1 + half) + SLACK:

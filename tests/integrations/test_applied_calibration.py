@@ -15,6 +15,7 @@ import l2c
 from l2c.calibration.grid import Grid
 from l2c.integrations.diffusers import ROOT, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.integrations.diffusers.rows import CalibratedRows
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.policies import calibration as policies
 
@@ -117,6 +118,34 @@ def test_a_strength_gets_a_graph_of_the_trajectory_that_runs(calibrated):
         assert schedule_of(image_to_image).graph.num_evaluations == 12
         assert torch.equal(run(0.5), cached)
         assert not torch.equal(cached, plain)
+
+
+def test_a_call_of_one_evaluation_computes_it(calibrated):
+    pipe, options, calibration, _ = calibrated
+    plain = draw(pipe, options, 1)
+    with l2c.applied(pipe, calibration, budget=BUDGET):
+        assert torch.equal(draw(pipe, options, 1), plain)
+        assert schedule_of(pipe).graph.rows == ((True,) * len(calibration.binding.layers),)
+
+
+def test_a_call_that_ends_early_gets_a_graph_of_its_evaluations(calibrated):
+    pipe, options, calibration, _ = calibrated
+    draw(pipe, options, 12)
+    rows = CalibratedRows(calibration, BUDGET, l2c.CacheGraph.blank(calibration.binding))
+    times = tuple(float(t) / 1000 for t in pipe.scheduler.timesteps)
+    graph, given = rows.at(times, times[2], pipe.scheduler, 9)
+    assert (graph.timesteps, len(given)) == (times[2:9], 7)
+    assert share(calibration, graph) == pytest.approx(BUDGET, abs=0.08)
+
+
+def test_a_calibration_of_two_evaluations_makes_graphs_of_more(calibrated):
+    pipe, options, _, _ = calibrated
+    backbone = pipeline_backbone(pipe, ["a red cat"], num_evaluations=2, options=options)
+    sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=2)
+    calibration = l2c.Calibration.measure(sampler, true_errors=0, num_trajectories=1)
+    with l2c.applied(pipe, calibration, budget=BUDGET):
+        draw(pipe, options, 3)
+        assert schedule_of(pipe).graph.num_evaluations == 3
 
 
 def test_what_was_not_measured_is_refused_in_one_sentence(calibrated):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from l2c.backbones.layer_form import Branch, ahead, over
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import LINEAR, WEIGHTED, Weights, combined, line_slope
+from l2c.integrations.diffusers.recorded.conditions import PLAIN, same
 
 
 class BranchHistory:
@@ -156,7 +156,7 @@ class _GivenBranch:
     def differences(self, given: Mapping[str, Any]) -> set[str]:
         """Return the names of conditions that are not this branch's."""
         names = {*given, *self._given} if self.stable is None else self.stable
-        return {name for name in names if not _same(self._given.get(name), given.get(name))}
+        return {name for name in names if not same(self._given.get(name), given.get(name))}
 
     def learn(self, given: dict[str, Any]) -> None:
         """Record another forward of this branch; conditions that differ are not stable."""
@@ -172,14 +172,5 @@ def _leaves(given: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     elif isinstance(given, (list, tuple)):
         for place, value in enumerate(given):
             yield from _leaves(value, f"{name}.{place}")
-    elif isinstance(given, (Tensor, str, bool, int, float)):
+    elif isinstance(given, PLAIN):
         yield name, given
-
-
-def _same(ours: Any, theirs: Any) -> bool:
-    if ours is theirs:
-        return True
-    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
-        return alike and torch.equal(ours, theirs)
-    return not isinstance(ours, Tensor) and not isinstance(theirs, Tensor) and ours == theirs

@@ -40,7 +40,7 @@ from l2c.integrations.diffusers.recorded.recording import Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
-from l2c.integrations.diffusers.timesteps import as_model_sees
+from l2c.integrations.diffusers.timesteps import trajectory_of
 from l2c.io.names import folder_or_hub
 from l2c.io.tensors import usable_device
 
@@ -238,8 +238,8 @@ def pipeline_backbone(
         settings |= guidance.arguments(guidance_scale)
     with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, model, prompts, guidance, **settings)
-        timesteps = as_model_sees(pipe.scheduler.timesteps, recording.calls[0].t, pipe.scheduler)
-        solver = SchedulerSolver(pipe.scheduler, timesteps)
+        timesteps, end = trajectory_of(pipe, recording.calls[0].t)
+        solver = SchedulerSolver(pipe.scheduler, timesteps[:end])
         fewer = _fewer_steps(pipe, model, recording.given) if fewer_steps else None
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     backbone = PipelineBackbone(
@@ -259,9 +259,9 @@ def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> di
     found: dict[int, SchedulerSolver] = {}
     for count in range(2, settings["num_inference_steps"]):
         call = recorded_call(pipe, model, **{**settings, "num_inference_steps": count})
-        timesteps = as_model_sees(pipe.scheduler.timesteps, call.t, pipe.scheduler)
+        timesteps, end = trajectory_of(pipe, call.t)
         with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
-            found[count] = SchedulerSolver(pipe.scheduler, timesteps)
+            found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end])
     return found
 
 

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.resampling import nearest_rows, resampled
+from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.fit import TOLERANCE, check_scheduler, check_timesteps
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 
+Followed = tuple[CacheGraph, Sequence[int]]
 log = logging.getLogger(__name__)
 
 
@@ -42,19 +44,22 @@ class FinishedRows:
         self.first = graph
         self.part = part
 
-    def at(self, timesteps: Sequence[float], t: float, scheduler: Any) -> tuple[CacheGraph, Sequence[int]]:
+    def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the graph of a trajectory, and for each evaluation the row of the given graph that it follows.
 
         Args:
             timesteps: the scheduler's timesteps, in the units of the model.
             t: the one that the trajectory begins at.
             scheduler: the scheduler, its timesteps set.
+            end: the number of timesteps before the trajectory's end.
 
         Raises:
             ValueError: if there is no graph for these.
 
         """
         check_scheduler(self.first, scheduler)
+        whole = self.part or len(timesteps) == self.first.num_evaluations  # some of whose rows may not be needed
+        timesteps = timesteps if whole else timesteps[:end]
         check_timesteps(self.first, within(self.first, timesteps) if self.part else timesteps)
         return self.first, range(self.first.num_evaluations)
 
@@ -65,7 +70,7 @@ class ResampledRows:
     def __init__(self, graph: CacheGraph) -> None:
         self.first = graph
 
-    def at(self, timesteps: Sequence[float], t: float, scheduler: Any) -> tuple[CacheGraph, Sequence[int]]:
+    def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the resampled graph and its rows; a warning says what it loses. See `FinishedRows.at`."""
         result = resampled(self.first, timesteps)
         log.warning(
@@ -97,11 +102,13 @@ class CalibratedRows:
         self._calibration = calibration
         self._budget = budget
 
-    def at(self, timesteps: Sequence[float], t: float, scheduler: Any) -> tuple[CacheGraph, Sequence[int]]:
+    def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the graph of the trajectory from `t` on, and its rows. See `FinishedRows.at`."""
         check_scheduler(self.first, scheduler)
-        begin = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
-        solver = SchedulerSolver(scheduler, timesteps, first=begin)
+        begin = min(range(end), key=lambda i: abs(timesteps[i] - t))
+        if end - begin == 1:  # nothing to reuse
+            return with_evaluations(self.first, [0], timesteps=(timesteps[begin],)), range(1)
+        solver = SchedulerSolver(scheduler, timesteps[:end], first=begin)
         graph = self._calibration.graph(self._budget, solver=solver).replace(layers=self.first.layers)
         return graph, range(graph.num_evaluations)
 

@@ -136,8 +136,8 @@ class GraphSchedule:
                 "let them take turns, or give each thread a pipeline and scheduler of its own"
             )
         self._scheduled, self._call = timesteps, call
-        values = as_model_sees(timesteps, t, scheduler)
-        self.graph, self.given_rows = self.rows.at(values, t, scheduler)
+        values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
+        self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
         check_call(self.graph, pipe, any_guidance=self.any_guidance)
         return True
 
@@ -153,7 +153,7 @@ class GraphSchedule:
 
         """
         timesteps = self.graph.timesteps
-        e = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
+        e = nearest(timesteps, t)
         if abs(timesteps[e] - t) > tolerance(timesteps, t):
             raise ValueError(
                 f"the model is called at t = {float(t):g}, but the graph's {len(timesteps)} evaluations lie at "
@@ -166,16 +166,55 @@ def _shown(timesteps: Sequence[float]) -> str:
     return ", ".join(f"{t:g}" for t in timesteps[:3]) + (f", ..., {timesteps[-1]:g}" if len(timesteps) > 3 else "")
 
 
-def as_model_sees(timesteps: Any, t: float, scheduler: Any) -> tuple[float, ...]:
+def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float] = ()) -> tuple[float, ...]:
     """Return a scheduler's timesteps in the units of the model.
 
-    Some pipelines divide them by the training steps, some count from noise 0 to image 1, and some give the noise
-    levels (sigmas) themselves.
+    Some pipelines divide them by the training steps, some count from noise 0 to image 1, some begin one step later,
+    and some give the noise levels (sigmas) themselves.
+
+    Args:
+        timesteps: the scheduler's.
+        t: the one that the model is called with.
+        scheduler: the scheduler.
+        like: timesteps of another trajectory of the model. Half-way t may fit in several units; without these, t is
+            taken for the one that the scheduler is to begin at.
+
     """
     values = tuple(float(value) for value in torch.as_tensor(timesteps).tolist())
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
     units = [values, tuple(v / training for v in values), tuple(1 - v / training for v in values)]
+    units.append(tuple(v - 1 for v in values))
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(values) + 1:
         units.append(tuple(float(sigma) for sigma in torch.as_tensor(sigmas).tolist()[:-1]))
-    return min(units, key=lambda unit: min(abs(value - t) for value in unit))
+    begin = getattr(scheduler, "begin_index", None)
+
+    def misfit(unit: tuple[float, ...]) -> tuple[bool, float, int]:
+        unlike = len(like) > 1 and (unit[-1] > unit[0], max(unit) > 1) != (like[-1] > like[0], max(like) > 1)
+        place = nearest(unit, t) if like or begin is None else min(begin, len(unit) - 1)
+        return unlike, round(abs(unit[place] - t), 6), place
+
+    return min(units, key=misfit)
+
+
+def nearest(timesteps: Sequence[float], t: float) -> int:
+    """Return the place of the timestep that is nearest to t."""
+    return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
+
+
+def trajectory_of(pipe: Any, t: float, like: Sequence[float] = ()) -> tuple[tuple[float, ...], int]:
+    """Return all timesteps of a pipeline's scheduler in the units of its model, and how many are left when it ends.
+
+    A call may end before the last one, where another pipeline goes on (`denoising_end`); pipelines know how many they
+    make.
+
+    Args:
+        pipe: the pipeline, in its call.
+        t: the first one that its model is called with.
+        like: see `as_model_sees`.
+
+    """
+    timesteps = as_model_sees(pipe.scheduler.timesteps, t, pipe.scheduler, like)
+    made = getattr(pipe, "_num_timesteps", None)
+    end = len(timesteps) if not isinstance(made, int) or made < 1 else nearest(timesteps, t) + made
+    return timesteps, min(end, len(timesteps))

@@ -14,6 +14,7 @@ from l2c.backbones.digest import weights_digest
 
 SHARED, LISTED = "shared", "listed"  # places of a condition that has no axis of prompts
 ALONE = "alone"  # of all conditions of a pipeline that takes one prompt a call
+PLAIN = (Tensor, str, bool, int, float)  # what can be compared
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class PerPrompt:
     Attributes:
         parts: one for each prompt, as the model is given it for a batch of this prompt alone.
         axis: axis of prompts, along which the parts of a batch are joined; None = each part is a list, and so is
-            that of a batch; `ALONE` = there are no batches.
+            that of a batch; `SHARED` = a batch has one part, and prompts with another one are not in it (positions
+            of tokens, whose number differs); `ALONE` = there are no batches.
 
     """
 
@@ -35,10 +37,25 @@ class PerPrompt:
         """All parts as one tensor (P, ...); None where they differ in shape or are lists."""
         return torch.stack(self.parts) if isinstance(self.axis, int) and len(set(self.shapes)) == 1 else None
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...] | None, ...]:
-        """Shape of each part; all None for lists, whose members may differ in shape."""
+    @cached_property
+    def shapes(self) -> tuple[Any, ...]:
+        """What prompts of one batch have in common: the shape of each part, or of `SHARED` ones the part itself.
+
+        All None for lists, whose members may differ in shape.
+        """
+        if self.axis == SHARED:
+            return tuple(next(i for i, other in enumerate(self.parts) if same(part, other)) for part in self.parts)
         return tuple(tuple(part.shape) if isinstance(self.axis, int) else None for part in self.parts)
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Return whether two conditions, or members of conditions, are equal; tensors in form and place too."""
+    if ours is theirs:
+        return True
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
+        return alike and torch.equal(ours, theirs)
+    return not isinstance(ours, Tensor) and not isinstance(theirs, Tensor) and ours == theirs
 
 
 def places_of(one: Any, two: Any) -> Any:
@@ -61,7 +78,7 @@ def places_of(one: Any, two: Any) -> Any:
 
 
 def tabled(values: Sequence[Any], places: Any) -> Any:
-    """Return the conditions of single prompts as one table; what prompts share is the first one's.
+    """Return the conditions of single prompts as one table; what all prompts share is in it once.
 
     Args:
         values: the same condition of each prompt.
@@ -74,7 +91,7 @@ def tabled(values: Sequence[Any], places: Any) -> Any:
     if isinstance(places, (list, tuple)):
         columns = zip(zip(*values, strict=True), places, strict=True)
         return type(places)(tabled(parts, place) for parts, place in columns)
-    if places == SHARED:
+    if places == SHARED and (not isinstance(head, PLAIN) or all(same(head, value) for value in values)):
         return head
     return PerPrompt(tuple(values), None if places == LISTED else places)
 
@@ -90,6 +107,9 @@ def rows_of(table: Any, y: Tensor) -> Any:
     if table.axis == ALONE:
         (prompt,) = y.tolist()
         return table.parts[prompt]
+    if table.axis == SHARED:
+        part = table.parts[int(y[0])]
+        return part.to(y.device) if isinstance(part, Tensor) else part
     if not isinstance(table.axis, int):
         members = [member for prompt in y.tolist() for member in table.parts[prompt]]
         return [member.to(y.device) if isinstance(member, Tensor) else member for member in members]
@@ -115,11 +135,12 @@ def halves(value: Any, place: Any) -> tuple[Any, Any]:
 
 
 def groups_of(table: Any, prompts: Sequence[int]) -> dict[Any, list[int]]:
-    """Return the places in a batch of prompts whose conditions are alike in shape, by their shapes."""
+    """Return the places in a batch of prompts whose conditions are alike in shape, by what they have in common."""
     groups: dict[Any, list[int]] = {}
     for place, prompt in enumerate(prompts):
         shapes = tuple(
-            place if condition.axis == ALONE else condition.shapes[prompt] for condition in _per_prompt(table)
+            (prompt, place) if condition.axis == ALONE else condition.shapes[prompt]
+            for condition in _per_prompt(table)
         )
         groups.setdefault(shapes, []).append(place)
     return groups

@@ -1,0 +1,49 @@
+"""Conditions of prompts in one table: what prompts share, and which may run in one batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+
+from l2c.integrations.diffusers.recorded.conditions import (
+    ALONE,
+    differ_in_length,
+    groups_of,
+    places_of,
+    rows_of,
+    tabled,
+)
+
+
+def call_of(*lengths):
+    """Return what a pipeline gives its model for prompts: padded texts, and positions of tokens for all of them."""
+    longest = max(lengths)
+    text = torch.stack([torch.full((longest, 2), float(length)) for length in lengths])
+    return {"text": text, "positions": torch.arange(longest), "size": longest, "scale": 1.0, "cache": object()}
+
+
+def test_what_a_batch_shares_may_differ_from_prompt_to_prompt():
+    table = tabled([call_of(3), call_of(2), call_of(3)], places_of(call_of(3), call_of(3, 3)))
+    assert differ_in_length(table)
+    together, alone = groups_of(table, [0, 1, 2]).values()
+    assert (together, alone) == ([0, 2], [1])
+    for prompts, length in (([0, 2], 3), ([1], 2)):
+        given = rows_of(table, torch.tensor(prompts))
+        assert given["positions"].tolist() == list(range(length))
+        assert (given["size"], given["scale"]) == (length, 1.0)
+        assert given["text"].shape == (len(prompts), length, 2)
+
+
+def test_what_all_prompts_share_keeps_no_two_apart():
+    table = tabled([call_of(3), call_of(3)], places_of(call_of(3), call_of(3, 3)))
+    assert not differ_in_length(table)
+    assert groups_of(table, [0, 1]).popitem()[1] == [0, 1]
+
+
+def test_prompts_that_run_alone_are_told_apart_wherever_they_are_in_a_batch():
+    table = tabled([{"text": torch.zeros(1, n, 2)} for n in (3, 2)], ALONE)
+    assert list(groups_of(table, [0, 1, 1]).values()) == [[0], [1], [2]]
+    (first,), (second,) = groups_of(table, [0]), groups_of(table, [1])
+    assert first != second  # lengths of streams are remembered by these
