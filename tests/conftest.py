@@ -101,6 +101,15 @@ def make_batch() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     return make
 
 
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Let threads take turns every few microseconds, so that shared state shows."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
 @pytest.fixture(scope="session")
 def layers_of() -> Callable[[nn.Module], list[nn.Module]]:
     """Return the function that lists the attention and MLP modules in the order of a row."""

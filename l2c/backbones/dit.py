@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from l2c.backbones.activation import GELUTanh
 from l2c.backbones.backbone import Backbone, Conventions, check_sizes
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
-from l2c.backbones.timm_layers import timm_layers
 from l2c.io.numbers import finite_number, truth_value
 
 
@@ -85,11 +84,13 @@ class DiTBlock(nn.Module):
     """Attention and MLP, each modulated and gated by the conditioning (adaLN-Zero)."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        from timm.layers import Attention, Mlp  # brings torchvision and all its models
+
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.attn = timm_layers().Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
+        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = timm_layers().Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=GELUTanh)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=GELUTanh)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(
@@ -149,6 +150,8 @@ class DiT(Backbone):
         num_classes: int = 1000,
         learn_sigma: bool = True,
     ) -> None:
+        from timm.layers import PatchEmbed
+
         super().__init__()
         check_sizes(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
         check_sizes(depth=depth, num_heads=num_heads, num_classes=num_classes)
@@ -174,7 +177,7 @@ class DiT(Backbone):
         self.layer_shape = ((input_size // patch_size) ** 2, hidden_size)
         self.condition_size = (6 * depth + 2) * hidden_size
 
-        self.x_embedder = timm_layers().PatchEmbed(input_size, patch_size, in_channels, hidden_size)
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
         position = sincos_position_embedding(hidden_size, input_size // patch_size)

@@ -86,12 +86,12 @@ class LayerForm(Protocol):
 class OutputForm:
     """The module's output is the layer's.
 
-    Tensors and tuples of them (a missing stream is None) are taken as they are. What else a module returned when it
-    last computed (the class of an output object, members that are no tensors) is remembered by class of module.
+    Tensors and tuples of them (a missing stream is None) are taken as they are. What else its module returned when it
+    last computed (the class of an output object, members that are no tensors) is remembered; a form is of one module.
     """
 
     def __init__(self) -> None:
-        self._others: dict[type, tuple[Any, tuple[Any, ...]]] = {}
+        self._others: tuple[Any, tuple[Any, ...]] | None = None
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
         """Return the tensors of the output."""
@@ -101,14 +101,14 @@ class OutputForm:
         rest = tuple(None if isinstance(member, Tensor) else member for member in members)
         if type(output) is not tuple or any(member is not None for member in rest):
             keys = tuple(output) if isinstance(output, Mapping) else None
-            self._others[type(module)] = ((type(output), keys), rest)
+            self._others = ((type(output), keys), rest)
         return tuple(member if isinstance(member, Tensor) else None for member in members)
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
         """Return the branch as the module returns its output."""
-        if isinstance(branch, Tensor) or type(module) not in self._others:
+        if isinstance(branch, Tensor) or self._others is None:
             return branch
-        (kind, keys), rest = self._others[type(module)]
+        (kind, keys), rest = self._others
         members = [other if stream is None else stream for stream, other in zip(branch, rest, strict=True)]
         return kind(members) if keys is None else kind(**dict(zip(keys, members, strict=True)))
 
@@ -210,7 +210,3 @@ def first(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
     return first(next(iter(output.values())) if isinstance(output, Mapping) else output[0])
-
-
-OUTPUT = OutputForm()
-RESIDUAL = ResidualForm()

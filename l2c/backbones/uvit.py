@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from l2c.backbones.backbone import Backbone, Conventions, check_sizes
 from l2c.backbones.dit import timestep_embedding, unpatchify
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
-from l2c.backbones.timm_layers import timm_layers
 from l2c.io.numbers import finite_number, truth_value, whole_number
 
 
@@ -20,11 +19,13 @@ class UViTBlock(nn.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
+        from timm.layers import Attention, Mlp  # brings torchvision and all its models
+
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = timm_layers().Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = timm_layers().Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
     def forward(
         self,
@@ -117,6 +118,8 @@ class UViT(Backbone):
         num_classes: int = -1,
         conv: bool = True,
     ) -> None:
+        from timm.layers import PatchEmbed
+
         super().__init__()
         _check_sizes(img_size, patch_size, in_chans, embed_dim, depth, num_heads, num_classes)
         finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
@@ -143,7 +146,7 @@ class UViT(Backbone):
         self.layer_shape = (self.num_extra_tokens + num_patches, embed_dim)
         self.condition_size = self.num_extra_tokens * embed_dim
 
-        self.patch_embed = timm_layers().PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         self.time_embed = (
             nn.Sequential(nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim))
             if mlp_time_embed

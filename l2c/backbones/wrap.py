@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +13,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
+from l2c.backbones.forwards import in_turn, replaced
 from l2c.backbones.layer_cache import Fresh, LayerOutput, Pass, mix
-from l2c.backbones.layer_form import OUTPUT, RESIDUAL, Branch, LayerForm, Shapes, first, joined, shapes_of, split
+from l2c.backbones.layer_form import (
+    Branch,
+    LayerForm,
+    OutputForm,
+    ResidualForm,
+    Shapes,
+    first,
+    joined,
+    shapes_of,
+    split,
+)
 from l2c.backbones.layer_patterns import match_layers
-from l2c.backbones.single_plan import ran_twice
 from l2c.graph.given import each, text
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
@@ -39,7 +49,7 @@ class WrappedLayer:
 
     name: str
     module: nn.Module
-    form: LayerForm = OUTPUT
+    form: LayerForm = field(default_factory=OutputForm)
     silent: tuple[nn.Module, ...] = ()
     call: int = 0
 
@@ -84,8 +94,14 @@ class WrappedModule(Backbone):
         self.conventions = conventions
         self.num_embedded_labels = num_embedded_labels
         self._input_shape = input_shape
-        self._streams: dict[int, Shapes] = {}
+        self._streams: dict[tuple[int, torch.Size], Shapes] = {}  # of each layer, by the shape of its branch
         self._lock = OwnLock()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        with self._lock:  # no evaluation has modules changed; weights are shared until they are copied themselves
+            made: Any = super().__reduce_ex__(protocol)
+            weights = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+            return *made[:2], copy.deepcopy(made[2], weights)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
@@ -150,16 +166,16 @@ class WrappedModule(Backbone):
         for index, layer in sorted(enumerate(self.layers), key=lambda item: item[1].call):
             calls.setdefault(layer.module, []).append(self._caller(index, layers))
         names = {layer.module: layer.name for layer in reversed(self.layers)}
-        with self._lock, _forwards({module: _in_turn(names[module], each) for module, each in calls.items()}):
+        with self._lock, replaced({module: in_turn(names[module], each) for module, each in calls.items()}):
             return first(self.call(x, t, y[0] if y else None))
 
     def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
-        """Return the forward that replaces a layer's in one evaluation."""
+        """Return what replaces a layer's forward in one evaluation, `call(forward, *args, **kwargs)`."""
         layer = self.layers[index]
-        original = layer.module.forward
 
         def compute_or_reuse(
             like: Tensor,
+            original: Callable[..., Any],
             args: tuple[Any, ...],
             kwargs: Mapping[str, Any],
             fresh: tuple[Fresh, Fresh],
@@ -180,9 +196,9 @@ class WrappedModule(Backbone):
             output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
             return output, _Outputs(lambda: branch)
 
-        def call(*args: Any, **kwargs: Any) -> Any:
+        def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            return layers.run(index, compute_or_reuse, like, args, kwargs)  # type: ignore[arg-type]
+            return layers.run(index, compute_or_reuse, like, original, args, kwargs)  # type: ignore[arg-type]
 
         return call
 
@@ -190,29 +206,13 @@ class WrappedModule(Backbone):
         """Return a branch as one tensor; see `joined`."""
         if isinstance(branch, Tensor):
             return branch
-        self._streams[index] = shapes_of(branch)
-        return joined(branch)
+        whole = joined(branch)
+        self._streams[index, whole.shape[1:]] = shapes_of(branch)
+        return whole
 
     def _unpacked(self, index: int, branch: Tensor) -> Branch:
-        return split(branch, self._streams[index]) if index in self._streams else branch
-
-
-def _in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., Any]:
-    """Return a forward that is each of `calls` once.
-
-    Raises:
-        ValueError: if the returned forward is called more often.
-
-    """
-    left = iter(calls)
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        call = next(left, None)
-        if call is None:
-            raise ValueError(ran_twice(name))
-        return call(*args, **kwargs)
-
-    return forward
+        streams = self._streams.get((index, branch.shape[1:]))
+        return branch if streams is None else split(branch, streams)
 
 
 class _Outputs:
@@ -236,22 +236,6 @@ def bare(module: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return module
         module = inner
-
-
-@contextmanager
-def _forwards(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replace the forwards of modules for the time of a `with` block."""
-    own = {module: module.__dict__.get("forward") for module in calls}
-    for module, call in calls.items():
-        module.__dict__["forward"] = call
-    try:
-        yield
-    finally:
-        for module, forward in own.items():
-            if forward is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = forward
 
 
 @near_keywords()
@@ -305,7 +289,7 @@ def wrap(
     whole = _whole(module, names, residual)
     return WrappedModule(
         module,
-        [WrappedLayer(n, module.get_submodule(n), RESIDUAL if n in whole else OUTPUT) for n in names],
+        [WrappedLayer(n, module.get_submodule(n), ResidualForm() if n in whole else OutputForm()) for n in names],
         timestep=timestep,
         labels=labels,
         conventions=Conventions(

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
-from l2c.backbones.layer_form import RESIDUAL, joined
+from l2c.backbones.layer_form import ResidualForm, joined
 from l2c.backbones.parts import alike
 from l2c.backbones.uvit import UViT
 from l2c.backbones.whole_output import WholeOutput
@@ -168,6 +168,6 @@ def _wrapped_collector(backbone: Any, residuals: list[Tensor]):  # type: ignore[
     def collect(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not args and "hidden_states" not in kwargs:
             return
-        residuals.append(joined(forms.get(module, RESIDUAL).branch(module, args, kwargs, output)))
+        residuals.append(joined(forms.get(module, ResidualForm()).branch(module, args, kwargs, output)))
 
     return collect

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
+import pickle
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -291,3 +296,109 @@ def test_compiled_and_parallel_modules_are_unwrapped(mixer):
         assert wrapped.module is mixer
         assert wrapped.layer_names == plain.layer_names
         assert wrapped.conventions.name == "Mixer"
+
+
+class Numbered(nn.Module):
+    """A block that returns its own number beside its two streams."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.left, self.right, self.number = nn.Linear(4, 4), nn.Linear(4, 4), number
+
+    def forward(self, x, scale):
+        return self.left(x) * scale, self.right(x), self.number
+
+
+class Numbers(nn.Module):
+    """Three such blocks; `inside`, if any, is called in the middle of a forward."""
+
+    inside = None
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(map(Numbered, range(3)))
+
+    def forward(self, x, t):
+        scale = torch.cos(t)[:, None, None, None]
+        for block in self.blocks:
+            left, right, number = block(x, scale)
+            x = x + left + right.mean(dim=2, keepdim=True) + number
+            if self.inside is not None:
+                self.inside()
+        return x
+
+
+@pytest.fixture
+def numbers():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Numbers()
+
+
+def test_a_reused_block_returns_what_it_returned_beside_its_streams(numbers):
+    net = l2c.wrap(numbers, ["blocks.*"], input_shape=(1, 4, 4))
+    x, t = torch.randn(2, 1, 4, 4), torch.tensor([3.0, 500.0])
+    output, cache = net.forward_cached(x, t, None, (True,) * 3)
+    again, _ = net.forward_cached(x, t, None, (False, True, True), cache)
+    assert torch.equal(again, output)
+    for size in (6, 4):  # of other inputs than the last
+        wide = torch.randn(2, 1, 4, 4) if size == 4 else torch.randn(3, 1, 6, 4)
+        whole, kept = net.forward_cached(wide, torch.ones(len(wide)), None, (True,) * 3)
+        if size == 6:
+            first = wide, whole, kept
+    wide, whole, kept = first
+    assert torch.equal(net.forward_cached(wide, torch.ones(3), None, (False,) * 3, kept)[0], whole)
+
+
+def test_threads_take_any_part_of_one_module(numbers, make_graph, often):
+    """Two wraps of one module at work, beside its own forward and copies: no evaluation sees another's."""
+    wraps = [l2c.wrap(numbers, layers, input_shape=(1, 4, 4)) for layers in (["blocks.*"], ["blocks.1"])]
+    samplers = [l2c.Sampler(net, graph=make_graph(net, "ddim", reuse=("hold", "linear") * 3)) for net in wraps]
+    noise, t = torch.randn(2, 1, 4, 4), torch.tensor([3.0, 500.0])
+    copied = (copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it)))
+    jobs = [
+        *(lambda sampler=sampler: sampler.sample(noise=noise) for sampler in samplers),
+        *(lambda copied=copied: copied(samplers[0]).sample(noise=noise) for copied in copied),
+        lambda: numbers(noise, t),
+        lambda: wraps[0](noise, t),
+    ]
+    expected = [job() for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: torch.equal(jobs[i % 6](), expected[i % 6]), range(96)))
+    assert found == [True] * 96
+    assert not any("forward" in vars(module) for module in numbers.modules())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copy", "pickle"])
+def test_a_module_copied_in_the_middle_of_an_evaluation_is_a_plain_one(numbers, make_graph, copied):
+    net, twins = l2c.wrap(numbers, ["blocks.*"], input_shape=(1, 4, 4)), []
+    x, t = torch.randn(2, 1, 4, 4), torch.tensor([3.0, 500.0])
+    expected = numbers(x, t)
+    numbers.inside = lambda: twins or twins.append(copied(numbers.blocks))
+    l2c.Sampler(net, graph=make_graph(net, "ddim")).sample(noise=x)
+    numbers.inside = None
+    scale = torch.cos(t)[:, None, None, None]
+    alone = [block(x, scale)[0] for block in numbers.blocks]
+    for weight in numbers.parameters():
+        weight.data.zero_()
+    assert all(torch.equal(a, block(x, scale)[0]) for a, block in zip(alone, twins[0], strict=True))
+    assert not torch.equal(numbers(x, t), expected)
+
+
+def test_a_process_forked_in_the_middle_of_an_evaluation_goes_on(numbers, make_graph):
+    """The thread that makes the evaluation, and holds the lock, is not in the child."""
+    net = l2c.wrap(numbers, ["blocks.*"], input_shape=(1, 4, 4))
+    sampler, noise = l2c.Sampler(net, graph=make_graph(net, "ddim")), torch.randn(2, 1, 4, 4)
+    expected = sampler.sample(noise=noise)
+    begun, go_on = threading.Event(), threading.Event()
+    other = threading.Thread(target=lambda: sampler.sample(noise=noise))
+    numbers.inside = lambda: threading.current_thread() is other and (begun.set(), go_on.wait())
+    other.start()
+    begun.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends a child that waits for ever
+        os._exit(0 if torch.equal(sampler.sample(noise=noise), expected) else 1)
+    go_on.set()
+    other.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -36,3 +36,10 @@ def test_operators_are_declared_only_where_they_are_missing(tmp_path, source, de
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(package / "__init__.py"), str(declared)]
+
+
+def test_a_pickled_backbone_finds_them_declared():
+    """A process that loads one imports its class first, then timm's."""
+    program = "import sys, l2c.backbones, l2c.io.torchvision_stand_in as it; print(it._FINDER in sys.meta_path)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=900, check=True)
+    assert done.stdout.split() == ["True"]

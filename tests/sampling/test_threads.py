@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,15 +13,6 @@ import l2c
 
 LABELS = torch.tensor([1, 4, 2])
 REUSE = ("hold", "linear") * 4
-
-
-@pytest.fixture
-def often():
-    """Let threads take turns every few microseconds, so that shared state shows."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    yield
-    sys.setswitchinterval(before)
 
 
 @pytest.mark.parametrize(

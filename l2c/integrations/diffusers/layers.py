@@ -11,7 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
 from torch import Tensor, nn
 
-from l2c.backbones.layer_form import OUTPUT, Branch, ResidualForm, WholeOutputForm
+from l2c.backbones.layer_form import Branch, OutputForm, ResidualForm, WholeOutputForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT, block_of
 from l2c.integrations.diffusers.adapters import bare, plain_parts
@@ -117,11 +117,11 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     if isinstance(module, ResnetBlock2D):
         return WrappedLayer(name, module, RESNET, call=call)
     if module is not owner and module in (before := _before_last_projection(owner)):
-        return WrappedLayer(name, module, OUTPUT, before[module], call)
+        return WrappedLayer(name, module, OutputForm(), before[module], call)
     whole_block = block_of(path) == path and not (_is_attention(module) and not _holds_layers(module))
     if whole_block or getattr(module, "residual_connection", False):
         return WrappedLayer(name, module, ResidualForm(), call=call)
-    return WrappedLayer(name, module, OUTPUT, _norms_before(owner, module), call)
+    return WrappedLayer(name, module, OutputForm(), _norms_before(owner, module), call)
 
 
 def is_unet(model: nn.Module) -> bool:

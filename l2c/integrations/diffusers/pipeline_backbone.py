@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
 from l2c.backbones.layer_cache import LayerCache, LayerOutput, Pass, Row
-from l2c.backbones.layer_form import Shapes
 from l2c.backbones.parts import alike, in_order, part_of
 from l2c.backbones.whole_output import under_layers
 from l2c.backbones.wrap import WrappedModule
@@ -105,7 +104,6 @@ class PipelineBackbone(WrappedModule):
         self._sign = recording.sign
         self._table = tabled([call.conditions for call in calls], recording.places)
         self.lengths_differ = differ_in_length(self._table)  # the unconditional branch counts too
-        self._streams_of: dict[Any, dict[int, Shapes]] = {}  # of each length of prompts
         self._shapes_of: dict[Any, dict[int, tuple[int, ...]]] = {}  # of layers' outputs, of each length of prompts
         self.origin = hashlib.sha256(f"{digest_of(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
 
@@ -131,14 +129,11 @@ class PipelineBackbone(WrappedModule):
 
         """
         with self._lock, self._at(condition[0]):
-            if self.lengths_differ:
-                length, *others = groups_of(self._table, condition[1].tolist())
-                if others:
-                    raise ValueError(
-                        "prompts of different lengths cannot run in one pass; give one prompt at a time, without a "
-                        "guidance scale, or let the pipeline pad them (options)"
-                    )
-                self._streams = self._streams_of.setdefault(length, {})
+            if self.lengths_differ and len(groups_of(self._table, condition[1].tolist())) > 1:
+                raise ValueError(
+                    "prompts of different lengths cannot run in one pass; give one prompt at a time, without a "
+                    "guidance scale, or let the pipeline pad them (options)"
+                )
             return super().run(x, condition, layers)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

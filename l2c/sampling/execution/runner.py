@@ -135,7 +135,9 @@ class Runner:
         *,
         progress: bool,
     ) -> Tensor:
-        with tqdm(total=solver.num_evaluations, desc="sampling", disable=not progress, leave=False) as bar:
+        if not progress:  # a hidden bar takes a lock too, which a fork leaves locked
+            return trajectory(x, y, generator=generator)
+        with tqdm(total=solver.num_evaluations, desc="sampling", leave=False) as bar:
             return trajectory(x, y, generator=generator, on_evaluation=lambda e: bar.update())
 
     def _replayable(self, x: Tensor, offloaded: bool) -> bool:
