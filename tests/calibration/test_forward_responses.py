@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from l2c.backbones.whole_output import WholeOutput
 from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import output_map
 from l2c.calibration.measurements import Measurements
@@ -51,6 +52,22 @@ def test_sums_over_ages_follow_the_solvers_steps(make_dit):
     c = step_coefficients(sampler.solver)
     assert torch.allclose(back[3, :, 1], back[3, :, 0] + c[3] / c[2] * back[2, :, 0], rtol=1e-4, atol=1e-7)
     assert torch.allclose(ahead[2, :, 0], -c[2] / c[3] * back[3, :, 0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver_2s", "dpm_solver_2m"])
+def test_responses_to_the_whole_output_are_those_of_gradients(make_dit, solver):
+    """With all directions both ways know the inner products of all changes of the image, whatever their ages."""
+    sampler = Sampler(WholeOutput(make_dit()), solver=solver, num_evaluations=E, cfg_scale=1.5)
+    noise = seeded_noise(sampler.backbone.input_shape, 3, 1)
+    given = {"num_probes": noise.numel(), "max_age": 3, "max_ahead": 2, "batch_size": 1}
+    exact = measure_both_ways(sampler, torch.tensor([1]), noise, **given)
+    products = []
+    for found in (exact.values(), measure_forward(sampler, torch.tensor([1]), noise, **given)):
+        changes = torch.cat(list(found), dim=2).flatten(0, 2)  # (entries, M)
+        products.append(changes @ changes.T)
+    sizes = products[0].diagonal().sqrt()
+    assert int((sizes > 0).sum()) == (4 + 3 + 2) + (4 + 3)
+    assert float(((products[1] - products[0]) / (sizes[:, None] * sizes)).nan_to_num().abs().max()) < 0.02
 
 
 def test_layers_of_a_group_have_equal_parts(make_dit):
