@@ -132,8 +132,8 @@ def accelerate(
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
         layers: kinds of layers: `layer`, `block`, `resnet`, or `output`, what the whole model returns; see
-            `find_layers`. Fewer of them take less memory. None = with `gram` the usual layers or the whole output,
-            whichever has the smaller expected error.
+            `find_layers`. Fewer of them take less memory. None = with `gram` the usual layers or the whole
+            output, see `Calibration.graph`.
         folder: where calibrations and graphs are kept; None = `L2C_CACHE`'s, else `l2c` in the user's cache folder.
 
     Raises:

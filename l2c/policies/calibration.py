@@ -24,12 +24,13 @@ from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
-from l2c.policies.gram import gram
+from l2c.policies.gram import NEAR, gram
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import uncached_like
 
+TIE = 1.5  # expected errors that differ by less say nothing about which is smaller
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
 REMEMBERED = 256  # graphs
@@ -97,8 +98,9 @@ class Calibration(Measurements):
     ) -> CacheGraph:
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
 
-        Where responses to the whole output were measured too, a graph of it as the one layer is made as well, and the
-        graph with the smaller expected error is returned.
+        Where responses to the whole output were measured too, a graph of it as the one layer is made as well. It is
+        returned if its expected error is the smaller one, or ties (1.5 x) at no more MACs: on the clock it is at the
+        bound of its MACs. `part(["output"]).graph(...)` makes no other.
 
         Args:
             budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
@@ -158,7 +160,7 @@ class Calibration(Measurements):
         return Ladder(found)
 
     def preferred(self, budget: Budget) -> Calibration:
-        """Return the part that measured the layers, or the one of the whole output, whichever has the better graph.
+        """Return the part that measured the layers, or the one of the whole output, whichever `graph` prefers.
 
         Args:
             budget: what a graph of the measured sampler may cost; one out of its reach leaves that of the layers.
@@ -179,7 +181,7 @@ class Calibration(Measurements):
         """Yield the graph of each budget."""
         parts = self.parts if whole_outputs else self.parts[:1]
         for budget in budgets:
-            yield _least_expected(partial(part._graph, target, budget, max_span) for part in parts)
+            yield _preferred(partial(part._graph, target, budget, max_span) for part in reversed(parts))
 
     def _graph(self, target: _Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of a budget; those of the last `REMEMBERED` are made once."""
@@ -321,8 +323,8 @@ class Calibration(Measurements):
         return found
 
 
-def _least_expected(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
-    """Return the graph with the least expected error among those within reach of their budget."""
+def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
+    """Return the graph of the least expected error within reach of its budget, or an earlier one that ties."""
     found: list[CacheGraph] = []
     refusals: list[BudgetOutOfReach] = []
     for make in makes:
@@ -331,8 +333,15 @@ def _least_expected(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
         except BudgetOutOfReach as error:
             refusals.append(error)
     if not found:
-        raise refusals[0]
-    return min(found, key=lambda graph: float(graph.measured[ERROR]))
+        raise refusals[-1]
+    least = min(found, key=lambda graph: float(graph.measured[ERROR]))
+    return next(graph for graph in found if graph is least or _ties(graph, least))
+
+
+def _ties(graph: CacheGraph, least: CacheGraph) -> bool:
+    """Return whether a graph is as good as the one of the least expected error, at no more MACs."""
+    error, worth = ([float(g.measured[name]) for g in (graph, least)] for name in (ERROR, WORTH))
+    return error[0] <= TIE * error[1] and worth[0] <= worth[1] + NEAR
 
 
 def _span(context: PolicyContext) -> int:

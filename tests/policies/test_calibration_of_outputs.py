@@ -33,14 +33,17 @@ def test_responses_to_the_output_are_those_measured_alone(sampler, calibration):
     assert alone.of_output() is None
 
 
-def test_the_graph_of_less_expected_error_is_returned(calibration):
+def test_the_graph_of_less_expected_error_is_returned_and_the_output_of_a_tie(calibration):
     for budget in (0.75, 0.5, 0.4):
         chosen = calibration.graph(budget)
         layers = calibration.graph(budget, whole_outputs=False)
         output = calibration.of_output().graph(budget)
         assert output.layers == ("output",) != layers.layers
         assert chosen in (layers, output)
-        assert chosen.measured["expected_mse"] == min(g.measured["expected_mse"] for g in (layers, output))
+        errors = [g.measured["expected_mse"] for g in (layers, output)]
+        costs_no_more = output.measured["evaluations_worth_of_macs"] <= layers.measured["evaluations_worth_of_macs"] + 0.1
+        factor = 1.5 if costs_no_more else 1.0
+        assert chosen == (output if errors[1] <= factor * errors[0] else layers)
         assert calibration.preferred(budget).graph(budget) == chosen
 
 
