@@ -54,6 +54,12 @@ class WrappedLayer:
     call: int = 0
 
 
+FUSING = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+)  # may run as one kernel, none of their parts being called
+
+
 class WrappedModule(Backbone):
     """A module of any kind whose residual branches can be reused across evaluations; see `wrap`.
 
@@ -96,6 +102,7 @@ class WrappedModule(Backbone):
         self._input_shape = input_shape
         self._streams: dict[tuple[int, torch.Size], Shapes] = {}  # of each layer, by the shape of its branch
         self._lock = OwnLock()
+        self._fusing = any(isinstance(part, FUSING) for part in module.modules())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         with self._lock:  # no evaluation has modules changed; weights are shared until they are copied themselves
@@ -148,6 +155,8 @@ class WrappedModule(Backbone):
             if y is None:
                 raise ValueError(f"{self.conventions.name} needs labels: give y (N,) for {self.labels!r}")
             conditions[self.labels] = y
+        if self._fusing:
+            torch.backends.mha.set_fastpath_enabled(False)
         return self.module(x, **conditions)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -258,7 +267,7 @@ def wrap(
     """Return a backbone of any module that predicts noise or velocity: for policies, router training, the sampler.
 
     The module is frozen and put into eval mode; its forwards and the keys of its weights stay as they are. What was
-    matched is in `.layer_names` and, for people, in `.summary()`.
+    matched is in `.layer_names` and, for people, in `.summary()`. Torch's fused attention path is turned off.
 
     Args:
         module: its first positional argument is x (N, C, H, W); it returns the prediction, or a tuple or output

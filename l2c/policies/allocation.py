@@ -73,6 +73,8 @@ class Allocation:
         self.responses = responses
         self.timesteps = tuple(timesteps)
         self.macs = np.asarray(macs, dtype=np.float64)
+        self._saving = self.macs > 0  # reusing a layer without MACs saves nothing
+        self._least = min(self.macs[self._saving].tolist(), default=0.0)
         num_evaluations, num_layers, self.max_age, size = responses.shape
         self.routed = tuple(range(1, num_evaluations)) if routed is None else tuple(routed)
         self.max_span = max_span
@@ -102,7 +104,7 @@ class Allocation:
     @property
     def exhausted(self) -> bool:
         """Whether no more entry can be reused, whatever it saves."""
-        return not (self._possible & self.rows.T).any()
+        return not (self._possible & self.rows.T & self._saving[:, None]).any()
 
     def column(self, bits: Sequence[bool], layer: int, reuse: Sequence[str]) -> Array | None:
         """Return the change of the image (M,) due to one layer's column of bits; None where it is impossible.
@@ -240,12 +242,14 @@ class Allocation:
         """
         total = self.columns.sum(axis=0)
         change = 2 * self._flips @ total + self._squares  # (L, E)
-        allowed = self._possible & (to != self.rows.T) & (self.macs[:, None] <= room + self.macs.min() / 2)
+        fitting = self._saving & (self.macs <= room + self._least / 2)
+        allowed = self._possible & (to != self.rows.T) & fitting[:, None]
         for e, layer in avoid:
             allowed[layer, e] = False
         if not allowed.any():
             return False
-        per_mac = np.where(allowed, change / self.macs[:, None], np.inf)
+        per_mac = np.full_like(change, np.inf)
+        np.divide(change, self.macs[:, None], out=per_mac, where=allowed)
         chosen = np.unravel_index(int(per_mac.argmin()), per_mac.shape)
         self._flip(int(chosen[1]), int(chosen[0]))
         return True
@@ -293,10 +297,10 @@ class Allocation:
         Where only layers are left that save more than is wanted, one is reused if that comes nearer.
         """
         steps = 0
-        while self.saved < to_save - self.macs.min() / 2:
+        while self.saved < to_save - self._least / 2:
             room = to_save - self.saved
             if not self._flip_best(to=False, room=room, avoid=avoid):
-                self._flip_best(to=False, room=2 * room - self.macs.min() / 2, avoid=avoid)
+                self._flip_best(to=False, room=2 * room - self._least / 2, avoid=avoid)
                 break
             steps += 1
             if steps % 8 == 0:

@@ -402,3 +402,42 @@ def test_a_process_forked_in_the_middle_of_an_evaluation_goes_on(numbers, make_g
     go_on.set()
     other.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class Encoder(nn.Module):
+    """Torch's own encoder layers, which run as one kernel each in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True, activation="gelu")
+        self.layers = nn.ModuleList([layer, copy.deepcopy(layer)])
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x, t):
+        h = self.embed(x.flatten(2).mT) + t[:, None, None] / 1000
+        for layer in self.layers:
+            h = layer(h)
+        return self.head(h).mT.reshape(x.shape)
+
+
+def test_parts_of_torchs_fused_layers_run_and_are_counted():
+    backbone = l2c.wrap(
+        Encoder(),
+        layers=["layers.*.self_attn", "layers.*.linear1", "layers.*.dropout"],
+        input_shape=(4, 2, 2),
+    )
+    attention, linear = 4 * (4 * 8 * 8) + 2 * 4 * 4 * 8, 4 * 8 * 16
+    cost = count_macs(backbone)
+    assert sorted(cost.layers) == [0, 0, linear, linear, attention, attention]
+    assert cost.evaluation == 2 * (attention + 2 * linear) + 2 * 4 * 4 * 8
+    sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=6)
+    calibration = l2c.Calibration.measure(sampler, num_trajectories=2, true_errors=0, responses={"num_probes": 1})
+    graph = calibration.graph(0.75, whole_outputs=False)
+    assert graph.num_reused > 0
+    empty = [layer for layer, macs in enumerate(cost.layers) if macs == 0]
+    assert all(row[layer] for row in graph.rows for layer in empty)  # nothing would be saved
+    noise = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    cached = l2c.Sampler(backbone, graph=graph).sample(noise=noise)
+    plain = sampler.sample(noise=noise)
+    assert 0 < float((cached - plain).norm() / plain.norm()) < 0.2

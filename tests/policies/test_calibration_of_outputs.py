@@ -41,7 +41,9 @@ def test_the_graph_of_less_expected_error_is_returned_and_the_output_of_a_tie(ca
         assert output.layers == ("output",) != layers.layers
         assert chosen in (layers, output)
         errors = [g.measured["expected_mse"] for g in (layers, output)]
-        costs_no_more = output.measured["evaluations_worth_of_macs"] <= layers.measured["evaluations_worth_of_macs"] + 0.1
+        costs_no_more = (
+            output.measured["evaluations_worth_of_macs"] <= layers.measured["evaluations_worth_of_macs"] + 0.1
+        )
         factor = 1.5 if costs_no_more else 1.0
         assert chosen == (output if errors[1] <= factor * errors[0] else layers)
         assert calibration.preferred(budget).graph(budget) == chosen
