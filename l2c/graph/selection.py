@@ -7,12 +7,14 @@ from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import Weights
+from l2c.graph.statistics import MACS
 
 
 def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -> CacheGraph:
     """Return the graph of chosen evaluations in a row, the first of which computes everything.
 
-    A `weighted` entry holds the last output if some of its outputs are not computed any more.
+    A `weighted` entry holds the last output if some of its outputs are not computed any more. What was measured of
+    the given graph is not kept, but for the MACs of one evaluation.
 
     Args:
         graph: the graph to choose from.
@@ -41,6 +43,7 @@ def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -
             "slopes": ((), *(graph.slopes[e] for e in others)),
             "weights": tuple(weighted),
             "routed": None,
+            "measured": {name: value for name, value in graph.measured.items() if name == MACS},
             **changes,
         }
     )

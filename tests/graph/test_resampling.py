@@ -29,7 +29,16 @@ def test_a_slope_stays_the_same_multiple_of_the_line(graph):
 
 
 def test_at_its_own_times_a_graph_stays_as_it_is(graph):
-    assert resampled(graph, graph.timesteps).replace(provenance={}) == graph
+    assert resampled(graph, graph.timesteps) is graph
+
+
+def test_what_was_measured_at_its_own_times_is_not_said_of_others(graph):
+    cost = {"macs_per_evaluation": 1000, "evaluations_worth_of_macs": 3.2, "macs_speed_up": 1.25}
+    measured = graph.replace(measured={**cost, "expected_mse": 1e-4, "expected_mse_standard_error": 1e-5})
+    other = resampled(measured, tuple(900.0 - 120 * i for i in range(8)))
+    assert other.measured == {"macs_per_evaluation": 1000}
+    assert "evaluations' worth" in measured.summary()
+    assert "evaluations' worth" not in other.summary()
 
 
 def test_twice_the_evaluations_repeat_rows_and_start_with_everything(graph):

@@ -73,6 +73,8 @@ class ResampledRows:
     def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the resampled graph and its rows; a warning says what it loses. See `FinishedRows.at`."""
         result = resampled(self.first, timesteps)
+        if result is self.first:
+            return result, range(result.num_evaluations)
         log.warning(
             "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled "
             "to the new distances; its error was not measured and may be many times that of a graph made for these "
