@@ -42,6 +42,11 @@ class Guided(Called):
         """Take the scale of most pipelines."""
 
 
+class Perturbed(Called):
+    def __call__(self, prompt, guidance_scale=7.5, negative_prompt=None, pag_scale=3.0):
+        """Take the scale of perturbed attention too."""
+
+
 class OfNothing(Called):
     def __call__(self, num_inference_steps=2):
         """Take nothing to draw."""
@@ -92,6 +97,15 @@ def test_a_guider_holds_the_scale():
     assert (pipe.guider.guidance_scale, pipe.guider.num_conditions) == (6.0, 2)
     pipe.guider.disable()
     assert guidance.asked(pipe, {}) == 1.0
+
+
+def test_further_branches_are_switched_off_and_named():
+    perturbed, true, plain = map(guidance_of, (Perturbed(), TrueGuidance(guidance_embeds=True), Guided()))
+    assert perturbed.off == {"guidance_scale": 1.0, "pag_scale": 0.0}
+    assert perturbed.left_out({"guidance_scale": 7.5, "pag_scale": 3.0}) == {"pag_scale": 3.0}
+    assert perturbed.left_out({"pag_scale": 0.0}) == plain.left_out({"guidance_scale": 7.5}) == {}
+    assert true.left_out({"true_cfg_scale": 4.0, "negative_prompt": "blurred"}) == {"true_cfg_scale": 4.0}
+    assert true.left_out({"true_cfg_scale": 4.0}) == {}  # off without a negative prompt
 
 
 def test_pictures_and_several_scales():

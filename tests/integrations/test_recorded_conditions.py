@@ -15,6 +15,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
     rows_of,
     tabled,
 )
+from l2c.integrations.diffusers.recorded.steps import calls_of
 
 
 def call_of(*lengths):
@@ -47,3 +48,11 @@ def test_prompts_that_run_alone_are_told_apart_wherever_they_are_in_a_batch():
     assert list(groups_of(table, [0, 1, 1]).values()) == [[0], [1], [2]]
     (first,), (second,) = groups_of(table, [0]), groups_of(table, [1])
     assert first != second  # lengths of streams are remembered by these
+
+
+def test_forwards_of_a_model_that_is_called_twice_a_step_are_counted_once():
+    inner = torch.nn.Identity()
+    model = torch.nn.Sequential(inner, torch.nn.Identity(), inner)
+    once = calls_of(model, lambda: model(torch.zeros(1)))
+    assert once == {"": 1, "0": 2, "1": 1}
+    assert calls_of(model, lambda: model(model(torch.zeros(1)))) == once

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from l2c.graph.binding import NEUTRAL_SCALE
@@ -13,6 +13,7 @@ from l2c.integrations.diffusers.denoisers import denoiser_of
 
 TRUE, EMBEDDED = "true_cfg_scale", "guidance_scale"
 NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
+BESIDE = {"pag_scale": 0.0, "sag_scale": 0.0}  # of further branches: perturbed attention, self-attention; where off
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ class PipelineGuidance:
         if scale is None or self.argument is None:
             return {}
         return {self.argument: scale} if self.mode == "embedded" else {**self.on, self.argument: scale}
+
+    def left_out(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the scales of a call with these arguments whose further branches `off` leaves out."""
+        beside = {name: call.get(name) for name in self.off if name != self.argument}
+        beside = {name: scale for name, scale in beside.items() if name != TRUE or negative(call)}
+        return {name: scale for name, scale in beside.items() if scale is not None and scale > self.off[name]}
 
     def scale_of(self, call: Mapping[str, Any]) -> float | None:
         """Return the scale that counts in a call with these arguments; the neutral one where guidance is off."""
@@ -109,6 +116,12 @@ def guidance_of(pipe: Any) -> PipelineGuidance:
     (Stable Video Diffusion has one a frame), there is no single one.
     """
     parameters = inspect.signature(pipe.__call__).parameters
+    found = _usual_of(pipe, parameters)
+    return replace(found, off={**found.off, **{name: BESIDE[name] for name in BESIDE if name in parameters}})
+
+
+def _usual_of(pipe: Any, parameters: Collection[str]) -> PipelineGuidance:
+    """Return how a pipeline's calls are guided by conditions of their own."""
     guider: Any = getattr(pipe, "guider", None)
     if hasattr(guider, "guidance_scale"):
         return PipelineGuidance("uvit" if guider.use_original_formulation else "cfg", None, guider=guider)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
-from l2c.integrations.diffusers.guidance import guidance_of
+from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
 from l2c.integrations.diffusers.recorded.conditions import (
@@ -35,13 +36,15 @@ from l2c.integrations.diffusers.recorded.conditions import (
     tabled,
 )
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
-from l2c.integrations.diffusers.recorded.recording import Recording, record
+from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import trajectory_of
 from l2c.io.names import folder_or_hub
 from l2c.io.tensors import usable_device
+
+log = logging.getLogger(__name__)
 
 
 class PipelineBackbone(WrappedModule):
@@ -231,6 +234,9 @@ def pipeline_backbone(
     settings |= {name: 1 for name in settings if re.fullmatch(r"num_\w+_per_prompt", name)}
     if guidance.mode == "embedded":
         settings |= guidance.arguments(guidance_scale)
+    beside = guidance.left_out({**defaults_of(pipe), **(options or {})})
+    if beside:
+        log.warning(LEFT_OUT, type(pipe).__name__, ", ".join(f"{name}={value:g}" for name, value in beside.items()))
     with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, model, prompts, guidance, **settings)
         timesteps, end = trajectory_of(pipe, recording.calls[0].t)

@@ -31,6 +31,7 @@ OF_ITS_OWN = (
     "%s combines its guidance branches in a way of its own; it is calibrated under %s, so that errors foretold are "
     "those of another image"
 )
+LEFT_OUT = "%s is calibrated without the branches of %s, so that errors foretold are those of another image"
 NOT_REPEATABLE = (
     "{} changes what its {} predicts before the scheduler steps, in a way that cannot be repeated; calibrate another "
     "pipeline of this model (text-to-image, say) and l2c.apply its graph here"
@@ -111,8 +112,9 @@ def record(
             uncond, *predictions = found
             pair = [sign * prediction for prediction in reversed(predictions)]
             mode = _combination(guided.taken, pair, guidance.mode, scale, region)
-            if mode is None:
-                log.warning(OF_ITS_OWN, type(pipe).__name__, guidance.mode)
+        several = sum(len(made.x) for made in guided.calls) > 2 * len(calls[0].x)  # a picture's guidance too
+        if mode is None and (several or found is not None):
+            log.warning(OF_ITS_OWN, type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
         uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
     every = (*calls, replace(calls[0], conditions=uncond))

@@ -25,7 +25,7 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
 
     Args:
         model: the model.
-        run: calls it once.
+        run: calls it; where it does so more than once, its forwards are taken to be alike.
 
     """
     counts: dict[str, int] = {}
@@ -42,7 +42,7 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
     finally:
         for hook in hooks:
             hook.remove()
-    return counts
+    return {name: -(-count // counts[""]) for name, count in counts.items()}
 
 
 class _RecordedError(Exception):
