@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
+from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.conditions import (
     ALONE,
     differ_in_length,
@@ -15,7 +18,8 @@ from l2c.integrations.diffusers.recorded.conditions import (
     rows_of,
     tabled,
 )
-from l2c.integrations.diffusers.recorded.steps import calls_of
+from l2c.integrations.diffusers.recorded.recording import SCALE, _of_pairs
+from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of
 
 
 def call_of(*lengths):
@@ -56,3 +60,26 @@ def test_forwards_of_a_model_that_is_called_twice_a_step_are_counted_once():
     once = calls_of(model, lambda: model(torch.zeros(1)))
     assert once == {"": 1, "0": 2, "1": 1}
     assert calls_of(model, lambda: model(model(torch.zeros(1)))) == once
+
+
+def paired(prompts):
+    """Return the call of a pipeline whose batch holds the unconditional branches of prompts first."""
+    text = torch.tensor([[0.0]] * len(prompts) + [[prompt] for prompt in prompts])
+    return RecordedCall(torch.zeros(2 * len(prompts), 3), 1.0, {"text": text}, "x", ("t",), listed=False)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_branches_that_are_in_one_batch_at_any_scale_are_recorded_apart(sign):
+    uncond, cond = torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 1.0, 0.0]]])
+    plain = RecordedStep(calls=[paired([1.0])], predictions=[torch.cat([uncond, cond])], taken=sign * cond)
+    guided = replace(plain, taken=sign * (uncond + SCALE * (cond - uncond)))
+    calls = [paired([1.0]), paired([2.0])]
+    found = _of_pairs(plain, guided, (), calls, lambda: paired([1.0, 1.0]), "cfg")
+    assert [call.conditions["text"].item() for call in found.calls] == [
+        1.0,
+        2.0,
+        0.0,
+    ]  # the unconditional one is last
+    assert (found.sign, found.guidance) == (sign, "cfg")
+    assert _of_pairs(replace(plain, taken=cond + 1), guided, (), calls, lambda: paired([1.0, 1.0]), "cfg") is None
+    assert _of_pairs(plain, RecordedStep(), (), calls, lambda: paired([1.0, 1.0]), "cfg") is None

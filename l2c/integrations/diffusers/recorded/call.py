@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.integrations.diffusers.recorded.conditions import halves
 from l2c.integrations.diffusers.recorded.feeders import Path, filled, handed_on, looked_at, member_of
 from l2c.integrations.diffusers.recorded.regions import Region, TokenTimes, blank, narrowed, placed
 from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
@@ -74,6 +75,12 @@ class RecordedCall:
             return self
         conditions = {**self.conditions, BESIDE: blank(self.x, region)}
         return replace(self, x=narrowed(self.x, region), conditions=conditions, region=region)
+
+    def halved(self, places: Any) -> tuple[RecordedCall, RecordedCall]:
+        """Return the two calls of which this one is the batch; `places` are those of its conditions."""
+        parts = zip(self.x.chunk(2), halves(self.conditions, places), strict=True)
+        first, second = (replace(self, x=x, conditions=conditions) for x, conditions in parts)
+        return first, second
 
     def fed(self) -> RecordedCall:
         """Return the call with the feeders' own conditions in the place of what they made from the same x and t."""

@@ -31,6 +31,7 @@ OF_ITS_OWN = (
     "%s combines its guidance branches in a way of its own; it is calibrated under %s, so that errors foretold are "
     "those of another image"
 )
+SCALE = 5.0  # of guidance: any at which both branches count
 LEFT_OUT = "%s is calibrated without the branches of %s, so that errors foretold are those of another image"
 NOT_REPEATABLE = (
     "{} changes what its {} predicts before the scheduler steps, in a way that cannot be repeated; calibrate another "
@@ -89,19 +90,21 @@ def record(
     raw = [recorded_call(pipe, model, **given(prompt)) for prompt in prompts]
     region = region_of(step.calls[0].x, raw[0].x, step.sample, raw[0].times) if step.calls else ()
     calls = [call.split(region).fed() for call in raw]
-    sign = step.sign(region)
-    if sign is None:
-        raise ValueError(NOT_REPEATABLE.format(type(pipe).__name__, type(model).__name__))
 
     def call(*batch: Any, **changes: Any) -> RecordedCall:
         return recorded_call(pipe, model, **given(*batch, **changes)).split(region).fed()
 
-    guided, scale = RecordedStep(), 5.0  # any at which both branches count
+    guided = RecordedStep()
     if guidance.branches:
         on = {option: _in_form(value, listed) for option, value in guidance.on.items()}
-        with guidance.at(scale) as scaled:
-            guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled})
-        guided.calls = [made.split(region).fed() for made in guided.calls]
+        with guidance.at(SCALE) as scaled:
+            guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled}).split(region)
+    sign = step.sign(region)
+    if sign is None:
+        whole = _of_pairs(step, guided, region, calls, lambda: call(prompts[0], prompts[0]), guidance.mode)
+        if whole is None:
+            raise ValueError(NOT_REPEATABLE.format(type(pipe).__name__, type(model).__name__))
+        return replace(whole, given=given(prompts[0]))
     pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
     places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
@@ -111,7 +114,7 @@ def record(
         if found is not None:
             uncond, *predictions = found
             pair = [sign * prediction for prediction in reversed(predictions)]
-            mode = _combination(guided.taken, pair, guidance.mode, scale, region)
+            mode = _combination(guided.taken, pair, guidance.mode, SCALE, region)
         several = sum(len(made.x) for made in guided.calls) > 2 * len(calls[0].x)  # a picture's guidance too
         if mode is None and (several or found is not None):
             log.warning(OF_ITS_OWN, type(pipe).__name__, guidance.mode)
@@ -119,6 +122,38 @@ def record(
         uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
     every = (*calls, replace(calls[0], conditions=uncond))
     return Recording(every, places, step.runs, sign, mode, given(prompts[0]))
+
+
+def _of_pairs(
+    step: RecordedStep,
+    guided: RecordedStep,
+    region: Region,
+    calls: Sequence[RecordedCall],
+    twice: Callable[[], RecordedCall],
+    usual: str,
+) -> Recording | None:
+    """Return the recording of a pipeline whose batch holds both branches at any scale; None where it does not.
+
+    Args:
+        step: the first step of a prompt at the neutral scale, at which the scheduler gets the conditional prediction.
+        guided: that at `SCALE`.
+        region: of the model's input, see `regions`.
+        calls: the call for each prompt.
+        twice: makes the call for one prompt twice.
+        usual: the pipeline's mode of guidance.
+
+    """
+    places = _axes(calls[0], (twice,)) if len(step.predictions) == len(guided.predictions) == 1 else ALONE
+    if step.taken is None or len(step.predictions[0]) != 2 * len(step.taken) or places == ALONE:
+        return None
+    for place, prediction in enumerate(step.predictions[0].chunk(2)):
+        sign = replace(step, predictions=[prediction]).sign(region)
+        if sign is not None:
+            pairs = [call.halved(places) for call in calls]
+            both = [sign * half for half in guided.predictions[0].chunk(2)]
+            mode = _combination(guided.taken, [both[place], both[1 - place]], usual, SCALE, region)
+            return Recording((*(pair[place] for pair in pairs), pairs[0][1 - place]), places, step.runs, sign, mode)
+    return None
 
 
 def _first_step(

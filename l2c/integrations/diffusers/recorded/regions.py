@@ -31,7 +31,7 @@ def region_of(one: Tensor, other: Tensor, sample: Tensor | None, times: TokenTim
     noisy = narrowed(one, region)
     if sample is None or sample.ndim != noisy.ndim:
         return region
-    larger = [axis for axis, (a, b) in enumerate(zip(noisy.shape, sample.shape, strict=True)) if a != b]
+    larger = [axis for axis, (a, b) in enumerate(zip(noisy.shape, sample.shape, strict=True)) if axis and a != b]
     if len(larger) != 1 or noisy.shape[larger[0]] < sample.shape[larger[0]]:
         return region
     (axis,) = larger

@@ -122,6 +122,10 @@ class RecordedStep:
     sample: Tensor | None = None
     repeatable: bool = True
 
+    def split(self, region: Region) -> RecordedStep:
+        """Return the step with its calls as `RecordedCall.split` and `fed` make them."""
+        return replace(self, calls=[call.split(region).fed() for call in self.calls])
+
     def sign(self, region: Region) -> float | None:
         """Return -1.0 where the scheduler gets the prediction's opposite (Lumina, Z-Image), else 1.0; None = neither.
 
