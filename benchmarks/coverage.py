@@ -19,7 +19,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -252,6 +252,14 @@ def main() -> None:
     for name in options.names or known:
         rows[name] = known[name](name).line
         print(rows[name], flush=True)
+        if options.output is not None:  # after each: a run that is ended loses nothing
+            options.output.write_text(tables(rows), encoding="utf-8")
+
+
+def tables(rows: Mapping[str, str]) -> str:
+    """Return the two tables of rows by class, or name of the pipeline, and how many are right."""
+    import diffusers
+
     classes = [rows[name] for name in configurations() if name in rows]
     pipelines = [rows[name] for name in makers() if name in rows]
     layer_graphs, block_graphs, output_graphs, right = (
@@ -263,11 +271,8 @@ def main() -> None:
         f"graphs on {output_graphs}."
     )
     of_pipelines = f"Of {len(pipelines)} pipelines, {right} are right."
-    print(counts, of_pipelines)
-    if options.output is not None:
-        text = HEAD.format(version=diffusers.__version__, counts=counts) + "\n".join(classes) + "\n"
-        text += whole_pipelines.HEAD.format(steps=STEPS, counts=of_pipelines) + "\n".join(pipelines) + "\n"
-        options.output.write_text(text, encoding="utf-8")
+    text = HEAD.format(version=diffusers.__version__, counts=counts) + "\n".join(classes) + "\n"
+    return text + whole_pipelines.HEAD.format(steps=STEPS, counts=of_pipelines) + "\n".join(pipelines) + "\n"
 
 
 def written(path: Path) -> dict[str, str]:

@@ -544,10 +544,11 @@ PIPELINES: dict[str, Callable[[], TinyPipeline]] = {
 
 def makers() -> dict[str, Callable[[], TinyPipeline]]:
     """Return the makers of all pipelines by name, variants of these included."""
+    from tiny_sounds import SOUNDS
     from tiny_variants import VARIANTS
     from tiny_videos import VIDEOS
 
-    return {**PIPELINES, **VARIANTS, **VIDEOS}
+    return {**PIPELINES, **VARIANTS, **VIDEOS, **SOUNDS}
 
 
 def tiny_pipeline(name: str, seed: int = 0) -> TinyPipeline:

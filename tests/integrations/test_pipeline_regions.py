@@ -12,7 +12,11 @@ import diffusers
 from tiny_pipelines import tiny_pipeline
 from whole_pipelines import calibrated_as_drawn
 
+from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
+from l2c.integrations.diffusers.recorded import recording
+from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.regions import TokenTimes, blank, narrowed, placed, region_of
+from l2c.integrations.diffusers.recorded.steps import RecordedStep
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 
 PIPELINES = (
@@ -57,6 +61,44 @@ def test_held_tokens_stay_though_noise_is_added_to_them():
     expected = [[0.0, 300.0, 500, 500, 500, 500], [0.0, 100.0, 100, 100, 100, 100]]
     assert times.at(torch.tensor([500.0, 100.0])).tolist() == expected
     assert TokenTimes.of(torch.tensor([900.0]), 900.0) is None
+
+
+def test_what_is_the_timestep_once_more_follows_it():
+    class Model(torch.nn.Module):
+        def forward(self, hidden_states, sigma, timestep_r, guidance, timestep):
+            return hidden_states
+
+    model, t, x = Model(), torch.ones(2), torch.zeros(2, 3)
+    given = {"sigma": t, "timestep_r": t.clone(), "guidance": t.clone(), "timestep": t}
+    call = RecordedCall.of(model, (x,), given)
+    assert (call.also, set(call.conditions)) == (("sigma", "timestep_r"), {"guidance"})
+    asked = call.arguments(x, torch.tensor([0.5]), call.conditions)
+    values = {name: value[1].item() for name, value in asked.items() if name != "hidden_states"}
+    assert values == {"sigma": 0.5, "timestep_r": 0.5, "timestep": 0.5, "guidance": 1.0}
+    moved = RecordedCall.of(model, (x,), {**given, "guidance": t + 1})
+    assert recording._drawn(RecordedStep(calls=[call]), call) == []
+    assert recording._drawn(RecordedStep(calls=[call]), moved) == ["guidance"]
+
+
+def test_guidance_beside_the_scale_is_off_and_named():
+    class Pipe:
+        transformer = torch.nn.Module()
+        _guidance_scale, _audio_guidance_scale = 3.0, 7.0  # of the last call
+
+        @property
+        def do_classifier_free_guidance(self):
+            return self._guidance_scale > 1 or self._audio_guidance_scale > 1
+
+        def __call__(self, prompt, guidance_scale=3.0, audio_guidance_scale=7.0, stg_scale=0.0):
+            pass
+
+    pipe = Pipe()
+    pipe.transformer.config = {}
+    guidance = guidance_of(pipe)
+    assert guidance.mode == "cfg"
+    assert guidance.off == {"guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 0.0}
+    assert (pipe._guidance_scale, pipe._audio_guidance_scale) == (3.0, 7.0)
+    assert guidance.left_out(defaults_of(pipe)) == {"audio_guidance_scale": 7.0}
 
 
 def test_a_scheduler_is_given_the_step_before():

@@ -13,7 +13,10 @@ from l2c.integrations.diffusers.denoisers import denoiser_of
 
 TRUE, EMBEDDED = "true_cfg_scale", "guidance_scale"
 NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
-BESIDE = {"pag_scale": 0.0, "sag_scale": 0.0}  # of further branches: perturbed attention, self-attention; where off
+BESIDE = {  # of further branches, where off: perturbed or own attention, skipped blocks, sound, streams apart
+    **dict.fromkeys(("pag_scale", "sag_scale", "stg_scale", "audio_stg_scale"), 0.0),
+    **dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,18 @@ def _takes_scale(model: Any) -> bool:
 
 
 def _neutral(pipe: Any) -> float:
-    """Return the guidance scale at which a pipeline runs no second branch.
+    """Return the guidance scale at which a pipeline runs no second branch, further ones being off.
 
     It is 1.0 for `uncond + s (cond - uncond)`, and 0.0 for `cond + s (cond - uncond)` (Z-Image).
     """
-    before = getattr(pipe, "_guidance_scale", None)
-    pipe._guidance_scale = 1.0
+    own: dict[str, Any] = {
+        f"_{name}": value for name, value in {**BESIDE, EMBEDDED: 1.0}.items() if name in defaults_of(pipe)
+    }
+    before = {name: getattr(pipe, name, None) for name in own}  # of the last call
+    for name, value in own.items():
+        setattr(pipe, name, value)
     try:
         return 0.0 if getattr(pipe, "do_classifier_free_guidance", False) else 1.0
     finally:
-        pipe._guidance_scale = before
+        for name, value in before.items():
+            setattr(pipe, name, value)

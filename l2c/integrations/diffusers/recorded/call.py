@@ -30,6 +30,7 @@ class RecordedCall:
         time: place of the timestep among the arguments, see `time_argument`.
         listed: whether x is given as a list of N tensors.
         times: timesteps of the tokens or frames of a row, where each has one; None = a row has one.
+        also: names of further arguments that are given the timestep.
         region: the part of the model's input that is x, see `regions`; what lies beside it (a picture's latents, a
             mask, frames that stay as they are) is the condition `BESIDE`.
         before: calls of other modules before it that take a time, each with the module and its output.
@@ -44,6 +45,7 @@ class RecordedCall:
     time: tuple[str, ...]
     listed: bool
     times: TokenTimes | None = None
+    also: tuple[str, ...] = ()
     region: Region = ()
     before: tuple[tuple[nn.Module, RecordedCall, Any], ...] = ()
     feeders: tuple[Feeder, ...] = ()
@@ -65,9 +67,11 @@ class RecordedCall:
         given = _without(given, found[0])
         given.pop("return_dict", None)
         conditions = filled({key: value for key, value in given.items() if value is not None}, {})  # models pop lists
+        also = tuple(name for name, value in conditions.items() if _is_also(name, value, found[1]))
+        conditions = {name: value for name, value in conditions.items() if name not in also}
         listed = isinstance(x, list)
         x = torch.stack(x) if listed else x
-        return cls(x, t, conditions, noisy, found[0], listed, TokenTimes.of(found[1], t))
+        return cls(x, t, conditions, noisy, found[0], listed, TokenTimes.of(found[1], t), also)
 
     def split(self, region: Region) -> RecordedCall:
         """Return the call whose noisy input is a region of this one's, what lies beside it a condition."""
@@ -103,8 +107,10 @@ class RecordedCall:
             given = filled(given, {path: member_of(output, inside) for path, inside in feeder.places.items()})
         if self.region:
             x = placed(given.pop(BESIDE), x, self.region)
+        t = t.expand(len(x)) if t.numel() == 1 else t  # some models take a timestep for each row alone
         t = t if self.times is None else self.times.at(t)
         given = {self.noisy: list(x.unbind()) if self.listed else x, **given}
+        given |= dict.fromkeys(self.also, t)
         *inside, name = self.time
         if not inside:
             return {**given, name: t}
@@ -143,6 +149,13 @@ def timed_calls(pipe: Any, model: nn.Module) -> Iterator[list[tuple[nn.Module, R
 
     with looked_at(pipe, model, look):
         yield calls
+
+
+def _is_also(name: str, value: Any, t: Any) -> bool:
+    """Return whether an argument is the timestep once more: the same tensor, or an equal one of such a name."""
+    if not isinstance(value, Tensor) or not isinstance(t, Tensor):
+        return False
+    return value is t or ("timestep" in name and value.shape == t.shape and torch.equal(value, t))
 
 
 def _without(given: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
 from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
+from l2c.integrations.diffusers.recorded.call import BESIDE
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
+from l2c.integrations.diffusers.recorded.feeders import tensors_of
 from l2c.integrations.diffusers.recorded.regions import Region, region_of
 from l2c.integrations.diffusers.recorded.steps import (
     CLOSE,
@@ -33,6 +35,10 @@ OF_ITS_OWN = (
 )
 SCALE = 5.0  # of guidance: any at which both branches count
 LEFT_OUT = "%s is calibrated without the branches of %s, so that errors foretold are those of another image"
+DRAWN_TOO = (
+    "%s draws %s too, which moves beside the noisy input; it is calibrated as if that stayed, so that errors "
+    "foretold are those of another image"
+)
 NOT_REPEATABLE = (
     "{} changes what its {} predicts before the scheduler steps, in a way that cannot be repeated; calibrate another "
     "pipeline of this model (text-to-image, say) and l2c.apply its graph here"
@@ -80,9 +86,7 @@ def record(
     """
     name = condition_of(pipe)
     step, listed = _first_step(pipe, model, name, prompts[0], settings)
-    settings = {
-        option: _in_form(value, listed) if option in NEGATIVE else value for option, value in settings.items()
-    }
+    settings = _with_texts(settings, listed)
 
     def given(*batch: Any, **changes: Any) -> dict[str, Any]:
         return {**settings, **changes, name: list(batch) if listed or len(batch) > 1 else batch[0]}
@@ -90,13 +94,15 @@ def record(
     raw = [recorded_call(pipe, model, **given(prompt)) for prompt in prompts]
     region = region_of(step.calls[0].x, raw[0].x, step.sample, raw[0].times) if step.calls else ()
     calls = [call.split(region).fed() for call in raw]
+    if drawn := _drawn(step, calls[0]):
+        log.warning(DRAWN_TOO, type(pipe).__name__, ", ".join(drawn))
 
     def call(*batch: Any, **changes: Any) -> RecordedCall:
         return recorded_call(pipe, model, **given(*batch, **changes)).split(region).fed()
 
     guided = RecordedStep()
     if guidance.branches:
-        on = {option: _in_form(value, listed) for option, value in guidance.on.items()}
+        on = _with_texts(guidance.on, listed)
         with guidance.at(SCALE) as scaled:
             guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled}).split(region)
     sign = step.sign(region)
@@ -162,7 +168,7 @@ def _first_step(
     """Return the first step of a prompt, and whether the pipeline takes prompts as a list; some take one alone."""
 
     def step(listed: bool) -> tuple[RecordedStep, bool]:
-        own = {option: _in_form(value, listed) if option in NEGATIVE else value for option, value in settings.items()}
+        own = _with_texts(settings, listed)
         return first_step(pipe, model, **{**own, name: [prompt] if listed else prompt}), listed
 
     try:
@@ -174,11 +180,26 @@ def _first_step(
             raise refusal from None
 
 
+def _with_texts(settings: Mapping[str, Any], listed: bool) -> dict[str, Any]:
+    """Return arguments of a call, negative prompts in the form of its prompts."""
+    return {name: _in_form(value, listed) if name in NEGATIVE else value for name, value in settings.items()}
+
+
 def _in_form(text: Any, listed: bool) -> Any:
     """Return a text as a pipeline takes it, as the one member of a list or alone."""
     if listed:
         return text if isinstance(text, list) or not isinstance(text, str) else [text]
     return text[0] if isinstance(text, list) and len(text) == 1 else text
+
+
+def _drawn(step: RecordedStep, other: RecordedCall) -> list[str]:
+    """Return the names of conditions that differ from draw to draw; what lies beside the noisy input may."""
+    if not step.calls:
+        return []
+    one, theirs = step.calls[0].split(other.region).fed(), dict(tensors_of(other.conditions))
+    pairs = [(path[0], ours, theirs.get(path)) for path, ours in tensors_of(one.conditions) if path[0] != BESIDE]
+    alike = [(name, a, b) for name, a, b in pairs if b is not None and a.is_floating_point() and a.shape == b.shape]
+    return list(dict.fromkeys(str(name) for name, a, b in alike if not torch.equal(a, b)))
 
 
 def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any:
