@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,9 @@ SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whatever the name says; others may start programs (EPS)
 LARGEST_RATIO = 64  # of an image's sides: its short side is what is enlarged to the size
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
+MOST_BYTES = 2**29
+SCAN, MOST_SCANS = b"\xff\xda", 64  # of a JPEG; a progressive one has about ten, each goes over all pixels
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)  # more than `Image.MAX_IMAGE_PIXELS`
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +49,7 @@ def as_colours(image: Image.Image) -> Image.Image:
         ValueError: if its values have no known range.
 
     """
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("its floating-point values have no known range")
     if image.mode in DEEP:
@@ -52,6 +58,14 @@ def as_colours(image: Image.Image) -> Image.Image:
         picture = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return image.convert("RGB")
+
+
+@contextmanager
+def _no_bombs() -> Iterator[None]:
+    """Make Pillow refuse an image of which it would only warn: 90 million pixels take a gigabyte."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _hidden(path: Path) -> bool:
@@ -104,6 +118,7 @@ class ImageFolder:
         self.labels = [label for _, label in found]
         self.num_classes = len(classes)
         self.unreadable: list[str] = []
+        self._noted: set[int] = set()  # their indices
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -114,14 +129,18 @@ class ImageFolder:
         try:
             if not path.is_file():  # a pipe would wait for ever
                 raise ValueError("it is no plain file")
-            with Image.open(path, formats=FORMATS) as image:
+            if (size := path.stat().st_size) > MOST_BYTES:
+                raise ValueError(f"it has {size} bytes, at most {MOST_BYTES} are read")
+            with _no_bombs(), Image.open(path, formats=FORMATS) as image:
+                if image.format in ("JPEG", "MPO") and path.read_bytes().count(SCAN) > MOST_SCANS:
+                    raise ValueError(f"it has more than {MOST_SCANS} scans")
                 if max(image.size) > LARGEST_RATIO * min(image.size):
                     raise ValueError(f"its sides are {image.width} and {image.height}")
                 pixels = np.array(centre_crop(as_colours(image), self.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            name = str(path.relative_to(self.folder))
-            if name not in self.unreadable:
-                self.unreadable.append(name)
+        except (OSError, ValueError, SyntaxError, *BOMBS) as error:
+            if index not in self._noted:
+                self._noted.add(index)
+                self.unreadable.append(str(path.relative_to(self.folder)))
                 what = f"{shown(path, 300)} ({shown(error, 200)})"
                 log.warning("skipped the unreadable image %s; %d so far", what, len(self.unreadable))
             return None

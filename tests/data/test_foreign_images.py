@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -80,6 +81,26 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:60])
 
 
+def of_size(path, width, height):
+    """Write an image whose head says a size."""
+    Image.new("1", (8, 8)).save(path, format="BMP")
+    content = bytearray(path.read_bytes())
+    content[18:26] = struct.pack("<ii", width, height)
+    path.write_bytes(content)
+
+
+def many_scans(path):
+    """Write a progressive JPEG whose last scan comes a thousand times, 14 bytes each."""
+    Image.new("RGB", (64, 64)).save(path, format="JPEG", progressive=True)
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + content[content.rindex(b"\xff\xda") : -2] * 1000 + content[-2:])
+
+
+def without_end(path):
+    Image.new("RGB", (64, 64)).save(path)
+    os.truncate(path, 2**33)  # a file with a hole
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -92,9 +113,26 @@ def cut(path):
         lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
         lambda path: Image.new("RGB", (1, 5000)).save(path),
         lambda path: Image.new("F", (64, 64)).save(path, format="TIFF"),
-        lambda path: Image.new("1", (20_000, 20_000)).save(path),
+        lambda path: of_size(path, 20_000, 20_000),
+        lambda path: of_size(path, 10_000, 9_500),
+        many_scans,
+        without_end,
     ],
-    ids=["empty", "cut short", "text", "pipe", "folder", "device", "program", "thin", "floats", "huge"],
+    ids=[
+        "empty",
+        "cut short",
+        "text",
+        "pipe",
+        "folder",
+        "device",
+        "program",
+        "thin",
+        "floats",
+        "huge",
+        "large",
+        "scans",
+        "endless",
+    ],
 )
 def test_what_is_no_image_is_named_and_counted(tmp_path, caplog, write):
     (tmp_path / "class").mkdir()
