@@ -285,7 +285,7 @@ def kandinsky5() -> TinyPipeline:
         "text_encoder": make_t5(num_layers=2),
         "tokenizer": lambda text, images, videos, **options: tokenizer(text, **options),
     }
-    made = varied(hunyuan_video(), "Kandinsky5T2VPipeline", parts, max_sequence_length=15, negative_prompt=[""])
+    made = varied(hunyuan_video(), "Kandinsky5T2VPipeline", parts, max_sequence_length=15, negative_prompt=["dog"])
     made.pipe.prompt_template, made.pipe.prompt_template_encode_start_idx = "a {}", 1
     return made
 
