@@ -18,16 +18,16 @@ def frozen(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def make_vae(latent_channels: int = 4, **options: Any) -> Any:
-    """Return an autoencoder of images whose latents are as large as they."""
+def make_vae(latent_channels: int = 4, *, levels: int = 1, **options: Any) -> Any:
+    """Return an autoencoder of images whose latents are as large as they, or half as large for each further level."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        block_out_channels=(8,),
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
+        block_out_channels=(8,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         latent_channels=latent_channels,
         norm_num_groups=4,
         sample_size=8,
@@ -77,13 +77,22 @@ def make_vision(width: int, *, kind: Any = None) -> Any:
     return (CLIPVisionModelWithProjection if kind is None else kind)(config).eval()
 
 
-def make_tokenizer(length: int, template: str | None = None) -> Any:
-    """Return a tokenizer of a few words for prompts of `length` tokens, with the template of a chat where given."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def make_tokenizer(length: int, template: str | None = None, *, ends: bool = False) -> Any:
+    """Return a tokenizer of a few words for prompts of `length` tokens.
+
+    Args:
+        length: number of tokens.
+        template: of a chat.
+        ends: put the token `</s>` after each text, also after an empty one.
+
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
     )

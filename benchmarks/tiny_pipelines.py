@@ -71,7 +71,11 @@ class TinyPipeline:
 
 def drawn(output: Any) -> torch.Tensor:
     """Return the pictures, frames or sound in what a pipeline returns."""
-    found = next(getattr(output, name) for name in ("images", "frames", "audios") if hasattr(output, name))
+    found = next(
+        getattr(output, name)
+        for name in ("images", "frames", "audios", "image", "prediction")
+        if hasattr(output, name)
+    )
     return torch.stack(list(found)) if isinstance(found, list) else torch.as_tensor(found)
 
 
@@ -82,7 +86,8 @@ def denoiser(name: str, **changes: Any) -> Any:
     return frozen(getattr(diffusers, name)(**{**configurations()[name]["config"], **changes}))
 
 
-def _flow(**options: Any) -> Any:
+def flow(**options: Any) -> Any:
+    """Return the scheduler of most flows."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return FlowMatchEulerDiscreteScheduler(**options)
@@ -157,7 +162,7 @@ def sdxl() -> TinyPipeline:
 def _two_clips() -> dict[str, Any]:
     """Return a flow's scheduler, an autoencoder of four channels and two pooled encoders."""
     return {
-        "scheduler": _flow(),
+        "scheduler": flow(),
         "vae": make_vae(4, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
         "text_encoder": make_clip(GLOBAL, projected=True),
         "tokenizer": make_tokenizer(7),
@@ -186,7 +191,7 @@ def flux() -> TinyPipeline:
     from diffusers import FluxPipeline
 
     pipe = FluxPipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
         text_encoder=make_clip(GLOBAL),
         tokenizer=make_tokenizer(7),
@@ -212,7 +217,7 @@ def flux2() -> TinyPipeline:
     )
     chat = "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }} {% endfor %}{% endfor %}"
     pipe = Flux2Pipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=vae,
         text_encoder=make_t5(num_layers=2),
         tokenizer=make_tokenizer(7, chat),
@@ -231,7 +236,7 @@ def chroma() -> TinyPipeline:
     from diffusers import ChromaPipeline
 
     pipe = ChromaPipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=make_vae(1, use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0),
         text_encoder=make_t5(num_layers=2),
         tokenizer=make_tokenizer(7),
@@ -245,7 +250,7 @@ def qwen_image() -> TinyPipeline:
     from diffusers import AutoencoderKLQwenImage, QwenImagePipeline
 
     pipe = QwenImagePipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=AutoencoderKLQwenImage(
             base_dim=8,
             z_dim=4,
@@ -280,7 +285,7 @@ def sana() -> TinyPipeline:
             attention_head_dim=4,
         ),
         transformer=denoiser("SanaTransformer2DModel"),
-        scheduler=_flow(),
+        scheduler=flow(),
     )
     options = {"use_resolution_binning": False, "complex_human_instruction": None, "height": 32, "width": 32}
     return TinyPipeline(pipe, {**options, "max_sequence_length": 7, "clean_caption": False})
@@ -291,7 +296,7 @@ def z_image() -> TinyPipeline:
     from diffusers import ZImagePipeline
 
     pipe = ZImagePipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=make_vae(4, scaling_factor=1.0, shift_factor=0.0),
         text_encoder=make_t5(num_layers=2),
         tokenizer=make_tokenizer(7, "{{ messages[0]['content'] }}"),
@@ -308,7 +313,7 @@ def lumina2() -> TinyPipeline:
 
     pipe = Lumina2Pipeline(
         transformer=denoiser("Lumina2Transformer2DModel", cap_feat_dim=TEXT, num_layers=6),
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=make_vae(4, scaling_factor=1.0, shift_factor=0.0),
         text_encoder=make_t5(num_layers=2),
         tokenizer=make_tokenizer(16),
@@ -378,7 +383,7 @@ def hunyuan_video() -> TinyPipeline:
         tokenizer=make_tokenizer(7),
         transformer=denoiser("HunyuanVideoTransformer3DModel", text_embed_dim=TEXT, pooled_projection_dim=GLOBAL),
         vae=vae,
-        scheduler=_flow(),
+        scheduler=flow(),
         text_encoder_2=make_clip(GLOBAL, length=77),
         tokenizer_2=make_tokenizer(77),
     )
@@ -403,7 +408,7 @@ def ltx() -> TinyPipeline:
         patch_size_t=1,
     )
     pipe = LTXPipeline(
-        scheduler=_flow(),
+        scheduler=flow(),
         vae=vae,
         text_encoder=make_t5(num_layers=2),
         tokenizer=make_tokenizer(7),
@@ -424,7 +429,7 @@ def mochi() -> TinyPipeline:
         layers_per_block=(1, 1, 1, 1, 1),
     )
     pipe = MochiPipeline(
-        scheduler=_flow(num_train_timesteps=1000, invert_sigmas=True),
+        scheduler=flow(num_train_timesteps=1000, invert_sigmas=True),
         vae=vae,
         text_encoder=make_t5(num_layers=2),
         tokenizer=make_tokenizer(7),
@@ -544,11 +549,12 @@ PIPELINES: dict[str, Callable[[], TinyPipeline]] = {
 
 def makers() -> dict[str, Callable[[], TinyPipeline]]:
     """Return the makers of all pipelines by name, variants of these included."""
+    from tiny_images import IMAGES
     from tiny_sounds import SOUNDS
     from tiny_variants import VARIANTS
     from tiny_videos import VIDEOS
 
-    return {**PIPELINES, **VARIANTS, **VIDEOS, **SOUNDS}
+    return {**PIPELINES, **VARIANTS, **IMAGES, **VIDEOS, **SOUNDS}
 
 
 def tiny_pipeline(name: str, seed: int = 0) -> TinyPipeline:
