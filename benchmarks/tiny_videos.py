@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tiny_parts import frozen, make_t5, make_tokenizer, make_vae, make_vision
+from tiny_parts import make_t5, make_tokenizer, make_vae, make_vision
 from tiny_pipelines import (
     GLOBAL,
     TEXT,
@@ -273,32 +273,6 @@ def hunyuan15() -> TinyPipeline:
     return made
 
 
-def kandinsky5() -> TinyPipeline:
-    """Places of the text's tokens are a condition, of which prompts have different numbers."""
-    from diffusers import Kandinsky5Transformer3DModel
-
-    sizes = {"in_visual_dim": 4, "out_visual_dim": 4, "in_text_dim": TEXT, "in_text_dim2": GLOBAL, "time_dim": 16}
-    blocks = {"model_dim": 32, "ff_dim": 64, "num_text_blocks": 1, "num_visual_blocks": 2, "axes_dims": (4, 6, 6)}
-    tokenizer = make_tokenizer(16)
-    parts = {
-        "transformer": frozen(Kandinsky5Transformer3DModel(**sizes, **blocks)),
-        "text_encoder": make_t5(num_layers=2),
-        "tokenizer": lambda text, images, videos, **options: tokenizer(text, **options),
-    }
-    made = varied(hunyuan_video(), "Kandinsky5T2VPipeline", parts, max_sequence_length=15, negative_prompt=["dog"])
-    made.pipe.prompt_template, made.pipe.prompt_template_encode_start_idx = "a {}", 1
-    return made
-
-
-def animatediff() -> TinyPipeline:
-    """Motion modules in a U-Net."""
-    from diffusers import MotionAdapter
-
-    sizes = {"motion_layers_per_block": 1, "motion_norm_num_groups": 4, "motion_num_attention_heads": 2}
-    adapter = frozen(MotionAdapter(block_out_channels=(16, 32), **sizes))
-    return varied(sd(), "AnimateDiffPipeline", {"motion_adapter": adapter}, num_frames=2)
-
-
 def latte() -> TinyPipeline:
     """Spatial and temporal blocks in turn."""
     parts = {"transformer": denoiser("LatteTransformer3DModel", caption_channels=TEXT), "text_encoder": make_t5()}
@@ -324,6 +298,6 @@ VIDEOS: dict[str, Callable[[], TinyPipeline]] = {
         *(wan_i2v, wan22_i2v, wan_ti2v, wan_ti2v_image, wan_vace, wan_animate, wan_v2v, lucy, chronoedit),
         *(skyreels, skyreels_df, skyreels_df_i2v, cosmos25, sana_video, sana_video_i2v),
         *(ltx_i2v, ltx_condition, ltx_condition_text, cogvideox_dpm, cogvideox_v2v, cogvideox_control),
-        *(hunyuan_i2v, hunyuan_skyreels, framepack, hunyuan15, kandinsky5, animatediff, latte, allegro),
+        *(hunyuan_i2v, hunyuan_skyreels, framepack, hunyuan15, latte, allegro),
     )
 }
