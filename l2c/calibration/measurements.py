@@ -44,7 +44,7 @@ class Measurements:
             whole output (E, 1, A or B, M): see `measure_both_ways`.
         binding: model, weights, solver, times and guidance.
         settings: settings of the measurement: seed, number of trajectories.
-        grid: the evaluations as responses see them; None = the responses belong to these times alone.
+        grid: the evaluations as responses see them, see `Grid`; None = the responses belong to these times alone.
         schedule: the noise schedule of the weights; None where a pipeline's scheduler has one of its own.
         cost: MACs of the backbone; None = not known without the model.
         corrections: true errors beside predicted ones, see `file.CORRECTION`, from the largest budget.
@@ -109,7 +109,7 @@ class Measurements:
                 )
 
     def of_output(self: Kind) -> Kind | None:
-        """Return what was measured of the whole output as the one layer; None where nothing was."""
+        """Return the part that has the whole output as its one layer; None where that was not measured."""
         prefix = file.OF_OUTPUT
         tensors = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
         if not tensors:
@@ -124,12 +124,12 @@ class Measurements:
         )
 
     def part(self: Kind, layers: Sequence[str]) -> Kind:
-        """Return the part that measured some layers, or the whole output; that of the layers where none did."""
+        """Return the one of `parts` that has these layers, `("output",)` for one; the first where none has."""
         return next((part for part in self.parts if part.binding.layers == tuple(layers)), self.parts[0])
 
     @cached_property
     def parts(self: Kind) -> tuple[Kind, ...]:
-        """What was measured of the layers, and what was measured of the whole output, where it was."""
+        """Calibrations of one kind of layers each: the layers' and, where it was measured, the whole output's."""
         whole = self.of_output()
         if whole is None:
             return (self,)

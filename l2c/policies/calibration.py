@@ -160,7 +160,7 @@ class Calibration(Measurements):
         return Ladder(found)
 
     def preferred(self, budget: Budget) -> Calibration:
-        """Return the part that measured the layers, or the one of the whole output, whichever `graph` prefers.
+        """Return the one of `parts` that `graph` prefers; it makes graphs of its kind of layers alone.
 
         Args:
             budget: what a graph of the measured sampler may cost; one out of its reach leaves that of the layers.
