@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from l2c.io.bundled import at_home, checkpoint_folders
+from l2c.io.json_fields import TORCH, WEIGHTS, check_form
 from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
 from l2c.io.tensors import not_finite
@@ -60,9 +61,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     moving average.
 
     Raises:
-        ValueError: if the file is damaged, or holds no state dict.
+        ValueError: if the file is damaged, or holds no state dict; of one that l2c wrote it is said what it holds.
 
     """
+    check_form(path, WEIGHTS, TORCH)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

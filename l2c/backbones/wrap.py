@@ -30,7 +30,7 @@ from l2c.backbones.layer_patterns import match_layers
 from l2c.graph.given import each, text
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
-from l2c.io.names import near_keywords, quoted
+from l2c.io.names import listed, near_keywords, quoted
 from l2c.io.numbers import whole_number
 
 
@@ -238,6 +238,11 @@ def bare(module: nn.Module) -> nn.Module:
     """Return the module inside `torch.compile`, DistributedDataParallel or DataParallel; others unchanged."""
     if not isinstance(module, nn.Module):
         raise ValueError(f"l2c.wrap takes a torch module, got {type(module).__name__}")
+    if isinstance(module, WrappedModule):
+        raise ValueError(
+            f"l2c.wrap takes a torch module, got one that is wrapped already, with the layers "
+            f"{listed(module.layer_names, 3)}; use it as it is, or wrap its .module again for other layers"
+        )
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and isinstance(module, (DataParallel, DistributedDataParallel)):

@@ -44,7 +44,9 @@ class Grid:
     def __post_init__(self) -> None:
         count = len(self.timesteps)
         if not 2 <= count <= MOST_EVALUATIONS:
-            raise ValueError(f"a grid must have 2..{MOST_EVALUATIONS} evaluations, got {count}")
+            raise ValueError(
+                f"a calibration makes graphs for 2 to {MOST_EVALUATIONS} evaluations, got {count}; take as many steps"
+            )
         for name in FIELDS:
             if len(getattr(self, name)) != count:
                 raise ValueError(

@@ -19,6 +19,7 @@ from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.io.json_fields import as_form
 from l2c.io.names import chosen, shown
 from l2c.io.tensors import opened, write_tensors
 
@@ -34,7 +35,7 @@ HOW = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Measurements:
     """Measured tensors and what they are valid for.
 
@@ -62,6 +63,14 @@ class Measurements:
     corrections: tuple[Mapping[str, float], ...] = ()
     output_corrections: tuple[Mapping[str, float], ...] = ()
     carried_from: int | None = None
+
+    def __repr__(self) -> str:
+        binding, count = self.binding, self.settings.get("num_trajectories", "unknown")
+        held = ", ".join(self.tensors) or "nothing"
+        return (
+            f"<{type(self).__name__} of {shown(binding.model)}: {shown(binding.solver)}, {binding.num_evaluations} "
+            f"evaluations x {len(binding.layers)} layers; {held}; trajectories: {shown(count)}>"
+        )
 
     @property
     def head(self) -> dict[str, Any]:
@@ -197,6 +206,12 @@ class Measurements:
         name = shown(path, 300)
         if not Path(path).is_file():
             raise FileNotFoundError(f"no calibration at {name}; l2c calibrate writes them")
+        with as_form(path, file.FORMAT):
+            return cls._read(path)
+
+    @classmethod
+    def _read(cls: type[Kind], path: str | Path) -> Kind:
+        name = shown(path, 300)
         if (size := Path(path).stat().st_size) > MAX_BYTES:
             raise ValueError(f"{name} has {size} bytes, allowed are {MAX_BYTES}; give what l2c calibrate wrote")
         with opened(path, what="a calibration of l2c", again="give what l2c calibrate wrote") as found:

@@ -90,7 +90,7 @@ def measure(
 
 
 def check_sampler(sampler: Sampler) -> None:
-    """Refuse what is no sampler.
+    """Refuse what is no uncached sampler.
 
     Raises:
         ValueError: if it is none.
@@ -98,6 +98,11 @@ def check_sampler(sampler: Sampler) -> None:
     """
     if not isinstance(sampler, Sampler):
         raise ValueError(f"a calibration is measured on an l2c.Sampler, got {type(sampler).__name__}")
+    if sampler.graph is not None:
+        raise ValueError(
+            "a calibration is measured on an uncached sampler, got one with a cache graph; make it without graph=, "
+            f"by solver={sampler.solver.name!r} and num_evaluations={sampler.solver.num_evaluations}"
+        )
 
 
 def _settings(what: Any, given: Mapping[str, Any], solver: Solver) -> dict[str, dict[str, Any]]:

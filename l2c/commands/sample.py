@@ -45,6 +45,7 @@ def draw_by_pipeline(cfg: DictConfig) -> None:
     from l2c.drawing.image_shards import to_pixels  # its room imports Lightning
     from l2c.integrations.diffusers import apply
     from l2c.integrations.diffusers.images import pipeline_images
+    from l2c.integrations.diffusers.options import OF_COMMANDS, check_options
     from l2c.integrations.diffusers.pipeline_backbone import read_pipeline, read_prompts
 
     ours = [name for name in OUR_SAMPLER if cfg[name] not in (None, False, "default")]
@@ -55,6 +56,7 @@ def draw_by_pipeline(cfg: DictConfig) -> None:
         )
     graph = CacheGraph.load(cfg.graph) if cfg.graph is not None else None
     pipe = read_pipeline(cfg.model)
+    check_options(pipe, cfg.model.options, OF_COMMANDS)
     if graph is not None:
         apply(pipe, graph)
     prompts = read_prompts(cfg.model.prompts, pipe)

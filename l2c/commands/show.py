@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from l2c.commands.frame.arguments import Arguments
 from l2c.io.atomic import check_another
 from l2c.io.bundled import graph_names
+from l2c.io.json_fields import form_of
 
 if TYPE_CHECKING:
     from l2c.graph.ladder import Ladder
@@ -67,12 +68,12 @@ def _options(given: Sequence[str]) -> dict[str, str]:
 
 def _of_json(name: str, options: dict[str, str], output: Path) -> str:
     """Draw a graph as a heat map, or a ladder as error against budget; return it as text."""
-    from l2c.graph import collection, ladder
+    from l2c.graph import ladder
     from l2c.graph.cache_graph import CacheGraph
 
     if "num_steps" in options:
         raise ValueError("a graph has its number of evaluations; num_steps is for a calibration")
-    if Path(name).is_file() and collection.form_of(name) == ladder.FORMAT:
+    if form_of(name) == ladder.FORMAT:
         return _of_ladder(ladder.Ladder.load(name), "expected", output)
     graph = CacheGraph.load(name)
     from l2c.report.figures import graph_heatmap, save_figure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
-from l2c.io.json_fields import known_fields, parse_file
+from l2c.io.json_fields import as_form, known_fields, parse_file
 from l2c.io.names import quoted, shown
 
 VERSION = 1
@@ -34,12 +34,6 @@ def write(path: str | Path, form: str, graphs: Mapping[str, CacheGraph]) -> None
     write_json(path, {"format": form, "version": VERSION, "graphs": content}, ensure_ascii=False)
 
 
-def form_of(path: str | Path) -> object:
-    """Return the field `format` of a JSON file; None where there is none."""
-    content = parse_file(path)
-    return content.get("format") if isinstance(content, dict) else None
-
-
 def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, CacheGraph]:
     """Read and validate a file that `write` wrote.
 
@@ -57,13 +51,14 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
     name = shown(path, 300)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {what} at {name}; .save writes such files")
-    content = parse_file(path)
-    found, graphs = (content.get("format"), content.get("graphs")) if isinstance(content, dict) else (None, None)
-    if found != form or content.get("version") != VERSION or not isinstance(graphs, dict):
-        raise ValueError(
-            f"{name} holds no {what}: format is {quoted(found)}, must be {form!r}, version {VERSION}; a single graph "
-            "is read by l2c.CacheGraph.load"
-        )
+    with as_form(path, form):
+        content = parse_file(path)
+        found, graphs = (content.get("format"), content.get("graphs")) if isinstance(content, dict) else (None, None)
+        if found != form or content.get("version") != VERSION or not isinstance(graphs, dict):
+            raise ValueError(
+                f"{name} holds no {what}: format is {quoted(found)}, must be {form!r}, version {VERSION}; give a "
+                "file that .save wrote"
+            )
     known_fields(content, ("format", "version", "graphs"))
     if not 0 < len(graphs) <= most:
         raise ValueError(f"{name} holds {len(graphs)} graphs, must be 1 to {most}; write it again with fewer")

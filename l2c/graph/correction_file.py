@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -12,14 +11,13 @@ from typing import Any
 
 from l2c.io.atomic import replacing
 from l2c.io.digests import sha256_of
-from l2c.io.json_fields import known_fields, member
+from l2c.io.json_fields import form_of, known_fields, member
 from l2c.io.names import quoted, shown
 
 SUFFIX = ".safetensors"
 FORMAT = "l2c-scale-shift"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 NAME = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,200}")
-MAX_HEADER = 2**24  # bytes
 
 
 @dataclass(frozen=True)
@@ -110,14 +108,4 @@ class CorrectionFile:
 
 def is_correction(path: Path) -> bool:
     """Return whether a file is a correction that l2c wrote, by the header of its safetensors form."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if not 0 < size <= MAX_HEADER:
-            return False
-        try:
-            header = json.loads(file.read(size))
-            return bool(json.loads(header["__metadata__"]["l2c"])["format"] == FORMAT)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
+    return form_of(path) == FORMAT

@@ -16,7 +16,7 @@ from l2c.graph.statistics import COUNTED, statistics_of
 from l2c.io.atomic import write_text
 from l2c.io.bundled import bundled_graph
 from l2c.io.digests import DIGEST, check_sealed, sealed
-from l2c.io.json_fields import items, known_fields, member, read_text
+from l2c.io.json_fields import as_form, items, known_fields, member, read_text
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number
 
@@ -102,11 +102,12 @@ def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
             raise ValueError(f"{shown(path, 300)} is a folder without a cache_graph.json; give a graph's file")
     if not found.exists():
         found = bundled_graph(str(path))
-    content = read_text(found)
-    try:
-        return from_json(content, folder=found.parent)
-    except ValueError as error:
-        raise ValueError(f"{shown(found, 300)}: {error}") from error
+    with as_form(found, FORMAT):
+        content = read_text(found)
+        try:
+            return from_json(content, folder=found.parent)
+        except ValueError as error:
+            raise ValueError(f"{shown(found, 300)}: {error}") from error
 
 
 def fields_of(content: Any, folder: Path) -> dict[str, Any]:

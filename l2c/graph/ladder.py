@@ -64,6 +64,10 @@ class Ladder(Sequence[CacheGraph]):
     def __getitem__(self, index: int | slice) -> CacheGraph | list[CacheGraph]:
         return self._graphs[index]
 
+    def __repr__(self) -> str:
+        dearest, *_, cheapest = self.shares * 2
+        return f"<Ladder of {len(self)}, {dearest:.2f} to {cheapest:.2f} of the MACs: {self._graphs[0]!r}, ...>"
+
     def __len__(self) -> int:
         return len(self._graphs)
 

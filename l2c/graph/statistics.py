@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from l2c.graph.fields import GraphFields
@@ -45,10 +45,14 @@ def removed_fraction_of(graph: GraphFields, kind: str) -> float:
         kind: `attn` or `mlp`.
 
     """
+    return share_reused(graph, layers_of(kind, graph.layers))
+
+
+def share_reused(graph: GraphFields, layers: Collection[int]) -> float:
+    """Return the share of some layers, given by their indices, reused in the routed rows; 0 where there is none."""
     assert graph.routed is not None
-    chosen = layers_of(kind, graph.layers)
-    total = len(graph.routed) * len(chosen)
-    return sum(not graph.rows[e][i] for e in graph.routed for i in chosen) / total if total else 0.0
+    total = len(graph.routed) * len(layers)
+    return sum(not graph.rows[e][i] for e in graph.routed for i in layers) / total if total else 0.0
 
 
 def counted(graph: GraphFields) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from l2c.graph.fields import GraphFields
 from l2c.graph.layer_names import layers_of
 from l2c.graph.predictor import HOLD
-from l2c.graph.statistics import ERROR, SPREAD, WORTH, removed_fraction_of
+from l2c.graph.statistics import ERROR, SPREAD, WORTH, share_reused
 from l2c.io.names import shown
 
 NUMBER = (int, float)
@@ -46,11 +46,14 @@ def summary(graph: GraphFields) -> str:
 
 
 def _by_kind(graph: GraphFields) -> str:
-    """Return the shares reused of attention and MLP, of layers that are one or the other."""
-    if not any(layers_of(kind, graph.layers) for kind in ("attn", "mlp")):
+    """Return the shares reused of attention, MLP and other layers, where some are one of the first two."""
+    parts = {"attention": layers_of("attn", graph.layers), "MLP": layers_of("mlp", graph.layers)}
+    known = parts["attention"] | parts["MLP"]
+    if not known:
         return ""
-    attention, mlp = (100 * removed_fraction_of(graph, kind) for kind in ("attn", "mlp"))
-    return f" (attention {attention:.2f} %, MLP {mlp:.2f} %)"
+    parts["others"] = layers_of("all", graph.layers) - known
+    shares = [f"{what} {100 * share_reused(graph, part):.2f} %" for what, part in parts.items() if part]
+    return f" ({', '.join(shares)})"
 
 
 def _measured(graph: GraphFields) -> list[str]:

@@ -15,6 +15,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import made_by
+from l2c.io.json_fields import TORCH, check_form
 from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number
 from l2c.sampling.binding import binding_of, solver_for
@@ -110,6 +111,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise FileNotFoundError(
             f"no router file at {shown(path, 300)}; give the path of the downloaded .pt or .pth file"
         )
+    check_form(path, TORCH)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the published DiT files hold one
             content = torch.load(path, map_location="cpu", weights_only=True)

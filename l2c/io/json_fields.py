@@ -1,4 +1,4 @@
-"""JSON from unknown sources: read with bounds; a field that does not fit is refused in one sentence."""
+"""JSON from unknown sources: read with bounds; a field or a file that does not fit is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from l2c.io.names import quoted, shown
 
 MAX_BYTES = 32 * 2**20
+MAX_HEADER = 2**24  # bytes, of a safetensors file
 MAX_DIGITS = 300  # of an integer; more would be no float
+WEIGHTS, TORCH = "safetensors", "torch"
+# What files hold, and what reads it, by their field `format`; the last two have none.
+FORMS = {
+    "l2c-cache-graph": ("a cache graph", "l2c.CacheGraph.load"),
+    "l2c-cache-graphs": ("graphs of a pipeline with two denoisers", "l2c.CacheGraphs.load"),
+    "l2c-cache-ladder": ("a ladder of cache graphs", "l2c.Ladder.load"),
+    "l2c-calibration": ("a calibration", "l2c.Calibration.load"),
+    "l2c-scale-shift": ("the correction of a cache graph", "l2c.CacheGraph.load, which is given the graph beside it"),
+    WEIGHTS: ("weights", "l2c.load_backbone(..., checkpoint=PATH)"),
+    TORCH: (
+        "a file that torch.save wrote",
+        "l2c.load_backbone(..., checkpoint=PATH) if it holds weights, by l2c.import_l2c_router if it holds routers",
+    ),
+}
 
 
 def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
@@ -40,6 +56,52 @@ def read_text(path: str | Path, *, max_bytes: int = MAX_BYTES) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not a text file in UTF-8; give the JSON file itself") from error
+
+
+def form_of(path: str | Path) -> str | None:
+    """Return which of `FORMS` a file has, without reading its tensors; None where it is none of these."""
+    try:
+        if not Path(path).is_file():
+            return None
+        with Path(path).open("rb") as file:
+            begin = file.read(128)
+            if begin.startswith(b"PK") and b"/data.pkl" in begin:
+                return TORCH
+            size = int.from_bytes(begin[:8], "little")
+            tensors = begin[8:9] == b"{" and size <= MAX_HEADER
+            file.seek(8)
+            text = file.read(size) if tensors else read_text(path)
+        content = json.loads(text)
+        if tensors and "l2c" not in content.get("__metadata__", {}):
+            return WEIGHTS
+        form = (json.loads(content["__metadata__"]["l2c"]) if tensors else content)["format"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return form if isinstance(form, str) and form in FORMS else None
+
+
+def check_form(path: str | Path, *wanted: str) -> None:
+    """Refuse a file that is known to have another of `FORMS` than is wanted.
+
+    Raises:
+        ValueError: if it has; the message says what it is and what reads it.
+
+    """
+    found = form_of(path)
+    if found is not None and found not in wanted:
+        what, reader = FORMS[found]
+        wished = " or ".join(FORMS[form][0] for form in wanted)
+        raise ValueError(f"{shown(path, 300)} is {what}, not {wished}; it is read by {reader}")
+
+
+@contextmanager
+def as_form(path: str | Path, *wanted: str) -> Iterator[None]:
+    """Where a file is refused in a `with` block since it is another one of `FORMS`, say so; see `check_form`."""
+    try:
+        yield
+    except ValueError:
+        check_form(path, *wanted)
+        raise
 
 
 def parse_file(path: str | Path) -> Any:

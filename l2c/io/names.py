@@ -14,12 +14,22 @@ from typing import Any, TypeVar
 FEW = 6  # names that are listed whole
 SHOWN = 80  # characters of a stranger's text that a message repeats
 Function = TypeVar("Function", bound=Callable[..., Any])
+# Words of this package and of others for one thing: where one is unknown, another that is known is meant.
+SYNONYMS = (
+    ("num_evaluations", "num_inference_steps", "num_steps", "steps", "n_steps", "sampling_steps", "nfe"),
+    ("cfg_scale", "guidance_scale", "true_cfg_scale", "cfg", "guidance", "scale"),
+    ("budget", "target", "speedup", "speed_up"),
+    ("solver", "scheduler"),
+    ("precision", "dtype", "torch_dtype"),
+)
 
 
 def near_names(name: str, known: list[str], prefix: str = "") -> str:
     """Say which known names are near to an unknown one, each with a prefix such as `router.`."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    near.sort(key=lambda each: sorted(each) != sorted(name))  # letters that changed places come first
+    near = [each for words in SYNONYMS if name in words for each in words if each in known]
+    if not near:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near.sort(key=lambda each: sorted(each) != sorted(name))  # letters that changed places come first
     shown_names = [f"{prefix}{each}" for each in near or known]
     return f"did you mean {' or '.join(shown_names)}?" if near else f"known are {', '.join(shown_names)}"
 

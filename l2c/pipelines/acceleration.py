@@ -18,9 +18,9 @@ from l2c.calibration.settings import FORWARD, RESPONSES
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each, table
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
-from l2c.io.atomic import write_text
+from l2c.io.atomic import check_writable, write_text
 from l2c.io.bundled import at_home, cache_folder
-from l2c.io.names import chosen, near_keywords
+from l2c.io.names import chosen, near_keywords, quoted
 from l2c.io.numbers import finite_number, whole_number
 from l2c.io.version import __version__
 from l2c.policies.budget import Budget, evaluations_worth
@@ -67,14 +67,16 @@ class _Asked:
     ) -> _Asked:
         """Return the arguments, with the pipeline's own number of steps and scale where they are None."""
         from l2c.integrations.diffusers.guidance import guidance_of
+        from l2c.integrations.diffusers.options import Names, check_options
 
+        check_options(pipe, options, Names())
         scale = None if scale is None else finite_number("guidance_scale", scale)
         scale = guidance_of(pipe).asked(pipe, options, scale)
         return cls(_read(prompts, pipe), _steps(pipe, steps), scale, policy, options, *others)
 
     def __post_init__(self) -> None:
         for name, value in (
-            ("steps", whole_number("num_inference_steps", self.steps, low=1)),
+            ("steps", whole_number("num_inference_steps", self.steps, low=2)),  # of one nothing can be reused
             ("policy", None if self.policy is None else chosen("policy", self.policy, POLICIES)),
             ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1)),
             ("seed", whole_number("seed", self.seed, low=0)),
@@ -128,7 +130,8 @@ def accelerate(
         guidance_scale: means `true_cfg_scale` for Qwen-Image and similar pipelines; None = the pipeline's own.
         policy: a policy's name; None = gram, or block_caching where that is not possible. Where the model passes no
             gradients on or memory is short, gram is calibrated by forward passes, for graphs of the whole output.
-        options: further arguments of the pipeline's call, `height` and `width` for example.
+        options: further arguments of the pipeline's call, `height` and `width` for example; none that another
+            argument here says.
         num_trajectories: trajectories to calibrate on.
         seed: seed of the noises.
         layers: kinds of layers: `layer`, `block`, `resnet`, or `output`, what the whole model returns; see
@@ -153,6 +156,7 @@ def accelerate(
     place = (cache_folder() if folder is None else at_home(folder)) / asked.key(pipe)
     path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
     if not (path.is_file() and note.is_file()):
+        check_writable(path)
         _make(pipe, asked, budget, path, note)
     kind = CacheGraphs if len(denoisers_of(pipe)) > 1 else CacheGraph
     _apply(pipe, graph := kind.load(path), place, budget)
@@ -200,7 +204,11 @@ def _read(prompts: Any, pipe: Any) -> list[Any]:
     from l2c.integrations.diffusers.prompts import check_prompts, read_prompts
 
     if prompts is None or isinstance(prompts, (str, Path)):
-        return read_prompts(None if prompts is None else str(prompts), pipe)
+        try:
+            return read_prompts(None if prompts is None else str(prompts), pipe)
+        except FileNotFoundError as error:
+            itself = f"to draw the text itself, give it in a list, prompts=[{quoted(str(prompts))}]"
+            raise FileNotFoundError(f"{error}; {itself}") from None
     return check_prompts(list(each("prompts", prompts)), pipe)
 
 

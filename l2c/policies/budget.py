@@ -63,7 +63,7 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> Worth:
     return Worth(number * num_evaluations if number <= 1 else number)
 
 
-def check_reach(worth: float, least: float, num_evaluations: int, reason: str = "") -> None:
+def check_reach(worth: float, least: float, num_evaluations: int, reason: str = "", mend: str = "") -> None:
     """Refuse a budget that no graph can meet.
 
     Args:
@@ -71,6 +71,7 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
         least: the smallest budget within reach, in evaluations' worth of MACs.
         num_evaluations: the largest one, that of the uncached trajectory.
         reason: cause of the limit, in words that follow "out of reach".
+        mend: what moves the limit, an imperative clause.
 
     Raises:
         BudgetOutOfReach: if the budget lies outside; the message gives the range in all three forms.
@@ -84,7 +85,7 @@ def check_reach(worth: float, least: float, num_evaluations: int, reason: str = 
     raise BudgetOutOfReach(
         f"a budget of {worth:g} evaluations' worth of MACs is out of reach{reason and ' ' + reason}; the reachable "
         f"range is {least:.2f}..{num_evaluations} ({share:.2f}..1 as a share, 1x..{most_speed_up} as a speed-up): "
-        "choose one within"
+        f"choose one within{mend and ', '}{mend}"
     )
 
 

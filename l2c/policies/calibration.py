@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
 from l2c.calibration.grid import MOST_EVALUATIONS, Grid
@@ -24,19 +25,15 @@ from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
+from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
 from l2c.policies.gram import NEAR, gram
-from l2c.sampling.batches import labels_in_turn, sample_in_batches
-from l2c.sampling.image_error import squared_errors
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_like
 
 TIE = 1.5  # expected errors that differ by less say nothing about which is smaller
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
 REMEMBERED = 256  # graphs
-CORRECTED_AT = (0.75, 0.64, 0.5, 0.4, 0.32, 0.25)
-CARRIED_AT = (0.64, 0.4, 0.25)  # at other numbers of evaluations
-LEAST_CORRECTED = 4  # evaluations
 EULER = ("flow_euler", "FlowMatchEulerDiscreteScheduler")
 
 
@@ -55,7 +52,7 @@ class _Target:
         return self.binding.solver, options, self.binding.timesteps, self.grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration(Measurements):
     """A calibration that makes graphs.
 
@@ -276,51 +273,33 @@ class Calibration(Measurements):
         num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
         batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
         parts = [replace(part, corrections=()) for part in self.parts]
-        shares = (CORRECTED_AT, CARRIED_AT)
-        found = [
-            tuple(part._all_true_errors(sampler, at, num_trajectories, batch_size))
-            for part, at in zip(parts, shares, strict=False)
+        plan = [
+            (i, stage)
+            for i, (part, shares) in enumerate(zip(parts, (CORRECTED_AT, CARRIED_AT), strict=False))
+            for stage in stages_of(part, shares, num_trajectories)
         ]
-        return replace(self, corrections=found[0], output_corrections=found[1] if found[1:] else ())
+        found: list[list[dict[str, float]]] = [[] for _ in parts]
+        with tqdm(total=sum(stage.images for _, stage in plan), desc="true errors", unit="image") as bar:
+            for i, stage in plan:
+                before = bar.n
+                found[i] += parts[i]._true_errors(sampler, stage, batch_size, bar)
+                bar.total -= stage.images - (bar.n - before)  # budgets out of reach
+        return replace(self, corrections=tuple(found[0]), output_corrections=tuple(found[1]) if found[1:] else ())
 
-    def _all_true_errors(
-        self, sampler: Sampler, shares: Sequence[float], num_trajectories: int, batch_size: int
-    ) -> list[dict[str, float]]:
-        """Return `_true_errors` at the measured number of evaluations, and at half and twice as many."""
-        found = self._true_errors(sampler, shares, num_trajectories, batch_size)
-        own = self.binding.num_evaluations
-        for count in (2 * round(own / 4), 2 * own):
-            if count < LEAST_CORRECTED or self.grid is None or self.schedule is None or num_trajectories < 2:
-                continue
-            with contextlib.suppress(ValueError):  # nothing was measured there, or no budget can be reached
-                other = uncached_like(sampler, num_evaluations=count)
-                found += self._true_errors(other, CARRIED_AT, num_trajectories // 2, batch_size)
-        return found
-
-    def _true_errors(
-        self, sampler: Sampler, shares: Sequence[float], num_trajectories: int, batch_size: int
-    ) -> list[dict[str, float]]:
-        """Return true errors beside predicted ones of graphs at the number of evaluations of an uncached sampler."""
-        backbone, count = sampler.backbone, sampler.solver.num_evaluations
+    def _true_errors(self, sampler: Sampler, stage: Stage, batch_size: int, bar: tqdm) -> list[dict[str, float]]:
+        """Return true errors beside predicted ones of a stage; none where no budget of it can be reached."""
+        count = stage.num_evaluations
+        own = count == self.binding.num_evaluations
         first, seed = int(self.settings.get("num_trajectories", 0)), int(self.settings.get("seed", 0))
-        noise = seeded_noise(backbone.input_shape, seed, num_trajectories, first=first)
-        labels = labels_in_turn(backbone.num_labels, num_trajectories, first=first)
-        streams = {"batch_size": batch_size, "seed": seed, "first_image": first}
+        how: dict[str, Any] = {"first": first, "seed": seed, "batch_size": batch_size, "bar": bar}
         try:
-            graphs = self.reachable(shares, num_steps=None if count == self.binding.num_evaluations else count)
-        except BudgetOutOfReach:  # the layers hold too few of the MACs: nothing to correct
+            graphs = self.reachable(stage.shares, num_steps=None if own else count)
+            uncached = uncached_like(sampler, num_evaluations=count)
+            return true_errors(uncached, graphs, stage.num_trajectories, **how)
+        except ValueError as error:  # the layers hold too few of the MACs, or nothing was measured at these times
+            if own and not isinstance(error, BudgetOutOfReach):
+                raise
             return []
-        target = sample_in_batches(uncached_like(sampler), labels, noise, **streams)
-        found: list[dict[str, float]] = []
-        for graph in graphs:
-            cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale)
-            images = sample_in_batches(cached, labels, noise, **streams)
-            true = float(squared_errors(images, target).mean())
-            predicted = float(graph.measured[ERROR])
-            share = float(graph.measured[WORTH]) / count
-            if 0 < true < math.inf and predicted > 0:
-                found.append({"num_evaluations": count, "share": share, "predicted": predicted, "true": true})
-        return found
 
 
 def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:

@@ -9,6 +9,7 @@ import numpy as np
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import FITTED
+from l2c.io.names import counted
 from l2c.policies.allocation import Allocation
 from l2c.policies.budget import Budget, check_reach
 from l2c.policies.context import PolicyContext
@@ -63,11 +64,24 @@ def gram(
     graph = _graph_of(context, allocation, budget=worth, reuses=list(reuses), **made)
     got = context.cost.evaluations_worth(graph)
     if got > worth + NEAR and allocation.exhausted:
-        ages, reason = allocation.max_age, f"and routed {routed} (raise max_span, or take routed=all)"
-        if calibration.carried_from is not None or max_span > ages:
-            reason = f"and the {ages} ages measured (calibrate with a larger responses.max_age)"
-        check_reach(worth, got, total, f"with max_span {max_span} {reason}")
+        check_reach(worth, got, total, *_limits(allocation, calibration.carried_from, routed))
     return graph
+
+
+def _limits(allocation: Allocation, carried_from: int | None, routed: str) -> tuple[str, str]:
+    """Return what keeps an allocation from a budget, and what its reader can do beside taking a larger one."""
+    total, span, ages = len(allocation.timesteps), allocation.max_span, allocation.max_age
+    mend = "take more steps, or raise max_span of the policy or of l2c.Calibration.graph"
+    reason = f"where a layer is reused for {counted(span, 'evaluation')} in a row at most (max_span)"
+    if carried_from is not None or span >= ages:
+        mend = (
+            "take more steps, or measure older outputs: l2c.Calibration.measure(..., responses={'max_age': N}), "
+            "responses.max_age=N of l2c calibrate"
+        )
+        reason = f"where the calibration measured outputs of at most {ages} evaluations before"
+    if carried_from is not None:
+        reason = f"where the calibration, of {carried_from} evaluations, measured no outputs as old as {total} need"
+    return (reason, mend) if routed == "all" else (f"with routed {routed} {reason}", f"{mend}, or routed=all")
 
 
 def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: int = 3) -> CacheGraph | None:

@@ -15,7 +15,7 @@ from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.whole_output import under_layers
 from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.names import near_keywords
+from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number, truth_value, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.binding import agreed, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
@@ -121,6 +121,14 @@ class Sampler:
         self._stores = Stores(self.cache_dtype, cache_device)
         self._runner = Runner()
         self._watch = watch_of(self.backbone, graph, any_weights=any_weights)
+
+    def __repr__(self) -> str:
+        name, solver, guidance = self.backbone.conventions.name, self.solver, self.guidance
+        what = "uncached" if self.graph is None else repr(self.graph)
+        return (
+            f"<Sampler of {shown(name)}: {solver.name}, {solver.num_evaluations} evaluations, "
+            f"guidance {guidance.mode} {guidance.scale:g}, {what}>"
+        )
 
     @property
     def timesteps(self) -> tuple[float, ...]:

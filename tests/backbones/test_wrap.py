@@ -441,3 +441,11 @@ def test_parts_of_torchs_fused_layers_run_and_are_counted():
     cached = l2c.Sampler(backbone, graph=graph).sample(noise=noise)
     plain = sampler.sample(noise=noise)
     assert 0 < float((cached - plain).norm() / plain.norm()) < 0.2
+
+
+def test_what_is_wrapped_already_is_said_to_be():
+    module = l2c.wrap(torch.nn.Sequential(torch.nn.Linear(2, 2)), ["0"], "input")
+    with pytest.raises(
+        ValueError, match=r"wrapped already, with the layers \[0\]; use it as it is, or wrap its .module"
+    ):
+        l2c.wrap(module, ["0"], "input")

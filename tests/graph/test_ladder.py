@@ -85,7 +85,7 @@ def test_what_is_no_ladder_is_refused(graphs, tmp_path):
     with pytest.raises(FileNotFoundError, match="no ladder of cache graphs at"):
         l2c.Ladder.load(tmp_path / "none.json")
     graphs[0].save(tmp_path / "graph.json")
-    with pytest.raises(ValueError, match="holds no ladder of cache graphs: format is"):
+    with pytest.raises(ValueError, match="is a cache graph, not a ladder of cache graphs; it is read by"):
         l2c.Ladder.load(tmp_path / "graph.json")
     l2c.Ladder(graphs).save(tmp_path / "ladder.json")
     content = json.loads((tmp_path / "ladder.json").read_text())

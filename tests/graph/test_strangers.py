@@ -173,6 +173,12 @@ def test_repr_is_one_short_line():
     assert repr(BASE) == "<CacheGraph for m: ddim, 5 evaluations x 2 layers, 4 reused>"
 
 
+def test_layers_of_other_kinds_are_not_called_attention_or_mlp():
+    graph = BASE.replace(layers=("blocks.0.att", "blocks.0.mlp"))
+    assert re.search(r" \(MLP \d+\.\d\d %, others \d+\.\d\d %\)", graph.summary())
+    assert "MLP" not in BASE.replace(layers=("blocks.0.att", "blocks.0.fc")).summary()
+
+
 def test_times_may_rise():
     rising = BASE.replace(timesteps=(0.0, 0.25, 0.5, 0.75, 1.0))
     assert CacheGraph.from_json(rising.to_json()) == rising

@@ -32,3 +32,16 @@ def test_near_names_take_a_prefix():
     assert near_names("penaltyy", ["penalty", "seed"], "router.") == "did you mean router.penalty?"
     assert near_names("zzz", ["penalty", "seed"], "router.") == "known are router.penalty, router.seed"
     assert near_names("ddmi", ["ddpm", "ddim"]) == "did you mean ddim or ddpm?"
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "meant"),
+    [
+        ("steps", ["graph", "num_evaluations"], "num_evaluations"),
+        ("num_steps", ["num_inference_steps", "prompts"], "num_inference_steps"),
+        ("cfg", ["cfg_scale", "eta"], "cfg_scale"),
+        ("cfg_scale", ["guidance_scale", "budget"], "guidance_scale"),
+    ],
+)
+def test_words_of_others_for_one_thing_are_understood(word, known, meant):
+    assert near_names(word, known) == f"did you mean {meant}?"

@@ -195,7 +195,7 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     with pytest.raises(ValueError, match="unknown policy 'magic'"):
         accelerated(pipe, tmp_path, policy="magic")
     for wrong, sentence in (
-        ({"num_inference_steps": "20"}, "num_inference_steps must be a whole number of at least 1, got '20'"),
+        ({"num_inference_steps": "20"}, "num_inference_steps must be a whole number of at least 2, got '20'"),
         ({"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
         ({"num_trajectories": 0}, "num_trajectories must be a whole number of at least 1, got 0"),
         ({"seed": None}, "seed must be a whole number of at least 0, got None"),
@@ -242,3 +242,39 @@ def test_a_graph_is_applied_by_its_path(pipe, tmp_path):
     remove(pipe)
     l2c.apply(pipe, tmp_path / "mine.json")
     assert (image(pipe) == cached).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"num_inference_steps": 20}, "num_inference_steps="),
+        ({"guidance_scale": 3.0}, "guidance_scale="),
+        ({"class_labels": [1]}, "prompts="),
+        ({"latents": torch.zeros(1)}, "seed="),
+        ({"generator": torch.Generator()}, "seed="),
+        ({"output_type": "pil"}, "your own calls"),
+        ({"num_images_per_prompt": 2}, "your own calls"),
+        ({"callback_on_step_end": print}, "your own calls"),
+    ],
+)
+def test_options_that_are_said_beside_are_refused(pipe, options, place, tmp_path):
+    with pytest.raises(ValueError, match=f"options holds '{next(iter(options))}', which .*{place}"):
+        accelerated(pipe, tmp_path, options=options)
+
+
+def test_what_cannot_be_kept_is_found_before_the_work(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(acceleration, "_make", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write .* choose a folder that you may write to"):
+        accelerated(pipe, tmp_path / "file")
+
+
+@pytest.mark.parametrize("text", ["a red cat", "a red cat " * 50])
+def test_a_text_alone_is_no_file_of_prompts(pipe, text, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no prompt file at a red cat.* in a list, prompts=\['a red cat"):
+        acceleration.accelerate(pipe, text, folder=tmp_path)
+
+
+def test_no_graphs_are_none(pipe):
+    with pytest.raises(ValueError, match="graphs is empty; give a cache graph by the name of each denoiser"):
+        l2c.apply(pipe, {})

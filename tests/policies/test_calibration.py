@@ -1,6 +1,7 @@
 """One calibration: its file, and graphs of other budgets and times without the model."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -131,7 +132,7 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
     with pytest.raises(ValueError, match="must rise or fall all the way, got 950 after 900; give them in the order"):
         flow.graph(0.5, timesteps=[900, 950, 100])
     short = replace(calibration, tensors={name: tensor[:, :, :1] for name, tensor in calibration.tensors.items()})
-    with pytest.raises(ValueError, match=r"out of reach .* \(calibrate with a larger responses.max_age\)"):
+    with pytest.raises(ValueError, match=r"out of reach .* take more steps, or measure older outputs: .*max_age"):
         short.graph(0.3, num_steps=12)
     with pytest.raises(ValueError, match="adds noise at its steps"):
         calibration.graph(0.5, num_steps=12, solver="ddim", solver_options={"eta": 1.0})
@@ -190,6 +191,9 @@ def test_wrong_tensors_are_refused(path, name, tensor, sentence):
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no calibration at"):
         l2c.Calibration.load(tmp_path / "none")
+    l2c.CacheGraph.load("dit_digits_ddim20").save(tmp_path / "graph.json")
+    with pytest.raises(ValueError, match="is a cache graph, not a calibration; it is read by"):
+        l2c.Calibration.load(tmp_path / "graph.json")
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(ValueError, match="cannot read a calibration of l2c"):
         l2c.Calibration.load(tmp_path / "text")
@@ -206,3 +210,22 @@ def test_what_stochastic_solvers_add_to_corrections_is_of_the_seed_and_the_image
     settings = {**calibration.settings, "seed": 3, "num_trajectories": 100}
     replace(calibration, settings=settings).corrected(sampler, num_trajectories=4, batch_size=2)
     assert set(streams) == {(3, 100), (3, 102)}
+
+
+def test_a_calibration_is_of_an_uncached_sampler_and_prints_as_one_line(calibration, backbone):
+    cached = l2c.Sampler(backbone, graph=calibration.graph(0.7), any_guidance=True)
+    for measure in (l2c.Calibration.measure, calibration.corrected):
+        with pytest.raises(ValueError, match="measured on an uncached sampler, got one with a cache graph"):
+            measure(cached)
+    texts = [repr(shown) for shown in (calibration, calibration.ladder([0.8, 0.7]), cached)]
+    assert all(len(text) < 300 and "\n" not in text for text in texts)
+    assert "responses" in texts[0]
+    assert "Ladder of 2" in texts[1]
+
+
+def test_true_errors_have_a_bar_that_ends_whole(calibration, sampler, capsys):
+    calibration.corrected(sampler, num_trajectories=1, batch_size=1)
+    end = capsys.readouterr().err.rsplit("\r", 1)[-1]
+    done, total = re.search(r"true errors: 100%.* (\d+)/(\d+) ", end).groups()
+    assert done == total
+    assert int(done) > 1

@@ -34,6 +34,10 @@ class CacheGraphs(Mapping[str, CacheGraph]):
 
     def __init__(self, graphs: Mapping[str, CacheGraph]) -> None:
         self._graphs = dict(table("graphs", graphs))
+        if not self._graphs:
+            raise ValueError(
+                "graphs is empty; give a cache graph by the name of each denoiser, {'transformer': graph}"
+            )
         for name, graph in self._graphs.items():
             if not isinstance(name, str) or not isinstance(graph, CacheGraph):
                 raise ValueError(
@@ -45,6 +49,9 @@ class CacheGraphs(Mapping[str, CacheGraph]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._graphs)
+
+    def __repr__(self) -> str:
+        return f"CacheGraphs({self._graphs!r})"
 
     def __len__(self) -> int:
         return len(self._graphs)

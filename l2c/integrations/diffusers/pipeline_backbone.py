@@ -27,6 +27,7 @@ from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
 from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
+from l2c.integrations.diffusers.options import OF_COMMANDS, check_options
 from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
 from l2c.integrations.diffusers.recorded.conditions import (
     differ_in_length,
@@ -298,6 +299,7 @@ def load_pipeline(
 
     """
     pipe = read_pipeline(settings)
+    check_options(pipe, settings.get("options"), OF_COMMANDS)
     of = settings.get("layers")
     return pipeline_backbone(
         pipe,

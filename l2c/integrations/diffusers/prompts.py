@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from l2c.integrations.diffusers.denoisers import denoiser_of
+from l2c.io.names import shown
 
 PROMPTS = (
     "a photograph of a cat on a window sill",
@@ -125,8 +126,8 @@ def prompt_lines(path: str) -> list[str]:
         ValueError: if the file is empty, not UTF-8, or has an empty line between others.
 
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no prompt file at {path}; write one prompt (or class label) a line")
+    if not _is_file(path):
+        raise FileNotFoundError(f"no prompt file at {shown(path, 300)}; write one prompt (or class label) a line")
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
@@ -137,3 +138,11 @@ def prompt_lines(path: str) -> list[str]:
     if "" in lines:
         raise ValueError(f"line {lines.index('') + 1} of the prompt file {path} is empty; remove it")
     return lines
+
+
+def _is_file(path: str) -> bool:
+    """Return whether a text is the path of a file; of one that is too long for a path pathlib raises an error."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
