@@ -138,6 +138,6 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     with pytest.raises(ValueError, match="cannot tell which timesteps"):
         apply(pipe, both, resample=True)
     both["transformer"].save(tmp_path / "one.json")
-    with pytest.raises(ValueError, match="a single graph is read by"):
+    with pytest.raises(ValueError, match="is a cache graph, not graphs of a pipeline"):
         CacheGraphs.load(tmp_path / "one.json")
     remove(pipe)
