@@ -206,7 +206,21 @@ def _reads(kind: type) -> tuple[tuple[str, ...], dict[int, tuple[str | None, ...
 
 
 def first(output: Any) -> Tensor:
-    """Return the tensor of a module's output: the output itself, or the first tensor of a tuple or output object."""
-    if isinstance(output, Tensor):
-        return output
-    return first(next(iter(output.values())) if isinstance(output, Mapping) else output[0])
+    """Return the tensor of a module's output: the output itself, or the first tensor of a tuple or output object.
+
+    Raises:
+        ValueError: if the output holds no tensor in its first place.
+
+    """
+    inner = output
+    while not isinstance(inner, Tensor):
+        try:
+            inner = next(iter(inner.values())) if isinstance(inner, Mapping) else inner[0]
+        except (TypeError, IndexError, KeyError, StopIteration):
+            raise ValueError(
+                "a module must return its prediction as a tensor, or a tuple, dict or output object that begins with "
+                f"it, got {type(output).__name__}; wrap a module around it whose forward returns the tensor"
+            ) from None
+        if isinstance(inner, (str, bytes)):
+            inner = None
+    return inner

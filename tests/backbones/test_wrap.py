@@ -449,3 +449,20 @@ def test_what_is_wrapped_already_is_said_to_be():
         ValueError, match=r"wrapped already, with the layers \[0\]; use it as it is, or wrap its .module"
     ):
         l2c.wrap(module, ["0"], "input")
+
+
+@pytest.mark.parametrize(
+    "returned", [lambda x: object(), lambda x: {"loss": 0.5, "sample": x}, lambda x: (), lambda x: ("name", x)]
+)
+def test_what_does_not_begin_with_a_tensor_is_one_sentence(returned):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x, t):
+            return returned(self.layer(x))
+
+    backbone = l2c.wrap(Model(), layers=["layer"], input_shape=(1, 4, 4))
+    with pytest.raises(ValueError, match="must return its prediction as a tensor, or a tuple, dict or output object"):
+        l2c.Sampler(backbone, solver="ddim", num_evaluations=3).sample(noise=torch.zeros(1, 1, 4, 4))
