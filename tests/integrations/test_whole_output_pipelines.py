@@ -133,7 +133,7 @@ def test_accelerate_takes_the_kind_of_layers(make_pipeline, tmp_path):
     pipe(prompts, output_type="np", generator=seeded, **settings)
     assert len(ran) == 3
     assert len(list(Path(tmp_path).iterdir())) == 1
-    other = l2c.accelerate(pipe, prompts, budget=3, folder=tmp_path, num_trajectories=2, **settings)
+    other = l2c.accelerate(pipe, prompts, budget=3, layers="block", folder=tmp_path, num_trajectories=2, **settings)
     assert other.layers != ("output",)
     assert len(list(Path(tmp_path).iterdir())) == 2
 
