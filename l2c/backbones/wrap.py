@@ -33,6 +33,9 @@ from l2c.io.locks import OwnLock
 from l2c.io.names import listed, near_keywords, quoted
 from l2c.io.numbers import whole_number
 
+# They may run as one kernel, none of their parts being called.
+FUSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
 
 @dataclass(frozen=True)
 class WrappedLayer:
@@ -52,12 +55,6 @@ class WrappedLayer:
     form: LayerForm = field(default_factory=OutputForm)
     silent: tuple[nn.Module, ...] = ()
     call: int = 0
-
-
-FUSING = (
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-)  # may run as one kernel, none of their parts being called
 
 
 class WrappedModule(Backbone):

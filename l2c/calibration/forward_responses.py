@@ -125,8 +125,12 @@ class _ForwardChanges(ABC):
         self._outputs: list[Tensor] = []  # (n, P), without variance
 
     @abstractmethod
-    def entries(self, e: int) -> tuple[list[int], Tensor]:
-        """Return slots of an evaluation, and what each changes in the network's output there, (n, slots, P)."""
+    def slots(self, e: int) -> list[int]:
+        """Return the slots that an evaluation has."""
+
+    @abstractmethod
+    def changes(self, e: int) -> Tensor:
+        """Return what each of the slots of an evaluation changes in the network's output there, (n, slots, P)."""
 
     def of(self, noise: Tensor) -> Tensor:
         """Return the changes of the images of noise (n, C, H, W) in an orthonormal basis each, (n, E, S, K)."""
@@ -137,10 +141,9 @@ class _ForwardChanges(ABC):
         places: list[tuple[int, int]] = []
         for e in range(count):
             self._basis = torch.cat([self._basis, self._carried(e)[:, None]], dim=1)
-            slots, changes = self.entries(e)
-            if slots:
+            if slots := self.slots(e):
                 places += [(e, slot) for slot in slots]
-                self._add(changes)
+                self._add(self.changes(e))
                 self._reduce(e)
             self._bar.update()
         found = torch.zeros(n, count, self.num_slots, self._rank)
@@ -228,9 +231,13 @@ class _LayerChanges(_ForwardChanges):
         self._before: Sequence[Tensor] = ()  # the layers' outputs one evaluation ago
         self._changes: list[Tensor] = []
 
-    def entries(self, e: int) -> tuple[list[int], Tensor]:
+    def slots(self, e: int) -> list[int]:
         """Return all groups; none at the first evaluation."""
-        return (list(range(self.num_slots)), self._changes[e - 1]) if e else ([], self._basis)
+        return list(range(self.num_slots)) if e else []
+
+    def changes(self, e: int) -> Tensor:
+        """Return what was measured along the trajectory."""
+        return self._changes[e - 1]
 
     def _see(self, layers: Sequence[Tensor]) -> None:
         if self._before:
@@ -256,8 +263,11 @@ class _OutputChanges(_ForwardChanges):
         self._ages = (*range(-1, -1 - max_age, -1), *range(1, 1 + max_ahead))
         self.num_slots = len(self._ages)
 
-    def entries(self, e: int) -> tuple[list[int], Tensor]:
+    def slots(self, e: int) -> list[int]:
         """Return the ages that there are."""
-        slots = [slot for slot, age in enumerate(self._ages) if 0 <= e + age < len(self._outputs)]
-        others = torch.stack([self._outputs[e + self._ages[slot]] for slot in slots], dim=1)
-        return slots, others - self._outputs[e][:, None]
+        return [slot for slot, age in enumerate(self._ages) if 0 <= e + age < len(self._outputs)]
+
+    def changes(self, e: int) -> Tensor:
+        """Return how far the outputs of these ages are from the evaluation's own."""
+        others = torch.stack([self._outputs[e + self._ages[slot]] for slot in self.slots(e)], dim=1)
+        return others - self._outputs[e][:, None]

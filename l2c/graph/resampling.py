@@ -10,9 +10,14 @@ from l2c.graph.predictor import DIGITS, FITTED, LINEAR, WEIGHTED, slopes_of
 from l2c.graph.selection import with_evaluations
 
 
+def nearest(timesteps: Sequence[float], t: float) -> int:
+    """Return the place of the timestep that is nearest to t."""
+    return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
+
+
 def nearest_rows(graph: CacheGraph, timesteps: Sequence[float]) -> list[int]:
     """Return the row of a graph that lies nearest to each timestep."""
-    return [min(range(len(graph.timesteps)), key=lambda i: abs(graph.timesteps[i] - t)) for t in timesteps]
+    return [nearest(graph.timesteps, t) for t in timesteps]
 
 
 def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from without_backward import WithoutBackward
 
 from l2c.backbones.whole_output import WholeOutput
 from l2c.calibration.forward_responses import measure_forward
@@ -91,16 +92,6 @@ def test_the_map_of_a_solver_gives_its_states(make_dit):
 
     states.append(float(solver.sample(output, torch.zeros(1, 1, 1, 1, dtype=torch.float64))))
     assert torch.allclose(output_map(solver) @ outputs.flatten(), torch.tensor(states, dtype=torch.float64))
-
-
-class WithoutBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise NotImplementedError("derivative for int8_linear is not implemented\nand more")
 
 
 def test_a_model_without_a_backward_pass_is_measured_forward_only(make_dit):

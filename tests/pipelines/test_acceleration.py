@@ -11,6 +11,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 import diffusers
 from PIL import Image
+from without_backward import WithoutBackward
 
 import l2c
 from l2c.integrations.diffusers import remove
@@ -101,16 +102,6 @@ def test_the_calibration_that_is_kept_knows_its_probes(pipe, tmp_path):
     assert kept.settings["responses"]["num_probes"] == 8
     assert kept.tensor("responses").shape[3] == 2 * 8
     assert 0 < graph.measured["expected_mse_standard_error"] <= graph.measured["expected_mse"]  # of two trajectories
-
-
-class WithoutBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise NotImplementedError("derivative for int4_linear is not implemented")
 
 
 class OpaqueScheduler(diffusers.DDIMScheduler):

@@ -11,7 +11,8 @@ from l2c.integrations.diffusers.guidance import EMBEDDED, TRUE, guidance_of
 from l2c.integrations.diffusers.prompts import condition_of
 from l2c.io.names import quoted
 
-OF_CALLS = re.compile(r"num_\w+_per_prompt|output_type|return_dict|callback\w*")
+PER_PROMPT = r"num_\w+_per_prompt"
+OF_CALLS = re.compile(rf"{PER_PROMPT}|output_type|return_dict|callback\w*")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
 from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
-from l2c.integrations.diffusers.options import OF_COMMANDS, check_options
+from l2c.integrations.diffusers.options import OF_COMMANDS, PER_PROMPT, check_options
 from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
 from l2c.integrations.diffusers.recorded.conditions import (
     differ_in_length,
@@ -232,7 +232,7 @@ def pipeline_backbone(
         raise ValueError("no prompts given; one at least is needed")
     model, guidance = denoiser_of(pipe), guidance_of(pipe)
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
-    settings |= {name: 1 for name in settings if re.fullmatch(r"num_\w+_per_prompt", name)}
+    settings |= {name: 1 for name in settings if re.fullmatch(PER_PROMPT, name)}
     if guidance.mode == "embedded":
         settings |= guidance.arguments(guidance_scale)
     beside = guidance.left_out({**defaults_of(pipe), **(options or {})})

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.resampling import nearest_rows, resampled
+from l2c.graph.resampling import nearest, nearest_rows, resampled
 from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.fit import TOLERANCE, check_scheduler, check_timesteps
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
@@ -107,7 +107,7 @@ class CalibratedRows:
     def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the graph of the trajectory from `t` on, and its rows. See `FinishedRows.at`."""
         check_scheduler(self.first, scheduler)
-        begin = min(range(end), key=lambda i: abs(timesteps[i] - t))
+        begin = nearest(timesteps[:end], t)
         if end - begin == 1:  # nothing to reuse
             return with_evaluations(self.first, [0], timesteps=(timesteps[begin],)), range(1)
         solver = SchedulerSolver(scheduler, timesteps[:end], first=begin)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.graph.resampling import nearest
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.rows import Rows, tolerance
@@ -195,11 +196,6 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float
         return unlike, round(abs(unit[place] - t), 6), place
 
     return min(units, key=misfit)
-
-
-def nearest(timesteps: Sequence[float], t: float) -> int:
-    """Return the place of the timestep that is nearest to t."""
-    return min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t))
 
 
 def trajectory_of(pipe: Any, t: float, like: Sequence[float] = ()) -> tuple[tuple[float, ...], int]:
