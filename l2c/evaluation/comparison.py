@@ -279,6 +279,7 @@ class Comparison:
             float(spent),
             error.mse,
             error.mse_standard_error,
+            error.mse_p99,
             times["this"].seconds,
             times["uncached"].seconds,
         )

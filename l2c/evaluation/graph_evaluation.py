@@ -152,7 +152,13 @@ def _result(
     spread = errors[0].mse_standard_error
     if len(mse) > 1:  # draws differ far more than images do
         spread = standard_error(mse)
-    mean = ImageError(statistics.mean(mse), spread, statistics.mean(e.psnr for e in errors), errors[0].num_images)
+    mean = ImageError(
+        statistics.mean(mse),
+        spread,
+        statistics.mean(error.mse_p99 for error in errors),
+        statistics.mean(error.psnr for error in errors),
+        errors[0].num_images,
+    )
     accuracy = frechet = None
     if classifier is not None and labels is not None:
         accuracy = statistics.mean(classifier.accuracy(drawn, labels) for drawn in images)

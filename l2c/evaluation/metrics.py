@@ -21,6 +21,7 @@ class ImageError:
     Attributes:
         mse: mean squared error per pixel, averaged over images.
         mse_standard_error: its standard error over images.
+        mse_p99: the error that 99 % of the images stay under.
         psnr: peak signal-to-noise ratio in dB of the mean squared error.
         num_images: number N of images.
 
@@ -28,6 +29,7 @@ class ImageError:
 
     mse: float
     mse_standard_error: float
+    mse_p99: float
     psnr: float
     num_images: int
 
@@ -48,7 +50,8 @@ def image_error(images: Tensor, target: Tensor, *, data_range: float = 2.0) -> I
     per_image = squared_errors(images, target).cpu()
     exact = torch.equal(images, target)
     psnr = math.inf if exact else float(peak_signal_noise_ratio(images, target, data_range=data_range))
-    return ImageError(float(per_image.mean()), standard_error(per_image), psnr, len(per_image))
+    p99 = float(per_image.quantile(0.99))
+    return ImageError(float(per_image.mean()), standard_error(per_image), p99, psnr, len(per_image))
 
 
 class Reader(Protocol):

@@ -14,6 +14,7 @@ def test_error_in_closed_form():
     error = image_error(images, reference)
     assert error.mse == pytest.approx((0.01 + 0.09) / 2)
     assert error.mse_standard_error == pytest.approx(0.04)  # std of (0.01, 0.09) is 0.0566, over sqrt(2)
+    assert error.mse_p99 == pytest.approx(0.01 + 0.99 * 0.08)  # between the two
     assert error.psnr == pytest.approx(10 * math.log10(4 / 0.05), rel=1e-5)
     assert error.num_images == 2
 

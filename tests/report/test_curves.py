@@ -13,7 +13,7 @@ BUDGETS = (15.0, 8.0, 5.0)
 
 def cells(methods=12):
     return [
-        Cell(f"m{i}", target, seed, target - 0.1, 1e-5 * (i + 1) * (20 - target), 1e-6, target / 20, 1.0)
+        Cell(f"m{i}", target, seed, target - 0.1, 1e-5 * (i + 1) * (20 - target), 1e-6, 1e-5, target / 20, 1.0)
         for i in range(methods)
         for target in BUDGETS
         for seed in range(2)
@@ -50,7 +50,7 @@ def test_methods_that_miss_a_budget_come_after_those_that_do_not():
 
 
 def test_exact_methods_and_single_budgets_can_be_drawn():
-    exact = Cell("exact", 8.0, 0, 8.0, 0.0, 0.0, 1.0, 1.0)
+    exact = Cell("exact", 8.0, 0, 8.0, 0.0, 0.0, 0.0, 1.0, 1.0)
     for drawn in ([exact, *cells(1)[:1]], [exact]):
         texts = [text.get_text() for axes in pareto(drawn).axes for text in axes.texts]
         assert "grey: exact" in texts  # no error to place it by, but named

@@ -9,7 +9,7 @@ from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 
 
 def cell(method, mse, seed=0, budget=8.0):
-    return Cell(method, budget, seed, 8.1, mse, 0.1 * mse, 1.0, 2.0)
+    return Cell(method, budget, seed, 8.1, mse, 0.1 * mse, 5 * mse, 1.0, 2.0)
 
 
 CELLS = [
@@ -26,6 +26,7 @@ def test_lines_average_seeds_and_order_by_error():
     assert found[2].mse == pytest.approx(3e-4)
     assert found[2].standard_error == pytest.approx(1e-4 / 3**0.5)  # over seeds, not noises
     assert found[0].standard_error == pytest.approx(1e-5)
+    assert found[2].mse_p99 == pytest.approx(15e-4)
     assert found[0].speed_up == 2.0
     assert [line.verdict for line in found] == ["best", "tie (1.40 x)", "3 x", "best"]
 

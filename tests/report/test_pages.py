@@ -33,7 +33,7 @@ def graph(model="net"):
 @pytest.fixture(scope="module")
 def page():
     cells = [
-        Cell(method, target, 0, target, mse, mse / 10, target / 20, 1.0)
+        Cell(method, target, 0, target, mse, mse / 10, 5 * mse, target / 20, 1.0)
         for target in (15.0, 8.0)
         for method, mse in ((EVIL, 2e-3), ("best", 1e-3 / target), ("fewer_steps", 1e-2))
     ]
