@@ -17,7 +17,7 @@ from l2c.backbones.digest import weights_checksum, weights_digest
 from l2c.backbones.layer_cache import BlockCall, LayerCache, LayerOutput, LayerPlan, Pass, Row
 from l2c.backbones.single_plan import SinglePlan
 from l2c.diffusion.prediction import check_prediction
-from l2c.diffusion.schedule import SCHEDULES
+from l2c.diffusion.schedule import named_or_betas
 from l2c.graph.binding import GUIDANCES
 from l2c.graph.given import text
 from l2c.io.names import chosen, quoted
@@ -55,12 +55,13 @@ class Conventions:
 
     Attributes:
         name: the preset's name, or the class name for a backbone that was built by hand.
-        schedule: noise schedule the weights were trained with, `linear`, `scaled_linear` or `flow`.
+        schedule: noise schedule the weights were trained with, `linear`, `scaled_linear`, `cosine`, `flow`, or (T,)
+            betas of one of its own.
         first_timestep: value of t that the network is given at the least noisy training step
             (DiT counts 0..999, U-ViT 1..1000).
         guidance: what `cfg_scale` means, `dit` or `uvit` (see `l2c.diffusion.guidance`).
         null_label: label of the unconditional class; None for weights that have none.
-        prediction: what the output is, `noise`, `v` or `flow` (see `l2c.diffusion.prediction`).
+        prediction: what the output is, `noise`, `v`, `data` or `flow` (see `l2c.diffusion.prediction`).
         published: how the publication samples; None for a backbone that was built by hand.
 
     Raises:
@@ -69,7 +70,7 @@ class Conventions:
     """
 
     name: str
-    schedule: str
+    schedule: str | tuple[float, ...]
     first_timestep: int
     guidance: str
     null_label: int | None
@@ -78,7 +79,7 @@ class Conventions:
 
     def __post_init__(self) -> None:
         text("the name of a model", self.name)
-        chosen("noise schedule", self.schedule, SCHEDULES)
+        object.__setattr__(self, "schedule", named_or_betas(self.schedule))
         chosen("guidance", self.guidance, GUIDANCES)
         check_prediction(self.prediction)
         whole_number("first_timestep", self.first_timestep, low=0, high=1000)

@@ -29,6 +29,7 @@ Facts = dict[Hashable, Any]
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """Return a digest of names, shapes and values (as 32-bit floats) of a state dict, `sha256:...`.
 
+    Names are those without the part that `torch.compile(module)` puts between, so that compiling changes no digest.
     Quantised tensors that are made of plain ones are digested from those, sharded ones (FSDP2) whole: all processes
     must ask for them.
 
@@ -37,7 +38,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
     """
     digest = hashlib.sha256()
-    for name, value in sorted(weights.items()):
+    for name, value in sorted((name.replace("_orig_mod.", ""), value) for name, value in weights.items()):
         for part, stored in _stored(name, value):
             digest.update(f"{part}{tuple(stored.shape)}".encode())
             digest.update(stored.detach().to("cpu", torch.float32).contiguous().numpy().data)
@@ -182,7 +183,7 @@ def weights_in(model: nn.Module) -> list[Tensor]:
         found += module._parameters.values()
         passing = module._non_persistent_buffers_set
         found += (buffer for name, buffer in module._buffers.items() if name not in passing)
-        modules += filter(None, module._modules.values())
+        modules += [inner for inner in module._modules.values() if inner is not None]  # compiled: no truth value
     return [weight for weight in found if weight is not None]
 
 

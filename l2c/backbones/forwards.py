@@ -17,14 +17,35 @@ from l2c.io.locks import OwnLock
 _CHANGES = OwnLock()
 
 
+COMPILED_CALL = "_compiled_call_impl"  # what `module.compile()` puts in the place of a module's call
+
+
+def compiled(module: nn.Module) -> bool:
+    """Return whether a module was compiled, by `module.compile()` or `torch.compile(module)`."""
+    return getattr(module, COMPILED_CALL, None) is not None or hasattr(module, "_orig_mod")
+
+
+def uncompiled(module: nn.Module) -> Callable[..., Any]:
+    """Return what replaces the forward of a compiled module, `call(forward, *args, **kwargs)`: it runs uncompiled."""
+    inner: Any = getattr(module, "_orig_mod", None)
+    own: Any = module._call_impl if inner is None else inner
+    return lambda forward, *args, **kwargs: own(*args, **kwargs)
+
+
+def _place(module: nn.Module) -> str:
+    """Return the attribute that holds what a call of a module runs."""
+    return "forward" if getattr(module, COMPILED_CALL, None) is None else COMPILED_CALL
+
+
 class _Forward:
     """A module's forward while evaluations run: in their threads what each put there, in others the module's own.
 
-    A copy or a pickle of the module has the module's own.
+    That of a compiled module is its compiled call. A copy or a pickle of the module has the module's own.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.own = module.forward
+        self.place = _place(module)
+        self.own = getattr(module, self.place)
         self.calls: dict[threading.Thread, list[Callable[..., Any]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,9 +75,10 @@ def replaced(calls: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     placed = []
     with _CHANGES:
         for module, call in calls.items():
-            forward = module.__dict__.get("forward")
+            forward = module.__dict__.get(_place(module))
             if not isinstance(forward, _Forward):
-                module.__dict__["forward"] = forward = _Forward(module)
+                forward = _Forward(module)
+                module.__dict__[forward.place] = forward
             stack = forward.calls.setdefault(thread, [])
             stack.append(partial(call, stack[-1] if stack else forward.own))
             placed.append((module, forward))
@@ -73,10 +95,11 @@ def _take_back(module: nn.Module, forward: _Forward, thread: threading.Thread) -
     forward.calls[thread].pop()
     if not forward.calls[thread]:
         del forward.calls[thread]
-    if not forward.calls and module.__dict__.get("forward") is forward:
-        del module.__dict__["forward"]
-        if module.forward != forward.own:  # one that somebody had put there
-            module.__dict__["forward"] = forward.own
+    place = forward.place
+    if not forward.calls and module.__dict__.get(place) is forward:
+        del module.__dict__[place]
+        if getattr(module, place) != forward.own:  # one that somebody had put there
+            module.__dict__[place] = forward.own
 
 
 def in_turn(name: str, calls: Sequence[Callable[..., Any]]) -> Callable[..., Any]:

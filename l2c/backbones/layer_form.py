@@ -8,10 +8,11 @@ modules that work on several streams of tokens (image and text, video and sound)
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -91,26 +92,36 @@ class OutputForm:
     """
 
     def __init__(self) -> None:
-        self._others: tuple[Any, tuple[Any, ...]] | None = None
+        self._others: tuple[Callable[[list[Any]], Any], tuple[Any, ...]] | None = None
 
     def branch(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Branch:
-        """Return the tensors of the output."""
+        """Return the tensors of the output.
+
+        Raises:
+            ValueError: if the output has no members.
+
+        """
         if isinstance(output, Tensor):
             return output
-        members = tuple(output.values()) if isinstance(output, Mapping) else tuple(output)
+        found = opened(output)
+        if found is None:
+            raise ValueError(
+                f"a layer must return a tensor, or a tuple, list, dict, named tuple or dataclass of them, but "
+                f"{type(module).__name__} returns {type(output).__name__}; leave it out of the patterns given to "
+                "l2c.wrap, or take the modules inside it"
+            )
+        members, build = found
         rest = tuple(None if isinstance(member, Tensor) else member for member in members)
         if type(output) is not tuple or any(member is not None for member in rest):
-            keys = tuple(output) if isinstance(output, Mapping) else None
-            self._others = ((type(output), keys), rest)
+            self._others = build, rest
         return tuple(member if isinstance(member, Tensor) else None for member in members)
 
     def stand_in(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], branch: Branch) -> Any:
         """Return the branch as the module returns its output."""
         if isinstance(branch, Tensor) or self._others is None:
             return branch
-        (kind, keys), rest = self._others
-        members = [other if stream is None else stream for stream, other in zip(branch, rest, strict=True)]
-        return kind(members) if keys is None else kind(**dict(zip(keys, members, strict=True)))
+        build, rest = self._others
+        return build([other if stream is None else stream for stream, other in zip(branch, rest, strict=True)])
 
 
 class WholeOutputForm:
@@ -205,8 +216,30 @@ def _reads(kind: type) -> tuple[tuple[str, ...], dict[int, tuple[str | None, ...
     return names, returned
 
 
-def first(output: Any) -> Tensor:
-    """Return the tensor of a module's output: the output itself, or the first tensor of a tuple or output object.
+def opened(output: Any) -> tuple[tuple[Any, ...], Callable[[list[Any]], Any]] | None:
+    """Return the members of an output, and what makes such an output of others; None where it has no members."""
+    kind: Any = type(output)
+    if isinstance(output, Mapping):
+        return tuple(output.values()), partial(_by_name, kind, tuple(output))
+    if dataclasses.is_dataclass(output):
+        names = tuple(field.name for field in dataclasses.fields(output) if field.init)
+        return tuple(getattr(output, name) for name in names), partial(_by_name, kind, names)
+    if isinstance(output, (tuple, list)):
+        return tuple(output), kind._make if hasattr(kind, "_make") else kind
+    return None
+
+
+def _by_name(kind: Any, names: Sequence[Any], members: list[Any]) -> Any:
+    found = dict(zip(names, members, strict=True))
+    return found if kind is dict else kind(**found)
+
+
+def first(output: Any, *, listed: bool = False) -> Tensor:
+    """Return a module's prediction: its output itself, or the first tensor of a tuple or output object.
+
+    Args:
+        output: what the module returned.
+        listed: whether a list holds one tensor for each sample, which are then stacked.
 
     Raises:
         ValueError: if the output holds no tensor in its first place.
@@ -214,13 +247,14 @@ def first(output: Any) -> Tensor:
     """
     inner = output
     while not isinstance(inner, Tensor):
-        try:
-            inner = next(iter(inner.values())) if isinstance(inner, Mapping) else inner[0]
-        except (TypeError, IndexError, KeyError, StopIteration):
+        if listed and isinstance(inner, list):
+            return torch.stack(inner)
+        found = opened(inner)
+        if not found or not found[0]:
             raise ValueError(
-                "a module must return its prediction as a tensor, or a tuple, dict or output object that begins with "
-                f"it, got {type(output).__name__}; wrap a module around it whose forward returns the tensor"
-            ) from None
-        if isinstance(inner, (str, bytes)):
-            inner = None
+                "a module must return its prediction as a tensor, or a tuple, list, dict, dataclass or output object "
+                f"that begins with it, got {type(output).__name__}; wrap a module around it whose forward returns "
+                "the tensor"
+            )
+        inner = found[0][0]
     return inner

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
-from l2c.backbones.forwards import in_turn, replaced
+from l2c.backbones.foreign_module import around, bare, check_parameters, labels_of, match_layers, modules_of
+from l2c.backbones.forwards import compiled, in_turn, replaced, uncompiled
 from l2c.backbones.layer_cache import Fresh, LayerOutput, Pass, mix
 from l2c.backbones.layer_form import (
     Branch,
@@ -26,12 +25,13 @@ from l2c.backbones.layer_form import (
     shapes_of,
     split,
 )
-from l2c.backbones.layer_patterns import match_layers
+from l2c.diffusion.schedule import FLOW, named_or_betas
 from l2c.graph.given import each, text
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
-from l2c.io.names import listed, near_keywords, quoted
+from l2c.io.names import listed, near_keywords
 from l2c.io.numbers import whole_number
+from l2c.io.tensors import leaves_of
 
 # They may run as one kernel, none of their parts being called.
 FUSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -98,6 +98,7 @@ class WrappedModule(Backbone):
         self.num_embedded_labels = num_embedded_labels
         self._input_shape = input_shape
         self._streams: dict[tuple[int, torch.Size], Shapes] = {}  # of each layer, by the shape of its branch
+        self._around: dict[nn.Module, list[nn.Module]] = {}  # what holds layers, of each module in turn
         self._lock = OwnLock()
         self._fusing = any(isinstance(part, FUSING) for part in module.modules())
 
@@ -139,26 +140,44 @@ class WrappedModule(Backbone):
         Those of other modules that take this one's place at some evaluations follow.
         """
         names = dict.fromkeys(map(block_of, self.layer_names))
-        return [module.get_submodule(name) for module in self.modules_in_turn() for name in names]
+        return [found[name] for found in map(modules_of, self.modules_in_turn()) for name in names]
 
     def modules_in_turn(self) -> list[nn.Module]:
         """Return the modules that take turns, one at each evaluation; here there is only one."""
         return [self.module]
 
-    def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Any:
-        """Call the module as its own code would."""
+    def call(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        """Return the module's prediction, called as its own code would call it.
+
+        Raises:
+            ValueError: if labels are missing, the module is in training mode, or its output has not the shape of x.
+
+        """
+        name = self.conventions.name
+        if self.module.training:
+            raise ValueError(
+                f"{name} is in training mode, in which dropout and dropped labels are drawn at random; call "
+                ".eval() on it before it predicts here"
+            )
         conditions = {self.timestep: t}
         if self.labels is not None:
             if y is None:
-                raise ValueError(f"{self.conventions.name} needs labels: give y (N,) for {self.labels!r}")
+                raise ValueError(f"{name} needs labels: give y (N,) for {self.labels!r}")
             conditions[self.labels] = y
         if self._fusing:
             torch.backends.mha.set_fastpath_enabled(False)
-        return self.module(x, **conditions)
+        output = first(self.module(x, **conditions))
+        wanted, got = tuple(x.shape), tuple(output.shape)
+        if got != wanted and got != (wanted[0], 2 * wanted[1], *wanted[2:]):
+            raise ValueError(
+                f"{name} returns {got} for an input of shape {wanted}, must be the shape of the input, or twice its "
+                "channels where it predicts variances too; wrap a module around it whose forward returns that"
+            )
+        return output
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict, computing every layer: the module's own forward; see `Backbone.forward`."""
-        return first(self.call(x, t, y))
+        return self.call(x, t, y)
 
     def _call(self, block: Any, *inputs: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if self.recompute_activations and torch.is_grad_enabled():
@@ -172,8 +191,12 @@ class WrappedModule(Backbone):
         for index, layer in sorted(enumerate(self.layers), key=lambda item: item[1].call):
             calls.setdefault(layer.module, []).append(self._caller(index, layers))
         names = {layer.module: layer.name for layer in reversed(self.layers)}
-        with self._lock, replaced({module: in_turn(names[module], each) for module, each in calls.items()}):
-            return first(self.call(x, t, y[0] if y else None))
+        if self.module not in self._around:
+            self._around[self.module] = around(self.module, list(calls))
+        outer = {module: uncompiled(module) for module in self._around[self.module] if compiled(module)}
+        inner = {module: in_turn(names[module], each) for module, each in calls.items()}
+        with self._lock, replaced({**outer, **inner}):
+            return self.call(x, t, y[0] if y else None)
 
     def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
         """Return what replaces a layer's forward in one evaluation, `call(forward, *args, **kwargs)`."""
@@ -203,7 +226,11 @@ class WrappedModule(Backbone):
             return output, _Outputs(lambda: branch)
 
         def call(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            like = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            like = next((value for _, value in leaves_of((args, kwargs))), None)
+            if like is None:
+                raise ValueError(
+                    f"layer {layer.name} is given no tensor; leave it out of the patterns given to l2c.wrap"
+                )
             return layers.run(index, compute_or_reuse, like, original, args, kwargs)  # type: ignore[arg-type]
 
         return call
@@ -231,24 +258,6 @@ class _Outputs:
         return self._branch()
 
 
-def bare(module: nn.Module) -> nn.Module:
-    """Return the module inside `torch.compile`, DistributedDataParallel or DataParallel; others unchanged."""
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"l2c.wrap takes a torch module, got {type(module).__name__}")
-    if isinstance(module, WrappedModule):
-        raise ValueError(
-            f"l2c.wrap takes a torch module, got one that is wrapped already, with the layers "
-            f"{listed(module.layer_names, 3)}; use it as it is, or wrap its .module again for other layers"
-        )
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(module, (DataParallel, DistributedDataParallel)):
-            inner = module.module
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
-
-
 @near_keywords()
 def wrap(
     module: nn.Module,
@@ -261,10 +270,10 @@ def wrap(
     input_shape: tuple[int, ...] | None = None,
     residual: Sequence[str] = (),
     name: str | None = None,
-    schedule: str = "linear",
+    schedule: str | Sequence[float] = "linear",
     first_timestep: int = 0,
     guidance: str = "cfg",
-    prediction: str = "noise",
+    prediction: str | None = None,
 ) -> WrappedModule:
     """Return a backbone of any module that predicts noise or velocity: for policies, router training, the sampler.
 
@@ -273,7 +282,8 @@ def wrap(
 
     Args:
         module: its first positional argument is x (N, C, H, W); it returns the prediction, or a tuple or output
-            object that begins with it. Inside torch.compile or (Distributed)DataParallel it is unwrapped.
+            object that begins with it. Inside torch.compile, (Distributed)DataParallel or AveragedModel it is
+            unwrapped; compiled modules that hold layers run uncompiled in an evaluation, compiled layers compiled.
         layers: patterns of module names, one branch of a block each, `blocks.*.attn`; `*` is one part of a name.
         timestep: the parameter of its forward that takes t (N,).
         labels: the one that takes labels y (N,); None = the module takes none.
@@ -282,34 +292,54 @@ def wrap(
         input_shape: (C, H, W) of one x; needed to draw noise and to measure costs.
         residual: patterns of modules, among those matched, that add their input themselves (whole blocks).
         name: the backbone's name in cache graphs; None = the module's class.
-        schedule: noise schedule of the weights, `linear`, `scaled_linear` or `flow`.
+        schedule: noise schedule of the weights, `linear`, `scaled_linear`, `cosine` or `flow`; or (T,) betas.
         first_timestep: t at the least noisy training step.
         guidance: what `cfg_scale` means: `cfg`, `dit` or `uvit`.
-        prediction: what the module returns: `noise`, `v`, or `flow` for the velocity of a flow.
+        prediction: what the module returns, `noise`, `v`, `data` or `flow`; None = `flow` of a flow, else `noise`.
 
     Raises:
         ValueError: if a pattern matches nothing, the forward has no such parameter, or an argument does not fit.
 
     """
-    module = bare(module)
-    _check_parameters(module, timestep=text("timestep", timestep), labels=labels)
-    null_label, num_labels = _labels(labels, num_labels, null_label)
+    module = _unwrapped(module)
+    check_parameters(module, timestep=text("timestep", timestep), labels=labels)
+    null_label, num_labels = labels_of(labels, num_labels, null_label)
     if input_shape is not None:
         input_shape = tuple(whole_number("a side of input_shape", n, low=1) for n in each("input_shape", input_shape))
-    names = match_layers(module, layers)
-    whole = _whole(module, names, residual)
+    names, found = match_layers(module, layers), modules_of(module)
+    whole, name = _whole(module, names, residual), class_name(module) if name is None else name
     return WrappedModule(
         module,
-        [WrappedLayer(n, module.get_submodule(n), ResidualForm() if n in whole else OutputForm()) for n in names],
+        [WrappedLayer(n, found[n], ResidualForm() if n in whole else OutputForm()) for n in names],
         timestep=timestep,
         labels=labels,
-        conventions=Conventions(
-            class_name(module) if name is None else name,
-            *(schedule, first_timestep, guidance, null_label, prediction),
+        conventions=_conventions(
+            name or class_name(module), schedule, first_timestep, guidance, null_label, prediction
         ),
         input_shape=input_shape,
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
     )
+
+
+def _conventions(
+    name: str, schedule: Any, first_timestep: int, guidance: str, null_label: int | None, prediction: str | None
+) -> Conventions:
+    """Return the conventions, in which a flow predicts a flow unless another prediction is given."""
+    schedule = named_or_betas(schedule)
+    if prediction is None:
+        prediction = "flow" if schedule == FLOW else "noise"
+    return Conventions(name, schedule, first_timestep, guidance, null_label, prediction)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside wrappers of torch; refuse one that is a backbone already."""
+    module = bare(module)
+    if isinstance(module, WrappedModule):
+        raise ValueError(
+            f"l2c.wrap takes a torch module, got one that is wrapped already, with the layers "
+            f"{listed(module.layer_names, 3)}; use it as it is, or wrap its .module again for other layers"
+        )
+    return module
 
 
 def _whole(module: nn.Module, names: Sequence[str], patterns: Sequence[str]) -> Sequence[str]:
@@ -318,26 +348,3 @@ def _whole(module: nn.Module, names: Sequence[str], patterns: Sequence[str]) -> 
     if stray:
         raise ValueError(f"residual= matches {stray[0]}, which is no layer; match it in layers= too")
     return found
-
-
-def _labels(labels: str | None, num_labels: int, null_label: int | None) -> tuple[int | None, int]:
-    """Return the null label and the number of labels of a module; refuse numbers without labels and the reverse."""
-    count = whole_number("num_labels", num_labels, low=0, high=2**31)
-    null = None if null_label is None else whole_number("null_label", null_label, low=0, high=2**31)
-    if labels is None and (count or null is not None):
-        raise ValueError("num_labels and null_label need labels=, the parameter of the forward that takes them")
-    if labels is not None and not count:
-        raise ValueError("a module with labels has at least one; say num_labels= how many")
-    return null, count
-
-
-def _check_parameters(module: nn.Module, **wanted: str | None) -> None:
-    """Refuse names that the module's forward does not take."""
-    signature = inspect.signature(module.forward).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
-        return
-    for what, parameter in wanted.items():
-        if parameter is not None and text(what, parameter) not in signature:
-            others = list(signature)[1:]
-            mend = f"say {what}= one of {', '.join(others)}" if others else "it takes the noisy input alone"
-            raise ValueError(f"the forward of {type(module).__name__} has no parameter {quoted(parameter)}; {mend}")

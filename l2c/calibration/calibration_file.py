@@ -13,7 +13,7 @@ from l2c.backbones.digest import weights_digest
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid
 from l2c.diffusion import Schedule
-from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule
+from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, named_or_betas
 from l2c.graph.binding import Binding
 from l2c.io.digests import digest_of_text
 from l2c.io.json_fields import items, known_fields, member, parse
@@ -25,7 +25,7 @@ VERSION = 2
 CORRECTIONS = ("corrections", "output_corrections")
 FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", *CORRECTIONS, "digest")
 OF_BINDING = tuple(Binding.__dataclass_fields__)
-OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction")
+OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction", "given")
 CORRECTION = ("num_evaluations", "share", "predicted", "true")  # share of the MACs; mean squared errors per pixel
 NUMBER = (int, float)
 TEXT = (str, type(None))
@@ -59,7 +59,8 @@ def header_of(
         "binding": binding.fields,
         "settings": dict(settings),
         "grid": grid and grid.to_json(),
-        "schedule": schedule and {name: getattr(schedule, name) for name in OF_SCHEDULE},
+        "schedule": schedule
+        and {name: value for name in OF_SCHEDULE if (value := getattr(schedule, name, ())) != ()},
         "cost": cost and {"layers": list(cost.layers), "fixed": cost.fixed},
         "corrections": list(map(dict, corrections)),
         "output_corrections": list(map(dict, output_corrections)),
@@ -146,13 +147,15 @@ def _schedule(content: Mapping[str, Any] | None) -> Schedule | None:
         return None
     known_fields(content, OF_SCHEDULE, "schedule")
     name = member(content, "name", str, "schedule.name")
-    kind = FlowSchedule if name == FLOW else NoiseSchedule
-    return kind(
-        name,
-        whole_number("schedule.first_timestep", content.get("first_timestep"), low=0, high=1000),
-        whole_number("schedule.num_steps", content.get("num_steps"), low=2, high=100_000),
-        member(content, "prediction", str, "schedule.prediction"),
-    )
+    first = whole_number("schedule.first_timestep", content.get("first_timestep"), low=0, high=1000)
+    count = whole_number("schedule.num_steps", content.get("num_steps"), low=2, high=100_000)
+    prediction = member(content, "prediction", str, "schedule.prediction")
+    if name == FLOW:
+        return FlowSchedule(name, first, count, prediction)
+    betas = named_or_betas(content["given"]) if "given" in content else ()
+    if isinstance(betas, str):
+        raise ValueError("schedule.given must be a list of numbers, got text; run l2c calibrate again")
+    return NoiseSchedule(name, first, count, prediction, betas)
 
 
 def _cost(content: Mapping[str, Any] | None) -> Cost | None:

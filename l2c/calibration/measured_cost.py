@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from l2c.backbones.forwards import replaced
 from l2c.backbones.wrap import WrappedLayer, WrappedModule
+from l2c.calibration.whole_blocks import sentence, whole_blocks
 
 ENOUGH = 0.8  # of the MACs of an evaluation
 log = logging.getLogger(__name__)
@@ -31,9 +35,13 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     weight = next(backbone.parameters())
     x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
-    held, rest = macs_of(
-        backbone.layers, lambda: backbone(x, torch.full((1,), backbone.usual_time, device=weight.device), y)
-    )
+    own = type(backbone) is WrappedModule  # its layers are named by a user
+    with whole_blocks(backbone.layers if own else ()) as blocks:
+        held, rest = macs_of(
+            backbone.layers, lambda: backbone(x, torch.full((1,), backbone.usual_time, device=weight.device), y)
+        )
+    if blocks:
+        log.warning(sentence(blocks, len(backbone.layers), backbone.conventions.name))
     share = sum(held) / max(1, sum(held) + rest)
     if held and share < ENOUGH:
         log.warning(
@@ -69,34 +77,27 @@ def macs_of(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> tuple[tup
             calls[call] = index
     # The plain product is the one kernel that every device's counter knows.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, ExitStack() as stack:
-        for module, calls in counted.items():
-            stack.enter_context(_metered(module, counter, counts, calls))
+        if "torch._dynamo" in sys.modules:  # compiled code is not counted
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        metered = {module: partial(_metered, counter, counts, iter(calls)) for module, calls in counted.items()}
+        stack.enter_context(replaced(metered))
         run()
         total = counter.get_total_flops() // 2
     return tuple(counts), total - sum(counts)
 
 
-@contextmanager
 def _metered(
-    module: nn.Module, counter: FlopCounterMode, counts: list[int], calls: Sequence[int | None]
-) -> Iterator[None]:
-    original: Callable[..., Any] = module.forward
-    own = module.__dict__.get("forward")
-    turns = iter(calls)
-
-    def metered(*args: Any, **kwargs: Any) -> Any:
-        before = counter.get_total_flops()
-        output = original(*args, **kwargs)
-        index = next(turns, None)
-        if index is not None:
-            counts[index] += (counter.get_total_flops() - before) // 2
-        return output
-
-    module.__dict__["forward"] = metered
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = own
+    counter: FlopCounterMode,
+    counts: list[int],
+    turns: Iterator[int | None],
+    forward: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Run a forward, and count its MACs as those of the layer whose turn it is."""
+    before = counter.get_total_flops()
+    output = forward(*args, **kwargs)
+    index = next(turns, None)
+    if index is not None:
+        counts[index] += (counter.get_total_flops() - before) // 2
+    return output

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from l2c.calibration.changes import measure_changes
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @near_keywords()
+@torch.inference_mode(False)  # where a server has it on, no gradient would pass
 def measure(
     kind: type[Kind],
     sampler: Sampler,
@@ -58,6 +60,7 @@ def measure(
 
     """
     check_sampler(sampler)
+    cost = count_macs(sampler.backbone)  # first of all: it warns of layers that are none
     backbone, solver = sampler.backbone, sampler.solver
     how = _settings(what, {CHANGES: changes, RESPONSES: responses}, solver)
     num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
@@ -85,7 +88,7 @@ def measure(
         },
         grid=_grid(solver) if RESPONSES in how else None,
         schedule=solver.schedule if solver.name in SOLVERS else None,
-        cost=count_macs(backbone),
+        cost=cost,
     )
 
 

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import is_pipeline
+from l2c.commands.frame.backends import BACKBONE_SETTINGS, is_pipeline
 from l2c.commands.frame.sampler import make_sampler
+from l2c.commands.frame.table import command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
@@ -75,6 +76,15 @@ def draw_by_pipeline(cfg: DictConfig) -> None:
         with replacing(folder / f"image-{i:04d}.png") as temporary:
             Image.fromarray(pixels.numpy()).save(temporary, format="png")
     print(f"wrote {folder / 'samples.safetensors'} {tuple(images.shape)} and {folder}/image-*.png")
+    print(f"next: {_next(cfg)}")
+
+
+def _next(cfg: DictConfig) -> str:
+    """Return the command that compares the graph's images with the uncached ones; without a graph, one towards it."""
+    same = cli.repeated(*BACKBONE_SETTINGS)
+    if cfg.graph is None:
+        return command_line("calibrate", *same, "measure=[responses]")
+    return command_line("evaluate", *same, graph=cfg.graph, checkpoint=cfg.checkpoint)
 
 
 @cli.entry("sample")
@@ -98,6 +108,7 @@ def main(cfg: DictConfig) -> None:
     shown = None if labels is None else labels.tolist()
     save_figure(sample_grid({name: images[:16]}, shown[:16] if shown else None), folder / "samples.png")
     print(f"wrote {folder / 'samples.safetensors'} {tuple(images.shape)} and {folder / 'samples.png'}")
+    print(f"next: {_next(cfg)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2c.commands.frame.arguments import Arguments
+from l2c.commands.frame.table import command_line, python_line
 from l2c.io.atomic import check_another
 from l2c.io.bundled import graph_names
 from l2c.io.json_fields import form_of
@@ -53,7 +54,27 @@ def main(arguments: Sequence[str]) -> None:
     if output.suffix not in (".png", ".svg", ".pdf"):
         raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {output}")
     text = _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_json(name, options, output)
-    print(f"{text}\nwrote {output}")
+    print(f"{text}\nwrote {output}\nnext: {_next(name)}")
+
+
+def _next(name: str) -> str:
+    """Return the command, or the line of Python, that uses a file."""
+    from l2c.backbones.presets import model_names
+    from l2c.graph import ladder
+    from l2c.graph.cache_graph import CacheGraph
+
+    if name.endswith(CALIBRATION):
+        return f"l2c.Calibration.load({name!r}).graph(0.5)"
+    if form_of(name) == ladder.FORMAT:
+        return f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
+    graph = CacheGraph.load(name)
+    if graph.solver.endswith("Scheduler"):
+        return python_line(name)
+    return (
+        command_line("evaluate", graph=name)
+        if graph.model in model_names()
+        else f"l2c.Sampler(backbone, graph={name!r})"
+    )
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:

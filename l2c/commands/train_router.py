@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from l2c.backbones.presets import RANDOM
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, is_pipeline, other_weights, python_line
+from l2c.commands.frame.backends import configured_backbone, is_pipeline, other_weights
 from l2c.commands.frame.settings import checked, router_training
-from l2c.commands.frame.table import command_line
+from l2c.commands.frame.table import command_line, python_line
 from l2c.testbeds.pixel_data import PIXEL_DATA, pixel_data
 from l2c.training.routers.run import TrainedRouters, train_routers
 from l2c.training.trainer import seed_everything

@@ -12,10 +12,10 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import load_backbone
 from l2c.backbones.whole_output import under_layers
 from l2c.commands.frame import entry as cli
-from l2c.commands.frame.backends import configured_backbone, is_pipeline, python_line
+from l2c.commands.frame.backends import configured_backbone, is_pipeline
 from l2c.commands.frame.sampler import preset_of
 from l2c.commands.frame.settings import checked
-from l2c.commands.frame.table import command_line
+from l2c.commands.frame.table import command_line, python_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.training.corrections.run import train_correction, uncached_sampler

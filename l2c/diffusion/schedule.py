@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from l2c.diffusion.prediction import check_prediction
+from l2c.graph.given import floats
 from l2c.io.names import chosen
 from l2c.io.seeds import Stream
 
-VARIANCE_PRESERVING = ("linear", "scaled_linear")
+VARIANCE_PRESERVING = ("linear", "scaled_linear", "cosine")
+OWN = "own"  # the name of one that is given by its betas
 FLOW = "flow"
 SCHEDULES = (*VARIANCE_PRESERVING, FLOW)
 UNIFORM_SHARE = 0.25
@@ -32,7 +34,7 @@ class Schedule(ABC):
     """A schedule, the way its network counts time, and what the network predicts.
 
     Attributes:
-        name: one of `SCHEDULES`.
+        name: one of `SCHEDULES`, or `own`.
         first_timestep: the t that the network is given at index 0.
         num_steps: T; indices and timesteps are counted in units of 1 / T.
         prediction: `noise`, `v` or `flow`; see `l2c.diffusion.prediction`.
@@ -45,7 +47,7 @@ class Schedule(ABC):
     prediction: str = "noise"
 
     def __post_init__(self) -> None:
-        chosen("noise schedule", self.name, SCHEDULES)
+        chosen("noise schedule", self.name, (*SCHEDULES, OWN))
         check_prediction(self.prediction)
 
     def timestep(self, index: float) -> float:
@@ -69,13 +71,32 @@ class Schedule(ABC):
 class NoiseSchedule(Schedule):
     """A variance-preserving schedule of T discrete steps.
 
-    Its name is `linear` (beta from 1e-4 to 0.02, DDPM) or `scaled_linear` (sqrt(beta) linear from 0.00085 to 0.012,
-    latent diffusion).
+    Its name is `linear` (beta from 1e-4 to 0.02, DDPM), `scaled_linear` (sqrt(beta) linear from 0.00085 to 0.012,
+    latent diffusion), `cosine` (Nichol & Dhariwal, arXiv 2102.09672, eq. 17, beta at most 0.999) or `own`.
+
+    Attributes:
+        given: (T,) betas of the schedule `own`.
+
     """
+
+    given: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.given) != (self.num_steps if self.name == OWN else 0):
+            raise ValueError(
+                f"the noise schedule {self.name} of {self.num_steps} steps has {len(self.given)} betas; {OWN} alone "
+                "has them, one for each step"
+            )
 
     @cached_property
     def betas(self) -> npt.NDArray[np.floating]:
         """Variance added at each step, (T,)."""
+        if self.name == OWN:
+            return np.array(self.given)
+        if self.name == "cosine":
+            level = np.cos((np.arange(self.num_steps + 1) / self.num_steps + 0.008) / 1.008 * np.pi / 2) ** 2
+            return np.minimum(1 - level[1:] / level[:-1], 0.999)
         if self.name == "linear":
             scale = 1000 / self.num_steps
             return np.linspace(scale * 1e-4, scale * 0.02, self.num_steps)
@@ -166,8 +187,8 @@ class CountsTime(Protocol):
     """The conventions of a backbone from which a schedule is made."""
 
     @property
-    def schedule(self) -> str:
-        """Name of the schedule."""
+    def schedule(self) -> str | tuple[float, ...]:
+        """Name of the schedule, or its betas."""
 
     @property
     def first_timestep(self) -> int:
@@ -185,5 +206,27 @@ def schedule_of(conventions: CountsTime) -> NoiseSchedule | FlowSchedule:
         ValueError: if the schedule or prediction is unknown.
 
     """
-    kind = FlowSchedule if conventions.schedule == FLOW else NoiseSchedule
-    return kind(conventions.schedule, conventions.first_timestep, prediction=conventions.prediction)
+    name, first, prediction = conventions.schedule, conventions.first_timestep, conventions.prediction
+    if not isinstance(name, str):
+        return NoiseSchedule(OWN, first, len(name), prediction, name)
+    return (FlowSchedule if name == FLOW else NoiseSchedule)(name, first, prediction=prediction)
+
+
+def named_or_betas(schedule: Any) -> str | tuple[float, ...]:
+    """Return a schedule's name, or the betas (T,) of a schedule of one's own as Python's floats.
+
+    Raises:
+        ValueError: if the name is unknown, or the betas are not at least 2 numbers between 0 and 1.
+
+    """
+    if isinstance(schedule, str):
+        return chosen("noise schedule", schedule, SCHEDULES)
+    betas = floats("a noise schedule that is no name", schedule)
+    wrong = next((beta for beta in betas if not 0 < beta < 1), None)
+    if len(betas) < 2 or wrong is not None:
+        raise ValueError(
+            "the betas of a noise schedule must be at least 2 numbers between 0 and 1, one for each training step, "
+            f"the least noisy first, got {f'{len(betas)} of them' if wrong is None else f'{wrong:g}'}; give 0.9999 "
+            "where the last one is 1"
+        )
+    return betas

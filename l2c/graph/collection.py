@@ -54,10 +54,14 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
     with as_form(path, form):
         content = parse_file(path)
         found, graphs = (content.get("format"), content.get("graphs")) if isinstance(content, dict) else (None, None)
-        if found != form or content.get("version") != VERSION or not isinstance(graphs, dict):
+        if found != form or not isinstance(graphs, dict):
             raise ValueError(
-                f"{name} holds no {what}: format is {quoted(found)}, must be {form!r}, version {VERSION}; give a "
-                "file that .save wrote"
+                f"{name} holds no {what}: format is {quoted(found)}, must be {form!r}; give a file that .save wrote"
+            )
+        if content.get("version") != VERSION:
+            raise ValueError(
+                f"{name} is of version {quoted(content.get('version'))}, this package reads version {VERSION}; make "
+                "it anew, or take the package that wrote it"
             )
     known_fields(content, ("format", "version", "graphs"))
     if not 0 < len(graphs) <= most:

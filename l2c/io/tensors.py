@@ -111,3 +111,12 @@ def opened(path: str | Path, *, what: str, again: str) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, KeyError) as error:
         raise ValueError(f"cannot read {what} from {shown(path, 300)}: {shown(error, 200)}; {again}") from error
+
+
+def leaves_of(value: Any, kinds: type | tuple[type, ...] = Tensor, path: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Yield the members of some types in nested mappings, lists and tuples, each as (path, member)."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for key, member in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from leaves_of(member, kinds, (*path, key))
+    elif isinstance(value, kinds):
+        yield path, value

@@ -212,6 +212,7 @@ def _read(prompts: Any, pipe: Any) -> list[Any]:
     return check_prompts(list(each("prompts", prompts)), pipe)
 
 
+@torch.inference_mode(False)  # as in measuring, of conditions too
 def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:
     """Calibrate where that was not done yet; write the graph, and a note of a few lines for people."""
     from l2c.integrations.diffusers.graphs import graphs_of

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.best import best
 from l2c.policies.budget import FORMS
@@ -42,6 +44,7 @@ POLICIES: dict[str, Callable[..., CacheGraph]] = {
 UNMEASURED = ("interval", "pab", "late_first", "random", "deepcache", "faster_diffusion")
 
 
+@torch.inference_mode(False)  # as in measuring
 def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     """Return the graph of a policy.
 

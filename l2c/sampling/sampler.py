@@ -89,8 +89,10 @@ class Sampler:
         cache_device: torch.device | str | None = None,
     ) -> None:
         if not isinstance(backbone, Backbone):
+            mend = "; give the backbone that was compiled, and call .compile() of the sampler"
             raise ValueError(
                 f"a sampler needs a backbone (l2c.load_backbone, l2c.wrap), got {type(backbone).__name__}"
+                f"{mend if hasattr(backbone, '_orig_mod') else ''}"
             )
         graph = loaded(graph)
         if not isinstance(solver_options, Mapping | None):
@@ -127,7 +129,7 @@ class Sampler:
         what = "uncached" if self.graph is None else repr(self.graph)
         return (
             f"<Sampler of {shown(name)}: {solver.name}, {solver.num_evaluations} evaluations, "
-            f"guidance {guidance.mode} {guidance.scale:g}, {what}>"
+            f"guidance {guidance.mode} {guidance.described}, {what}>"
         )
 
     @property

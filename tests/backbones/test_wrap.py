@@ -464,5 +464,7 @@ def test_what_does_not_begin_with_a_tensor_is_one_sentence(returned):
             return returned(self.layer(x))
 
     backbone = l2c.wrap(Model(), layers=["layer"], input_shape=(1, 4, 4))
-    with pytest.raises(ValueError, match="must return its prediction as a tensor, or a tuple, dict or output object"):
+    with pytest.raises(
+        ValueError, match="must return its prediction as a tensor, or a tuple, list, dict, dataclass or output"
+    ):
         l2c.Sampler(backbone, solver="ddim", num_evaluations=3).sample(noise=torch.zeros(1, 1, 4, 4))

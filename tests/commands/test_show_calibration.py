@@ -70,4 +70,9 @@ def test_a_ladder_is_drawn_as_its_calibration_is(path, tmp_path, capsys):
     of_ladder = capsys.readouterr().out
     assert (tmp_path / "ladder.png").stat().st_size > 1000
     show.main([str(path), f"output={tmp_path / 'ladder.png'}"])
-    assert capsys.readouterr().out.splitlines()[1:] == of_ladder.splitlines()[1:]
+    of_calibration = capsys.readouterr().out
+    assert of_calibration.splitlines()[1:-1] == of_ladder.splitlines()[1:-1]
+    for out, call in ((of_ladder, "Ladder.load"), (of_calibration, "Calibration.load")):
+        *_, last = out.splitlines()
+        assert last.startswith("next: ")
+        assert call in last

@@ -29,7 +29,7 @@ def test_maps_undo_the_target(prediction, alpha, sigma, pictures):
         torch.testing.assert_close(map_(prediction, output, x, alpha, sigma), wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("prediction", "theirs"), [("noise", "epsilon"), ("v", "v_prediction")])
+@pytest.mark.parametrize(("prediction", "theirs"), [("noise", "epsilon"), ("v", "v_prediction"), ("data", "sample")])
 def test_a_step_from_both_is_that_of_diffusers(prediction, theirs, pictures):
     """One step of DDIM from signal variance 0.5 to 0.75."""
     diffusers = pytest.importorskip("diffusers")

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from l2c.diffusion import NoiseSchedule
+from l2c.diffusion.schedule import named_or_betas
 
-SCHEDULES = [NoiseSchedule("linear"), NoiseSchedule("scaled_linear", 1)]
+OWN = tuple(0.5 * (step + 1) / 1000 for step in range(1000))
+SCHEDULES = [
+    NoiseSchedule("linear"),
+    NoiseSchedule("scaled_linear", 1),
+    NoiseSchedule("cosine"),
+    NoiseSchedule("own", given=OWN),
+]
 INDICES = [0, 0.25, 1, 17.5, 499, 500.9, 998.99, 999]
 
 
@@ -25,6 +32,28 @@ def test_scaled_linear_betas():
     betas = NoiseSchedule("scaled_linear").betas
     np.testing.assert_allclose(betas[[0, -1]], [0.00085, 0.012], rtol=1e-12)
     np.testing.assert_allclose(np.diff(np.sqrt(betas)), (0.012**0.5 - 0.00085**0.5) / 999, rtol=1e-9)
+
+
+def test_cosine_betas_are_those_of_diffusers():
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2").betas
+    np.testing.assert_allclose(NoiseSchedule("cosine").betas, theirs.numpy(), rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.1], "at least 2 numbers between 0 and 1, .* got 1 of them"),
+        ([0.1, 1.0], "got 1; give 0.9999 where the last one is 1"),
+        ([0.1, float("nan")], "got nan"),
+        (["a", 0.1], "must be a list of numbers"),
+        (7, "must be a list"),
+        ("sigmoid", "unknown noise schedule 'sigmoid'"),
+    ],
+)
+def test_wrong_betas_are_one_sentence(betas, message):
+    with pytest.raises(ValueError, match=message):
+        named_or_betas(betas)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
@@ -87,5 +116,5 @@ def test_respacing_refuses_what_it_cannot_spread(num_evaluations):
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="unknown noise schedule 'cosine'; known are linear, scaled_linear"):
-        NoiseSchedule("cosine")
+    with pytest.raises(ValueError, match="unknown noise schedule 'sigmoid'; known are linear, scaled_linear"):
+        NoiseSchedule("sigmoid")

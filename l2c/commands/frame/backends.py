@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -23,11 +22,6 @@ def other_weights(model: Mapping[str, Any]) -> str | None:
     """Return the weights that a preset was given in a config; None where they are its own."""
     checkpoint = model["checkpoint"]
     return None if is_pipeline(model) or checkpoint == model_preset(model["name"]).checkpoint else checkpoint
-
-
-def python_line(path: Path) -> str:
-    """Return the line of Python with which a pipeline takes the graph of a file."""
-    return f"l2c.apply(pipe, l2c.CacheGraph.load({str(path)!r}))"
 
 
 def configured_backbone(

@@ -101,3 +101,8 @@ def override(name: str, value: object) -> str:
     if isinstance(value, str | Path) and not re.fullmatch(r"[\w./:%@+~-]+", text):
         text = "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"
     return f"{name}={text}"
+
+
+def python_line(path: Path | str) -> str:
+    """Return the line of Python with which a pipeline takes the graph of a file."""
+    return f"l2c.apply(pipe, l2c.CacheGraph.load({str(path)!r}))"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,8 @@ from l2c.backbones.layer_form import Branch, ahead, over
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import LINEAR, WEIGHTED, Weights, combined, line_slope
 from l2c.integrations.diffusers.recorded.conditions import PLAIN, same
+from l2c.integrations.diffusers.recorded.feeders import Path
+from l2c.io.tensors import leaves_of
 
 
 class BranchHistory:
@@ -116,7 +118,7 @@ class Branches:
             for branch in self._unnamed:
                 branch.ran = False
         self._evaluation = evaluation
-        given = dict(_leaves(conditions))
+        given = dict(leaves_of(conditions, PLAIN))
         free = [branch for branch in self._unnamed if not branch.ran]
         found = next((branch for branch in free if not branch.differences(given)), None)
         if found is None:
@@ -142,35 +144,24 @@ class _GivenBranch:
 
     Attributes:
         history: its outputs.
-        stable: names of the conditions that do not change; None = not known yet.
+        stable: paths of the conditions that do not change; None = not known yet.
         ran: whether it had its forward at this evaluation.
 
     """
 
-    def __init__(self, history: BranchHistory, given: dict[str, Any]) -> None:
+    def __init__(self, history: BranchHistory, given: dict[Path, Any]) -> None:
         self.history = history
-        self.stable: set[str] | None = None
+        self.stable: set[Path] | None = None
         self.ran = False
         self._given = given
 
-    def differences(self, given: Mapping[str, Any]) -> set[str]:
+    def differences(self, given: Mapping[Path, Any]) -> set[Path]:
         """Return the names of conditions that are not this branch's."""
         names = {*given, *self._given} if self.stable is None else self.stable
         return {name for name in names if not same(self._given.get(name), given.get(name))}
 
-    def learn(self, given: dict[str, Any]) -> None:
+    def learn(self, given: dict[Path, Any]) -> None:
         """Record another forward of this branch; conditions that differ are not stable."""
         differing = self.differences(given)
         self.stable = ({*given} if self.stable is None else self.stable) - differing
         self._given = {name: value for name, value in given.items() if name in self.stable}
-
-
-def _leaves(given: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(given, Mapping):
-        for key, value in given.items():
-            yield from _leaves(value, f"{name}.{key}")
-    elif isinstance(given, (list, tuple)):
-        for place, value in enumerate(given):
-            yield from _leaves(value, f"{name}.{place}")
-    elif isinstance(given, PLAIN):
-        yield name, given

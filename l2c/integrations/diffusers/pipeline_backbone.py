@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
 from l2c.backbones.layer_cache import LayerCache, LayerOutput, Pass, Row
+from l2c.backbones.layer_form import first
 from l2c.backbones.parts import alike, in_order, part_of
 from l2c.backbones.whole_output import under_layers
 from l2c.backbones.wrap import WrappedModule
@@ -39,7 +40,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
 from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
-from l2c.integrations.diffusers.recorded.steps import prediction_of, recorded_call
+from l2c.integrations.diffusers.recorded.steps import recorded_call
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import trajectory_of
 from l2c.io.names import folder_or_hub
@@ -195,7 +196,7 @@ class PipelineBackbone(WrappedModule):
         if y is None:
             raise ValueError(f"{self.conventions.name} needs prompts: give y (N,) in 0..{self.num_labels}")
         given = self._recorded.arguments(x, t, rows_of(self._table, y))
-        predicted = self.moving(prediction_of(self.module(**given)))
+        predicted = self.moving(first(self.module(**given), listed=True))
         return predicted if self._sign == 1.0 else self._sign * predicted
 
     def moving(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.layer_cache import BlockCall, call_block
+from l2c.backbones.wrap import WrappedModule
 from l2c.diffusion import Solver
 from l2c.diffusion.solver import draw_noise
 from l2c.graph.cache_graph import CacheGraph
@@ -65,6 +66,12 @@ class Runner:
         progress: bool,
     ) -> None:
         """Compile a backbone's blocks for `count` inputs at a time, both branches of guidance counted."""
+        if any(isinstance(module, WrappedModule) for module in backbone.modules()):
+            _warn(
+                "the blocks run uncompiled: those of a wrapped module are its own; compile its layers themselves, "
+                "layer.compile(), and they stay compiled where they compute"
+            )
+            return
         parameter = next(backbone.parameters())
         x = torch.zeros(count, *backbone.input_shape, device=parameter.device, dtype=parameter.dtype)
         y = torch.zeros(count, dtype=torch.long, device=parameter.device) if backbone.num_labels else None

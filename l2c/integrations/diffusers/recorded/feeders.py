@@ -9,7 +9,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from l2c.io.tensors import leaves_of
 
 Path = tuple[Any, ...]  # of a tensor inside mappings and lists
 Look = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
@@ -27,20 +29,10 @@ def looked_at(pipe: Any, model: nn.Module, look: Look) -> Iterator[None]:
             hook.remove()
 
 
-def tensors_of(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Yield the tensors in nested mappings and lists, each with its path."""
-    members: Any = value.items() if isinstance(value, Mapping) else ()
-    members = enumerate(value) if isinstance(value, (list, tuple)) else members
-    for key, member in members:
-        yield from tensors_of(member, (*path, key))
-    if isinstance(value, Tensor):
-        yield path, value
-
-
 def handed_on(output: Any, conditions: Mapping[str, Any]) -> dict[Path, Path]:
     """Return where in a model's conditions the tensors of a module's output lie, as they are: path to path."""
-    made = {id(tensor): path for path, tensor in tensors_of(output)}
-    return {path: made[id(tensor)] for path, tensor in tensors_of(conditions) if id(tensor) in made}
+    made = {id(tensor): path for path, tensor in leaves_of(output)}
+    return {path: made[id(tensor)] for path, tensor in leaves_of(conditions) if id(tensor) in made}
 
 
 def filled(value: Any, tensors: Mapping[Path, Any], path: Path = ()) -> Any:

@@ -15,7 +15,6 @@ from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
 from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.call import BESIDE
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
-from l2c.integrations.diffusers.recorded.feeders import tensors_of
 from l2c.integrations.diffusers.recorded.regions import Region, region_of
 from l2c.integrations.diffusers.recorded.steps import (
     CLOSE,
@@ -26,6 +25,7 @@ from l2c.integrations.diffusers.recorded.steps import (
     recorded_call,
 )
 from l2c.io.memory import out_of_memory
+from l2c.io.tensors import leaves_of
 
 NORMED = "cfg_normed"
 log = logging.getLogger(__name__)
@@ -196,8 +196,8 @@ def _drawn(step: RecordedStep, other: RecordedCall) -> list[str]:
     """Return the names of conditions that differ from draw to draw; what lies beside the noisy input may."""
     if not step.calls:
         return []
-    one, theirs = step.calls[0].split(other.region).fed(), dict(tensors_of(other.conditions))
-    pairs = [(path[0], ours, theirs.get(path)) for path, ours in tensors_of(one.conditions) if path[0] != BESIDE]
+    one, theirs = step.calls[0].split(other.region).fed(), dict(leaves_of(other.conditions))
+    pairs = [(path[0], ours, theirs.get(path)) for path, ours in leaves_of(one.conditions) if path[0] != BESIDE]
     alike = [(name, a, b) for name, a, b in pairs if b is not None and a.is_floating_point() and a.shape == b.shape]
     return list(dict.fromkeys(str(name) for name, a, b in alike if not torch.equal(a, b)))
 

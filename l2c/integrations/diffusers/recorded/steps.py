@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.backbones.layer_form import first
 from l2c.integrations.diffusers.recorded.call import RecordedCall, timed_calls
 from l2c.integrations.diffusers.recorded.conditions import halves
 from l2c.integrations.diffusers.recorded.regions import Region, narrowed
@@ -90,15 +91,6 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
         f"{type(pipe).__name__} ended without calling its {type(model).__name__}; "
         "raise strength or num_inference_steps"
     )
-
-
-def prediction_of(output: Any) -> Tensor:
-    """Return a model's prediction (N, ...); some answer with a list of N tensors."""
-    while not isinstance(output, Tensor):
-        if isinstance(output, list):
-            return torch.stack(output)
-        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
-    return output
 
 
 @dataclass
@@ -205,7 +197,7 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
         step.calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        step.predictions.append(prediction_of(output))
+        step.predictions.append(first(output, listed=True))
 
     def run() -> None:
         try:

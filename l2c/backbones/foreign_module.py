@@ -1,0 +1,116 @@
+"""A module of a user: the one inside wrappers, what its forward takes, and its layers, found by patterns of names."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from l2c.graph.given import each, text
+from l2c.io.names import quoted, shown
+from l2c.io.numbers import whole_number
+
+_BETWEEN = "_orig_mod"  # the module that torch.compile(module) holds
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """Return the module inside `torch.compile`, (Distributed)DataParallel or AveragedModel; others unchanged."""
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"l2c.wrap takes a torch module, got {type(module).__name__}")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(
+            f"l2c.wrap takes a module of Python code, got one of torch.jit ({shown(module.original_name)}), inside "
+            "which nothing can be reused; wrap the module that it was made from"
+        )
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def modules_of(module: nn.Module) -> dict[str, nn.Module]:
+    """Return all modules inside a module by name; a compiled one has the name of the module that it compiles."""
+    found: dict[str, nn.Module] = {}
+    for name, inner in module.named_modules():
+        found.setdefault(_without(name), inner)
+    found.pop("", None)
+    return found
+
+
+def _without(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != _BETWEEN)
+
+
+def around(module: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the modules that hold one of some layers, the outermost first."""
+    inside = set(map(id, layers))
+    return [
+        outer
+        for outer in module.modules()
+        if id(outer) not in inside and any(id(inner) in inside for inner in outer.modules())
+    ]
+
+
+def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the modules that patterns match, in the module's own order.
+
+    A pattern has as many parts as the name, separated by dots; `*` stands for any one part or a piece of it.
+
+    Raises:
+        ValueError: if a pattern matches nothing, or one layer lies inside another.
+
+    """
+    patterns = [_without(text("a pattern of layers", one)) for one in each("patterns of layers", patterns)]
+    names = list(modules_of(module))
+    found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
+    for pattern, matched in found.items():
+        if not matched:
+            some = dict.fromkeys(".".join("*" if p.isdigit() else p for p in name.split(".")) for name in names)
+            raise ValueError(
+                f"the pattern {quoted(pattern)} matches nothing in {type(module).__name__}; its modules are like "
+                f"{', '.join(list(some)[:12])}"
+            )
+    chosen = {name for matched in found.values() for name in matched}
+    for name in chosen:
+        inside = next((other for other in chosen if name.startswith(f"{other}.")), None)
+        if inside is not None:
+            raise ValueError(f"layer {name} lies inside layer {inside}; match one of them")
+    if not chosen:
+        raise ValueError("no patterns given; say layers=['blocks.*.attn', 'blocks.*.mlp'] or the like")
+    return tuple(name for name in names if name in chosen)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def labels_of(labels: str | None, num_labels: int, null_label: int | None) -> tuple[int | None, int]:
+    """Return the null label and the number of labels of a module; refuse numbers without labels and the reverse."""
+    count = whole_number("num_labels", num_labels, low=0, high=2**31)
+    null = None if null_label is None else whole_number("null_label", null_label, low=0, high=2**31)
+    if labels is None and (count or null is not None):
+        raise ValueError("num_labels and null_label need labels=, the parameter of the forward that takes them")
+    if labels is not None and not count:
+        raise ValueError("a module with labels has at least one; say num_labels= how many")
+    return null, count
+
+
+def check_parameters(module: nn.Module, **wanted: str | None) -> None:
+    """Refuse names that the module's forward does not take."""
+    signature = inspect.signature(module.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
+        return
+    for what, parameter in wanted.items():
+        if parameter is not None and text(what, parameter) not in signature:
+            others = list(signature)[1:]
+            mend = f"say {what}= one of {', '.join(others)}" if others else "it takes the noisy input alone"
+            raise ValueError(f"the forward of {type(module).__name__} has no parameter {quoted(parameter)}; {mend}")
