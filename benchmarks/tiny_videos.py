@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from tiny_pipelines import (
     TinyPipeline,
     cogvideox,
     denoiser,
+    flow,
     hunyuan_video,
     ltx,
     sd,
@@ -292,6 +293,109 @@ def allegro() -> TinyPipeline:
     return varied(sd(), "AllegroPipeline", parts, **given, output_type="latent")  # it decodes tiles of large videos
 
 
+def _kandinsky(pipeline: str, transformer: Mapping[str, Any], **options: Any) -> TinyPipeline:
+    """Return a pipeline of Kandinsky 5, which has its texts from a tokenizer of pictures too."""
+    sizes = {"in_text_dim": TEXT, "in_text_dim2": GLOBAL, **transformer}
+    parts = {
+        "transformer": denoiser("Kandinsky5Transformer3DModel", **sizes),
+        "text_encoder": make_t5(num_layers=2),
+        "tokenizer": WithPictures(make_tokenizer(16)),
+    }
+    made = varied(hunyuan_video(), pipeline, parts, **options)
+    made.pipe.prompt_template, made.pipe.prompt_template_encode_start_idx = "a {}", 1
+    return made
+
+
+class WithPictures:
+    """A tokenizer that would be given pictures too."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any = None, images: Any = None, videos: Any = None, **given: Any) -> Any:
+        """Return tokens."""
+        return self.tokenizer(text, **given)
+
+    def decode(self, *args: Any, **given: Any) -> Any:
+        """Return a text."""
+        return self.tokenizer.decode(*args, **given)
+
+
+def kandinsky5() -> TinyPipeline:
+    """Latents whose channels come last."""
+    return _kandinsky("Kandinsky5T2VPipeline", {})
+
+
+def kandinsky5_i2v() -> TinyPipeline:
+    """First frame that stays, channels that say so; the scheduler is given the other frames."""
+    return _kandinsky("Kandinsky5I2VPipeline", {"visual_cond": True}, image=picture(16), num_frames=17)
+
+
+def easyanimate() -> TinyPipeline:
+    """Texts and frames in one sequence; a chat's texts."""
+    from diffusers import AutoencoderKLMagvit
+
+    downs = ("SpatialDownBlock3D", *["SpatialTemporalDownBlock3D"] * 3)
+    ups = ("SpatialUpBlock3D", *["SpatialTemporalUpBlock3D"] * 3)
+    sizes = {"block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 2}
+    parts = {
+        "transformer": denoiser("EasyAnimateTransformer3DModel", text_embed_dim=TEXT),
+        "text_encoder": make_t5(num_layers=3),
+        "vae": AutoencoderKLMagvit(latent_channels=4, down_block_types=downs, up_block_types=ups, **sizes),
+        "tokenizer": make_tokenizer(16, "{{ messages[0]['content'][0]['text'] }}"),
+        "scheduler": flow(),
+    }
+    given = {"num_frames": FRAMES, "height": 16, "width": 16, "negative_prompt": [""]}
+    return varied(sd(), "EasyAnimatePipeline", parts, **given)
+
+
+def helios() -> TinyPipeline:
+    """Draws a video chunk by chunk, each beside the history of those before."""
+    from diffusers import HeliosScheduler
+
+    sizes = {"in_channels": 16, "out_channels": 16, "text_dim": TEXT}
+    parts = {
+        "transformer": denoiser("HeliosTransformer3DModel", **sizes),
+        "scheduler": HeliosScheduler(stage_range=[0, 1], stages=1, use_dynamic_shifting=True, scheduler_type="unipc"),
+    }
+    chunks = {"history_sizes": [4, 1, 1], "num_latent_frames_per_chunk": 2}
+    return varied(wan21(), "HeliosPipeline", parts, num_frames=9, **chunks)
+
+
+def motif() -> TinyPipeline:
+    """Guided by a guider; channels for a picture beside the noisy ones."""
+    from diffusers import ClassifierFreeGuidance
+
+    sizes = {"in_channels": 33, "out_channels": 16, "text_embed_dim": TEXT}
+    parts = {
+        "transformer": denoiser("MotifVideoTransformer3DModel", **sizes),
+        "guider": ClassifierFreeGuidance(guidance_scale=3.0),
+        "text_encoder": make_t5(num_layers=2),
+        "scheduler": flow(),
+    }
+    return replace(varied(wan21(), "MotifVideoPipeline", parts, num_frames=FRAMES), scale=None)
+
+
+def anyflow() -> TinyPipeline:
+    """Flow map, whose model is given the time to which it steps too."""
+    from diffusers import FlowMapEulerDiscreteScheduler
+
+    sizes = {"in_channels": 16, "out_channels": 16, "text_dim": TEXT, "num_layers": 3}
+    parts = {
+        "transformer": denoiser("AnyFlowTransformer3DModel", **sizes),
+        "scheduler": FlowMapEulerDiscreteScheduler(),
+    }
+    return varied(wan21(), "AnyFlowPipeline", parts, num_frames=FRAMES)
+
+
+def animatediff() -> TinyPipeline:
+    """U-Net of pictures with a motion adapter."""
+    from diffusers import MotionAdapter
+
+    parts = {"unet": denoiser("UNetMotionModel", cross_attention_dim=TEXT), "motion_adapter": MotionAdapter()}
+    return varied(sd(), "AnimateDiffPipeline", parts, num_frames=2)
+
+
 VIDEOS: dict[str, Callable[[], TinyPipeline]] = {
     maker.__name__: maker
     for maker in (
@@ -299,5 +403,6 @@ VIDEOS: dict[str, Callable[[], TinyPipeline]] = {
         *(skyreels, skyreels_df, skyreels_df_i2v, cosmos25, sana_video, sana_video_i2v),
         *(ltx_i2v, ltx_condition, ltx_condition_text, cogvideox_dpm, cogvideox_v2v, cogvideox_control),
         *(hunyuan_i2v, hunyuan_skyreels, framepack, hunyuan15, latte, allegro),
+        *(kandinsky5, kandinsky5_i2v, easyanimate, helios, motif, anyflow, animatediff),
     )
 }
