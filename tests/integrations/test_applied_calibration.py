@@ -120,6 +120,22 @@ def test_a_strength_gets_a_graph_of_the_trajectory_that_runs(calibrated):
         assert not torch.equal(cached, plain)
 
 
+def test_a_pipeline_made_from_the_parts_of_another_is_followed(calibrated):
+    """Also where the other was called with fewer steps before, or is gone."""
+    pipe, options, calibration, _ = calibrated
+    first, second = (type(pipe)(**pipe.components) for _ in range(2))
+    for made in (first, second):
+        made.set_progress_bar_config(disable=True)
+    draw(first, options, 5)
+    with l2c.applied(first, calibration, budget=BUDGET):
+        cached = draw(second, options, 9)
+        assert schedule_of(first).graph.num_evaluations == 9
+        del first, made
+        assert torch.equal(draw(second, options, 9), cached)
+        draw(second, options, 6)
+        assert schedule_of(second).graph.num_evaluations == 6
+
+
 def test_a_call_of_one_evaluation_computes_it(calibrated):
     pipe, options, calibration, _ = calibrated
     plain = draw(pipe, options, 1)

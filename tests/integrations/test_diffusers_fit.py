@@ -11,6 +11,7 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 import l2c
+from l2c.backbones.digest import known_digest
 from l2c.integrations.diffusers import apply, denoiser_of, remove
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
@@ -60,6 +61,31 @@ def test_another_guidance_scale_is_refused_unless_any_will_do(pipe):
     apply(pipe, graph, any_guidance=True)
     draw(pipe, guidance_scale=1.5)
     draw(pipe, guidance_scale=1.0)
+
+
+def test_a_pipeline_made_from_the_parts_of_another_is_checked_as_it_is_called(pipe):
+    other = type(pipe)(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    apply(pipe, graph_of(pipe, cfg_scale=4.5))
+    cached = draw(pipe)
+    assert (draw(other) == cached).all()
+    with pytest.raises(ValueError, match=r"made for cfg_scale 4.5, got 1.5"):
+        draw(other, guidance_scale=1.5)
+    other.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(ValueError, match="made for solver DDIMScheduler, got EulerAncestralDiscreteScheduler"):
+        draw(other)
+    assert (draw(pipe) == cached).all()
+
+
+def test_weights_that_come_back_from_16_bits_are_others(pipe):
+    model = denoiser_of(pipe)
+    apply(pipe, graph_of(pipe, fingerprint=known_digest(model, model.state_dict())))
+    draw(pipe)
+    pipe.to(torch.bfloat16)
+    draw(pipe)  # weights are compared in the graph's precision alone
+    pipe.to(torch.float32)
+    with pytest.raises(ValueError, match="weights changed after the graph was applied"):
+        draw(pipe)
 
 
 def test_guidance_that_is_off_is_one_scale(pipe):

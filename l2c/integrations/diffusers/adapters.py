@@ -129,7 +129,7 @@ def _active(layer: Any) -> list[str]:
 
 
 def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
-    """Return how each layer is adapted, how often each weight was written in place, and a few values of each.
+    """Return how each layer is adapted, the weights' precision, how often each was written in place, and a few values.
 
     The values tell of what leaves torch's counters as they are: an adapter is fused through `.data`.
     """
@@ -139,8 +139,9 @@ def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
         for name, layer, active, merged in layers
         if active or merged
     ]
-    facts = {"adapters at work": (adapters, _of_pictures(model))}
     weights = {name.replace("base_layer.", ""): weight for name, weight in model.named_parameters()}
+    precision = {weight.dtype for weight in weights.values()}  # weights that come back from 16 bits are rounded
+    facts = {"adapters at work": (adapters, _of_pictures(model)), "precision": precision}
     return (
         facts if shared(weights.values()) else {**facts, **written(weights.values()), **some_values(weights.items())}
     )

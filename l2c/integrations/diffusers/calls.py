@@ -1,32 +1,54 @@
-"""Detects running calls of a pipeline, and their thread: two calls at once would share its scheduler."""
+"""Detects running calls of pipelines, and their thread: two calls at once would share a scheduler."""
 
 from __future__ import annotations
 
-import inspect
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
 
-def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
-    """Return the frame of the call of a pipeline that a thread is in, None where it is in none.
+from l2c.integrations.diffusers.denoisers import NAMES
+
+
+def calls_in(thread: int | None = None) -> Iterator[tuple[FrameType, Any]]:
+    """Yield the frames of the calls of pipelines that a thread is in, innermost first, each with its pipeline.
 
     Args:
-        pipe: a diffusers pipeline.
         thread: its number; None = this one.
 
     """
-    code = inspect.unwrap(type(pipe).__call__).__code__
-    frame: Any = sys._current_frames().get(threading.get_ident() if thread is None else thread)
+    frame: Any = sys._getframe() if thread is None else sys._current_frames().get(thread)
     while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("self") is pipe:
-            return frame
+        if frame.f_code.co_name == "__call__":
+            pipe = frame.f_locals.get("self")
+            if hasattr(pipe, "scheduler"):
+                yield frame, pipe
         frame = frame.f_back
-    return None
+
+
+def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
+    """Return the frame of the call of a pipeline that a thread is in, None where it is in none; see `calls_in`."""
+    return next((frame for frame, found in calls_in(thread) if found is pipe), None)
+
+
+def caller_of(model: nn.Module, usual: Any) -> Any:
+    """Return the pipeline in whose call this thread runs a model; `usual` outside of a call.
+
+    A model belongs to several pipelines where one is made from the parts of another (`from_pipe`).
+    """
+    for _, pipe in calls_in():
+        parts = (getattr(pipe, name, None) for name in NAMES)
+        if any(part is not None and unwrap_module(part) is model for part in parts):
+            return pipe
+    return usual
 
 
 def called_elsewhere(pipe: Any) -> bool:
-    """Return whether another thread is in a call of the pipeline."""
+    """Return whether another thread is in a call of the pipeline, or of one with the same scheduler."""
     own = threading.get_ident()
-    return any(call_of(pipe, thread) is not None for thread in list(sys._current_frames()) if thread != own)
+    threads = [thread for thread in sys._current_frames() if thread != own]
+    return any(other.scheduler is pipe.scheduler for thread in threads for _, other in calls_in(thread))

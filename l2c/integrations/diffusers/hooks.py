@@ -292,7 +292,7 @@ class GraphHook(_UncopiedHook):
     @torch.compiler.disable
     def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, BranchHistory]:
         t = timestep_of(module, args, kwargs)
-        anew = self.schedule.begins_anew(t)
+        anew = self.schedule.begins_anew(module, t)
         if anew:
             self._forget()
         e = self.schedule.evaluation(t)

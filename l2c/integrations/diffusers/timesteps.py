@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.graph.resampling import nearest
-from l2c.integrations.diffusers.calls import call_of, called_elsewhere
+from l2c.integrations.diffusers.calls import call_of, called_elsewhere, caller_of
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.rows import Rows, tolerance
 
@@ -97,7 +97,8 @@ class GraphSchedule:
 
     Args:
         rows: where the graph of a call comes from.
-        pipe: returns the pipeline whose scheduler is followed, None once it is gone; None without a pipeline.
+        pipe: returns the pipeline whose scheduler is followed outside of calls, None once it is gone; None without a
+            pipeline: no scheduler is followed.
         any_guidance: accept another guidance scale than the graph's.
 
     Attributes:
@@ -115,14 +116,16 @@ class GraphSchedule:
         self._scheduled: Any = None
         self._call: FrameType | None = None  # in which the trajectory that runs began
 
-    def begins_anew(self, t: float) -> bool:
-        """Return whether the pipeline has set its timesteps since the last forward; looks at them then.
+    def begins_anew(self, model: nn.Module, t: float) -> bool:
+        """Return whether the pipeline that calls the model has set its timesteps since the last forward.
+
+        Looks at them then. The pipeline may be another one than the graph was applied to, with the same model.
 
         Raises:
             ValueError: if there is no graph for the timesteps, or another thread is in a call of the pipeline.
 
         """
-        pipe = self.pipe() if self.pipe is not None else None
+        pipe = None if self.pipe is None else caller_of(model, self.pipe())
         scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is None or timesteps is self._scheduled:
