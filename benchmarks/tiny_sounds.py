@@ -143,10 +143,11 @@ def ltx2() -> TinyPipeline:
     }
     rope = {"connector_rope_base_seq_len": 32, "rope_double_precision": False}
     one = {"layers_per_block": (1,), "spatio_temporal_scaling": (True,), "downsample_type": ("spatial",)}
-    decoder = {"decoder_spatio_temporal_scaling": (True,), "decoder_inject_noise": (False, False)}
-    decoder |= {"decoder_layers_per_block": (1, 1), "upsample_residual": (False,), "upsample_factor": (1,)}
+    decoder = {"decoder_layers_per_block": (1, 1), "upsample_factor": (1,)}
+    flags = {"decoder_spatio_temporal_scaling": (True,), "decoder_inject_noise": (False, False)}
+    flags |= {"upsample_residual": (False,)}
     widths = {"latent_channels": 4, "block_out_channels": (8,), "decoder_block_out_channels": (8,)}
-    vae = diffusers.AutoencoderKLLTX2Video(**widths, **one, **decoder, patch_size=1, patch_size_t=1)
+    vae = diffusers.AutoencoderKLLTX2Video(**widths, **one, **decoder, **flags, patch_size=1, patch_size_t=1)
     vae.use_framewise_encoding = vae.use_framewise_decoding = False
     mel = {"resolution": 32, "sample_rate": 16000, "mel_hop_length": 160, "mel_bins": 8, "is_causal": True}
     form = {"norm_type": "pixel", "causality_axis": "height", "mid_block_add_attention": False}

@@ -129,7 +129,7 @@ def _active(layer: Any) -> list[str]:
 
 
 def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
-    """Return how each layer is adapted, the weights' precision, how often each was written in place, and a few values.
+    """Return how layers are adapted, weights' precision, how often each was written in place, some values of each.
 
     The values tell of what leaves torch's counters as they are: an adapter is fused through `.data`.
     """
