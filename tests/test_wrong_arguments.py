@@ -49,8 +49,8 @@ def callables(tmp_path_factory):
     return {
         "wrap": (wrapped, {"timestep": "t", "labels": "y", "num_labels": 3, **dict.fromkeys(WRAP)}),
         "load_backbone": (l2c.load_backbone, {"model": "dit_digits", "checkpoint": "random"}),
-        "DiT": (l2c.DiT, dict.fromkeys(inspect.signature(l2c.DiT).parameters)),
-        "UViT": (l2c.UViT, dict.fromkeys(inspect.signature(l2c.UViT).parameters)),
+        "DiT": (l2c.DiT, {**dict.fromkeys(inspect.signature(l2c.DiT).parameters), **TINY_DIT}),
+        "UViT": (l2c.UViT, {**dict.fromkeys(inspect.signature(l2c.UViT).parameters), **TINY_UVIT}),
         "Sampler": (l2c.Sampler, {"backbone": backbone, "solver": "ddim", "num_evaluations": 6, **SAMPLER}),
         "sample": (sampler.sample, {"labels": None, "noise": noise, "seed": 0, "first_image": 0, "progress": False}),
         "cache_bytes": (sampler.cache_bytes, {"num_images": 1}),
@@ -75,6 +75,8 @@ def callables(tmp_path_factory):
     }
 
 
+TINY_DIT = {"input_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 8, "depth": 2, "num_heads": 2}
+TINY_UVIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
 # The arguments that may be left out; None stands for that here.
 WRAP = (
     *("module", "layers", "null_label", "input_shape", "residual", "name", "schedule", "first_timestep", "guidance"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -74,6 +75,32 @@ def allowed(rule: Rule, value: Any) -> bool:
         return type(value) in (int, float) and 0 < value < math.inf
     assert isinstance(rule, Anything)
     return "nan" not in repr(value) and "inf" not in repr(value)
+
+
+def right_value(rule: Rule, source: random.Random) -> Any:
+    """Return a value that a rule allows, small enough for a test to be quick."""
+    if rule.optional and source.random() < 0.2:
+        return None
+    if isinstance(rule, Either):
+        return right_value(source.choice(rule.rules), source)
+    if isinstance(rule, Flag):
+        return source.random() < 0.5
+    if isinstance(rule, Text):
+        return source.choice(rule.choices or ("zzz", "a b", "\u00fc", "auto"))
+    if isinstance(rule, BudgetRule):
+        return source.choice((0.5, 1, 3, "2x", 1e-9, 1e6))
+    if isinstance(rule, Items):
+        least = 1 if rule.nonempty else 0
+        return [right_value(rule.item, source) or 1 for _ in range(source.randint(least, 2))]
+    if isinstance(rule, Table):
+        return {name: right_value(rule.item, source) for name in (rule.names or ())[:2]}
+    if isinstance(rule, Number):
+        low = rule.at_least if rule.at_least is not None else rule.above if rule.above is not None else -1
+        steps = (0, 1, 2, 5) if rule.whole else (0, 1e-6, 0.1, 0.5, 1, 1.5)
+        fitting = [value for value in (low + step for step in steps) if allowed(rule, value)]
+        return source.choice(fitting)
+    assert isinstance(rule, Anything)
+    return source.choice((1, "zzz", {}))
 
 
 def composed(command: str, *overrides: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from l2c.diffusion.schedule import named_or_betas
 from l2c.graph.binding import GUIDANCES
 from l2c.graph.given import text
 from l2c.io.names import chosen, quoted
-from l2c.io.numbers import finite_number, whole_number
+from l2c.io.numbers import finite_number, scalar, whole_number
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,10 @@ class PublishedSampling:
 
     def __post_init__(self) -> None:
         text("the published solver", self.solver)
-        whole_number("the published num_evaluations", self.num_evaluations, low=1)
+        count = whole_number("the published num_evaluations", self.num_evaluations, low=1)
+        object.__setattr__(self, "num_evaluations", count)
         if self.cfg_scale is not None:
-            finite_number("the published cfg_scale", self.cfg_scale)
+            object.__setattr__(self, "cfg_scale", finite_number("the published cfg_scale", self.cfg_scale))
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,26 @@ class Conventions:
         object.__setattr__(self, "schedule", named_or_betas(self.schedule))
         chosen("guidance", self.guidance, GUIDANCES)
         check_prediction(self.prediction)
-        whole_number("first_timestep", self.first_timestep, low=0, high=1000)
+        first = whole_number("first_timestep", self.first_timestep, low=0, high=1000)
+        object.__setattr__(self, "first_timestep", first)
         if self.null_label is not None:
-            whole_number("null_label", self.null_label, low=0)
+            object.__setattr__(self, "null_label", whole_number("null_label", self.null_label, low=0))
 
 
-def check_sizes(**given: object) -> None:
-    """Refuse sizes of a network, by name, that are no whole numbers of at least 1.
+def sizes(**given: object) -> list[int]:
+    """Return sizes of a network as Python's integers.
+
+    Args:
+        given: the sizes by name.
 
     Raises:
-        ValueError: if one is none.
+        ValueError: if one is no integer of at least 1; a float is none.
 
     """
     for name, value in given.items():
-        whole_number(name, value, low=1, high=2**20)
-        if not isinstance(value, numbers.Integral):
+        if isinstance(scalar(value), float):
             raise ValueError(f"{name} must be an integer, got {quoted(value)} ({type(value).__name__})")
+    return [whole_number(name, value, low=1, high=2**20) for name, value in given.items()]
 
 
 def class_name(module: nn.Module) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.activation import GELUTanh
-from l2c.backbones.backbone import Backbone, Conventions, check_sizes
+from l2c.backbones.backbone import Backbone, Conventions, sizes
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 from l2c.io.numbers import finite_number, truth_value
 
@@ -153,10 +153,13 @@ class DiT(Backbone):
         from timm.layers import PatchEmbed
 
         super().__init__()
-        check_sizes(input_size=input_size, patch_size=patch_size, in_channels=in_channels, hidden_size=hidden_size)
-        check_sizes(depth=depth, num_heads=num_heads, num_classes=num_classes)
-        finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
-        truth_value("learn_sigma", learn_sigma)
+        input_size, patch_size, in_channels = sizes(
+            input_size=input_size, patch_size=patch_size, in_channels=in_channels
+        )
+        hidden_size, depth, num_heads = sizes(hidden_size=hidden_size, depth=depth, num_heads=num_heads)
+        (num_classes,) = sizes(num_classes=num_classes)
+        mlp_ratio = finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
+        learn_sigma = truth_value("learn_sigma", learn_sigma)
         if hidden_size % num_heads or hidden_size % 4:
             raise ValueError(
                 f"hidden_size must be a multiple of 4 and of num_heads ({num_heads}), got {hidden_size}; take one"

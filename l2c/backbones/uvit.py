@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Backbone, Conventions, check_sizes
+from l2c.backbones.backbone import Backbone, Conventions, sizes
 from l2c.backbones.dit import timestep_embedding, unpatchify
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
 from l2c.io.numbers import finite_number, truth_value, whole_number
@@ -69,15 +69,16 @@ class UViTOutBlock(UViTBlock):
         return self.skip_linear(torch.cat([x, skip], dim=-1)) + total
 
 
-def _check_sizes(
-    img_size: int, patch_size: int, in_chans: int, embed_dim: int, depth: int, num_heads: int, num_classes: int
-) -> None:
-    check_sizes(img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, num_heads=num_heads)
-    whole_number("num_classes", num_classes, low=-1, high=2**20)
+def _depth(depth: int) -> int:
+    depth = whole_number("depth", depth, low=0, high=2**20)
+    if depth % 2:
+        raise ValueError(f"U-ViT's depth must be even (in-blocks and out-blocks pair up), got {depth}")
+    return depth
+
+
+def _check_sizes(img_size: int, patch_size: int, embed_dim: int, num_heads: int) -> None:
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be a multiple of num_heads ({num_heads}), got {embed_dim}; take one")
-    if whole_number("depth", depth, low=0, high=2**20) % 2:
-        raise ValueError(f"U-ViT's depth must be even (in-blocks and out-blocks pair up), got {depth}")
     if img_size % patch_size:
         raise ValueError(
             f"img_size {img_size} is not a multiple of patch_size {patch_size}; take sides that it divides"
@@ -121,11 +122,15 @@ class UViT(Backbone):
         from timm.layers import PatchEmbed
 
         super().__init__()
-        _check_sizes(img_size, patch_size, in_chans, embed_dim, depth, num_heads, num_classes)
-        finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
-        for name, value in {"qkv_bias": qkv_bias, "mlp_time_embed": mlp_time_embed, "conv": conv}.items():
-            truth_value(name, value)
-        labelled = num_classes > 0
+        img_size, patch_size, in_chans = sizes(img_size=img_size, patch_size=patch_size, in_chans=in_chans)
+        embed_dim, num_heads = sizes(embed_dim=embed_dim, num_heads=num_heads)
+        depth = _depth(depth)
+        num_classes = whole_number("num_classes", num_classes, low=-1, high=2**20)
+        _check_sizes(img_size, patch_size, embed_dim, num_heads)
+        mlp_ratio = finite_number("mlp_ratio", mlp_ratio, low=1e-3, high=1e3)
+        qkv_bias, conv = truth_value("qkv_bias", qkv_bias), truth_value("conv", conv)
+        mlp_time_embed = truth_value("mlp_time_embed", mlp_time_embed)
+        labelled, half = num_classes > 0, depth // 2
         self.conventions = Conventions(
             name="UViT",
             schedule="scaled_linear",
@@ -134,13 +139,10 @@ class UViT(Backbone):
             null_label=num_classes - 1 if labelled else None,
         )
         self.num_embedded_labels = max(num_classes, 0)
-        half = depth // 2
         parts = [f"in_blocks.{b}" for b in range(half)] + ["mid_block"] + [f"out_blocks.{b}" for b in range(half)]
         self.layer_names = tuple(f"{part}.{kind}" for part in parts for kind in ("attn", "mlp"))
         self.input_shape = (in_chans, img_size, img_size)
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-        self.in_chans = in_chans
+        self.patch_size, self.embed_dim, self.in_chans = patch_size, embed_dim, in_chans
         self.num_extra_tokens = 2 if labelled else 1
         num_patches = (img_size // patch_size) ** 2
         self.layer_shape = (self.num_extra_tokens + num_patches, embed_dim)

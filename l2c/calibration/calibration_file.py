@@ -16,11 +16,11 @@ from l2c.diffusion import Schedule
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, named_or_betas
 from l2c.graph.binding import Binding
 from l2c.io.digests import digest_of_text
-from l2c.io.json_fields import items, known_fields, member, parse
+from l2c.io.json_fields import CALIBRATION, items, known_fields, member, parse
 from l2c.io.names import quoted
 from l2c.io.numbers import finite_number, whole_number
 
-FORMAT = "l2c-calibration"
+FORMAT = CALIBRATION
 VERSION = 2
 CORRECTIONS = ("corrections", "output_corrections")
 FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", *CORRECTIONS, "digest")

@@ -19,6 +19,7 @@ from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import as_form
 from l2c.io.names import chosen, shown
 from l2c.io.tensors import opened, write_tensors
@@ -203,8 +204,8 @@ class Measurements:
             ValueError: if the file holds no calibration, is of another version, or contradicts itself.
 
         """
-        name = shown(path, 300)
-        if not Path(path).is_file():
+        name, path = shown(path, 300), at_home(path)
+        if not path.is_file():
             raise FileNotFoundError(f"no calibration at {name}; l2c calibrate writes them")
         with as_form(path, file.FORMAT):
             return cls._read(path)

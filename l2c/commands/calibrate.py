@@ -12,7 +12,8 @@ from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone, is_pipeline
 from l2c.commands.frame.graphs import write_graph
 from l2c.commands.frame.table import command_line
-from l2c.io.atomic import check_writable
+from l2c.io.atomic import check_output
+from l2c.io.json_fields import CALIBRATION, form_of
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
 from l2c.policies.settings import needs_of
@@ -31,8 +32,8 @@ def main(cfg: DictConfig) -> None:
     if missing:
         raise ValueError(f"policy {cfg.policy.name} needs {missing[0]}; say measure=[{','.join(missing)}]")
     name = Path(cfg.pipeline).resolve().name if is_pipeline(cfg.model) else cfg.model.name
-    path = Path(cfg.output or f"runs/calibrate/{name}.safetensors")
-    check_writable(path)
+    wanted = cfg.output or f"runs/calibrate/{name}.safetensors"
+    path = check_output("output", wanted, ours=lambda there: form_of(there) == CALIBRATION)
     backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)
     settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))

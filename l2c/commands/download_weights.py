@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from l2c.commands.frame.arguments import Arguments
+from l2c.io.atomic import check_output
 from l2c.io.bundled import own_checkpoint_folder, project_folder
 from l2c.io.download import direct_address, download, keep_local
 
@@ -27,24 +28,24 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
         help="where to write; the default is the published name in checkpoints/ or in $L2C_CHECKPOINTS",
     )
     parser.add_argument("--sha256", help="digest that the file must have, where you know it")
     given = parser.parse_args(arguments)
-    print(f"wrote {_fetch(given)}")
+    print(_fetch(given))
 
 
-def _fetch(given: argparse.Namespace) -> Path:
-    """Return the file, downloaded or copied."""
+def _fetch(given: argparse.Namespace) -> str:
+    """Download or copy the file; return what was done."""
     from l2c.backbones.presets import model_preset
 
     preset = model_preset(given.name)
     if given.file is not None and given.url is not None:
         raise ValueError("--file and --url are two sources of one file; give one of them")
-    output = given.output or own_checkpoint_folder() / str(preset.checkpoint)
+    wanted = given.output or own_checkpoint_folder() / str(preset.checkpoint)
+    output = check_output("--output", wanted, ours=lambda there: True)  # what is there is never replaced
     if given.file is not None:
-        return keep_local(given.file, output, sha256=given.sha256)
+        return f"wrote {keep_local(given.file, output, sha256=given.sha256)}"
     url = given.url or preset.url
     if url is None:
         if (project_folder("checkpoints") / str(preset.checkpoint)).is_file():
@@ -54,4 +55,5 @@ def _fetch(given: argparse.Namespace) -> Path:
         raise ValueError(
             f"the weights of {given.name} have no direct address; find them from {url} and save them as {output}"
         )
-    return download(direct_address(url), output, sha256=given.sha256)
+    done = "found" if output.is_file() else "wrote"
+    return f"{done} {download(direct_address(url), output, sha256=given.sha256)}"

@@ -21,11 +21,17 @@ from l2c.evaluation.comparison import fewer_evaluations
 from l2c.evaluation.graph_evaluation import evaluate_samplers
 from l2c.evaluation.graph_report import scores_table, table, write_report
 from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures
-from l2c.evaluation.scores.reference import TensorImages, check_reference, load_reference, open_images
+from l2c.evaluation.scores.reference import (
+    TensorImages,
+    check_reference,
+    is_statistics,
+    load_reference,
+    open_images,
+)
 from l2c.evaluation.scores.scores import score
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import check_another, check_writable, write_json
+from l2c.io.atomic import check_another, check_output, check_writable, write_json
 from l2c.policies.best import reference_evaluations
 from l2c.policies.methods.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
@@ -69,8 +75,8 @@ def score_images(cfg: DictConfig) -> None:
     folder = cli.run_folder()
     if cfg.save_statistics is not None:
         check_another("save_statistics", cfg.save_statistics, reference=cfg.reference, samples=cfg.samples)
-    for path in filter(None, (folder / "scores.json", cfg.save_statistics)):
-        check_writable(path)
+        check_output("save_statistics", cfg.save_statistics, ours=is_statistics)
+    check_writable(folder / "scores.json")
     if str(cfg.reference) != "digits":
         check_reference(cfg.reference)
     source = cfg.samples

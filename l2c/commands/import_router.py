@@ -11,9 +11,11 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.commands.frame import entry as cli
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.file import FORMAT
 from l2c.integrations.l2c_routers import import_l2c_router
-from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache
-from l2c.io.atomic import check_another
+from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache, is_smoothcache
+from l2c.io.atomic import check_another, check_output
+from l2c.io.json_fields import form_of
 
 
 def asked_evaluations(cfg: DictConfig) -> int | None:
@@ -45,12 +47,17 @@ def main(cfg: DictConfig) -> None:
     if cfg.output is not None:
         check_another("output", cfg.output, graph=cfg.graph, file=cfg.file, checkpoint=cfg.checkpoint)
     if cfg.graph is not None:
-        output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "schedule.json"
+        output = check_output("output", cfg.output or cli.run_folder() / "schedule.json", ours=is_smoothcache)
         export_smoothcache(CacheGraph.load(cfg.graph), output)
         print(f"wrote {output}")
         return
     if cfg.file is None:
         raise ValueError("nothing to convert; say file=PATH of a router or schedule, or graph=PATH of a cache graph")
+    output = check_output(
+        "output",
+        cfg.output or cli.run_folder() / "cache_graph.json",
+        ours=lambda there: form_of(there) == FORMAT,
+    )
     model: ModelPreset | Backbone = ModelPreset.of(cfg.model)
     if cfg.checkpoint is not None:
         model = load_backbone(cfg.model, checkpoint=cfg.checkpoint)
@@ -68,7 +75,6 @@ def main(cfg: DictConfig) -> None:
         graph = import_l2c_router(
             cfg.file, model, solver=solver, num_evaluations=num_evaluations, threshold=cfg.threshold
         )
-    output = Path(cfg.output) if cfg.output is not None else cli.run_folder() / "cache_graph.json"
     graph.save(output)
     print(f"{graph.summary()}\nwrote {output}")
 

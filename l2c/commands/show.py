@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 from l2c.commands.frame.arguments import Arguments
 from l2c.commands.frame.table import command_line, python_line
-from l2c.io.atomic import check_another
+from l2c.io.atomic import check_another, check_output
 from l2c.io.bundled import graph_names
-from l2c.io.json_fields import form_of
+from l2c.io.json_fields import CALIBRATION, form_of
+from l2c.io.names import shown
 
 if TYPE_CHECKING:
     from l2c.graph.ladder import Ladder
 
-CALIBRATION = ".safetensors"
+SUFFIXES = (".png", ".svg", ".pdf")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
 OPTIONS = ("output", "num_steps")
 DRAWN, LEADING = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes
@@ -47,14 +48,17 @@ def main(arguments: Sequence[str]) -> None:
     given = parser.parse_args(arguments)
     options = _options(given.options)
     name = given.graph.removeprefix("graph=")
-    output = Path(options.get("output") or f"{Path(name).stem}.png")
-    check_another("output", output, graph=name)
-    if "output" not in options and output.exists() and DRAWN not in output.read_bytes()[:LEADING]:
-        raise ValueError(f"{output} is there and was not drawn here; say output=PATH for another picture")
-    if output.suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {output}")
-    text = _of_calibration(name, options, output) if name.endswith(CALIBRATION) else _of_json(name, options, output)
+    wanted = options.get("output") or f"{Path(name).stem}.png"
+    check_another("output", wanted, graph=name)
+    if Path(wanted).suffix not in SUFFIXES or wanted.endswith("/"):
+        raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {shown(wanted)}")
+    output = check_output("output", wanted, ours=_drawn_here)
+    text = (_of_calibration if _is_calibration(name) else _of_json)(name, options, output)
     print(f"{text}\nwrote {output}\nnext: {_next(name)}")
+
+
+def _is_calibration(name: str) -> bool:
+    return form_of(name) == CALIBRATION or name.endswith(".safetensors")
 
 
 def _next(name: str) -> str:
@@ -63,7 +67,7 @@ def _next(name: str) -> str:
     from l2c.graph import ladder
     from l2c.graph.cache_graph import CacheGraph
 
-    if name.endswith(CALIBRATION):
+    if _is_calibration(name):
         return f"l2c.Calibration.load({name!r}).graph(0.5)"
     if form_of(name) == ladder.FORMAT:
         return f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
@@ -75,6 +79,11 @@ def _next(name: str) -> str:
         if graph.model in model_names()
         else f"l2c.Sampler(backbone, graph={name!r})"
     )
+
+
+def _drawn_here(path: Path) -> bool:
+    with path.open("rb") as file:
+        return DRAWN in file.read(LEADING)
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2c.diffusion.schedule import NoiseSchedule
 from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory, draw_noise, split_variance
+from l2c.io.numbers import finite_number
 
 
 class DDIM(Solver):
@@ -27,8 +28,7 @@ class DDIM(Solver):
     schedule: NoiseSchedule
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int, *, eta: float = 0.0) -> None:
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}")
+        eta, num_evaluations = finite_number("eta", eta, low=0, high=1), self.count(schedule, num_evaluations)
         super().__init__(
             schedule,
             tuple(map(float, schedule.respace(num_evaluations))),
@@ -72,6 +72,7 @@ class DDPM(Solver):
     stochastic = True
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
+        num_evaluations = self.count(schedule, num_evaluations)
         super().__init__(
             schedule,
             tuple(map(float, schedule.respace(num_evaluations))),

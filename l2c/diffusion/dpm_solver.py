@@ -37,10 +37,7 @@ class DPMSolver2S(Solver):
     schedule: NoiseSchedule
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
-        if num_evaluations < 2:
-            raise ValueError(
-                f"num_evaluations must be at least 2 for dpm_solver_2s, got {num_evaluations}; take ddim for one"
-            )
+        num_evaluations = self.count(schedule, num_evaluations, least=2)
         num_steps = (num_evaluations + 1) // 2
         self._bounds = np.linspace(schedule.num_steps - 1, 0, num_steps + 1).tolist()
         indices: list[float] = []
@@ -93,10 +90,7 @@ class DPMSolver2M(Solver):
     schedule: NoiseSchedule
 
     def __init__(self, schedule: NoiseSchedule, num_evaluations: int) -> None:
-        if num_evaluations < 2:
-            raise ValueError(
-                f"num_evaluations must be at least 2 for dpm_solver_2m, got {num_evaluations}; take ddim for one"
-            )
+        num_evaluations = self.count(schedule, num_evaluations, least=2)
         self._bounds = np.linspace(schedule.num_steps - 1, 0, num_evaluations + 1).tolist()
         super().__init__(schedule, tuple(self._bounds[:-1]), tuple((e,) for e in range(num_evaluations)))
 

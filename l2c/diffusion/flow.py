@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l2c.diffusion.schedule import FLOW, FlowSchedule
 from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory
+from l2c.io.numbers import finite_number
 
 FIRST_FINITE = 0.999  # the noisiest s at which log(alpha / sigma) is taken, as in diffusers
 
@@ -31,7 +32,8 @@ class FlowSolver(Solver):
     schedules = (FLOW,)
 
     def __init__(self, schedule: FlowSchedule, times: Sequence[float], shift: float) -> None:
-        if not (shift > 0 and math.isfinite(shift)):
+        shift = finite_number("shift", shift)
+        if shift <= 0:
             raise ValueError(f"shift must be a number above 0, got {shift}; 1 leaves the times alone, 3 is common")
         shifted = [shift * s / (1 + (shift - 1) * s) for s in times]
         super().__init__(
@@ -44,11 +46,6 @@ class FlowSolver(Solver):
     def options(self) -> Mapping[str, float]:
         """The shift of the times."""
         return {"shift": self.shift}
-
-
-def _check_count(name: str, num_evaluations: int, least: int) -> None:
-    if num_evaluations < least:
-        raise ValueError(f"num_evaluations must be at least {least} for {name}, got {num_evaluations}")
 
 
 class FlowEuler(FlowSolver):
@@ -64,7 +61,7 @@ class FlowEuler(FlowSolver):
     name = "flow_euler"
 
     def __init__(self, schedule: FlowSchedule, num_evaluations: int, *, shift: float = 1.0) -> None:
-        _check_count(self.name, num_evaluations, 1)
+        num_evaluations = self.count(schedule, num_evaluations)
         super().__init__(schedule, [1 - e / num_evaluations for e in range(num_evaluations)], shift)
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
@@ -91,7 +88,7 @@ class FlowDPM2M(FlowSolver):
     name = "flow_dpm_2m"
 
     def __init__(self, schedule: FlowSchedule, num_evaluations: int, *, shift: float = 1.0) -> None:
-        _check_count(self.name, num_evaluations, 2)
+        num_evaluations = self.count(schedule, num_evaluations, least=2)
         times = np.linspace(FIRST_FINITE, 0, num_evaluations + 1)[:-1]
         super().__init__(schedule, times.tolist(), shift)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2c.diffusion.prediction import data_of, noise_of, velocity_of
 from l2c.diffusion.schedule import VARIANCE_PRESERVING, Schedule
+from l2c.io.numbers import whole_number
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,24 @@ class Solver(ABC):
         self.steps = steps
         # Not 0-d tensors but Python floats: a step multiplies by them without a transfer or a sync.
         self.timesteps = tuple(schedule.timestep(index) for index in indices)
+
+    @classmethod
+    def count(cls, schedule: Schedule, num_evaluations: int, *, least: int = 1) -> int:
+        """Return a number of evaluations as an integer.
+
+        Args:
+            schedule: the noise schedule to follow.
+            num_evaluations: the number.
+            least: the smallest that the solver can do.
+
+        Raises:
+            ValueError: if it is no whole number or too small, or the solver cannot follow the schedule.
+
+        """
+        if not isinstance(schedule, Schedule) or schedule.name not in cls.schedules:
+            got = f"one named {schedule.name}" if isinstance(schedule, Schedule) else type(schedule).__name__
+            raise ValueError(f"{cls.name} follows a noise schedule named {' or '.join(cls.schedules)}, got {got}")
+        return whole_number(f"num_evaluations of {cls.name}", num_evaluations, low=least)
 
     @property
     def num_evaluations(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import as_form, known_fields, parse_file
 from l2c.io.names import quoted, shown
 
@@ -48,8 +49,8 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
         ValueError: if it does not hold such graphs, or one of them is damaged.
 
     """
-    name = shown(path, 300)
-    if not Path(path).is_file():
+    name, path = shown(path, 300), at_home(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no {what} at {name}; .save writes such files")
     with as_form(path, form):
         content = parse_file(path)
@@ -69,7 +70,7 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
     read_ones: dict[str, CacheGraph] = {}
     for key, graph in graphs.items():
         try:
-            read_ones[key] = CacheGraph.from_json(json.dumps(graph), folder=Path(path).parent)
+            read_ones[key] = CacheGraph.from_json(json.dumps(graph), folder=path.parent)
         except ValueError as error:
             raise ValueError(f"{name}, the graph of {shown(key)}: {error}") from error
     return read_ones

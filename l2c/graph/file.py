@@ -14,7 +14,7 @@ from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
 from l2c.graph.statistics import COUNTED, statistics_of
 from l2c.io.atomic import write_text
-from l2c.io.bundled import bundled_graph
+from l2c.io.bundled import at_home, bundled_graph
 from l2c.io.digests import DIGEST, check_sealed, sealed
 from l2c.io.json_fields import as_form, items, known_fields, member, read_text
 from l2c.io.names import quoted, shown
@@ -95,7 +95,7 @@ def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
         path: the file or name.
 
     """
-    found = Path(path)
+    found = at_home(path)
     if found.is_dir():  # of a run
         found /= "cache_graph.json"
         if not found.is_file():

@@ -16,6 +16,7 @@ from l2c.graph.layer_names import layers_of
 from l2c.graph.statistics import statistics_of
 from l2c.graph.text import summary
 from l2c.io.atomic import copy_file, write_text
+from l2c.io.bundled import at_home
 from l2c.io.lazy import needed
 from l2c.io.names import shown
 
@@ -34,8 +35,8 @@ def find_file(repo: str | Path, name: str, *, revision: str | None = None) -> Pa
         ValueError: if huggingface_hub is not installed.
 
     """
-    if Path(repo).is_dir():
-        path = Path(repo) / name
+    if (folder := at_home(repo)).is_dir():
+        path = folder / name
         if not path.is_file():
             raise FileNotFoundError(
                 f"the folder {shown(repo, 300)} has no {name}; give the folder that save_pretrained wrote"
@@ -80,9 +81,9 @@ def save_pretrained(graph: GraphFields, folder: str | Path, *, files: Iterable[s
         ValueError: if files is no list.
 
     """
-    folder = Path(folder)
+    folder = at_home(folder)
     names = []
-    for file in map(Path, each("files", files)):
+    for file in map(at_home, each("files", files)):
         copy_file(file, folder / file.name)
         names.append(file.name)
     write_text(folder / "README.md", card(graph, names))

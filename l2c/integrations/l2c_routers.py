@@ -15,6 +15,7 @@ from l2c.backbones.shapes import backbone_shapes
 from l2c.backbones.weights import reason_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import made_by
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import TORCH, check_form
 from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number
@@ -50,7 +51,7 @@ def import_l2c_router(
             finite numbers.
 
     """
-    routers = _read(Path(path))
+    routers = _read(at_home(path))
     network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     announced = solver_for(network, solver, num_evaluations)
     num_evaluations, threshold = announced.num_evaluations, finite_number("threshold", threshold)

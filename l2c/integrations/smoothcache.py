@@ -20,6 +20,7 @@ from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD
 from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import parse_file
 from l2c.io.names import quoted
 from l2c.sampling.binding import binding_of, solver_for
@@ -49,7 +50,7 @@ def import_smoothcache(
         ValueError: if the file is no such schedule, or of another depth; the message says which key.
 
     """
-    columns = _read(Path(path))
+    columns = _read(at_home(path))
     network = backbone if isinstance(backbone, Backbone) else backbone_shapes(backbone)
     conventions = network.conventions
     num_evaluations = len(next(iter(columns.values())))
@@ -115,6 +116,14 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
     )
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(column)}" for key, column in schedule.items())
     write_text(path, "{\n" + lines + "\n}\n")
+
+
+def is_smoothcache(path: str | Path) -> bool:
+    """Return whether a file holds a SmoothCache schedule."""
+    try:
+        return bool(_read(Path(path)))
+    except (OSError, ValueError):
+        return False
 
 
 def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:

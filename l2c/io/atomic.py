@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from l2c.io.bundled import at_home
 from l2c.io.folder_lock import lock
-from l2c.io.names import shown
+from l2c.io.names import quoted, shown
 
 MARK = ".part"  # in the names of temporary files
 LEFTOVER = re.compile(r"^\..+-[A-Za-z0-9_]{8}\.part(\.[A-Za-z0-9]+)?$")
@@ -51,9 +52,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _followed(path: str | Path) -> Path:
-    """Return a path, where it is a link that to which it leads."""
+    """Return a path, where it is a link that to which it leads; `~` is the home folder."""
     try:
-        return Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)
+        found = at_home(path)
+        return Path(os.path.realpath(found)) if found.is_symlink() else found
     except OSError as error:
         raise _cannot_write(Path(path), error) from error
 
@@ -68,7 +70,7 @@ def _beside(target: Path) -> Iterator[Path]:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
             if target.exists() and not target.is_file():
                 raise OSError(errno.EISDIR, "there is a folder or a device of that name")
-            prefix, suffix = f".{target.stem}-", f"{MARK}{target.suffix}"
+            prefix, suffix = _prefix(target), f"{MARK}{target.suffix}"
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=suffix)
         except (OSError, ValueError) as error:  # a ValueError: no path holds a zero byte
             raise _cannot_write(target, error) from error
@@ -82,6 +84,11 @@ def _beside(target: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
+
+
+def _prefix(target: Path) -> str:
+    """Return the beginning of the names of a target's temporary files, which leaves room for a long name's end."""
+    return f".{target.stem[:40]}-"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -167,8 +174,33 @@ def check_writable(path: str | Path) -> None:
     with _beside(target):
         pass
     for found in target.parent.glob(f".*-????????{MARK}{target.suffix}"):
-        if found.name.startswith(f".{target.stem}-"):
+        if found.name.startswith(_prefix(target)):
             _remove_leftover(found)
+
+
+def check_output(what: str, path: str | Path, *, ours: Callable[[Path], bool]) -> Path:
+    """Return the path of a file that a command is to write, before the work that it costs.
+
+    Args:
+        what: what the setting is called, for the message.
+        path: the path as it was given.
+        ours: says of a file of that name whether it is an earlier result, which may be replaced.
+
+    Raises:
+        ValueError: if it names a folder or the terminal, or something else is there, which would be lost.
+        OSError: if it cannot be written.
+
+    """
+    if str(path) == "-" or str(path).endswith(os.sep):
+        raise ValueError(f"{what} must be the path of a file, got {quoted(str(path), 300)}; add the file's name")
+    target = _followed(path)
+    check_writable(target)
+    if target.is_file() and target.stat().st_size and not ours(target):
+        raise ValueError(
+            f"{what} is {shown(path, 300)}, where something else is that would be lost; give another path, or move "
+            "that file away"
+        )
+    return at_home(path)
 
 
 def sweep(folder: str | Path) -> list[Path]:

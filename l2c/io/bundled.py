@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from l2c.io.names import near_names, shown
+from l2c.io.names import near_names, quoted, shown
 
 
 def at_home(path: str | Path) -> Path:
-    """Return a path, `~` at its begin standing for the home folder.
+    """Return a path that a user gives, `~` at its begin standing for the home folder.
 
     Raises:
-        ValueError: if there is no such home folder.
+        ValueError: if it is no path, there is no such home folder, or no file can have such a name.
 
     """
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise ValueError(f"a path must be a text or a Path, got {quoted(path)} ({type(path).__name__})")
     try:
-        return Path(path).expanduser()
+        found = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.lstat()
     except RuntimeError as error:
         raise ValueError(f"no home folder is known for {shown(path, 300)}; give the whole path") from error
+    except (OSError, ValueError) as error:  # too long, or it holds a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{shown(path)} is no name of a file ({reason}); give a path") from error
+    return found
 
 
 def project_folder(name: str) -> Path:

@@ -102,7 +102,7 @@ def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = Non
 
     Raises:
         OSError: if there is no such file, or the copy cannot be written.
-        ValueError: if the file has another digest.
+        ValueError: if the file has another digest, or another file is where the copy would be.
 
     """
     source, target = at_home(source), Path(path)
@@ -110,6 +110,8 @@ def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = Non
         raise FileNotFoundError(f"no file at {source}; give the path of the weights on this machine")
     if sha256 is not None and (digest := sha256_of(source)) != sha256.lower():
         raise ValueError(f"{source} has the SHA-256 {digest} instead of {sha256}; copy the whole file again")
+    if target.is_file() and not target.samefile(source) and sha256_of(target) != sha256_of(source):
+        raise ValueError(f"{target} is there already and is another file; give another path, or move that file away")
     copy_file(source, target)
     return target
 

@@ -16,13 +16,13 @@ from l2c.io.names import quoted, shown
 MAX_BYTES = 32 * 2**20
 MAX_HEADER = 2**24  # bytes, of a safetensors file
 MAX_DIGITS = 300  # of an integer; more would be no float
-WEIGHTS, TORCH = "safetensors", "torch"
+CALIBRATION, WEIGHTS, TORCH = "l2c-calibration", "safetensors", "torch"
 # What files hold, and what reads it, by their field `format`; the last two have none.
 FORMS = {
     "l2c-cache-graph": ("a cache graph", "l2c.CacheGraph.load"),
     "l2c-cache-graphs": ("graphs of a pipeline with two denoisers", "l2c.CacheGraphs.load"),
     "l2c-cache-ladder": ("a ladder of cache graphs", "l2c.Ladder.load"),
-    "l2c-calibration": ("a calibration", "l2c.Calibration.load"),
+    CALIBRATION: ("a calibration", "l2c.Calibration.load"),
     "l2c-scale-shift": ("the correction of a cache graph", "l2c.CacheGraph.load, which is given the graph beside it"),
     WEIGHTS: ("weights", "l2c.load_backbone(..., checkpoint=PATH)"),
     TORCH: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
 from typing import Any
@@ -9,12 +10,20 @@ from typing import Any
 from l2c.io.names import quoted
 
 
+def scalar(value: Any) -> Any:
+    """Return the number in a 0-d array or tensor as Python's own; anything else as it is."""
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        with contextlib.suppress(RuntimeError, ValueError):  # of a tensor that holds no numbers
+            return value.item()
+    return value
+
+
 def finite_number(name: str, value: object, *, low: float = -math.inf, high: float = math.inf) -> float:
     """Return a finite number in [low, high] as a float.
 
     Args:
         name: name of the number, for the message.
-        value: an integer or a float, of Python or numpy; no text, no bool.
+        value: an integer or a float, of Python or numpy, or in a 0-d array or tensor; no text, no bool.
         low: the smallest allowed.
         high: the largest allowed.
 
@@ -23,6 +32,7 @@ def finite_number(name: str, value: object, *, low: float = -math.inf, high: flo
 
     """
     allowed = f"a finite number{_range(low, high)}"
+    value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
     try:
@@ -39,7 +49,7 @@ def whole_number(name: str, value: object, *, low: int | None = None, high: int 
 
     Args:
         name: name of the number, for the message.
-        value: an integer, or a float without a fraction; no text, no bool.
+        value: an integer, or a float without a fraction, as for `finite_number`; no text, no bool.
         low: the smallest allowed; None = any.
         high: the largest allowed; None = any.
 
@@ -49,6 +59,7 @@ def whole_number(name: str, value: object, *, low: int | None = None, high: int 
     """
     limits = (-math.inf if low is None else low, math.inf if high is None else high)
     allowed = f"a whole number{_range(*limits)}"
+    value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValueError(f"{name} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
     number: Any = value  # mypy knows no comparison of a Real
@@ -59,12 +70,13 @@ def whole_number(name: str, value: object, *, low: int | None = None, high: int 
 
 
 def truth_value(name: str, value: object) -> bool:
-    """Return a bool; a text such as "false" is none, which Python would take as true.
+    """Return a bool, also one of numpy or torch; a text such as "false" is none, which Python would take as true.
 
     Raises:
         ValueError: if the value is neither True nor False.
 
     """
+    value = scalar(value)
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {quoted(value)} ({type(value).__name__})")
     return value

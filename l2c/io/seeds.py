@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from l2c.io.names import quoted
+from l2c.io.numbers import scalar
 
 
 class Stream:
@@ -61,8 +62,8 @@ class Stream:
 
 def _whole(number: Any) -> int:
     try:
-        return operator.index(number)
-    except TypeError:
+        return operator.index(scalar(number))
+    except (TypeError, RuntimeError):
         raise _no_seed(number) from None
 
 

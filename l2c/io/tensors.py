@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], texts: Mappin
     )
     with replacing(path) as temporary:  # safetensors' own save_file would put another file in its place
         temporary.write_bytes(content)
+
+
+def holds_tensors(path: str | Path, names: Iterable[str]) -> bool:
+    """Return whether a file is of safetensors, with tensors of these names."""
+    try:
+        with opened(path, what="tensors", again="") as file:
+            return set(file.keys()) == set(names)
+    except ValueError:
+        return False
 
 
 @contextmanager

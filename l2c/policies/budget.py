@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from l2c.io.names import quoted
+from l2c.io.numbers import scalar, whole_number
 
 Budget: TypeAlias = float | str
 FORMS = (
@@ -49,6 +50,7 @@ def evaluations_worth(budget: Budget, num_evaluations: int) -> Worth:
     """
     if isinstance(budget, Worth):
         return budget
+    budget, num_evaluations = scalar(budget), whole_number("num_evaluations", num_evaluations, low=1)
     text = str(budget).strip().lower()
     try:
         if isinstance(budget, bool):

@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from l2c.backbones.backbone import Backbone
-from l2c.io.atomic import check_writable
+from l2c.io.atomic import check_output
 from l2c.io.memory import halved, memory_explained, remedies
-from l2c.io.tensors import write_tensors
+from l2c.io.tensors import holds_tensors, write_tensors
 from l2c.testbeds.lit_backbone import LitBackbone, decay_start
 from l2c.testbeds.settings import BackboneTraining
 from l2c.training.checkpoints import RUN, check_checkpoint, read_checkpoint
@@ -74,8 +74,11 @@ def train_backbone(
             word="max_steps",
         )
         identity |= restarts
-    output = Path(settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors")
-    check_writable(output)
+    output = check_output(
+        "output",
+        settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors",
+        ours=lambda there: holds_tensors(there, backbone.state_dict()),
+    )
     trainer = make_run_trainer(
         run_folder,
         accelerator=settings.accelerator,

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from l2c.data.step_sampler import StepBatchSampler
-from l2c.io.atomic import check_writable
+from l2c.io.atomic import check_output
 from l2c.io.seeds import Stream
-from l2c.io.tensors import write_tensors
+from l2c.io.tensors import holds_tensors, write_tensors
 from l2c.testbeds.digits import digits
 from l2c.testbeds.emoji import emoji
 from l2c.testbeds.emoji_classifier import EmojiClassifier
@@ -158,10 +158,11 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
     """
     torch.set_num_threads(settings.num_threads)
     seed_everything(settings.seed)
-    check_writable(settings.output)
     digital = settings.dataset == "digits"
     parts = (_digits if digital else _emoji)(settings.batch_size, settings.seed)
     classifier = READERS[settings.dataset]()
+    ours = lambda there: holds_tensors(there, classifier.state_dict())  # noqa: E731
+    path = check_output("output", settings.output, ours=ours)
     module = LitClassifier(
         classifier,
         move=shifted if digital else warped,
@@ -177,6 +178,5 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
     classifier.eval()
     if isinstance(classifier, EmojiClassifier):
         classifier.keep_statistics(emoji())
-    path = Path(settings.output)
     write_tensors(path, classifier.state_dict())
     return TrainedClassifier(path, classifier.accuracy(parts.images, parts.labels), len(parts.labels))

@@ -22,6 +22,8 @@ from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
 # Lines on devices and tips; warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
+# Some of them are there in processes of several machines: torchrun, SLURM, LSF, MPI, or by hand.
+LAUNCHED = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
 FEW = 8  # processes that any CPU may be asked for
 EXPECTED_WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty",  # the run folder holds config.yaml by then
@@ -54,6 +56,7 @@ def make_trainer(*, max_steps: int, callbacks: Sequence[pl.Callback] = (), **set
 
     """
     _check_processes(settings.get("accelerator", "auto"), settings.get("devices", 1))
+    _check_machines(settings.get("num_nodes", 1))
     for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     batches = max_steps * settings.get("accumulate_grad_batches", 1)
@@ -86,6 +89,20 @@ def _check_processes(accelerator: str, devices: object) -> None:
     if isinstance(devices, int) and devices > most:
         raise ValueError(
             f"trainer.devices={devices} asks for more processes on a CPU than {most}; say trainer.devices=1"
+        )
+
+
+def _check_machines(num_nodes: int) -> None:
+    """Refuse several machines where nothing has started this process as one of theirs: it would wait for them.
+
+    Raises:
+        ValueError: if there are several, and no sign of what starts processes.
+
+    """
+    if num_nodes > 1 and not any(name in os.environ for name in LAUNCHED):
+        raise ValueError(
+            f"trainer.num_nodes={num_nodes} waits for processes on other machines, but nothing has started this one "
+            "beside them; start it by torchrun or srun on each, or say trainer.num_nodes=1"
         )
 
 

@@ -284,12 +284,12 @@ def test_on_evaluation_is_told_each_one():
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match=r"unknown solver 'dpm_solver_3s'; known are .*, dpm_solver_2s, "):
         make_solver("dpm_solver_3s", LINEAR, 20)
-    with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"eta must be a finite number in \[0, 1\], got 1.5"):
         make_solver("ddim", LINEAR, 20, eta=1.5)
     with pytest.raises(ValueError, match="solver ddpm has no option 'eta'; its options are none"):
         make_solver("ddpm", LINEAR, 20, eta=0.0)
     for name in ("dpm_solver_2s", "dpm_solver_2m"):
-        with pytest.raises(ValueError, match=f"num_evaluations must be at least 2 for {name}, got 1"):
+        with pytest.raises(ValueError, match=f"num_evaluations of {name} must be .* at least 2, got 1"):
             make_solver(name, LINEAR, 1)
     with pytest.raises(ValueError, match=r"2\.\.1000 for this solver, got 1"):
         make_solver("ddim", LINEAR, 1)

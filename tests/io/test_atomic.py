@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from l2c.io.atomic import check_writable, replacing, sweep
+from l2c.io.atomic import check_output, check_writable, replacing, sweep, write_text
 from l2c.io.folder_lock import NAME, locked
 from l2c.io.tensors import check_finite, not_finite
 
@@ -105,3 +105,29 @@ def test_not_finite_values_are_counted():
     with pytest.raises(ValueError, match=r"2 of 4 images are not finite .*; nothing is written; lower it"):
         check_finite("images", images, mend="lower it")
     assert not_finite({"a": images, "b": torch.ones(2), "c": torch.ones(2, dtype=torch.int)}) == ["a"]
+
+
+def test_an_output_takes_the_place_of_an_earlier_one_alone(tmp_path):
+    ours = lambda path: path.read_text().startswith("ours")  # noqa: E731
+    output = tmp_path / "a.txt"
+    assert check_output("output", str(output), ours=ours) == output
+    write_text(output, "ours: 1")
+    assert check_output("output", str(output), ours=ours) == output
+    link = tmp_path / "link.txt"
+    photograph = tmp_path / "photograph.jpg"
+    photograph.write_text("a photograph")
+    link.symlink_to(photograph)
+    for there in (photograph, link):
+        with pytest.raises(ValueError, match=r"output is .*, where something else is that would be lost"):
+            check_output("output", there, ours=ours)
+    for no_file in ("-", f"{tmp_path}/new/"):
+        with pytest.raises(ValueError, match="output must be the path of a file, got"):
+            check_output("output", no_file, ours=ours)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "link.txt", "photograph.jpg"]
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    path = tmp_path / f"{'x' * 250}.json"
+    write_text(path, "{}")
+    check_writable(path)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]

@@ -3,7 +3,7 @@
 import pytest
 
 import l2c
-from l2c.io.bundled import bundled_graph, checkpoint_folders, graph_names
+from l2c.io.bundled import at_home, bundled_graph, checkpoint_folders, graph_names
 
 
 def test_bundled_graphs_have_names(tmp_path, monkeypatch):
@@ -29,3 +29,21 @@ def test_own_weights_come_first(tmp_path, monkeypatch):
     monkeypatch.delenv("L2C_CHECKPOINTS")
     monkeypatch.chdir(tmp_path)
     assert checkpoint_folders()[0].absolute() == tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("path", [None, 3, b"a", [], "", "x" * 300, "a\0b", object()])
+def test_what_is_no_path_is_one_sentence(path):
+    with pytest.raises(ValueError, match=r"a path must be a text or a Path|is no name of a file") as refusal:
+        at_home(path)
+    assert str(refusal.value).isprintable()
+
+
+def test_all_readers_take_the_home_folder_and_refuse_what_is_no_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    graph = l2c.CacheGraph.load("dit_digits_ddim20")
+    graph.save("~/sub/graph.json")
+    assert l2c.CacheGraph.load("~/sub/graph.json") == graph
+    assert [path.name for path in tmp_path.rglob("*")] == ["sub", "graph.json"]
+    for read in (l2c.CacheGraph.load, l2c.CacheGraphs.load, l2c.Calibration.load, l2c.Ladder.load):
+        with pytest.raises(ValueError, match="is no name of a file"):
+            read(graph.to_json())

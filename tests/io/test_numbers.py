@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from l2c.io.names import listed, quoted, shown
 from l2c.io.numbers import finite_number, whole_number
 
+ONES = [1, 1.0, np.float32(1), np.int64(1), np.array(1), torch.tensor(1), torch.tensor(1.0, requires_grad=True)]
 
-@pytest.mark.parametrize("value", [1, 1.0, np.float32(1), np.int64(1)])
+
+@pytest.mark.parametrize("value", ONES, ids=repr)
 def test_numbers_of_any_kind_are_taken(value):
     assert type(finite_number("x", value)) is float
     assert type(whole_number("x", value)) is int
@@ -18,7 +21,11 @@ def test_numbers_of_any_kind_are_taken(value):
 
 @pytest.mark.parametrize(
     ("value", "got"),
-    [("1", r"'1' \(str\)"), (True, r"True \(bool\)"), (None, r"None \(NoneType\)"), ([1], r"list \(list\)")],
+    [
+        *(("1", r"'1' \(str\)"), (None, r"None \(NoneType\)"), ([1], r"list \(list\)")),
+        *((true, r"True \(bool\)") for true in (True, np.bool_(True), torch.tensor(True))),
+        *((torch.tensor([1]), r"Tensor \(Tensor\)"), (torch.tensor(1, device="meta"), r"Tensor \(Tensor\)")),
+    ],
 )
 def test_what_is_no_number_is_refused(value, got):
     for check in (finite_number, whole_number):

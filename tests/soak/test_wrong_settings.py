@@ -17,7 +17,11 @@ HUGE = 2**31 - 1
 ODD = {
     "train": [
         *("trainer.accelerator=zzz", "trainer.strategy=zzz", "trainer.devices=1000", "trainer.devices=[0]"),
-        *("trainer.precision=16-true", f"data.num_trajectories={10**6}", "router.init=1e30"),
+        *(
+            *(f"trainer.precision={name}-true" for name in ("16", "bf16", "64")),
+            f"data.num_trajectories={10**6}",
+            "router.init=1e30",
+        ),
         *("router.learning_rate=1e30", "router.learning_rate=1e-300", "router.penalty=1e30", "router.clamp=1e30"),
         *("router.clamp=1e-300", "trainer.gradient_clip_val=1e-300", "model.schedule=zzz", "model.prediction=zzz"),
         *("model.first_timestep=1e30", "model.null_label=99", "model.sampling={a: 1}", "model.sampling=zzz"),
@@ -38,7 +42,13 @@ ODD = {
         *("num_evaluations=1000", f"num_evaluations={HUGE}", "cfg_scale=1000", "precision=fp16", "cache_dtype=fp16"),
         *("hydra.run.dir=/dev/null/x", "hydra.run.dir=/proc/x"),
     ],
-    "sample-many": ["cache_device=zzz", "trainer.accelerator=zzz", "trainer.accelerator=gpu", f"shard_size={HUGE}"],
+    "sample-many": [
+        "trainer.num_nodes=3",
+        "cache_device=zzz",
+        "trainer.accelerator=zzz",
+        "trainer.accelerator=gpu",
+        f"shard_size={HUGE}",
+    ],
     "evaluate": ["device=zzz", "num_threads=16", "reference=zzz", "reference=/dev/zero", "baselines=[]"],
     "compare": [
         *("budgets=[1e-9]", "budgets=[1e9x]", "budgets=[1e12]", "graphs={a: zzz}", "calibration=zzz"),
@@ -66,7 +76,11 @@ ODD = {
     ],
     "train-classifier": ["output=/tmp", "output=/dev/null", "learning_rate=1e30", "learning_rate=1e-300"],
 }
-IN_SUITE = {"calibrate": ["output=/dev/null"], "train": ["model.args.num_heads=5", "trainer.devices=1000"]}
+IN_SUITE = {
+    "calibrate": ["output=/dev/null"],
+    "train": ["model.args.num_heads=5", "trainer.devices=1000", "trainer.precision=bf16-true"],
+    "sample-many": ["trainer.num_nodes=3"],
+}
 
 
 def line_with(cheap, setting):

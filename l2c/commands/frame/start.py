@@ -78,7 +78,8 @@ def _make_ready() -> None:
 def _at_home(word: str) -> str:
     """Return `name=~/...` with the home folder in the place of `~`, which a shell leaves there behind the sign."""
     name, sign, value = word.partition("=")
-    return override(name, at_home(value)) if sign and re.match(r"~[\w.-]*(/|$)", value) else word
+    found = re.fullmatch(r"(['\"]?)(~[\w.-]*(?:/.*)?)\1", value, re.DOTALL)
+    return override(name, at_home(found[2])) if sign and found else word
 
 
 def _chosen() -> None:

@@ -184,6 +184,14 @@ def load_reference(
     return Reference(statistics, torch.cat(pooled), extractor.name)
 
 
+def is_statistics(path: str | Path) -> bool:
+    """Return whether a file holds the statistics of a reference alone, as `Reference.save_statistics` writes them."""
+    try:
+        return set(array_names(Path(path))) in ({*PAIRS[0]}, {*PAIRS[0], *PAIRS[1]})
+    except (OSError, ValueError):
+        return False
+
+
 def _names(path: Path) -> list[str]:
     """Return the arrays of a reference file, or refuse it."""
     if not path.is_file():

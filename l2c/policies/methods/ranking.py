@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
+from l2c.io.bundled import at_home
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
@@ -91,10 +91,10 @@ def _scores(context: PolicyContext, name: str) -> np.ndarray:
         return responses.square().sum(dim=2).numpy() / np.asarray(context.cost.layers)
     if not name.endswith(".npy"):
         raise ValueError(f"unknown score {name!r}; known are {', '.join(NEEDED_SCORES)}, or a path to a .npy array")
-    if not Path(name).is_file():
+    if not (path := at_home(name)).is_file():
         raise FileNotFoundError(f"no scores at {name}; numpy.save writes such an array")
     try:
-        scores = np.load(name, mmap_mode="r", allow_pickle=False)  # the file must be as long as its head says
+        scores = np.load(path, mmap_mode="r", allow_pickle=False)  # the file must be as long as its head says
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{name} holds no array of numbers; write one with numpy.save") from error
     wanted = (context.blank.num_evaluations, context.blank.num_layers)

@@ -43,7 +43,7 @@ class RouterHeatmap(pl.Callback):
         if not trainer.is_global_zero:
             return
         figure = router_heatmap(
-            module.routers.weights().cpu(),
+            module.routers.weights().float().cpu(),
             module.routers.evaluations,
             self.timesteps,
             step=trainer.global_step,
