@@ -279,7 +279,7 @@ def test_show_leaves_what_is_not_its_own(command, refused, tmp_path):
     graph = tmp_path / "photo.json"
     l2c.CacheGraph.load("dit_digits_ddim20").save(graph)
     (tmp_path / "photo.png").write_bytes(b"a photograph")
-    assert "photo.png is there and was not drawn here; say output=" in refused(command("show", graph, cwd=tmp_path))
+    assert "output is photo.png, where something else is that would be lost" in refused(command("show", graph, cwd=tmp_path))
     assert (tmp_path / "photo.png").read_bytes() == b"a photograph"
     graph.rename(tmp_path / "graph.png")
     sentence = refused(command("show", "graph.png", "output=graph.png", cwd=tmp_path))
