@@ -17,8 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
 from l2c.commands.frame import start
-from l2c.commands.frame.backends import python_line
-from l2c.commands.frame.table import COMMANDS, command_line, override, spelled, this_command_line
+from l2c.commands.frame.table import COMMANDS, command_line, override, python_line, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = "l2c/__main__.py"
@@ -279,7 +278,8 @@ def test_show_leaves_what_is_not_its_own(command, refused, tmp_path):
     graph = tmp_path / "photo.json"
     l2c.CacheGraph.load("dit_digits_ddim20").save(graph)
     (tmp_path / "photo.png").write_bytes(b"a photograph")
-    assert "output is photo.png, where something else is that would be lost" in refused(command("show", graph, cwd=tmp_path))
+    sentence = refused(command("show", graph, cwd=tmp_path))
+    assert "output is photo.png, where something else is that would be lost" in sentence
     assert (tmp_path / "photo.png").read_bytes() == b"a photograph"
     graph.rename(tmp_path / "graph.png")
     sentence = refused(command("show", "graph.png", "output=graph.png", cwd=tmp_path))
