@@ -55,7 +55,7 @@ def varied(base: TinyPipeline, name: str, parts: Mapping[str, Any] | None = None
 
     _without_spread(base.pipe.vae)
     kind = getattr(diffusers, name)
-    _without_ftfy(kind)
+    without_ftfy(kind)
     taken = signature(kind.__init__).parameters
     own = {part: module for part, module in base.pipe.components.items() if part in taken}
     if "requires_safety_checker" in taken:
@@ -65,7 +65,7 @@ def varied(base: TinyPipeline, name: str, parts: Mapping[str, Any] | None = None
     return replace(base, pipe=kind(**{**own, **(parts or {})}), options={**kept, **options})
 
 
-def _without_ftfy(kind: Any) -> None:
+def without_ftfy(kind: Any) -> None:
     """Let a pipeline that mends texts by the package ftfy take them as they are, where it is not installed."""
     module = sys.modules[kind.__module__]
     if hasattr(module, "is_ftfy_available") and not hasattr(module, "ftfy"):

@@ -14,8 +14,9 @@ from tiny_pipelines import tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied
-from l2c.integrations.diffusers.guidance import guidance_of
+from l2c.integrations.diffusers.guidance import check_inside, guidance_of
 from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.prompts import check_prompts, condition_of, read_prompts
 
 
@@ -106,6 +107,19 @@ def test_further_branches_are_switched_off_and_named():
     assert perturbed.left_out({"pag_scale": 0.0}) == plain.left_out({"guidance_scale": 7.5}) == {}
     assert true.left_out({"true_cfg_scale": 4.0, "negative_prompt": "blurred"}) == {"true_cfg_scale": 4.0}
     assert true.left_out({"true_cfg_scale": 4.0}) == {}  # off without a negative prompt
+
+
+class Degraded(Called):
+    def __call__(self, prompt, guidance_scale=7.5, sag_scale=0.75):
+        """Take the scale of a branch that is made from attention maps."""
+
+
+def test_what_is_read_inside_the_model_is_refused_before_a_calibration():
+    pipe = Degraded()
+    with pytest.raises(ValueError, match=r"reads attention maps inside its Module for sag_scale=0.75, which reused"):
+        pipeline_backbone(pipe, ["a cat"], num_evaluations=4)
+    check_inside(pipe, {"sag_scale": 0.0})
+    check_inside(Perturbed(), {"pag_scale": 3.0})
 
 
 def test_pictures_and_several_scales():

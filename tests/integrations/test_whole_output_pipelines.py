@@ -10,6 +10,8 @@ import torch
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
+from tiny_pipelines import tiny_pipeline
+
 import l2c
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.layers import find_layers
@@ -142,3 +144,12 @@ def test_output_stands_alone(pipe):
     assert find_layers(pipe.transformer, of=("output",)) == ("output",)
     with pytest.raises(ValueError, match=r"layers of kind output stand alone, got output, block; say \[output\]"):
         find_layers(pipe.transformer, of=("output", "block"))
+
+
+def test_a_model_without_usual_layers_has_its_whole_output_as_one(caplog):
+    tiny = tiny_pipeline("kandinsky3")
+    made = {"num_evaluations": STEPS, "options": tiny.options}
+    assert pipeline_backbone(tiny.pipe, tiny.prompts, **made).layer_names == ("output",)
+    assert "found no layers of kind layer in Kandinsky3UNet" in caplog.text
+    with pytest.raises(ValueError, match=r"take its whole output, layers=\['output'\], or wrap it"):
+        pipeline_backbone(tiny.pipe, tiny.prompts, **made, of=("block",))

@@ -23,7 +23,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
-from l2c.integrations.diffusers.guidance import guidance_of
+from l2c.integrations.diffusers.guidance import check_inside, guidance_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
 from l2c.integrations.dit_weights import diffusers_layer_names
@@ -133,11 +133,14 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
         any_guidance: accept another guidance scale.
 
     Raises:
-        ValueError: if the guidance scale differs, or noise is added to trajectories that the graph extrapolates.
+        ValueError: if the guidance scale differs, noise is added to trajectories that the graph extrapolates, or the
+            pipeline reads what reused layers do not compute.
 
     """
     call = call_of(pipe)
     given = {} if call is None else dict(call.f_locals)
+    if graph.num_reused:
+        check_inside(pipe, given)
     guidance = guidance_of(pipe)
     if guidance.argument in given or guidance.guider is not None:
         mend = f"call the pipeline with {guidance.argument}={graph.cfg_scale}"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from l2c.backbones.backbone import class_name
 from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.integrations.diffusers.denoisers import denoiser_of
 
@@ -17,6 +18,7 @@ BESIDE = {  # of further branches, where off: perturbed or own attention, skippe
     **dict.fromkeys(("pag_scale", "sag_scale", "stg_scale", "audio_stg_scale"), 0.0),
     **dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0),
 }
+INSIDE = ("sag_scale",)  # of branches that are made from attention maps, which the pipeline reads inside its model
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,21 @@ def defaults_of(pipe: Any) -> dict[str, Any]:
 def negative(call: Mapping[str, Any]) -> bool:
     """Return whether a call has a negative prompt."""
     return any(call.get(name) is not None for name in NEGATIVE)
+
+
+def check_inside(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a call that reads inside the model what a reused layer does not compute: it would read the last one's.
+
+    Raises:
+        ValueError: if it does.
+
+    """
+    for name in (name for name in INSIDE if call.get(name)):
+        raise ValueError(
+            f"{type(pipe).__name__} reads attention maps inside its {class_name(denoiser_of(pipe))} for "
+            f"{name}={call[name]:g}, which reused layers do not compute; call it, and calibrate it (options), with "
+            f"{name}=0.0"
+        )
 
 
 def guidance_of(pipe: Any) -> PipelineGuidance:

@@ -83,7 +83,7 @@ def find_layers(
         looked_at = ", ".join(dict.fromkeys(type(block).__name__ for _, block in _blocks(model))) or "none"
         raise ValueError(
             f"found no layers of kind {', '.join(of)} in {type(model).__name__} (blocks looked at: {looked_at}); "
-            "wrap it with l2c.wrap(module, layers=[patterns]), which takes any module"
+            "take its whole output, layers=['output'], or wrap it with l2c.wrap(module, layers=[patterns])"
         )
     names.sort(key=_position(model))
     if calls is None:

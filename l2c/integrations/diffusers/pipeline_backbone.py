@@ -26,7 +26,7 @@ from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
-from l2c.integrations.diffusers.guidance import defaults_of, guidance_of
+from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.options import OF_COMMANDS, PER_PROMPT, check_options
 from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
@@ -221,7 +221,7 @@ def pipeline_backbone(
         prompts: texts; class labels or pictures for a pipeline that takes those.
         num_evaluations: number of steps.
         guidance_scale: given to models that take it as an input (Flux); for the others guidance is the sampler's.
-        of: kinds of layers, see `find_layers`.
+        of: kinds of layers, see `find_layers`; None = the usual ones, or the whole output where a model has none.
         options: further arguments of the pipeline's call, `height` and `width` for example.
         fewer_steps: also read the scheduler's steps for every smaller number of steps, for the baseline of that name.
 
@@ -231,6 +231,7 @@ def pipeline_backbone(
     """
     if not prompts:
         raise ValueError("no prompts given; one at least is needed")
+    check_inside(pipe, {**defaults_of(pipe), **(options or {})})
     model, guidance = denoiser_of(pipe), guidance_of(pipe)
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
     settings |= {name: 1 for name in settings if re.fullmatch(PER_PROMPT, name)}
@@ -244,6 +245,7 @@ def pipeline_backbone(
         timesteps, end = trajectory_of(pipe, recording.calls[0].t)
         solver = SchedulerSolver(pipe.scheduler, timesteps[:end])
         fewer = _fewer_steps(pipe, model, recording.given) if fewer_steps else None
+    of = _kinds(model, of, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     backbone = PipelineBackbone(
         model,
@@ -255,6 +257,18 @@ def pipeline_backbone(
         second=second_of(pipe, solver.timesteps),
     )
     return under_layers(backbone, of or ())
+
+
+def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -> tuple[str, ...] | None:
+    """Return the kinds of layers asked for; the whole output where none were and a model has no usual ones."""
+    if of is not None:
+        return of
+    try:
+        find_layers(model, calls=recording.runs)
+    except ValueError as error:
+        log.warning("%s; its whole output is taken as the one layer", str(error).partition(";")[0])
+        return (WHOLE_OUTPUT,)
+    return None
 
 
 def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> dict[int, SchedulerSolver]:

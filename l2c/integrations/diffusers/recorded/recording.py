@@ -40,8 +40,9 @@ DRAWN_TOO = (
     "foretold are those of another image"
 )
 NOT_REPEATABLE = (
-    "{} changes what its {} predicts before the scheduler steps, in a way that cannot be repeated; calibrate another "
-    "pipeline of this model (text-to-image, say) and l2c.apply its graph here"
+    "{} changes what its {} predicts before the scheduler steps, in a way that cannot be repeated, so that it cannot "
+    "be calibrated; l2c.apply a graph here of another pipeline of this model (text-to-image, or without options), or "
+    "take a cache that decides at run time (diffusers' FirstBlockCache)"
 )
 
 
