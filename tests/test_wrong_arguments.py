@@ -149,7 +149,7 @@ def test_an_unknown_argument_names_the_near_ones(callables):
         ({"num_labels": 3}, "num_labels and null_label need labels="),
         ({"null_label": 3}, "num_labels and null_label need labels="),
         ({"labels": "y"}, "a module with labels has at least one; say num_labels="),
-        ({"schedule": "cosine"}, "unknown noise schedule 'cosine'"),
+        ({"schedule": "sigmoid"}, "unknown noise schedule 'sigmoid'"),
         ({"guidance": "apg"}, "unknown guidance 'apg'"),
         ({"prediction": "x0"}, "unknown prediction 'x0'"),
         ({"input_shape": (1, 0, 4)}, "a side of input_shape must be a whole number of at least 1, got 0"),

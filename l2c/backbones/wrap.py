@@ -313,9 +313,7 @@ def wrap(
         [WrappedLayer(n, found[n], ResidualForm() if n in whole else OutputForm()) for n in names],
         timestep=timestep,
         labels=labels,
-        conventions=_conventions(
-            name or class_name(module), schedule, first_timestep, guidance, null_label, prediction
-        ),
+        conventions=_conventions(name, schedule, first_timestep, guidance, null_label, prediction),
         input_shape=input_shape,
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
     )

@@ -20,7 +20,9 @@ MAX_TIMESTEP = 1e6
 MAX_SCALE = 1000.0  # of guidance
 MAX_OPTION = 1e6
 WEIGHT_TOLERANCE = 1e-3  # by which a sum of weights may miss 1
-SOLVER = re.compile(r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|[A-Z][A-Za-z0-9]*Scheduler")
+SOLVER = re.compile(
+    r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|own_[a-z0-9_]+|[A-Z][A-Za-z0-9]*Scheduler"
+)
 
 
 def check_size(graph: GraphFields) -> None:
@@ -176,7 +178,8 @@ def check_binding(graph: GraphFields) -> None:
     if not SOLVER.fullmatch(graph.solver):
         raise ValueError(
             f"unknown solver {quoted(graph.solver)}; a graph names ddim, ddpm, dpm_solver_2s, dpm_solver_2m, "
-            "flow_euler, flow_dpm_2m, or the class of a diffusers scheduler, whose name ends in Scheduler"
+            "flow_euler, flow_dpm_2m, a solver of your own, whose name begins with own_, or the class of a diffusers "
+            "scheduler, whose name ends in Scheduler"
         )
     for name, value in graph.solver_options.items():
         finite_number(f"the option {shown(name)} of the solver", value, low=-MAX_OPTION, high=MAX_OPTION)

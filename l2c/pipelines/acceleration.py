@@ -30,7 +30,7 @@ from l2c.policies.registry import POLICIES, make_graph
 from l2c.policies.settings import NEEDS, needs_of
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.uncached import uncached_like
+from l2c.sampling.uncached import cached_like, uncached_like
 
 if TYPE_CHECKING:  # diffusers is optional
     from l2c.integrations.diffusers import CacheGraphs
@@ -51,6 +51,7 @@ class _Asked:
     policy: str | None
     options: Mapping[str, Any]
     num_trajectories: int
+    num_probes: int
     seed: int
     layers: tuple[str, ...] | None
 
@@ -79,6 +80,7 @@ class _Asked:
             ("steps", whole_number("num_inference_steps", self.steps, low=2)),  # of one nothing can be reused
             ("policy", None if self.policy is None else chosen("policy", self.policy, POLICIES)),
             ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1)),
+            ("num_probes", whole_number("num_probes", self.num_probes, low=1, high=1000)),
             ("seed", whole_number("seed", self.seed, low=0)),
         ):
             object.__setattr__(self, name, value)
@@ -95,7 +97,7 @@ class _Asked:
             "prompts": _named(self.prompts),
             "settings": [
                 *(self.steps, self.scale, self.policy, _named(self.options), self.num_trajectories, self.seed),
-                self.layers,
+                *(self.layers, self.num_probes),
             ],
         }
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
@@ -112,6 +114,7 @@ def accelerate(
     policy: str | None = None,
     options: Mapping[str, Any] | None = None,
     num_trajectories: int = 8,
+    num_probes: int = 8,
     seed: int = 0,
     layers: str | Sequence[str] | None = None,
     folder: str | Path | None = None,
@@ -130,13 +133,12 @@ def accelerate(
         guidance_scale: means `true_cfg_scale` for Qwen-Image and similar pipelines; None = the pipeline's own.
         policy: a policy's name; None = gram, or block_caching where that is not possible. Where the model passes no
             gradients on or memory is short, gram is calibrated by forward passes, for graphs of the whole output.
-        options: further arguments of the pipeline's call, `height` and `width` for example; none that another
-            argument here says.
+        options: further arguments of the pipeline's call, `height` for one; none that another argument here says.
         num_trajectories: trajectories to calibrate on.
+        num_probes: with `gram`, backward passes for each of them; 1 takes 3 sampling runs in the place of 10.
         seed: seed of the noises.
-        layers: kinds of layers: `layer`, `block`, `resnet`, or `output`, what the whole model returns; see
-            `find_layers`. Fewer of them take less memory. None = with `gram` the usual layers or the whole
-            output, see `Calibration.graph`.
+        layers: kinds of layers, `layer`, `block`, `resnet`, or `output`, what the whole model returns, see
+            `find_layers`; None = with `gram` the usual layers or the whole output, see `Calibration.graph`.
         folder: where calibrations and graphs are kept; None = `L2C_CACHE`'s, else `l2c` in the user's cache folder.
 
     Raises:
@@ -149,7 +151,7 @@ def accelerate(
     denoisers_of(pipe)  # refuses what is no pipeline
     options = {} if options is None else table("options", options)
     kinds = layers if layers is None else _kinds(layers)
-    settings = policy, options, num_trajectories, seed, kinds
+    settings = policy, options, num_trajectories, num_probes, seed, kinds
     asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
     remove(pipe)
@@ -259,17 +261,25 @@ def _calibration(
         size = 1 if RESPONSES in needs else 4
         how: dict[str, Any] = {"what": needs, "true_errors": NUM_JUDGED, "batch_size": size}
         how |= {"seed": asked.seed, "num_trajectories": asked.num_trajectories}
+        probes = {"num_probes": asked.num_probes}
         try:
-            calibration = Calibration.measure(sampler, **how)
+            calibration = Calibration.measure(sampler, **how, responses=probes)
         except REFUSALS as error:
             if RESPONSES not in needs or asked.layers not in (None, (WHOLE_OUTPUT,)):
                 raise
             whole = uncached_like(sampler, layers=(WHOLE_OUTPUT,))
-            calibration = Calibration.measure(whole, **how, responses={"method": FORWARD})
+            calibration = Calibration.measure(whole, **how, responses={**probes, "method": FORWARD})
             why, _, _ = str(error).partition(";")
-            refusals.append(f"calibrated by forward passes, for graphs of the whole output: {why}")
+            write_text(_reason(path), f"calibrated by forward passes, for graphs of the whole output: {why}\n")
         calibration.save(path)
+    if _reason(path).is_file():  # also for the next budget
+        refusals.append(_reason(path).read_text(encoding="utf-8").rstrip())
     return Calibration.load(path)
+
+
+def _reason(path: Path) -> Path:
+    """Return the file that says why a calibration is not the usual one."""
+    return path.with_suffix(".txt")
 
 
 def _file_of(folder: Path, needs: Sequence[str]) -> Path:
@@ -294,8 +304,8 @@ def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: Policy
     backbone: Any = sampler.backbone
     noise = seeded_noise(backbone.input_shape, asked.seed, NUM_JUDGED, first=asked.num_trajectories)
     labels = labels_in_turn(len(asked.prompts), NUM_JUDGED)
-    plain = sampler.sample(labels, noise=noise)
-    cached = Sampler(backbone, graph=graph, cfg_scale=sampler.guidance.scale).sample(labels, noise=noise)
+    plain = sampler.sample(labels, noise=noise, progress=True)
+    cached = cached_like(sampler, graph).sample(labels, noise=noise, progress=True)
     error = float((cached - plain).norm() / plain.norm())
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
     whole = graph.layers == (WHOLE_OUTPUT,)

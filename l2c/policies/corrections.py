@@ -15,6 +15,7 @@ from l2c.graph.statistics import ERROR, WORTH
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import cached_like
 
 CORRECTED_AT = (0.75, 0.64, 0.5, 0.4, 0.32, 0.25)
 CARRIED_AT = (0.64, 0.4, 0.25)  # at other numbers of evaluations, and for the whole output
@@ -79,7 +80,7 @@ def true_errors(
     target = drawn(uncached)
     found: list[dict[str, float]] = []
     for graph in graphs:
-        images = drawn(Sampler(backbone, graph=graph, cfg_scale=uncached.guidance.scale))
+        images = drawn(cached_like(uncached, graph))
         true = float(squared_errors(images, target).mean())
         predicted = float(graph.measured[ERROR])
         share = float(graph.measured[WORTH]) / num_evaluations

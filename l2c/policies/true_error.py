@@ -12,6 +12,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import cached_like
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class TrueError:
 
     def error(self, graph: CacheGraph) -> float:
         """Return the estimated mean squared error per pixel."""
-        sampler = Sampler(self.sampler.backbone, graph=graph, cfg_scale=self.sampler.guidance.scale, any_weights=True)
+        sampler = cached_like(self.sampler, graph, any_weights=True)
         images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
         errors = squared_errors(images, self.target)
         return float(errors @ self.weights)

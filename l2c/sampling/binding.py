@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.backbones.digest import WeightsWatch
-from l2c.diffusion import Guidance, Solver, make_solver, schedule_of
+from l2c.diffusion import SOLVERS, Guidance, Solver, make_solver, schedule_of
 from l2c.graph.binding import (
     Binding,
     check_guidance,
@@ -21,6 +22,7 @@ from l2c.graph.binding import (
 )
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.checks import MAX_SCALE
+from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number, whole_number
 
 TIMESTEP_TOLERANCE = 5e-3  # in units of t of 1000; 32-bit solvers of other packages differ by 2e-4
@@ -128,6 +130,36 @@ def guidance_in_use(
     return guidance
 
 
+def checked_own(
+    backbone: Backbone, solver: Solver, num_evaluations: int | None, options: Mapping[str, float]
+) -> Solver:
+    """Return a solver of a user's own; refuse what it says itself, and a name that is not its own.
+
+    Raises:
+        ValueError: if a number of evaluations, an option or the backbone's schedule contradicts it, or its name does
+            not begin with `own_`.
+
+    """
+    name = solver.name
+    if type(solver) is not SOLVERS.get(name) and not re.fullmatch(r"own_[a-z0-9_]+", name):
+        raise ValueError(
+            f"the name of a solver of your own begins with own_, so that graphs tell it from others, and holds small "
+            f"letters, digits and _, got {quoted(name)} of {type(solver).__name__}; say name = 'own_...' in it"
+        )
+    if name in SOLVERS and solver.schedule != schedule_of(backbone.conventions):
+        raise ValueError(
+            f"{name} was made for another noise schedule or prediction than those of "
+            f"{shown(backbone.conventions.name)}; say them where the backbone is made, l2c.wrap(..., schedule=betas)"
+        )
+    if options or num_evaluations not in (None, solver.num_evaluations):
+        said = f"the option {next(iter(options))}" if options else f"num_evaluations={shown(num_evaluations)}"
+        raise ValueError(
+            f"{shown(name)} has {solver.num_evaluations} evaluations and options of its own, got {said} beside it; "
+            "leave that out, or make the solver with it"
+        )
+    return solver
+
+
 def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: float) -> Solver:
     """Return a solver on the backbone's noise schedule, or the one that a pipeline brings along.
 
@@ -137,6 +169,11 @@ def solver_for(backbone: Backbone, name: str, num_evaluations: int, **options: f
     """
     own: Solver | None = getattr(backbone, "own_solver", None)
     if own is None:
+        if isinstance(name, str) and name.startswith("own_"):
+            raise ValueError(
+                f"unknown solver {shown(name)}; known are {', '.join(SOLVERS)}: pass the solver itself, solver=, "
+                "where it is one of your own"
+            )
         schedule = schedule_of(backbone.conventions)
         return make_solver(name, schedule, num_evaluations, **options)
     fewer: Mapping[int, Solver] = getattr(backbone, "fewer_steps", {})

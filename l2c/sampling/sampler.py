@@ -13,12 +13,13 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.digest import weights_in
 from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.whole_output import under_layers
+from l2c.diffusion import Solver
 from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number, truth_value, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
-from l2c.sampling.binding import agreed, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
+from l2c.sampling.binding import agreed, checked_own, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.execution.precision import dtype_of, in_precision, matmul_setting, matmuls
@@ -45,7 +46,8 @@ class Sampler:
         backbone: a frozen network.
         graph: a cache graph, the path of one, or the name of a bundled one; it brings solver, evaluations,
             timesteps and guidance. Refused where it does not fit the backbone, its weights, or what else is given.
-        solver: `ddim`, `ddpm`, `dpm_solver_2s` or `dpm_solver_2m`, for a flow `flow_euler` or `flow_dpm_2m`; required
+        solver: `ddim`, `ddpm`, `dpm_solver_2s` or `dpm_solver_2m`, for a flow `flow_euler` or `flow_dpm_2m`; or an
+            `l2c.diffusion.Solver` of your own (`name = "own_..."`), which has its evaluations and options. Required
             without a graph.
         num_evaluations: number of calls of the backbone; required without a graph.
         cfg_scale: guidance scale in the convention of the backbone's publication (DiT: 1.0 = off, U-ViT: 0.0 =
@@ -76,7 +78,7 @@ class Sampler:
         backbone: Backbone,
         *,
         graph: CacheGraph | str | Path | None = None,
-        solver: str | None = None,
+        solver: str | Solver | None = None,
         num_evaluations: int | None = None,
         cfg_scale: float | None = None,
         eta: float | None = None,
@@ -106,8 +108,11 @@ class Sampler:
         )
         self.graph = graph
         backbone = backbone if graph is None else under_layers(backbone, graph.layers)
-        solver, num_evaluations, options = agreed(backbone, graph, solver, num_evaluations, given, any_weights)
-        self.solver = solver_for(backbone, solver, num_evaluations, **options)
+        own = checked_own(backbone, solver, num_evaluations, given) if isinstance(solver, Solver) else None
+        if own is not None:
+            solver, num_evaluations, given = own.name, own.num_evaluations, dict(own.options)
+        name, count, options = agreed(backbone, graph, solver, num_evaluations, given, any_weights)  # type: ignore[arg-type]
+        self.solver = own or solver_for(backbone, name, count, **options)
         self.guidance = guidance_in_use(backbone, graph, cfg_scale, any_guidance=any_guidance)
         if graph is not None:
             tolerance = tolerance_of(self.solver.timesteps)

@@ -1,4 +1,4 @@
-"""The sampler without a graph: that of a graph, of another sampler, or of a config's solver."""
+"""The sampler without a graph: that of a graph, of another sampler, or of a config's solver; and the way back."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.whole_output import under_layers
+from l2c.diffusion import SOLVERS
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.sampler import Sampler
 
@@ -61,11 +62,29 @@ def uncached_like(sampler: Sampler, *, num_evaluations: int | None = None, layer
     """Return the sampler without the graph of another one, with `num_evaluations` and under `layers` where given.
 
     Precision and cache settings are not taken over.
+
+    Raises:
+        ValueError: if another number of evaluations is asked of a solver of a user's own.
+
     """
+    solver, count = sampler.solver, num_evaluations or sampler.solver.num_evaluations
+    backbone, scale = under_layers(sampler.backbone, layers), sampler.guidance.scale
+    if count == solver.num_evaluations and not hasattr(backbone, "own_solver"):
+        return Sampler(backbone, solver=solver, cfg_scale=scale)
     return Sampler(
-        under_layers(sampler.backbone, layers),
-        solver=sampler.solver.name,
-        num_evaluations=sampler.solver.num_evaluations if num_evaluations is None else num_evaluations,
-        cfg_scale=sampler.guidance.scale,
-        solver_options=sampler.solver.options,
+        backbone, solver=solver.name, num_evaluations=count, cfg_scale=scale, solver_options=solver.options
     )
+
+
+def cached_like(sampler: Sampler, graph: CacheGraph, **settings: Any) -> Sampler:
+    """Return the sampler with a graph that draws as an uncached one does, by its solver where that is a user's own.
+
+    Args:
+        sampler: the uncached sampler.
+        graph: the graph.
+        settings: further arguments of `Sampler`, such as `any_weights`.
+
+    """
+    own = sampler.solver.name not in SOLVERS and not hasattr(sampler.backbone, "own_solver")
+    solver = sampler.solver if own else None
+    return Sampler(sampler.backbone, graph=graph, solver=solver, cfg_scale=sampler.guidance.scale, **settings)

@@ -95,12 +95,13 @@ def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypat
     assert before.is_dir()
 
 
-def test_the_calibration_that_is_kept_knows_its_probes(pipe, tmp_path):
-    graph = accelerated(pipe, tmp_path)
+@pytest.mark.parametrize(("given", "probes"), [({}, 8), ({"num_probes": 2}, 2)])
+def test_the_calibration_that_is_kept_knows_its_probes(given, probes, pipe, tmp_path):
+    graph = accelerated(pipe, tmp_path, **given)
     (path,) = tmp_path.rglob("*.safetensors")
     kept = l2c.Calibration.load(path)
-    assert kept.settings["responses"]["num_probes"] == 8
-    assert kept.tensor("responses").shape[3] == 2 * 8
+    assert kept.settings["responses"]["num_probes"] == probes
+    assert kept.tensor("responses").shape[3] == 2 * probes
     assert 0 < graph.measured["expected_mse_standard_error"] <= graph.measured["expected_mse"]  # of two trajectories
 
 
@@ -142,6 +143,9 @@ def test_forward_passes_on_the_whole_output_where_there_are_no_gradients(kind, r
     error = ((image(pipe) - plain) ** 2).mean()
     assert 0 < error < ((image(pipe, 9) - longer) ** 2).mean() * 100  # other steps have a graph, too
     assert accelerated(pipe, tmp_path) == graph
+    capsys.readouterr()
+    accelerated(pipe, tmp_path, budget=0.8)  # from the calibration that is there, and why it is this one
+    assert reason in capsys.readouterr().out
     remove(pipe)
     assert (image(pipe) == plain).all()
     with pytest.raises((ValueError, torch.OutOfMemoryError), match=reason):

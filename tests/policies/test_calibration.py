@@ -164,7 +164,7 @@ def rewritten(path, change, tensors=None):
         (lambda h: h["grid"].update(timesteps=[1.0] * E), "must rise or fall"),
         (lambda h: h["cost"]["layers"].pop(), "cost has 3 layers, but the file is of 4"),
         (lambda h: h["cost"].update(fixed=-1), "cost.fixed must be a whole number"),
-        (lambda h: h["schedule"].update(name="cosine"), "unknown noise schedule 'cosine'"),
+        (lambda h: h["schedule"].update(name="sigmoid"), "unknown noise schedule 'sigmoid'"),
         (lambda h: h.update(corrections=[{"share": 0.5}]), r"corrections\[0\].predicted must be a finite number"),
     ],
 )
