@@ -83,3 +83,17 @@ def test_branches_that_are_in_one_batch_at_any_scale_are_recorded_apart(sign):
     assert (found.sign, found.guidance) == (sign, "cfg")
     assert _of_pairs(replace(plain, taken=cond + 1), guided, (), calls, lambda: paired([1.0, 1.0]), "cfg") is None
     assert _of_pairs(plain, RecordedStep(), (), calls, lambda: paired([1.0, 1.0]), "cfg") is None
+
+
+def test_a_condition_that_guidance_brings_is_not_left_out_of_the_unconditional_branch():
+    """A mask inside a dictionary, of prompts of two lengths in one batch, was."""
+    alone = replace(paired([1.0]), x=torch.zeros(1, 3), conditions={"text": torch.ones(1, 1), "more": {}})
+    both = paired([1.0])
+    step = RecordedStep(predictions=[torch.zeros(2, 3)])
+
+    def found(more):
+        guided = replace(step, calls=[replace(both, conditions={**both.conditions, "more": more})])
+        return guided.unconditional(alone, {"text": 0, "more": {}})
+
+    assert found({})[0]["text"].item() == 0.0
+    assert found({"mask": torch.ones(2, 1)}) is None

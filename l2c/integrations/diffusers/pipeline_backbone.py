@@ -247,6 +247,8 @@ def pipeline_backbone(
         fewer = _fewer_steps(pipe, model, recording.given) if fewer_steps else None
     of = _kinds(model, of, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
+    if recording.own_way is not None and not off:
+        log.warning(recording.own_way)
     backbone = PipelineBackbone(
         model,
         recording,

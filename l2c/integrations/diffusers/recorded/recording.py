@@ -58,6 +58,7 @@ class Recording:
         guidance: the mode by which the pipeline combines its two branches; None = it has no two branches, or they
             were not found.
         given: arguments of the call for the first prompt.
+        own_way: that guided calls combine the branches in another way than any of ours, in words; None = they do not.
 
     """
 
@@ -67,6 +68,7 @@ class Recording:
     sign: float
     guidance: str | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    own_way: str | None = None
 
 
 def record(
@@ -115,7 +117,7 @@ def record(
     pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
     places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
-    uncond, mode = None, None
+    uncond, mode, own_way = None, None, None
     if guided.calls:
         found = guided.unconditional(calls[0], places)
         if found is not None:
@@ -124,11 +126,11 @@ def record(
             mode = _combination(guided.taken, pair, guidance.mode, SCALE, region)
         several = sum(len(made.x) for made in guided.calls) > 2 * len(calls[0].x)  # a picture's guidance too
         if mode is None and (several or found is not None):
-            log.warning(OF_ITS_OWN, type(pipe).__name__, guidance.mode)
+            own_way = OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
         uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
     every = (*calls, replace(calls[0], conditions=uncond))
-    return Recording(every, places, step.runs, sign, mode, given(prompts[0]))
+    return Recording(every, places, step.runs, sign, mode, given(prompts[0]), own_way)
 
 
 def _of_pairs(

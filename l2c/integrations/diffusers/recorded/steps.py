@@ -141,7 +141,8 @@ class RecordedStep:
             places: see `conditions.places_of`.
 
         Returns:
-            None where the step has not two branches, or they cannot be told apart.
+            None where the step has not two branches, they cannot be told apart, or guidance brings conditions of its
+            own (a mask of prompts of two lengths).
 
         """
         size = len(alone.x)
@@ -150,7 +151,7 @@ class RecordedStep:
             predictions = self.predictions
         elif len(self.calls) == 1 and len(self.calls[0].x) == 2 * size:
             call = self.calls[0].conditions
-            if set(call) != set(places):
+            if not _placed(call, places):
                 return None
             both = list(halves(call, places))
             predictions = list(self.predictions[0].chunk(2))
@@ -161,6 +162,16 @@ class RecordedStep:
             return None
         uncond = far.index(max(far))
         return both[uncond], predictions[uncond], predictions[1 - uncond]
+
+
+def _placed(conditions: Any, places: Any) -> bool:
+    """Return whether all conditions, nested ones too, have a place (`conditions.places_of`), and no others have."""
+    if isinstance(places, Mapping):
+        alike = set(conditions) == set(places)
+        return alike and all(_placed(conditions[name], place) for name, place in places.items())
+    if isinstance(places, (list, tuple)):
+        return len(conditions) == len(places) and all(map(_placed, conditions, places))
+    return True
 
 
 def _distance(ours: Any, theirs: Any) -> float:
