@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import l2c
+from l2c.diffusion import SOLVERS, FlowSchedule, NoiseSchedule, make_solver
 from l2c.policies.budget import evaluations_worth
 
 ARRAYS_FIT = {"labels", "timesteps", "budgets", "input_shape", "rows", "slopes", "weights", "y"}
@@ -71,6 +72,9 @@ def callables(tmp_path_factory):
         "removed_fraction_of": (graph.removed_fraction_of, {"kind": "attn"}),
         "save_pretrained": (graph.save_pretrained, {"folder": folder / "hub", "files": []}),
         "import_l2c_router": (l2c.import_l2c_router, {"path": folder / "router.pth", "backbone": backbone, **ROUTER}),
+        **{name: (kind, {"num_evaluations": 6, **SOLVER[name]}) for name, kind in SOLVERS.items()},
+        "make_solver": (make_solver, {"name": "ddim", "num_evaluations": 6, **SOLVER["ddim"]}),
+        "load": (l2c.CacheGraph.load, {"path": "dit_digits_ddim20"}),
         "evaluations_worth": (evaluations_worth, {"budget": 0.5, "num_evaluations": 10}),
     }
 
@@ -90,11 +94,17 @@ SAMPLER = dict.fromkeys(
 )
 MEASURE = dict.fromkeys(("what", "seed", "changes", "responses"))
 GRAPH = dict.fromkeys(("num_steps", "timesteps", "solver", "solver_options", "max_span"))
+SOLVER = {
+    **{key: {"schedule": NoiseSchedule("linear")} for key in ("ddpm", "dpm_solver_2s", "dpm_solver_2m")},
+    **{key: {"schedule": FlowSchedule("flow"), "shift": 2.0} for key in ("flow_euler", "flow_dpm_2m")},
+    "ddim": {"schedule": NoiseSchedule("linear"), "eta": 0.5},
+}
 ROUTER = {"solver": "ddim", "num_evaluations": 4, "threshold": 0.1}
 NAMES = (
     *("wrap", "load_backbone", "DiT", "UViT", "Sampler", "sample", "cache_bytes", "compile", "measure", "graph"),
     *("ladder", "reachable", "corrected", "tensor", "Ladder", "rung", "within", "CacheGraph", "replace", "from_json"),
     *("blank", "removed_fraction_of", "save_pretrained", "import_l2c_router"),
+    *("make_solver", "load", "evaluations_worth", *SOLVERS),
 )
 WRONG = {
     "an object": object(),
@@ -103,6 +113,7 @@ WRONG = {
     "bytes": b"ab",
     "nested": [[1.5]],
     "complex": 1j,
+    "no numbers": torch.tensor(1, device="meta"),
 }
 
 
@@ -123,6 +134,18 @@ def test_a_wrong_argument_is_one_sentence(name, callables):
             assert ours or of_paths, f"{name}({key}={what}): {caught.value!r} from {raised.filename}:{raised.lineno}"
             assert len(message) < 600, message
             assert "\n" not in message, message
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_numpy_and_torch_are_taken(name, callables):
+    call, right = callables[name]
+    given = {key: value for key, value in right.items() if value is not None}
+    for key, value in given.items():
+        if type(value) not in (int, float, bool):
+            continue
+        kinds = (np.asarray(value), torch.tensor(value), np.asarray(value)[()])
+        for kind in (*kinds, np.float16(value)) if type(value) is float else kinds:
+            call(**{**given, key: kind})
 
 
 @pytest.mark.parametrize("flag", ["any_weights", "any_guidance"])

@@ -8,7 +8,7 @@ from l2c.diffusion.flow import FlowDPM2M, FlowEuler
 from l2c.diffusion.guidance import Guidance
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, Schedule, schedule_of
 from l2c.diffusion.solver import Evaluation, Model, Solver, Trajectory
-from l2c.io.names import chosen
+from l2c.io.names import chosen, quoted
 from l2c.io.numbers import whole_number
 
 _KINDS: tuple[type[Solver], ...] = (DDIM, DDPM, DPMSolver2S, DPMSolver2M, FlowEuler, FlowDPM2M)
@@ -27,6 +27,8 @@ def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: 
     """
     chosen("solver", name, SOLVERS)
     num_evaluations = whole_number("num_evaluations", num_evaluations, low=1)
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"a solver needs a noise schedule (l2c.diffusion.NoiseSchedule), got {quoted(schedule)}")
     fitting = FLOW_SOLVERS if schedule.name == FLOW else DIFFUSION_SOLVERS
     if name not in fitting:
         raise ValueError(

@@ -31,6 +31,7 @@ class Evaluation:
     t: float
 
 
+MOST_EVALUATIONS = 10**6
 Model: TypeAlias = Callable[[Tensor, float], Tensor]
 Trajectory: TypeAlias = Generator[Evaluation, Tensor, Tensor]
 NoiseSource: TypeAlias = "torch.Generator | Callable[[tuple[int, ...]], Tensor]"
@@ -76,13 +77,13 @@ class Solver(ABC):
             least: the smallest that the solver can do.
 
         Raises:
-            ValueError: if it is no whole number or too small, or the solver cannot follow the schedule.
+            ValueError: if it is no whole number in least..10^6, or the solver cannot follow the schedule.
 
         """
         if not isinstance(schedule, Schedule) or schedule.name not in cls.schedules:
             got = f"one named {schedule.name}" if isinstance(schedule, Schedule) else type(schedule).__name__
             raise ValueError(f"{cls.name} follows a noise schedule named {' or '.join(cls.schedules)}, got {got}")
-        return whole_number(f"num_evaluations of {cls.name}", num_evaluations, low=least)
+        return whole_number(f"num_evaluations of {cls.name}", num_evaluations, low=least, high=MOST_EVALUATIONS)
 
     @property
     def num_evaluations(self) -> int:

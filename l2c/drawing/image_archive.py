@@ -20,6 +20,7 @@ from torch import Tensor
 from l2c.io.atomic import replacing
 from l2c.io.bundled import at_home
 from l2c.io.names import shown
+from l2c.io.tensors import BAD_ARRAY
 
 IMAGES, LABELS = "arr_0", "arr_1"
 
@@ -147,7 +148,7 @@ def _whole(path: Path) -> Iterator[None]:
         yield
     except RefusedArchive:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+    except (*BAD_ARRAY, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
         raise RefusedArchive(
             f"{shown(path, 300)} is no .npz file, or is damaged ({shown(error, 200)}); fetch or write it again"
         ) from error

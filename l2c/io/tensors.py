@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from l2c.io.atomic import replacing
 from l2c.io.names import quoted, shown
+
+# What numpy raises for a damaged array; it reads an array's head as Python's words.
+BAD_ARRAY = (ValueError, EOFError, OSError, TokenError, SyntaxError, TypeError, OverflowError)
 
 
 def usable_device(name: torch.device | str, what: str = "device") -> torch.device:

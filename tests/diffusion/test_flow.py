@@ -149,7 +149,7 @@ def test_refusals():
         make_solver("flow_euler", FLOW, 5, shift=0.0)
     with pytest.raises(ValueError, match=r"no option 'eta'; its options are \['shift'\]"):
         make_solver("flow_dpm_2m", FLOW, 5, eta=0.0)
-    with pytest.raises(ValueError, match=r"num_evaluations of flow_dpm_2m must be .* at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"num_evaluations of flow_dpm_2m must be .*, got 1"):
         make_solver("flow_dpm_2m", FLOW, 1)
-    with pytest.raises(ValueError, match="unknown prediction 'x0'; known are noise, v, flow"):
+    with pytest.raises(ValueError, match="unknown prediction 'x0'; known are noise, v, data, flow"):
         NoiseSchedule(prediction="x0")

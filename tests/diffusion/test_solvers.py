@@ -289,7 +289,7 @@ def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="solver ddpm has no option 'eta'; its options are none"):
         make_solver("ddpm", LINEAR, 20, eta=0.0)
     for name in ("dpm_solver_2s", "dpm_solver_2m"):
-        with pytest.raises(ValueError, match=f"num_evaluations of {name} must be .* at least 2, got 1"):
+        with pytest.raises(ValueError, match=f"num_evaluations of {name} must be .*, got 1"):
             make_solver(name, LINEAR, 1)
     with pytest.raises(ValueError, match=r"2\.\.1000 for this solver, got 1"):
         make_solver("ddim", LINEAR, 1)

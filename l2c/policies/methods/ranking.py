@@ -9,6 +9,7 @@ import numpy as np
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.bundled import at_home
+from l2c.io.tensors import BAD_ARRAY
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
@@ -95,7 +96,7 @@ def _scores(context: PolicyContext, name: str) -> np.ndarray:
         raise FileNotFoundError(f"no scores at {name}; numpy.save writes such an array")
     try:
         scores = np.load(path, mmap_mode="r", allow_pickle=False)  # the file must be as long as its head says
-    except (ValueError, EOFError, OSError) as error:
+    except BAD_ARRAY as error:
         raise ValueError(f"{name} holds no array of numbers; write one with numpy.save") from error
     wanted = (context.blank.num_evaluations, context.blank.num_layers)
     if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu":
