@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import random
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -59,3 +61,17 @@ def damaged(whole: bytes, source: random.Random) -> bytes:
         else:
             content[place : place + source.choice((0, 1, 1, 20))] = source.choice(BYTES)
     return bytes(content)
+
+
+def archive_damaged(whole: bytes, source: random.Random) -> bytes:
+    """Return an archive with bytes changed, or with the heads of its members changed and their checksums right."""
+    if source.random() < 0.5:
+        return damaged(whole, source)
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(content, "w") as new:
+        for name in old.namelist():
+            member = old.read(name)
+            if source.random() < 0.6:
+                member = damaged(member[:140], source) + member[140:]
+            new.writestr(source.choice((name, name, name, name, "x.npy", f"../{name}")), member)
+    return content.getvalue()

@@ -8,19 +8,24 @@ import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from mutations import NUMBERS, OTHERS, TEXTS, damaged, mutated
+from mutations import NUMBERS, OTHERS, TEXTS, archive_damaged, damaged, mutated
 from safetensors import safe_open
 from safetensors.torch import save
 
 import l2c
 from l2c.calibration.measurements import Measurements
 from l2c.data.latent_shards import Manifest, look_into, write_shard
+from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples
+from l2c.evaluation.scores.features import ImageFeatures
+from l2c.evaluation.scores.reference import load_reference
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.diffusers.graphs import CacheGraphs
 from l2c.policies.context import PolicyContext
+from l2c.policies.registry import make_graph
 from l2c.training.checkpoints import VERSION, WholeCheckpoints, check_checkpoint
 
 VALUES = (*NUMBERS, *TEXTS, *OTHERS)
@@ -205,3 +210,52 @@ def test_damaged_checkpoints(tmp_path, times, counted):
             assert repr(torch.load(path, weights_only=True)) == repr(torch.load(io.BytesIO(whole), weights_only=True))
     counted(refused=refused, read=tried - refused)
     assert refused
+
+
+class Pixels:
+    """Features that are the first pixels of an image."""
+
+    name, channels = "digits", 1
+
+    def __call__(self, images):
+        """Return features of images (N, 1, H, W)."""
+        pixels = images.flatten(1)[:, :8].float()
+        return ImageFeatures(pixels, pixels, None)
+
+
+STATISTICS = {"mu": np.zeros(8), "sigma": np.eye(8), "mu_s": np.zeros(8), "sigma_s": np.eye(8)}
+ARCHIVES = {
+    "statistics": (np.savez, STATISTICS),
+    "packed": (np.savez_compressed, STATISTICS),
+    "images": (np.savez, {"arr_0": np.zeros((6, 8, 8, 1), np.uint8), "arr_1": np.arange(6)}),
+    "both": (np.savez, {"arr_0": np.zeros((6, 8, 8, 1), np.uint8), **STATISTICS}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_mutated_archives(kind, tmp_path, times, counted):
+    save_as, arrays = ARCHIVES[kind]
+    source, refused, tried = random.Random(6), 0, times(150, 10_000)
+    path = tmp_path / "a.npz"
+    save_as(path, **arrays)
+    whole = path.read_bytes()
+    for _ in range(tried):
+        path.write_bytes(archive_damaged(whole, source))
+        refused += verdict(lambda: load_reference(path, Pixels(), progress=False))[1] is not None
+        if kind == "images":
+            verdict(lambda: list(ArchiveImages(path).batches(4)))
+    counted(refused=refused, read=tried - refused)
+    assert 0 < refused < tried
+
+
+def test_mutated_scores(make_dit, tmp_path, times, counted):
+    context = PolicyContext.of(l2c.Sampler(make_dit(), solver="ddim", num_evaluations=4))
+    path, source, refused, tried = tmp_path / "s.npy", random.Random(7), 0, times(100, 10_000)
+    np.save(path, np.random.default_rng(0).random((4, context.blank.num_layers)))
+    whole = path.read_bytes()
+    for _ in range(tried):
+        path.write_bytes(damaged(whole[:140], source) + whole[140:])
+        refused += verdict(lambda: make_graph("top_k", context, score=str(path), budget=0.5))[1] is not None
+    counted(refused=refused, read=tried - refused)
+    assert 0 < refused < tried
