@@ -23,6 +23,7 @@ from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_json
 from l2c.io.digests import sha256_of
+from l2c.io.names import counted, listed
 from l2c.io.tensors import opened, write_tensors
 from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
@@ -211,7 +212,7 @@ class Comparison:
 
         """
         blank = self.context.blank
-        found = []
+        found, costs = [], []
         paths = matching(self.graphs[method])
         for path in paths:
             graph = CacheGraph.load(path)
@@ -221,10 +222,12 @@ class Comparison:
                     f"{path} was made for {reference_evaluations(graph)} evaluations of {graph.solver}, but graphs "
                     f"are compared under {own}; leave it out, or choose its solver"
                 )
-            if abs(self.context.cost.evaluations_worth(graph) - worth) <= NEAR:
+            costs.append(self.context.cost.evaluations_worth(graph))
+            if abs(costs[-1] - worth) <= NEAR:
                 found.append(Draw(partial(self.graph_sampler, graph), sha256_of(path)))
         if not found:
-            what = f"none of {len(paths)} graphs is within {NEAR} of it" if paths else "there are none"
+            theirs = f"they cost {listed(f'{cost:.2f}' for cost in sorted(costs))}"
+            what = f"none of {counted(len(paths), 'graph')} is within {NEAR}, {theirs}" if paths else "there are none"
             tqdm.write(f"{method} at {worth:g}: left out, {what} ({self.graphs[method]})")
         return found
 

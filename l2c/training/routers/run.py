@@ -26,6 +26,7 @@ from l2c.sampling.binding import binding_of, solver_for
 from l2c.training.checkpoints import check_checkpoint
 from l2c.training.routers.heatmap import RouterHeatmap
 from l2c.training.routers.lit_router import LitRouter
+from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.predicted import reuse_under
 from l2c.training.routers.settings import FROM_NOISE, BudgetSettings, NoiseSettings, RouterTraining
 from l2c.training.routers.setup import RouterSetup, set_up_routers
@@ -60,6 +61,7 @@ def train_routers(
     folder: str | Path,
     *,
     images: pl.LightningDataModule | None = None,
+    objective: type[LearningToCache] = LearningToCache,
     any_weights: bool = False,
     config: str | None = None,
 ) -> TrainedRouters:
@@ -70,6 +72,7 @@ def train_routers(
         settings: settings of the run.
         folder: folder of the run.
         images: the data module, where the data set is none of `routers.settings.DATA`.
+        objective: a class of your own in the place of the one of `router=l2c`.
         any_weights: the graph is not tied to the backbone's weights, because they are random.
         config: the command's whole configuration, kept as `config.yaml`.
 
@@ -85,10 +88,11 @@ def train_routers(
     backbone.recompute_activations = settings.recompute_activations
     solver = solver_for(backbone, settings.solver.name, settings.solver.num_evaluations, **settings.solver.options)
     cost = count_macs(backbone)
-    setup = set_up_routers(settings, backbone, solver, cost, images)
+    setup = set_up_routers(settings, backbone, solver, cost, images, objective)
     identity = {
         "model": backbone.conventions.name,
         "weights": fingerprint(backbone),
+        **({} if objective is LearningToCache else {"objective": objective.__qualname__}),
         **settings.identity(),
     }
     checkpoint = resume_from(settings.resume, place)

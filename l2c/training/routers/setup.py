@@ -57,6 +57,7 @@ def set_up_routers(
     solver: Solver,
     cost: Cost,
     images: pl.LightningDataModule | None = None,
+    kind: type[LearningToCache] = LearningToCache,
 ) -> RouterSetup:
     """Return the objects that the settings name.
 
@@ -66,12 +67,18 @@ def set_up_routers(
         solver: solver of the trajectory.
         cost: MACs of the backbone.
         images: the data module, where the data set is none of ours (see `routers.settings.DATA`).
+        kind: class of the objective, where the settings name no other than `LearningToCache`.
 
     Raises:
         ValueError: if a setting does not fit the backbone, or images are missing.
 
     """
     router = settings.router
+    if kind is not LearningToCache and isinstance(router, (HarmonicaSettings, BudgetSettings)):
+        raise ValueError(
+            f"{kind.__name__} takes the place of the objective of router=l2c, but router={router.name} has one of "
+            "its own; leave one of them out"
+        )
     stepwise = isinstance(router, HarmonicaSettings)
     routed = tuple(range(1, solver.num_evaluations)) if stepwise else routed_evaluations(solver.steps)
     routers = Routers(routed, backbone.num_layers, init=router.init, seed=settings.seed)
@@ -100,7 +107,7 @@ def set_up_routers(
         )
     else:
         assert router.penalty is not None
-        objective = LearningToCache(backbone, penalty=router.penalty, layer_weights=weights, **shared)
+        objective = kind(backbone, penalty=router.penalty, layer_weights=weights, **shared)
     return RouterSetup(routers, data, pairs, objective)
 
 
