@@ -307,7 +307,7 @@ def wrap(
     if input_shape is not None:
         input_shape = tuple(whole_number("a side of input_shape", n, low=1) for n in each("input_shape", input_shape))
     names, found = match_layers(module, layers), modules_of(module)
-    whole, name = _whole(module, names, residual), "" if name is None else text("name", name)
+    whole, name = _whole(module, names, residual), text("name", class_name(module) if name is None else name)
     return WrappedModule(
         module,
         [WrappedLayer(n, found[n], ResidualForm() if n in whole else OutputForm()) for n in names],
