@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.backbone import Backbone, Conventions
+from l2c.backbones.backbone import Backbone, Conventions, class_name
 from l2c.backbones.foreign_module import around, bare, check_parameters, labels_of, match_layers, modules_of
 from l2c.backbones.forwards import compiled, in_turn, replaced, uncompiled
 from l2c.backbones.layer_cache import Fresh, LayerOutput, Pass, mix
