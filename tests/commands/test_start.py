@@ -287,3 +287,15 @@ def test_show_leaves_what_is_not_its_own(command, refused, tmp_path):
     sentence = refused(command("import", "graph=graph.png", "output=./graph.png", cwd=tmp_path))
     assert "output and graph are one file" in sentence
     assert l2c.CacheGraph.load(tmp_path / "graph.png")
+
+
+def test_an_interrupt_while_a_command_loads_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(start, "start", interrupted)
+    monkeypatch.setattr(sys, "argv", ["l2c", "graph"])
+    with pytest.raises(SystemExit) as ended:
+        start.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"

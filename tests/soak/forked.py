@@ -63,6 +63,14 @@ class Child:
         """Kill the child with SIGKILL after some seconds, unless it has ended."""
         return self.wait(seconds)
 
+    def signal_after(self, seconds: float, number: int) -> Ended:
+        """Send the child a signal after some seconds, unless it has ended, and wait for its end."""
+        handle = os.pidfd_open(self.number)
+        if not select.select([handle], [], [], seconds)[0]:
+            os.kill(self.number, number)
+        os.close(handle)
+        return self.wait()
+
 
 def command(arguments: Sequence[str]) -> Callable[[], None]:
     """Return the function that runs `l2c ARGUMENTS` in this process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,28 @@ def check_whole(folder):
 
 def results(folder, patterns):
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_command_loses_nothing(name, number, tmp_path, inputs, times, counted):
+    tried = times(1 if name in IN_SUITE else 0, 5)
+    cheap, source = commands(inputs)[name], random.Random(f"{name} {number}")
+    whole = run(cheap.line, tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    expected = results(tmp_path / "whole", cheap.results)
+    ended = 0
+    for trial in range(tried):
+        folder = tmp_path / f"trial{trial}"
+        after = source.uniform(0.1, 1.0) * whole.seconds
+        stopped = start(command(cheap.line), folder).signal_after(after, number)
+        ended += stopped.code == 0
+        assert "Traceback" not in stopped.err, stopped.err[-2000:]
+        check_whole(folder)
+        again = run(cheap.line, folder)
+        assert again.code == 0, again.err
+        assert results(folder, cheap.results) == expected
+    counted(interrupted=tried - ended, ended_before=ended)
 
 
 @pytest.mark.parametrize("name", NAMES)

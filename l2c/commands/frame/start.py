@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -52,6 +53,9 @@ def _ended_quietly() -> Iterator[None]:
         if os.environ.get(TRACEBACK) or error.errno is None or error.filename is not None:
             raise
         sys.exit(f"error: cannot print: {error.strerror or error}; send the output to another place")
+    except KeyboardInterrupt:  # before a command's work, or after it
+        sys.stderr.write("error: interrupted\n")
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if os.environ.get(TRACEBACK) or not out_of_memory(error):
             raise

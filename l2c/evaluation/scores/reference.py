@@ -18,6 +18,7 @@ from l2c.evaluation.scores.features import FeatureExtractor, ImageFeatures
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.io.atomic import replacing
 from l2c.io.bundled import at_home
+from l2c.io.names import shown
 
 MOST_FEATURES = 2**14
 PAIRS = (("mu", "sigma"), ("mu_s", "sigma_s"))  # ADM's names; _s are those of spatial features
@@ -202,7 +203,7 @@ def _names(path: Path) -> list[str]:
     names = array_names(path)
     if IMAGES not in names and not {"mu", "sigma"} <= set(names):
         raise ValueError(
-            f"{path} holds {', '.join(names) or 'nothing'}; a reference holds {IMAGES} (images), or mu and sigma "
+            f"{path} holds {', '.join(map(shown, names)) or 'nothing'}; a reference holds {IMAGES} (images), or mu and sigma "
             "(statistics); give such a file"
         )
     return names
