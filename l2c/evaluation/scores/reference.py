@@ -203,8 +203,8 @@ def _names(path: Path) -> list[str]:
     names = array_names(path)
     if IMAGES not in names and not {"mu", "sigma"} <= set(names):
         raise ValueError(
-            f"{path} holds {', '.join(map(shown, names)) or 'nothing'}; a reference holds {IMAGES} (images), or mu and "
-            "sigma (statistics); give such a file"
+            f"{path} holds {', '.join(map(shown, names)) or 'nothing'}; a reference holds {IMAGES} (images), or mu "
+            "and sigma (statistics); give such a file"
         )
     return names
 
