@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from l2c.diffusion.prediction import data_of, noise_of, velocity_of
-from l2c.diffusion.schedule import VARIANCE_PRESERVING, Schedule
+from l2c.diffusion.schedule import OWN, VARIANCE_PRESERVING, Schedule
 from l2c.io.numbers import whole_number
 
 
@@ -56,7 +56,7 @@ class Solver(ABC):
     """
 
     name: ClassVar[str]
-    schedules: ClassVar[tuple[str, ...]] = VARIANCE_PRESERVING
+    schedules: ClassVar[tuple[str, ...]] = (*VARIANCE_PRESERVING, OWN)
     stochastic: bool = False
     without_noise: ClassVar[str] = "ddim with eta 0, dpm_solver_2s or dpm_solver_2m"
 
