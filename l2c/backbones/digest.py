@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from l2c.backbones.forwards import without_wrapper
+
 RUN = 64  # words of eight bytes
 SAMPLED = 8  # values that are looked at of a weight
 WATCHED = 16  # weights of a module of ours whose values are looked at
@@ -38,7 +40,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
     """
     digest = hashlib.sha256()
-    for name, value in sorted((name.replace("_orig_mod.", ""), value) for name, value in weights.items()):
+    for name, value in sorted((without_wrapper(name), value) for name, value in weights.items()):
         for part, stored in _stored(name, value):
             digest.update(f"{part}{tuple(stored.shape)}".encode())
             digest.update(stored.detach().to("cpu", torch.float32).contiguous().numpy().data)

@@ -11,11 +11,10 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from l2c.backbones.forwards import INSIDE_COMPILED, without_wrapper
 from l2c.graph.given import each, text
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import whole_number
-
-_BETWEEN = "_orig_mod"  # the module that torch.compile(module) holds
 
 
 def bare(module: nn.Module) -> nn.Module:
@@ -28,7 +27,7 @@ def bare(module: nn.Module) -> nn.Module:
             "which nothing can be reused; wrap the module that it was made from"
         )
     while True:
-        inner = getattr(module, "_orig_mod", None)
+        inner = getattr(module, INSIDE_COMPILED, None)
         if inner is None and isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
             inner = module.module
         if not isinstance(inner, nn.Module):
@@ -40,13 +39,9 @@ def modules_of(module: nn.Module) -> dict[str, nn.Module]:
     """Return all modules inside a module by name; a compiled one has the name of the module that it compiles."""
     found: dict[str, nn.Module] = {}
     for name, inner in module.named_modules():
-        found.setdefault(_without(name), inner)
+        found.setdefault(without_wrapper(name), inner)
     found.pop("", None)
     return found
-
-
-def _without(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != _BETWEEN)
 
 
 def around(module: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
@@ -68,7 +63,7 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
         ValueError: if a pattern matches nothing, or one layer lies inside another.
 
     """
-    patterns = [_without(text("a pattern of layers", one)) for one in each("patterns of layers", patterns)]
+    patterns = [without_wrapper(text("a pattern of layers", one)) for one in each("patterns of layers", patterns)]
     names = list(modules_of(module))
     found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
     for pattern, matched in found.items():

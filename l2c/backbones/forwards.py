@@ -17,17 +17,23 @@ from l2c.io.locks import OwnLock
 _CHANGES = OwnLock()
 
 
+INSIDE_COMPILED = "_orig_mod"  # the module that `torch.compile(module)` holds
 COMPILED_CALL = "_compiled_call_impl"  # what `module.compile()` puts in the place of a module's call
+
+
+def without_wrapper(name: str) -> str:
+    """Return the dotted name of a module or weight without the parts that `torch.compile(module)` puts between."""
+    return ".".join(part for part in name.split(".") if part != INSIDE_COMPILED)
 
 
 def compiled(module: nn.Module) -> bool:
     """Return whether a module was compiled, by `module.compile()` or `torch.compile(module)`."""
-    return getattr(module, COMPILED_CALL, None) is not None or hasattr(module, "_orig_mod")
+    return getattr(module, COMPILED_CALL, None) is not None or hasattr(module, INSIDE_COMPILED)
 
 
 def uncompiled(module: nn.Module) -> Callable[..., Any]:
     """Return what replaces the forward of a compiled module, `call(forward, *args, **kwargs)`: it runs uncompiled."""
-    inner: Any = getattr(module, "_orig_mod", None)
+    inner: Any = getattr(module, INSIDE_COMPILED, None)
     own: Any = module._call_impl if inner is None else inner
     return lambda forward, *args, **kwargs: own(*args, **kwargs)
 

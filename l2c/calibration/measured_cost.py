@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -36,10 +36,11 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
     own = type(backbone) is WrappedModule  # its layers are named by a user
-    with whole_blocks(backbone.layers if own else ()) as blocks:
-        held, rest = macs_of(
-            backbone.layers, lambda: backbone(x, torch.full((1,), backbone.usual_time, device=weight.device), y)
-        )
+    t = torch.full((1,), backbone.usual_time, device=weight.device)
+    held, rest = macs_of(backbone.layers, lambda: backbone(x, t, y))
+    # A run of its own, since a forward may be tried twice.
+    with _eager(), whole_blocks(backbone.layers if own else ()) as blocks:
+        backbone(x, t, y)
     if blocks:
         log.warning(sentence(blocks, len(backbone.layers), backbone.conventions.name))
     share = sum(held) / max(1, sum(held) + rest)
@@ -76,14 +77,17 @@ def macs_of(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> tuple[tup
             calls.extend([None] * (call + 1 - len(calls)))
             calls[call] = index
     # The plain product is the one kernel that every device's counter knows.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # compiled code is not counted
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, _eager():
         metered = {module: partial(_metered, counter, counts, iter(calls)) for module, calls in counted.items()}
-        stack.enter_context(replaced(metered))
-        run()
+        with replaced(metered):
+            run()
         total = counter.get_total_flops() // 2
     return tuple(counts), total - sum(counts)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Return a context in which compiled modules run uncompiled: compiled code is neither counted nor traced."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _metered(

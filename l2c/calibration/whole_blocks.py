@@ -75,16 +75,15 @@ def _traced(forward: Any, args: Any, kwargs: Any) -> tuple[Any, bool]:
 
 def _is_sum_with(output: Tensor, leaves: Sequence[Tensor]) -> bool:
     """Return whether an output is a sum with one of some leaves among its terms."""
-    first = output.grad_fn
-    if first is None or not HANDED_ON.fullmatch(first.name()):
-        return False
-    nodes: list[Any] = [first]
+    nodes: list[tuple[Any, bool]] = [(output.grad_fn, False)]  # and whether a sum lies between it and the output
     while nodes:
-        node = nodes.pop()
-        if node.name() == ACCUMULATE:
-            if any(node.variable is leaf for leaf in leaves):
+        node, summed = nodes.pop()
+        name = "" if node is None else node.name()
+        if name == ACCUMULATE:
+            if summed and any(node.variable is leaf for leaf in leaves):
                 return True
-        elif HANDED_ON.fullmatch(node.name()):
-            terms = [term for term, _ in node.next_functions if term is not None]
-            nodes += terms[:1] if node.name().startswith("Addcmul") else terms
+        elif HANDED_ON.fullmatch(name):
+            terms = [term for term, _ in node.next_functions]
+            adds = name.startswith("Add")
+            nodes += [(term, summed or adds) for term in (terms[:1] if name.startswith("Addcmul") else terms)]
     return False

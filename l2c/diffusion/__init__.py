@@ -29,7 +29,7 @@ def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: 
     num_evaluations = whole_number("num_evaluations", num_evaluations, low=1)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"a solver needs a noise schedule (l2c.diffusion.NoiseSchedule), got {quoted(schedule)}")
-    fitting = FLOW_SOLVERS if schedule.name == FLOW else DIFFUSION_SOLVERS
+    fitting = [kind.name for kind in _KINDS if kind.follows(schedule)]
     if name not in fitting:
         raise ValueError(
             f"solver {name} cannot follow the noise schedule {schedule.name} of these weights; take one of "

@@ -37,7 +37,7 @@ class Schedule(ABC):
         name: one of `SCHEDULES`, or `own`.
         first_timestep: the t that the network is given at index 0.
         num_steps: T; indices and timesteps are counted in units of 1 / T.
-        prediction: `noise`, `v` or `flow`; see `l2c.diffusion.prediction`.
+        prediction: `noise`, `v`, `data` or `flow`; see `l2c.diffusion.prediction`.
 
     """
 

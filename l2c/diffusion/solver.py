@@ -46,7 +46,7 @@ class Solver(ABC):
 
     Attributes:
         name: the name of the solver in configs and cache graphs.
-        schedules: names of the noise schedules that it can follow.
+        schedules: names of the noise schedules that it can follow; variance-preserving ones of own betas too.
         schedule: the noise schedule of the weights.
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
@@ -68,6 +68,11 @@ class Solver(ABC):
         self.timesteps = tuple(schedule.timestep(index) for index in indices)
 
     @classmethod
+    def follows(cls, schedule: Schedule) -> bool:
+        """Return whether the solver can follow a noise schedule."""
+        return schedule.name in cls.schedules or (schedule.name == OWN and cls.schedules == VARIANCE_PRESERVING)
+
+    @classmethod
     def count(cls, schedule: Schedule, num_evaluations: int, *, least: int = 1) -> int:
         """Return a number of evaluations as an integer.
 
@@ -80,7 +85,7 @@ class Solver(ABC):
             ValueError: if it is no whole number in least..10^6, or the solver cannot follow the schedule.
 
         """
-        if not isinstance(schedule, Schedule) or schedule.name not in cls.schedules:
+        if not isinstance(schedule, Schedule) or not cls.follows(schedule):
             got = f"one named {schedule.name}" if isinstance(schedule, Schedule) else type(schedule).__name__
             raise ValueError(f"{cls.name} follows a noise schedule named {' or '.join(cls.schedules)}, got {got}")
         return whole_number(f"num_evaluations of {cls.name}", num_evaluations, low=least, high=MOST_EVALUATIONS)

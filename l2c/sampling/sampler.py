@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.digest import weights_in
+from l2c.backbones.forwards import INSIDE_COMPILED
 from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.whole_output import under_layers
 from l2c.diffusion import Solver
@@ -94,7 +95,7 @@ class Sampler:
             mend = "; give the backbone that was compiled, and call .compile() of the sampler"
             raise ValueError(
                 f"a sampler needs a backbone (l2c.load_backbone, l2c.wrap), got {type(backbone).__name__}"
-                f"{mend if hasattr(backbone, '_orig_mod') else ''}"
+                f"{mend if hasattr(backbone, INSIDE_COMPILED) else ''}"
             )
         graph = loaded(graph)
         if not isinstance(solver_options, Mapping | None):

@@ -239,3 +239,38 @@ def test_a_schedule_of_ones_own_is_followed_and_kept(betas, noise, tmp_path):
     graph = l2c.Calibration.load(tmp_path / "own.safetensors").graph(0.6, num_steps=8)
     assert graph == calibration.graph(0.6, num_steps=8)
     assert graph.timesteps == l2c.Sampler(net, graph=graph).timesteps
+
+
+def test_layers_that_hand_on_or_pass_no_gradients_are_counted_as_they_are(caplog):
+    class Layer(nn.Module):
+        def __init__(self, numpy):
+            super().__init__()
+            self.linear, self.drop, self.numpy = nn.Linear(6, 6), nn.Dropout(), numpy
+
+        def forward(self, h):
+            if self.numpy and h.requires_grad:
+                h.numpy()  # as kernels without a backward pass stop
+            return self.linear(h)
+
+    class Net(nn.Module):
+        def __init__(self, numpy):
+            super().__init__()
+            self.blocks = nn.ModuleList(Layer(numpy) for _ in range(2))
+
+        def forward(self, x, t):
+            for block in self.blocks:
+                x = x + block.drop(block(x))
+            return x
+
+    def costs(numpy):
+        return count_macs(
+            l2c.wrap(
+                Net(numpy).eval().requires_grad_(False),
+                layers=["blocks.*.linear", "blocks.*.drop"],
+                timestep="t",
+                input_shape=(2, 6),
+            )
+        )
+
+    assert costs(True) == costs(False)
+    assert "residual" not in caplog.text
