@@ -31,8 +31,13 @@ def bare(module: nn.Module) -> nn.Module:
         if inner is None and isinstance(module, (DataParallel, DistributedDataParallel, AveragedModel)):
             inner = module.module
         if not isinstance(inner, nn.Module):
-            return module
+            break
         module = inner
+    if next(module.parameters(), None) is None:
+        raise ValueError(
+            f"{type(module).__name__} has no parameters, so nothing tells its device; wrap one with some"
+        )
+    return module
 
 
 def modules_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
 OPTIONS = ("output", "num_steps")
-DRAWN, LEADING = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes
+DRAWN, NEAR = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes or its last
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -83,7 +83,9 @@ def _next(name: str) -> str:
 
 def _drawn_here(path: Path) -> bool:
     with path.open("rb") as file:
-        return DRAWN in file.read(LEADING)
+        leading = file.read(NEAR)
+        file.seek(max(0, path.stat().st_size - NEAR))
+        return DRAWN in leading + file.read(NEAR)
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:

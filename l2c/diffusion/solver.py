@@ -46,7 +46,7 @@ class Solver(ABC):
 
     Attributes:
         name: the name of the solver in configs and cache graphs.
-        schedules: names of the noise schedules that it can follow; variance-preserving ones of own betas too.
+        schedules: names of the noise schedules that it can follow.
         schedule: the noise schedule of the weights.
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
@@ -70,7 +70,7 @@ class Solver(ABC):
     @classmethod
     def follows(cls, schedule: Schedule) -> bool:
         """Return whether the solver can follow a noise schedule."""
-        return schedule.name in cls.schedules or (schedule.name == OWN and cls.schedules == VARIANCE_PRESERVING)
+        return schedule.name in cls.schedules
 
     @classmethod
     def count(cls, schedule: Schedule, num_evaluations: int, *, least: int = 1) -> int:

@@ -95,6 +95,8 @@ def load(from_json: FromJson[Graph], path: str | Path) -> Graph:
         path: the file or name.
 
     """
+    if isinstance(path, str) and path.lstrip().startswith("{"):
+        raise ValueError("a path is wanted, got the text of a graph; CacheGraph.from_json reads it")
     found = at_home(path)
     if found.is_dir():  # of a run
         found /= "cache_graph.json"

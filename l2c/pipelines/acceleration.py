@@ -258,6 +258,7 @@ def _calibration(
         return None
     path = _file_of(folder, needs)
     if not path.is_file():
+        _reason(path).unlink(missing_ok=True)
         size = 1 if RESPONSES in needs else 4
         how: dict[str, Any] = {"what": needs, "true_errors": NUM_JUDGED, "batch_size": size}
         how |= {"seed": asked.seed, "num_trajectories": asked.num_trajectories}

@@ -77,7 +77,7 @@ def train_backbone(
     output = check_output(
         "output",
         settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors",
-        ours=lambda there: holds_tensors(there, backbone.state_dict()),
+        ours=lambda there: settings.output is None or holds_tensors(there, backbone.state_dict()),
     )
     trainer = make_run_trainer(
         run_folder,

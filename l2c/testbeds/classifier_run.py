@@ -159,10 +159,9 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
     torch.set_num_threads(settings.num_threads)
     seed_everything(settings.seed)
     digital = settings.dataset == "digits"
-    parts = (_digits if digital else _emoji)(settings.batch_size, settings.seed)
     classifier = READERS[settings.dataset]()
-    ours = lambda there: holds_tensors(there, classifier.state_dict())  # noqa: E731
-    path = check_output("output", settings.output, ours=ours)
+    path = check_output("output", settings.output, ours=lambda it: holds_tensors(it, classifier.state_dict()))
+    parts = (_digits if digital else _emoji)(settings.batch_size, settings.seed)
     module = LitClassifier(
         classifier,
         move=shifted if digital else warped,

@@ -274,3 +274,8 @@ def test_layers_that_hand_on_or_pass_no_gradients_are_counted_as_they_are(caplog
 
     assert costs(True) == costs(False)
     assert "residual" not in caplog.text
+
+
+def test_a_module_without_parameters_is_one_sentence():
+    with pytest.raises(ValueError, match="has no parameters"):
+        l2c.wrap(nn.Sequential(nn.Tanh(), nn.Tanh()), layers=["0"], timestep="input")

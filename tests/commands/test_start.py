@@ -161,6 +161,8 @@ def test_show_prints_and_draws(call, refused, tmp_path):
     picture = tmp_path / "graph.svg"
     result = call(MAIN, "show", "dit_digits_ddim20", f"output={picture}")
     assert result.returncode == 0, result.stderr
+    for _ in range(2):  # its own picture is drawn again
+        assert call(MAIN, "show", "dit_digits_ddim20", f"output={tmp_path / 'graph.pdf'}").returncode == 0
     assert "20 evaluations" in result.stdout
     assert "<svg" in picture.read_text()
     assert "must end in .png, .svg or .pdf" in refused(call(MAIN, "show", "dit_digits_ddim20", "output=a.txt"))
@@ -268,6 +270,9 @@ def test_the_home_folder_is_known_behind_a_sign_too(monkeypatch, tmp_path, call,
     monkeypatch.setenv("HOME", str(tmp_path / "a b"))
     assert start._at_home("output=~/x.png") == f"output='{tmp_path}/a b/x.png'"
     assert start._at_home("hydra.run.dir=~") == f"hydra.run.dir='{tmp_path}/a b'"
+    both = start._at_home("graph=[~/x.json,b.json]"), start._at_home("graph=~/x.json,~/y.json")
+    home = f"'{tmp_path}/a b"
+    assert both == (f"graph=[{home}/x.json',b.json]", f"graph={home}/x.json',{home}/y.json'")
     for word in ("~policy", "policy.alpha=0.2", "output=a~b", "output=~x~/y", "--help"):
         assert start._at_home(word) == word
     sentence = refused(call(MAIN, "show", "dit_digits_ddim20", "output=~nobody-of-this-name/x.png"))

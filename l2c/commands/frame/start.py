@@ -82,8 +82,11 @@ def _make_ready() -> None:
 def _at_home(word: str) -> str:
     """Return `name=~/...` with the home folder in the place of `~`, which a shell leaves there behind the sign."""
     name, sign, value = word.partition("=")
-    found = re.fullmatch(r"(['\"]?)(~[\w.-]*(?:/.*)?)\1", value, re.DOTALL)
-    return override(name, at_home(found[2])) if sign and found else word
+    found = re.fullmatch(r"(['\"]?)(~[\w.-]*(?:/[^,\\]*)?)\1", value, re.DOTALL)
+    if sign and found:
+        return override(name, at_home(found[2]))
+    several = r"(?<![^,\[])~[\w.-]*/[^,\[\]'\"\\]*"  # of a sweep or a list
+    return name + sign + re.sub(several, lambda one: override("", at_home(one[0])).removeprefix("="), value)
 
 
 def _chosen() -> None:
