@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -79,7 +79,7 @@ class NoiseSchedule(Schedule):
 
     """
 
-    given: tuple[float, ...] = ()
+    given: tuple[float, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

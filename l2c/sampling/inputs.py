@@ -44,7 +44,10 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
     """
     name, num_labels = backbone.conventions.name, backbone.num_labels
     if next(backbone.parameters()).is_meta:
-        raise ValueError(f"the weights of {name} are on the device meta, where they have no values; load them first")
+        raise ValueError(
+            f"the weights of {name} are on the device meta, where they have no values; load them first; where a "
+            "pipeline's sequential offload put them there, use enable_model_cpu_offload here"
+        )
     if num_labels and y is None:
         raise ValueError(f"{name} needs labels: give (N,) integers in 0..{num_labels - 1}")
     if not num_labels and y is not None:
