@@ -16,7 +16,7 @@ def at_home(path: str | Path) -> Path:
         ValueError: if it is no path, there is no such home folder, or no file can have such a name.
 
     """
-    if path == "":
+    if isinstance(path, str) and not path:
         raise ValueError("a path is empty; give the name of a file or folder")
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"a path must be a text or a Path, got {quoted(path)} ({type(path).__name__})")

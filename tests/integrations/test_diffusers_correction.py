@@ -227,6 +227,7 @@ def test_streams_under_the_sampler(make_family, family_graph, tmp_path):
     graph = with_fitted(family_graph(family))
     graph, corrections = with_correction(graph, [32] * graph.num_layers, tmp_path)
     from l2c.backbones.backbone import Conventions
+    from l2c.backbones.layer_form import first
     from l2c.backbones.wrap import WrappedModule
     from l2c.diffusion import Guidance
     from l2c.integrations.diffusers.layers import make_layer
@@ -234,7 +235,7 @@ def test_streams_under_the_sampler(make_family, family_graph, tmp_path):
 
     class Conditioned(WrappedModule):
         def call(self, x, t, y):
-            return self.module(x, timestep=t, **family.conditions)
+            return first(self.module(x, timestep=t, **family.conditions))
 
     conventions = Conventions("SD3Transformer2DModel", "linear", 0, "cfg", None)
     backbone = Conditioned(
