@@ -35,14 +35,13 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     weight = next(backbone.parameters())
     x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
-    own = type(backbone) is WrappedModule  # its layers are named by a user
     t = torch.full((1,), backbone.usual_time, device=weight.device)
     held, rest = macs_of(backbone.layers, lambda: backbone(x, t, y))
-    # A run of its own, since a forward may be tried twice.
-    with _eager(), whole_blocks(backbone.layers if own else ()) as blocks:
-        backbone(x, t, y)
-    if blocks:
-        log.warning(sentence(blocks, len(backbone.layers), backbone.conventions.name))
+    if type(backbone) is WrappedModule:  # its layers are named by a user
+        with _eager(), whole_blocks(backbone.layers) as blocks:  # a run of its own: a forward may be tried twice
+            backbone(x, t, y)
+        if blocks:
+            log.warning(sentence(blocks, len(backbone.layers), backbone.conventions.name))
     share = sum(held) / max(1, sum(held) + rest)
     if held and share < ENOUGH:
         log.warning(
