@@ -18,6 +18,7 @@ from l2c.io.json_fields import CALIBRATION, form_of
 from l2c.io.names import shown
 
 if TYPE_CHECKING:
+    from l2c.graph.cache_graph import CacheGraph
     from l2c.graph.ladder import Ladder
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -53,32 +54,21 @@ def main(arguments: Sequence[str]) -> None:
     if Path(wanted).suffix not in SUFFIXES or wanted.endswith("/"):
         raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {shown(wanted)}")
     output = check_output("output", wanted, ours=_drawn_here)
-    text = (_of_calibration if _is_calibration(name) else _of_json)(name, options, output)
-    print(f"{text}\nwrote {output}\nnext: {_next(name)}")
+    form = form_of(name)
+    calibration = form == CALIBRATION or name.endswith(".safetensors")
+    text, use = _of_calibration(name, options, output) if calibration else _of_json(name, form, options, output)
+    print(f"{text}\nwrote {output}\nnext: {use}")
 
 
-def _is_calibration(name: str) -> bool:
-    return form_of(name) == CALIBRATION or name.endswith(".safetensors")
-
-
-def _next(name: str) -> str:
-    """Return the command, or the line of Python, that uses a file."""
+def _use_of(graph: CacheGraph, name: str) -> str:
+    """Return the command, or the line of Python, that uses a graph's file."""
     from l2c.backbones.presets import model_names
-    from l2c.graph import ladder
-    from l2c.graph.cache_graph import CacheGraph
 
-    if _is_calibration(name):
-        return f"l2c.Calibration.load({name!r}).graph(0.5)"
-    if form_of(name) == ladder.FORMAT:
-        return f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
-    graph = CacheGraph.load(name)
     if graph.solver.endswith("Scheduler"):
         return python_line(name)
-    return (
-        command_line("evaluate", graph=name)
-        if graph.model in model_names()
-        else f"l2c.Sampler(backbone, graph={name!r})"
-    )
+    if graph.model in model_names():
+        return command_line("evaluate", graph=name)
+    return f"l2c.Sampler(backbone, graph={name!r})"
 
 
 def _drawn_here(path: Path) -> bool:
@@ -98,34 +88,36 @@ def _options(given: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def _of_json(name: str, options: dict[str, str], output: Path) -> str:
-    """Draw a graph as a heat map, or a ladder as error against budget; return it as text."""
+def _of_json(name: str, form: str | None, options: dict[str, str], output: Path) -> tuple[str, str]:
+    """Draw a graph as a heat map, or a ladder as error against budget; return it as text, and what uses it."""
     from l2c.graph import ladder
     from l2c.graph.cache_graph import CacheGraph
 
     if "num_steps" in options:
         raise ValueError("a graph has its number of evaluations; num_steps is for a calibration")
-    if form_of(name) == ladder.FORMAT:
-        return _of_ladder(ladder.Ladder.load(name), "expected", output)
+    if form == ladder.FORMAT:
+        text = _of_ladder(ladder.Ladder.load(name), "expected", output)
+        return text, f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
     graph = CacheGraph.load(name)
     from l2c.report.figures import graph_heatmap, save_figure
 
     save_figure(graph_heatmap(graph), output)
-    return graph.summary()
+    return graph.summary(), _use_of(graph, name)
 
 
-def _of_calibration(name: str, options: dict[str, str], output: Path) -> str:
-    """Draw the ladder of a calibration; return it as a table."""
+def _of_calibration(name: str, options: dict[str, str], output: Path) -> tuple[str, str]:
+    """Draw the ladder of a calibration; return it as a table, and what uses the calibration."""
     from l2c.io.numbers import whole_number
     from l2c.policies.calibration import Calibration
 
-    text = options.get("num_steps")
-    if text is not None and not text.isdecimal():
-        raise ValueError(f"num_steps must be a whole number of at least 2, got {text!r}")
-    num_steps = None if text is None else whole_number("num_steps", int(text), low=2)
+    given = options.get("num_steps")
+    if given is not None and not given.isdecimal():
+        raise ValueError(f"num_steps must be a whole number of at least 2, got {given!r}")
+    num_steps = None if given is None else whole_number("num_steps", int(given), low=2)
     calibration = Calibration.load(name)
     ladder = calibration.reachable(SHARES, num_steps=num_steps)
-    return _of_ladder(ladder, "expected" if calibration.corrections else "first-order", output)
+    text = _of_ladder(ladder, "expected" if calibration.corrections else "first-order", output)
+    return text, f"l2c.Calibration.load({name!r}).graph(0.5)"
 
 
 def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
