@@ -20,8 +20,9 @@ MAX_TIMESTEP = 1e6
 MAX_SCALE = 1000.0  # of guidance
 MAX_OPTION = 1e6
 WEIGHT_TOLERANCE = 1e-3  # by which a sum of weights may miss 1
+OWN_SOLVER = re.compile(r"own_[a-z0-9_]+")  # of a user
 SOLVER = re.compile(
-    r"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|own_[a-z0-9_]+|[A-Z][A-Za-z0-9]*Scheduler"
+    rf"ddim|ddpm|dpm_solver_2s|dpm_solver_2m|flow_euler|flow_dpm_2m|{OWN_SOLVER.pattern}|[A-Z][A-Za-z0-9]*Scheduler"
 )
 
 

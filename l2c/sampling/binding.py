@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from l2c.graph.binding import (
     scale_in_use,
 )
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.checks import MAX_SCALE
+from l2c.graph.checks import MAX_SCALE, OWN_SOLVER
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number, whole_number
 
@@ -141,7 +140,7 @@ def checked_own(
 
     """
     name = solver.name
-    if type(solver) is not SOLVERS.get(name) and not re.fullmatch(r"own_[a-z0-9_]+", name):
+    if type(solver) is not SOLVERS.get(name) and not OWN_SOLVER.fullmatch(name):
         raise ValueError(
             f"the name of a solver of your own begins with own_, so that graphs tell it from others, and holds small "
             f"letters, digits and _, got {quoted(name)} of {type(solver).__name__}; say name = 'own_...' in it"
