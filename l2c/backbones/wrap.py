@@ -25,7 +25,7 @@ from l2c.backbones.layer_form import (
     shapes_of,
     split,
 )
-from l2c.diffusion.schedule import FLOW, named_or_betas
+from l2c.diffusion.schedule import FLOW
 from l2c.graph.given import each, text
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
@@ -323,9 +323,8 @@ def _conventions(
     name: str, schedule: Any, first_timestep: int, guidance: str, null_label: int | None, prediction: str | None
 ) -> Conventions:
     """Return the conventions, in which a flow predicts a flow unless another prediction is given."""
-    schedule = named_or_betas(schedule)
     if prediction is None:
-        prediction = "flow" if schedule == FLOW else "noise"
+        prediction = "flow" if isinstance(schedule, str) and schedule == FLOW else "noise"
     return Conventions(name, schedule, first_timestep, guidance, null_label, prediction)
 
 
