@@ -140,12 +140,12 @@ def test_a_wrong_argument_is_one_sentence(name, callables):
 def test_numbers_of_numpy_and_torch_are_taken(name, callables):
     call, right = callables[name]
     given = {key: value for key, value in right.items() if value is not None}
-    for key, value in given.items():
-        if type(value) not in (int, float, bool):
-            continue
+    numbers = {key: value for key, value in given.items() if type(value) in (int, float, bool)}
+    made = call(**given) if numbers else None
+    for key, value in numbers.items():
         kinds = (np.asarray(value), torch.tensor(value), np.asarray(value)[()])
         for kind in (*kinds, np.float16(value)) if type(value) is float else kinds:
-            call(**{**given, key: kind})
+            assert type(call(**{**given, key: kind})) is type(made), (key, kind)
 
 
 @pytest.mark.parametrize("flag", ["any_weights", "any_guidance"])
