@@ -23,6 +23,8 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.statistics import MACS, SPEED_UP, WORTH
 
+MIDWAY = 0.25  # MACs, which are whole numbers
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -68,6 +70,13 @@ class Cost:
     def evaluations_worth(self, graph: CacheGraph) -> float:
         """Return the trajectory's MACs as a number of full evaluations."""
         return self.of_graph(graph) / self.evaluation
+
+    def to_save(self, worth: float, num_evaluations: int) -> float:
+        """Return the MACs that a graph of so many evaluations' worth saves, and a fraction of one.
+
+        With the fraction, a budget midway between two graphs is nearer to the one that costs less.
+        """
+        return (num_evaluations - worth) * self.evaluation + MIDWAY
 
     def speed_up(self, graph: CacheGraph) -> float:
         """Return the speed-up that the MACs allow: uncached over cached."""

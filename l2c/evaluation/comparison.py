@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -298,10 +299,11 @@ def calibrated(sampler: Sampler, like: PolicyContext) -> PolicyContext:
 def fewer_evaluations(solver: str, worth: float) -> int:
     """Return the number of evaluations of an uncached sampler that costs about as much as a graph.
 
-    An odd number would end 2S with a first-order step, which makes this baseline look far worse than it is.
+    An odd number would end 2S with a first-order step, which makes this baseline look far worse than it is. A
+    budget midway between two numbers takes the smaller one, as graphs do.
     """
     unit = 2 if solver in SECOND_ORDER else 1
-    return max(2, unit * round(worth / unit))
+    return max(2, unit * math.ceil(worth / unit - 0.5))
 
 
 def cell_name(method: str, worth: float) -> str:

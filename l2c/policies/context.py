@@ -153,8 +153,7 @@ class PolicyContext:
         num_evaluations, macs = self.blank.num_evaluations, self.cost.layers
         reusable = sum(macs[layer] for _, layer in entries) / self.cost.evaluation
         self.check_reach(worth, num_evaluations - reusable)
-        to_save = (num_evaluations - worth) * self.cost.evaluation
-        return rows_in_order(entries, macs, num_evaluations, to_save)
+        return rows_in_order(entries, macs, num_evaluations, self.cost.to_save(worth, num_evaluations))
 
     def meet(self, worth: float, make: Callable[[float], CacheGraph], high: float) -> CacheGraph:
         """Return the graph whose MACs are nearest to `worth`, over thresholds in [0, high]; more of it reuses more.

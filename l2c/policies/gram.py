@@ -57,7 +57,7 @@ def gram(
         reuses=reuses,
         order=order,
     )
-    to_save = (total - worth) * context.cost.evaluation
+    to_save = context.cost.to_save(worth, total)
     allocation.grow(to_save)
     allocation.exchange(to_save, rounds=exchanges)
     made = {"order": order, "max_span": max_span, "routed": routed, "exchanges": exchanges}
@@ -108,7 +108,7 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
     )
     if not allocation.set(np.array(graph.rows), [FITTED] * graph.num_evaluations):
         return None
-    allocation.shrink((graph.num_evaluations - worth) * context.cost.evaluation)
+    allocation.shrink(context.cost.to_save(worth, graph.num_evaluations))
     return _graph_of(context, allocation, budget=worth, order=order, **{"from": dict(graph.provenance)})
 
 

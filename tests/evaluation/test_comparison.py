@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from l2c.evaluation.comparison import Comparison
+from l2c.evaluation.comparison import Comparison, fewer_evaluations
 from l2c.evaluation.comparison_settings import ComparisonSettings
 from l2c.policies.budget import evaluations_worth
 from l2c.sampling.solver_settings import SolverSettings
@@ -54,3 +54,11 @@ def test_another_solver_keeps_the_guidance_and_leaves_the_options(make_dit, tmp_
     other = comparison.uncached_with("dpm_solver_2m", 5)
     assert (other.solver.name, other.solver.num_evaluations, other.guidance.scale) == ("dpm_solver_2m", 5, 2.5)
     assert "eta" not in other.solver.options
+
+
+@pytest.mark.parametrize(
+    ("solver", "worth", "count"),
+    [("ddim", 12.5, 12), ("ddim", 13.5, 13), ("ddim", 12.6, 13), ("dpm_solver_2s", 7, 6), ("dpm_solver_2s", 7.1, 8)],
+)
+def test_a_budget_between_two_numbers_takes_the_smaller_one(solver, worth, count):
+    assert fewer_evaluations(solver, worth) == count

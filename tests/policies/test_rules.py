@@ -1,11 +1,16 @@
 """The fixed rules of FORA, TaylorSeer, FoCa and PAB: rows and forecasts that follow from their descriptions."""
 
 import pytest
+import torch
 
+from l2c.backbones.whole_output import WholeOutput
+from l2c.calibration.measurements import Measurements
+from l2c.calibration.responses import measure_responses
 from l2c.graph.predictor import foca_weights, taylor_weights
+from l2c.policies.budget import Worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.sampler import Sampler, seeded_noise
 
 E = 8
 
@@ -32,6 +37,18 @@ def bits(graph, layer=0):
 )
 def test_rows_of_an_interval(context, options, rows):
     assert bits(make_graph("interval", context, **options)) == rows
+
+
+@pytest.mark.parametrize(("worth", "computed"), [(4.5, 4), (4.51, 5)])
+def test_a_budget_midway_between_two_graphs_takes_the_one_that_costs_less(make_dit, worth, computed):
+    sampler = Sampler(WholeOutput(make_dit()), solver="ddim", num_evaluations=E)
+    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
+    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=1)
+    blank = PolicyContext.of(sampler).blank
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, blank.binding))
+    for name in ("interval", "late_first", "random", "gram"):
+        graph = make_graph(name, context, budget=Worth(worth))
+        assert sum(all(row) for row in graph.rows) == computed, name
 
 
 def test_attention_alone_is_reused(context):

@@ -35,7 +35,7 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
     check_reach(worth, least, like.num_evaluations, reason)
     entries = [(e, layer) for e in like.routed for layer in range(like.num_layers)]
     order = Stream("random layers of a graph", seed).permutation(len(entries)).tolist()
-    to_save = (like.num_evaluations - worth) * cost.evaluation
+    to_save = cost.to_save(worth, like.num_evaluations)
     rows = rows_in_order([entries[i] for i in order], cost.layers, like.num_evaluations, to_save)
     return like.replace(
         rows=tuple(map(tuple, rows)),
