@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from l2c.backbones.whole_output import WholeOutput
     from l2c.backbones.wrap import wrap
     from l2c.graph.cache_graph import CacheGraph
-    from l2c.graph.ladder import Ladder
     from l2c.integrations.diffusers import CacheGraphs, applied, apply, remove
     from l2c.integrations.l2c_routers import import_l2c_router
     from l2c.pipelines.acceleration import accelerate
     from l2c.policies.calibration import Calibration
+    from l2c.policies.ladder import Ladder
     from l2c.sampling.sampler import Sampler
 
 __all__ = [
@@ -45,7 +45,7 @@ __getattr__, __dir__ = lazy_names(
         "CacheGraphs": "l2c.integrations.diffusers",
         "Calibration": "l2c.policies.calibration",
         "DiT": "l2c.backbones.dit",
-        "Ladder": "l2c.graph.ladder",
+        "Ladder": "l2c.policies.ladder",
         "Sampler": "l2c.sampling.sampler",
         "UViT": "l2c.backbones.uvit",
         "WholeOutput": "l2c.backbones.whole_output",

@@ -19,7 +19,7 @@ from l2c.io.names import shown
 
 if TYPE_CHECKING:
     from l2c.graph.cache_graph import CacheGraph
-    from l2c.graph.ladder import Ladder
+    from l2c.policies.ladder import Ladder
 
 SUFFIXES = (".png", ".svg", ".pdf")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
@@ -90,8 +90,8 @@ def _options(given: Sequence[str]) -> dict[str, str]:
 
 def _of_json(name: str, form: str | None, options: dict[str, str], output: Path) -> tuple[str, str]:
     """Draw a graph as a heat map, or a ladder as error against budget; return it as text, and what uses it."""
-    from l2c.graph import ladder
     from l2c.graph.cache_graph import CacheGraph
+    from l2c.policies import ladder
 
     if "num_steps" in options:
         raise ValueError("a graph has its number of evaluations; num_steps is for a calibration")

@@ -19,7 +19,6 @@ from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each, floats, table
-from l2c.graph.ladder import Ladder
 from l2c.graph.statistics import ERROR, WORTH
 from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number, whole_number
@@ -27,6 +26,7 @@ from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
 from l2c.policies.gram import NEAR, gram
+from l2c.policies.ladder import Ladder
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_like
 
