@@ -14,6 +14,7 @@ from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.io.names import quoted
 from l2c.io.numbers import finite_number
+from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 
 FORMAT = "l2c-cache-ladder"
 MOST = 1000  # graphs
@@ -80,19 +81,24 @@ class Ladder(Sequence[CacheGraph]):
         """What each graph costs, as a share of the uncached MACs."""
         return [worth / self._graphs[0].num_evaluations for worth in self.figures(WORTH)]
 
-    def rung(self, share: float) -> CacheGraph:
-        """Return the most expensive graph that costs at most a share of the uncached MACs, to within `NEAR`.
+    def rung(self, budget: Budget) -> CacheGraph:
+        """Return the most expensive graph that costs at most a budget, to within `NEAR`.
+
+        Args:
+            budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
 
         Raises:
-            ValueError: if every graph costs more, or the share is no number in [0, 1].
+            BudgetOutOfReach: if every graph costs more.
+            ValueError: if the budget has none of the three forms.
 
         """
-        share = finite_number("a share of the MACs", share, low=0, high=1)
-        costs = self.shares
-        found = [graph for graph, cost in zip(self._graphs, costs, strict=True) if cost <= share + NEAR]
+        count, costs = self._graphs[0].num_evaluations, self.shares
+        worth = evaluations_worth(budget, count)
+        found = [graph for graph, cost in zip(self._graphs, costs, strict=True) if cost <= worth / count + NEAR]
         if not found:
-            raise ValueError(
-                f"no graph of the ladder costs {share:g} of the MACs or less; the cheapest costs {costs[-1]:.2f}"
+            raise BudgetOutOfReach(
+                f"no graph of the ladder costs {worth / count:.3g} of the MACs or less; "
+                f"the cheapest costs {costs[-1]:.2f}"
             )
         return found[0]
 

@@ -47,7 +47,8 @@ def test_a_ladder_goes_from_the_dearest_down_and_comes_back_from_its_file(graphs
 def test_a_rung_is_chosen_by_cost_or_by_error(graphs):
     ladder = l2c.Ladder(graphs)
     assert ladder.rung(0.7) == ladder.rung(4 / 6) == graphs[2]
-    assert ladder.rung(1.0) == graphs[1]
+    assert ladder.rung(1.0) == ladder.rung(2.6) == ladder.rung("1.1x") == graphs[1]
+    assert ladder.rung("3x") == ladder.rung("0.4") == graphs[0]
     assert ladder.within(0.2) == graphs[2]
     with pytest.raises(ValueError, match=r"costs 0.2 of the MACs or less; the cheapest costs 0.33"):
         ladder.rung(0.2)
@@ -55,11 +56,15 @@ def test_a_rung_is_chosen_by_cost_or_by_error(graphs):
         ladder.within(0.001)
 
 
+@pytest.mark.parametrize("asked", [float("nan"), -1, "cheap", None, True, [0.5]])
+def test_a_rung_is_asked_for_by_a_budget(graphs, asked):
+    with pytest.raises(ValueError, match=r"a budget is a share of the uncached MACs .*, got"):
+        l2c.Ladder(graphs).rung(asked)
+
+
 @pytest.mark.parametrize("asked", [float("nan"), -1, "0.5", None, True, [0.5]])
-def test_a_rung_is_asked_for_by_a_number(graphs, asked):
+def test_an_expected_error_is_a_number(graphs, asked):
     ladder = l2c.Ladder(graphs)
-    with pytest.raises(ValueError, match=r"a share of the MACs must be a finite number in \[0, 1\], got"):
-        ladder.rung(asked)
     with pytest.raises(ValueError, match="an expected error must be a finite number of at least 0, got"):
         ladder.within(asked)
 
