@@ -16,6 +16,7 @@ from l2c.io.tensors import holds_tensors, write_tensors
 from l2c.testbeds.lit_backbone import LitBackbone, decay_start
 from l2c.testbeds.settings import BackboneTraining
 from l2c.training.checkpoints import RUN, check_checkpoint, read_checkpoint
+from l2c.training.restoring import check_restorable, fit
 from l2c.training.run_folder import claimed, resume_from
 from l2c.training.trainer import make_run_trainer
 
@@ -91,13 +92,14 @@ def train_backbone(
         callbacks=[EMAWeightAveraging(decay=settings.ema_decay), KeepBeforeDecay(run_folder, module.decay_start)],
         log_every_n_steps=50,
     )
+    check_restorable(resumed, module, trainer)
     sentence = (
         f"out of memory in training {backbone.conventions.name} with batch_size={settings.batch_size}; "
         f"{remedies(halved('batch_size', settings.batch_size))}"
     )
     with claimed(run_folder, identity, resumed=resumed):
         with memory_explained(lambda: sentence):
-            trainer.fit(module, data, ckpt_path=resumed)
+            fit(trainer, module, data, resumed)
         _write(backbone, output)
     return output
 

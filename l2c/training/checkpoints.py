@@ -176,7 +176,8 @@ def check_checkpoint(
         | {
             name
             for name in found.keys() & expected.keys()
-            if not isinstance(found[name], Tensor) or found[name].shape != expected[name].shape
+            if not isinstance(found[name], Tensor)
+            or (found[name].shape, found[name].layout) != (expected[name].shape, expected[name].layout)
         }
     )
     if wrong:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning.pytorch as pl
+
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.backbones.whole_output import under_layers
 from l2c.calibration.distillation import Distillation
@@ -17,6 +19,7 @@ from l2c.sampling.uncached import uncached_of
 from l2c.training.checkpoints import check_checkpoint
 from l2c.training.corrections.lit_correction import LitCorrection
 from l2c.training.corrections.settings import CorrectionSettings
+from l2c.training.restoring import check_restorable, fit
 from l2c.training.run_folder import claimed, resume_from
 from l2c.training.trainer import make_run_trainer, seed_everything
 
@@ -67,19 +70,8 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
             max_steps=settings.max_steps,
             word="max_steps",
         )
-    with claimed(place, identity, resumed=resumed, results=RESULTS):
-        steps = _fit(distillation, settings, place, identity, resumed)
-        return _write(distillation, settings, place / "cache_graph.json", steps)
-
-
-def _fit(
-    distillation: Distillation, settings: CorrectionSettings, folder: Path, identity: dict, resumed: Path | None
-) -> int:
-    """Train; return the number of steps."""
-    backbone = distillation.backbone
-    noise = NoiseDataModule(backbone.input_shape, backbone.num_labels, 1, settings.batch_size, seed=settings.seed)
     trainer = make_run_trainer(
-        folder,
+        place,
         accelerator=settings.accelerator,
         devices=1,
         max_steps=settings.max_steps,
@@ -88,14 +80,24 @@ def _fit(
         mend="lower slope_rate and scale_shift_rate",
         log_every_n_steps=5,
     )
+    module = LitCorrection(distillation, max_steps=settings.max_steps)
+    check_restorable(resumed, module, trainer)
+    with claimed(place, identity, resumed=resumed, results=RESULTS):
+        _fit(trainer, module, settings, resumed)
+        return _write(distillation, settings, place / "cache_graph.json", trainer.global_step)
+
+
+def _fit(trainer: pl.Trainer, module: LitCorrection, settings: CorrectionSettings, resumed: Path | None) -> None:
+    """Train on noise."""
+    backbone = module.distillation.backbone
+    noise = NoiseDataModule(backbone.input_shape, backbone.num_labels, 1, settings.batch_size, seed=settings.seed)
     mend = None if settings.loss == "output" else "loss=output, which keeps one evaluation at a time"
     sentence = (
         f"out of memory in training a correction with batch_size={settings.batch_size} and loss={settings.loss}; "
         f"{remedies(halved('batch_size', settings.batch_size), mend)}"
     )
     with memory_explained(lambda: sentence):
-        trainer.fit(LitCorrection(distillation, max_steps=settings.max_steps), noise, ckpt_path=resumed)
-    return trainer.global_step
+        fit(trainer, module, noise, resumed)
 
 
 def _write(distillation: Distillation, settings: CorrectionSettings, path: Path, steps: int) -> Path:

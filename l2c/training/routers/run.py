@@ -24,6 +24,7 @@ from l2c.io.memory import memory_explained, remedies
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of, solver_for
 from l2c.training.checkpoints import check_checkpoint
+from l2c.training.restoring import check_restorable, fit
 from l2c.training.routers.heatmap import RouterHeatmap
 from l2c.training.routers.lit_router import LitRouter
 from l2c.training.routers.objectives import LearningToCache
@@ -97,19 +98,15 @@ def train_routers(
     }
     checkpoint = resume_from(settings.resume, place)
     if checkpoint is not None:
-        check_checkpoint(
-            checkpoint,
-            "routers.",
-            setup.routers.state_dict(),
-            settings=identity,
-            max_steps=settings.trainer.max_steps,
-        )
+        weights, most = setup.routers.state_dict(), settings.trainer.max_steps
+        check_checkpoint(checkpoint, "routers.", weights, settings=identity, max_steps=most)
     module, trainer = _trainer(settings, place, solver, setup, identity)
+    check_restorable(checkpoint, module, trainer)
     with claimed(place, identity, resumed=checkpoint, results=RESULTS):
         if config is not None and is_first_process():
             write_text(place / "config.yaml", config)
         with memory_explained(lambda: _memory_sentence(settings, backbone, trainer)):
-            trainer.fit(module, setup.data, ckpt_path=checkpoint)
+            fit(trainer, module, setup.data, checkpoint)
         graph = _export(settings, backbone, solver, setup, cost, steps=trainer.global_step, any_weights=any_weights)
         if trainer.is_global_zero:
             graph.save(place / "cache_graph.json")
