@@ -137,16 +137,16 @@ def write_report(folder: Path, graph: CacheGraph, evaluation: GraphEvaluation, c
         Path of `report.md`.
 
     """
-    write_page(folder / "report.html", graph_page(graph, evaluation, cost, command=command))
-    save_figure(sample_figure(evaluation.samples, evaluation.labels), folder / "samples.png")
-    save_figure(graph_heatmap(graph), folder / "graph.png")
     results = {
         "command": command,
         "machine": machine(),
         MACS: cost.evaluation,
         "results": [result.to_dict() for result in evaluation.results],
     }
-    write_json(folder / "results.json", results, allow_nan=False)
+    write_json(folder / "results.json", results, allow_nan=False)  # first: it says whose the others are
+    write_page(folder / "report.html", graph_page(graph, evaluation, cost, command=command))
+    save_figure(sample_figure(evaluation.samples, evaluation.labels), folder / "samples.png")
+    save_figure(graph_heatmap(graph), folder / "graph.png")
     text = "\n".join(
         [
             f"# {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",

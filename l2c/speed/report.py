@@ -105,8 +105,6 @@ def write_speed_report(
     """Write `report.md`, `results.json` and, of timed evaluations, `evaluations.png`; return the report's path."""
     timed = [speed for speed in speeds if speed.by_evaluation]
     drawn = [speed for speed in timed if speed.setting.mode != PUBLISHED]
-    if drawn:
-        save_figure(evaluations_figure(drawn[-1], cost, graph), folder / "evaluations.png")
     content = {
         "command": command,
         "machine": machine(),
@@ -116,7 +114,9 @@ def write_speed_report(
         "results": [speed.to_dict() for speed in speeds],
         "notes": list(notes),
     }
-    write_json(folder / "results.json", content)
+    write_json(folder / "results.json", content)  # first: it says whose the others are
+    if drawn:
+        save_figure(evaluations_figure(drawn[-1], cost, graph), folder / "evaluations.png")
     lines = [
         f"# Speed of {graph.model}: {graph.solver}, {graph.num_evaluations} evaluations",
         "",

@@ -17,7 +17,7 @@ from l2c.testbeds.lit_backbone import LitBackbone, decay_start
 from l2c.testbeds.settings import BackboneTraining
 from l2c.training.checkpoints import RUN, check_checkpoint, read_checkpoint
 from l2c.training.restoring import check_restorable, fit
-from l2c.training.run_folder import claimed, resume_from
+from l2c.training.run_folder import claimed, is_run, resume_from
 from l2c.training.trainer import make_run_trainer
 
 
@@ -78,7 +78,7 @@ def train_backbone(
     output = check_output(
         "output",
         settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors",
-        ours=lambda there: settings.output is None or holds_tensors(there, backbone.state_dict()),
+        ours=lambda it: (not settings.output and is_run(run_folder)) or holds_tensors(it, backbone.state_dict()),
     )
     trainer = make_run_trainer(
         run_folder,

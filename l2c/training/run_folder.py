@@ -15,6 +15,7 @@ from l2c.data.share import this_process
 from l2c.io.atomic import check_writable, sweep, write_json
 from l2c.io.bundled import at_home
 from l2c.io.folder_lock import locked
+from l2c.report.own_results import check_results, is_ours
 
 RECORD = "run.json"
 LAST = "last.ckpt"
@@ -56,7 +57,8 @@ def claimed(
         results: names of the files that the run writes beside checkpoints and metrics.
 
     Raises:
-        ValueError: if another process works in the folder, or it holds the checkpoints of an unfinished run.
+        ValueError: if another process works in the folder, or it holds the checkpoints of an unfinished run, or files
+            of such names that no run has written.
         OSError: if it cannot be written.
 
     """
@@ -64,8 +66,11 @@ def claimed(
         yield
         return
     check_writable(folder / RECORD)
+    writes = (RECORD, "config.yaml", "*.ckpt", "metrics/**/*", *results)
     with locked(folder):
-        sweep(folder)
+        check_results(folder, writes)
+        if folder.resolve() != Path.cwd():
+            sweep(folder)
         if resumed is None or resumed.parent.resolve() != folder.resolve():
             _make_room(folder, results)
         _record(folder, RUNNING, settings)
@@ -78,13 +83,15 @@ def _record(folder: Path, state: str, settings: Mapping[str, Any]) -> None:
     write_json(folder / RECORD, content)
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a training run."""
+    return is_ours(folder / RECORD)
+
+
 def _make_room(folder: Path, results: Sequence[str]) -> None:
     """Remove what a finished run left; refuse to remove an unfinished one's."""
     checkpoints = sorted(folder.glob("*.ckpt"))
-    try:
-        finished = json.loads((folder / RECORD).read_text(encoding="utf-8")).get("state") == FINISHED
-    except (OSError, ValueError, AttributeError):
-        finished = False
+    finished = is_run(folder) and json.loads((folder / RECORD).read_text(encoding="utf-8"))["state"] == FINISHED
     if checkpoints and not finished:
         raise ValueError(
             f"{folder} holds {len(checkpoints)} checkpoints of an unfinished run; say resume=auto to go on with it, "

@@ -83,3 +83,29 @@ def test_odd_outputs_are_written_as_named_or_refused(name, tmp_path, inputs, tim
         again = run([*line, form.format(output)], folder) if right and i == len(tried) - 1 else ended
         assert again.code == ended.code, again.err[-400:]  # an earlier result may be replaced
     counted(tried=len(tried))
+
+
+def visible(folder):
+    """Return the files below a folder without hidden ones, and without what Lightning numbers by itself."""
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if not any(part.startswith(".") for part in path.parts)]
+
+
+@pytest.mark.parametrize("name", list(commands(Path())))
+def test_nothing_of_others_in_a_run_folder_is_overwritten(name, tmp_path, inputs, times, counted):  # noqa: F811
+    step = times(2 if name in ("graph", "sample") else 0, 1)
+    line = commands(inputs)[name].line
+    assert run(line, tmp_path / "whole").code == 0
+    written = visible(tmp_path / "whole" / "run")
+    for i, file in enumerate(written[::step]):
+        folder = tmp_path / str(i)
+        (folder / "run" / file).parent.mkdir(parents=True)
+        (folder / "run" / file).write_bytes(FOREIGN)
+        ended = run(line, folder)
+        assert ended.sentence, (file, ended.code, ended.err[-400:])
+        assert "move it away" in ended.sentence or "where something else is" in ended.sentence, ended.sentence
+        assert visible(folder / "run") == [file]
+        assert (folder / "run" / file).read_bytes() == FOREIGN
+    again = run(line, tmp_path / "whole")
+    assert again.code == 0, again.err  # what the command wrote itself is replaced
+    counted(files=len(written[::step]))

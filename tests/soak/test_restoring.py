@@ -103,8 +103,23 @@ def sentence_or_right(kind, content, folder):
         assert len(said) < 900, said
         assert [path.name for path in folder.iterdir()] == ["from.ckpt"], said  # nothing was begun
         return said
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    wrong = [name for name in expected if not torch.equal(found[name], expected[name])]
+    assert not wrong, [found_in(content, kind[1])]
     return None
+
+
+def found_in(changed, content):
+    """Return the first place in which two contents differ."""
+    for path in places(changed):
+        here, there = changed, content
+        try:
+            for name in path:
+                here, there = here[name], there[name]
+        except (KeyError, IndexError, TypeError):
+            return path, "is new"
+        if not isinstance(here, (dict, list)) and repr(here) != repr(there):
+            return path, here, there
+    return "something is missing"
 
 
 LOOP = ("loops", "fit_loop")

@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from l2c.commands.frame.help import help_page
 from l2c.commands.frame.sentences import explained, sentence_of
 from l2c.commands.frame.settings import checked, memory_sentence
-from l2c.commands.frame.table import TRACEBACK, spelled
+from l2c.commands.frame.table import COMMANDS, TRACEBACK, spelled
 from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
 from l2c.io.memory import NO_MEMORY, memory_explained
+from l2c.report.own_results import check_results
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
                 checked(config_name, cfg)
                 _use_threads(cfg)
                 sentence = memory_sentence(config_name, cfg)  # made while there is memory
-                with _held(run_folder()), memory_explained(lambda: sentence):
+                with _held(run_folder(), config_name), memory_explained(lambda: sentence):
                     task(cfg)
         except BAD_INPUT as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -154,14 +155,17 @@ def _use_threads(cfg: DictConfig) -> None:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a run folder while a command works in it, and remove what a killed one left; not the current folder."""
-    if folder == Path.cwd() or any(os.environ.get(name, "0") != "0" for name in RANKS):
+def _held(folder: Path, config_name: str) -> Iterator[None]:
+    """Hold a run folder while a command works in it: no other run, nothing of others is overwritten, no leftovers."""
+    if any(os.environ.get(name, "0") != "0" for name in RANKS):
         yield
         return
     check_writable(folder / "run")
+    writes = next((command.writes for command in COMMANDS.values() if command.module == config_name), ())
     with locked(folder):
-        sweep(folder)
+        check_results(folder, writes)
+        if folder != Path.cwd():  # where anything may lie
+            sweep(folder)
         yield
 
 

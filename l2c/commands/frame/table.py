@@ -20,6 +20,7 @@ class Command:
         summary: one line for the list of commands.
         script: its script in a checkout; None where it has none.
         hydra: whether it takes a Hydra config, `configs/<module>.yaml`.
+        writes: patterns of the files that it writes into its run folder, where it does not look itself what is there.
 
     """
 
@@ -27,23 +28,40 @@ class Command:
     summary: str
     script: str | None = None
     hydra: bool = True
+    writes: tuple[str, ...] = ()
 
 
-def _scripted(module: str, summary: str, *, hydra: bool = True) -> Command:
-    return Command(module, summary, f"scripts/{module}.py", hydra)
+def _scripted(
+    module: str, summary: str, *, hydra: bool = True, writes: str = "", vouched: str | None = None
+) -> Command:
+    return Command(module, summary, f"scripts/{module}.py", hydra, tuple(writes.split()))
 
 
+GRAPH = "cache_graph.json graph.png"
+REPORT = "report.html report.md results.json"
 COMMANDS = {
     "train": Command("train_router", "train routers and export them as a cache graph", "train_router.py"),
-    "calibrate": _scripted("calibrate", "measure a model once, for the policies that need it"),
-    "graph": _scripted("make_graph", "make a cache graph by a policy, without training"),
+    "calibrate": _scripted("calibrate", "measure a model once, for the policies that need it", writes=GRAPH),
+    "graph": _scripted("make_graph", "make a cache graph by a policy, without training", writes=GRAPH),
     "correct": _scripted("train_scale_shift", "train slopes, scales and shifts of what a graph reuses"),
     "show": Command("show", "print what a graph does, draw it as a heat map", hydra=False),
-    "sample": _scripted("sample", "draw images, with or without a graph"),
-    "sample-many": _scripted("sample_many", "draw many images, for FID and other scores"),
-    "evaluate": _scripted("evaluate", "evaluate a graph: error, cost, time; or score images against real ones"),
-    "compare": _scripted("compare", "compare methods at equal cost: table, curves, report"),
-    "benchmark": _scripted("benchmark", "time a graph beside the uncached sampler"),
+    "sample": _scripted(
+        "sample", "draw images, with or without a graph", writes="samples.safetensors samples.png image-*.png"
+    ),
+    "sample-many": _scripted("sample_many", "draw many images, for FID and other scores", writes="samples.npz"),
+    "evaluate": _scripted(
+        "evaluate",
+        "evaluate a graph: error, cost, time; or score images against real ones",
+        writes=f"{REPORT} samples.png graph.png scores.json",
+    ),
+    "compare": _scripted(
+        "compare",
+        "compare methods at equal cost: table, curves, report",
+        writes="settings.json targets.safetensors table.md table.csv pareto.* report.html cells/* samples/* graphs/*",
+    ),
+    "benchmark": _scripted(
+        "benchmark", "time a graph beside the uncached sampler", writes=f"{REPORT} evaluations.png"
+    ),
     "download": _scripted("download_weights", "fetch the published weights of a model", hydra=False),
     "download-emoji": _scripted("download_emoji", "fetch the pictures of the picture testbed", hydra=False),
     "import": _scripted("import_router", "turn other projects' routers and schedules into graphs, and back"),

@@ -1,0 +1,67 @@
+"""Which files in a run folder are earlier results of this package; others are never overwritten."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from l2c.io.names import shown
+
+HEAD = 2**20  # bytes of a file that are looked at
+# What commands write first, and names in it that tell it from other files. Of a comparison's it is a list.
+KEYS = {
+    "run.json": {"state", "process", "settings"},
+    "cache_graph.json": {"format", "version"},
+    "samples.json": {"format", "version"},
+    "results.json": {"command", "machine", "results"},
+    "scores.json": {"command", "samples", "reference"},
+    "samples.safetensors": {"images"},
+    "settings.json": set(),
+}
+PLOTTED = ("graph.png", "routers.png", "samples.png", "evaluations.png", "pareto.png", "pareto.svg")
+PLOTTER = b"Matplotlib"  # says so in its files
+
+
+def check_results(folder: Path, patterns: Sequence[str]) -> None:
+    """Refuse a folder in which results would overwrite files that are no earlier results.
+
+    Args:
+        folder: folder of the run, which may not be there yet.
+        patterns: names of the files that the run will write, as `Path.glob` takes them.
+
+    Raises:
+        ValueError: if one of them is there and is none of ours; the message names it.
+
+    """
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    found = [path for path in found if path.stat().st_size]
+    if not found:
+        return
+    ours = any(is_ours(folder / name) for name in KEYS)
+    wrong = [path for path in found if not ours or not is_ours(path)]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
+        raise ValueError(
+            f"{shown(wrong[0], 300)}{more} would be overwritten, which is no result of an earlier run; move it away, "
+            "or choose another folder with hydra.run.dir=PATH"
+        )
+
+
+def is_ours(path: Path) -> bool:
+    """Say from the content of a file whether it is a result of this package; True where only its folder tells."""
+    if path.name not in KEYS and path.name not in PLOTTED:
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if path.name in PLOTTED:
+            return PLOTTER in head
+        if path.suffix == ".safetensors":
+            size = int.from_bytes(head[:8], "little")
+            content = json.loads(head[8 : 8 + size])
+        else:
+            content = json.loads(path.read_bytes())
+        return isinstance(content, dict if KEYS[path.name] else list) and KEYS[path.name] <= set(content)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
