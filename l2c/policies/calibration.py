@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
-from l2c.calibration.grid import MOST_EVALUATIONS, Grid
+from l2c.calibration.grid import MOST_ON_A_GRID, Grid
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.settings import AT_ONCE, RESPONSES
 from l2c.diffusion import SOLVERS, Solver, make_solver
@@ -207,7 +207,7 @@ class Calibration(Measurements):
         solver: Solver | str | None,
         options: Mapping[str, float] | None,
     ) -> _Target:
-        num_steps = None if num_steps is None else whole_number("num_steps", num_steps, low=2, high=MOST_EVALUATIONS)
+        num_steps = None if num_steps is None else whole_number("num_steps", num_steps, low=2, high=MOST_ON_A_GRID)
         given = [value for value in (num_steps, timesteps) if value is not None]
         if len(given) == 2 or (given and isinstance(solver, Solver)):
             raise ValueError("give num_steps, timesteps or a solver that has them; not two of these")
