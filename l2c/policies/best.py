@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -21,7 +21,7 @@ from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.candidates import rule_graphs
 from l2c.policies.context import PolicyContext
-from l2c.policies.exchange import exchanged, makers
+from l2c.policies.exchange import Make, exchanged, makers
 from l2c.policies.gram import gram
 from l2c.policies.methods.l2p import measure_products
 from l2c.policies.true_error import TrueError
@@ -36,6 +36,10 @@ ORDERS = (3, 4)  # past outputs of further starts
 NUM_RULES = 12  # fixed rules that are measured on all noises, those of least error on an eighth of them
 NUM_MEASURED = 16  # trajectories whose features are measured
 NUM_REFITTED = 3  # rows of rules that are tried with fitted weights too, those of least error
+NUM_JUDGED = 16  # noises that all starts are measured on
+NUM_FINAL = 6  # starts that are measured on all noises: those of least error on the few
+FINAL_NOISES = 4  # times as many noises for the last choice
+PROMISING = 2.0  # times the least error of a start: so far starts of other contexts are worked on further
 EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
 
 
@@ -94,7 +98,8 @@ def best(
         num_evaluations: numbers of evaluations that the graph may have instead of the sampler's; each is calibrated
             first, as the calibration was. The error is always against the images of the given sampler.
         max_span: evaluations in a row that a layer may be reused.
-        num_trajectories: calibration noises that true errors are measured on.
+        num_trajectories: calibration noises that true errors are measured on; the last choice, between layers
+            and whole outputs, is made on four times as many where the pool has them.
         pool: noises from which the calibration noises are chosen; see `TrueError`.
         eval_batch_size: noises of both kinds sampled at a time.
         exchanges: graphs with exchanged rows that are measured at most, on half of the noises; 0 = none.
@@ -111,11 +116,16 @@ def best(
     """
     sampler = context.deterministic_sampler("best")
     worth = context.evaluations(budget)
-    true_error = TrueError.of(sampler, num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
+    many = max(num_trajectories, min(pool, FINAL_NOISES * num_trajectories))
+    judge = TrueError.of(sampler, many, seed, pool=pool, batch_size=eval_batch_size)
+    true_error = judge.thinned(many // num_trajectories)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     contexts = _contexts(context, worth, num_evaluations, whole_outputs=whole_outputs)
-    search = {"worth": worth, "max_span": max_span, "exchanges": exchanges, "seed": seed}
-    _, chosen = min(_candidates(contexts, true_error, training, search), key=itemgetter(0))
+    starts = list(_starts(contexts, true_error, Search(worth, max_span, exchanges, seed)))
+    least = min(start.error for start in starts)
+    promising = [start for start in starts if start.error <= PROMISING * least]
+    final = [start.worked_out(true_error, training) for start in promising]
+    chosen = final[0] if len(final) == 1 else _ranked(final, judge)[0][1]
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = context.blank.num_evaluations
@@ -139,21 +149,55 @@ def _contexts(
         yield _with_whole_output(context)
 
 
-def _candidates(
-    contexts: Iterator[PolicyContext], true_error: TrueError, training: Training, search: Mapping[str, Any]
-) -> Iterator[tuple[float, CacheGraph]]:
-    """Yield the true errors of the best graphs of each context, and the graphs; the first one must have some."""
+@dataclass(frozen=True)
+class Search:
+    """What starts are looked for with; see `best`."""
+
+    worth: float
+    max_span: int
+    exchanges: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """The best graph of a context whose weights were not trained.
+
+    Attributes:
+        context: the context that it was made in.
+        search: what it was looked for with.
+        makes: functions that turn rows into a graph, see `makers`.
+        error: its true error.
+        graph: the graph.
+
+    """
+
+    context: PolicyContext
+    search: Search
+    makes: tuple[Make, Make]
+    error: float
+    graph: CacheGraph
+
+    def worked_out(self, true_error: TrueError, training: Training) -> CacheGraph:
+        """Return the graph with rows exchanged, below a share of the MACs, and trained, where that has less error."""
+        found = (self.error, self.graph)
+        if self.search.exchanges and self.search.worth < EXCHANGED_BELOW * self.context.blank.num_evaluations:
+            other = exchanged(self.graph, self.makes, true_error.thinned(2), self.search.exchanges)
+            found = min(found, (true_error.error(other), other), key=itemgetter(0))
+        if training.steps and has_slopes(found[1]):
+            trained = _trained(self.context, true_error.sampler, found[1], training)
+            found = min(found, (true_error.error(trained), trained), key=itemgetter(0))
+        return found[1]
+
+
+def _starts(contexts: Iterator[PolicyContext], true_error: TrueError, search: Search) -> Iterator[Start]:
+    """Yield the starts of the contexts within whose reach the budget is; the first one must be."""
     for place, context in enumerate(contexts):
         try:
-            error, start = _best_start(context, true_error, **search)
+            yield _best_start(context, true_error, search)
         except BudgetOutOfReach:
             if not place:
                 raise
-            continue
-        yield error, start
-        if training.steps and has_slopes(start):
-            trained = _trained(context, true_error.sampler, start, training)
-            yield true_error.error(trained), trained
 
 
 def reference_evaluations(graph: CacheGraph) -> int:
@@ -174,7 +218,7 @@ def _with_whole_output(context: PolicyContext) -> PolicyContext:
     assert context.sampler is not None
     whole = (WHOLE_OUTPUT,)
     sampler = uncached_like(context.sampler, layers=whole)
-    known = context.required_calibration().of_output()
+    known = None if context.measured is None else context.measured.of_output()
     return _measured(context, sampler, whole) if known is None else PolicyContext.of(sampler, known)
 
 
@@ -199,47 +243,51 @@ def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyConte
 _CALIBRATED: WeakKeyDictionary[Sampler, dict[tuple[Any, ...], PolicyContext]] = WeakKeyDictionary()
 
 
-def _best_start(
-    context: PolicyContext, true_error: TrueError, worth: float, max_span: int, exchanges: int, seed: int
-) -> tuple[float, CacheGraph]:
-    """Return the least true error of a graph whose weights were not trained, and the graph.
+def _best_start(context: PolicyContext, true_error: TrueError, search: Search) -> Start:
+    """Return the graph of least true error among those of `gram`, of fixed rules, and of their rows fitted.
 
-    Candidates are the graphs of fixed rules, the rows of the best of them fitted, and those of `gram`; below a share
-    of the MACs also the best one's with rows exchanged.
+    All are measured on a few noises, the best of them on all.
     """
     assert context.sampler is not None
-    makes = makers(context, measure_products(context.sampler, NUM_MEASURED, batch_size=8, seed=seed), worth)
-    found = [(true_error.error(rule), rule) for rule in likely_rules(context, worth, true_error.thinned(8))]
-    likely = dict.fromkeys(rule.rows for _, rule in sorted(found, key=itemgetter(0)))
-    for rows in list(likely)[:NUM_REFITTED]:
-        made = (make(rows) for make in makes)
-        found += [(true_error.error(graph), graph) for graph in made if graph is not None]
+    worth, max_span = search.worth, search.max_span
+    few = true_error.thinned(max(1, len(true_error.noise) // NUM_JUDGED))
+    products = measure_products(context.sampler, NUM_MEASURED, batch_size=8, seed=search.seed)
+    makes = makers(context, products, worth)
+    rules = _ranked(likely_rules(context, worth, true_error.thinned(8)), few)
+    likely = list(dict.fromkeys(rule.rows for _, rule in rules))[:NUM_REFITTED]
+    fitted = (make(rows) for rows in likely for make in makes)
+    others = [graph for graph in fitted if graph is not None]
+    bar = tqdm(_grams(context, worth, max_span, needed=not rules), desc="starts", unit="graph")
+    found = sorted([*rules, *_ranked([*others, *bar], few)], key=itemgetter(0))
+    error, start = _ranked([graph for _, graph in found[:NUM_FINAL]], true_error)[0]
+    return Start(context, search, makes, error, start)
+
+
+def _grams(context: PolicyContext, worth: float, max_span: int, *, needed: bool) -> Iterator[CacheGraph]:
+    """Yield the graphs of `gram` with other predictors and spans; with `needed` at least one, or an error."""
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
     kinds += [{"max_span": span} for span in range(1, max_span)]
     kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
-    refusal: BudgetOutOfReach | None = None
-    for kind in tqdm(kinds, desc=f"starts of {context.blank.num_evaluations} evaluations", unit="graph"):
+    for kind in kinds:
         try:
-            graph = gram(context, budget=worth, **kind)
-        except BudgetOutOfReach as error:  # so short spans cannot save that much
-            refusal = error
-            continue
-        found.append((true_error.error(graph), graph))
-    if not found:
-        assert refusal is not None
+            yield gram(context, budget=worth, **kind)
+            needed = False
+        except BudgetOutOfReach as short:  # so short spans cannot save that much
+            refusal = short
+    if needed:
         raise refusal
-    start = min(found, key=itemgetter(0))
-    if not exchanges or worth >= EXCHANGED_BELOW * context.blank.num_evaluations:
-        return start
-    other = exchanged(start[1], makes, true_error.thinned(2), exchanges)
-    return min(start, (true_error.error(other), other), key=itemgetter(0))
+
+
+def _ranked(graphs: Iterable[CacheGraph], judge: TrueError) -> list[tuple[float, CacheGraph]]:
+    """Return true errors and graphs, the least error first; each of those that are the same once."""
+    different = {(graph.layers, graph.rows, graph.entry_weights): graph for graph in graphs}
+    return sorted(((judge.error(graph), graph) for graph in different.values()), key=itemgetter(0))
 
 
 def likely_rules(context: PolicyContext, worth: float, judge: TrueError) -> list[CacheGraph]:
     """Return the graphs of fixed rules within a budget that have the least true error, that one first."""
     rules = tqdm(rule_graphs(context, worth), desc="rules", unit="graph")
-    errors = sorted(((judge.error(graph), graph) for graph in rules), key=itemgetter(0))
-    return [graph for _, graph in errors[:NUM_RULES]]
+    return [graph for _, graph in _ranked(rules, judge)[:NUM_RULES]]
 
 
 def _trained(context: PolicyContext, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:

@@ -31,6 +31,7 @@ class PolicyContext:
         alternate: the evaluations that Learning-to-Cache routes, every second one.
         calibration: what was measured, for the policies that need them.
         sampler: the uncached sampler, for the policies that try graphs out.
+        measured: all that was measured, of other kinds of layers and at the times of the calibration.
 
     """
 
@@ -39,6 +40,7 @@ class PolicyContext:
     alternate: tuple[int, ...]
     calibration: Measurements | None = None
     sampler: Sampler | None = None
+    measured: Measurements | None = None
 
     @classmethod
     def of(
@@ -61,9 +63,8 @@ class PolicyContext:
         backbone, solver = sampler.backbone, sampler.solver
         has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
-        if calibration is not None:
-            calibration = calibration.part(blank.layers).at(blank, solver)
-        return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), calibration, sampler)
+        own = None if calibration is None else calibration.part(blank.layers).at(blank, solver)
+        return cls(blank, count_macs(backbone), routed_evaluations(solver.steps), own, sampler, calibration)
 
     def for_any_weights(self) -> PolicyContext:
         """Return the same context for graphs that do not depend on the weights."""

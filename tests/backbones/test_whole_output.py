@@ -16,6 +16,7 @@ from l2c.calibration.measurements import Measurements
 from l2c.calibration.responses import measure_responses
 from l2c.diffusion import Guidance
 from l2c.policies.best import _with_whole_output
+from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
 from l2c.policies.registry import POLICIES, make_graph
@@ -198,6 +199,15 @@ def test_best_tries_whole_outputs_too(make_dit):
     assert judge.error(either) == pytest.approx(min(errors.values()), rel=1e-4)
     assert either.layers == min(errors, key=errors.get)
     assert either.provenance["hyperparameters"]["whole_outputs"]
+
+
+def test_best_measures_no_responses_that_the_calibration_holds(make_dit, monkeypatch):
+    sampler = sampler_of(make_dit())
+    how = {"num_trajectories": 2, "batch_size": 2, "responses": {"num_probes": 2, "max_age": 3}}
+    context = PolicyContext.of(sampler, Calibration.measure(sampler, true_errors=0, **how))
+    monkeypatch.setattr("l2c.policies.best.with_responses", lambda *_: pytest.fail("measured once more"))
+    small = {"num_trajectories": 4, "pool": 4, "steps": 1, "batch_size": 2, "max_span": 3, "exchanges": 2}
+    make_graph("best", context, budget=2, **small)
 
 
 def test_random_layers_of_a_whole_output_take_the_cost_of_either(backbone):
