@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
 CELL = {field.name for field in fields(Cell)}
+MEASURED = {"changes": "layer_change", "responses": "responses"}  # a tensor of each part of a calibration
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
 
@@ -90,27 +92,40 @@ class Comparison:
         self._targets: torch.Tensor | None = None
 
     def check_calibrations(self) -> None:
-        """Refuse methods that need a calibration where there is none, and calibrations on the noises compared on.
+        """Refuse methods that need what a calibration does not hold, and calibrations on the noises compared on.
 
         Raises:
-            ValueError: if a calibration is missing, or was made on those noises.
+            ValueError: if a calibration or a part of it is missing, or it was made on those noises.
 
         """
         chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
-        calibrated = [name for name, given in chosen.items() if needs_of(given.get("policy", name), given)]
+        needs = {name: needs_of(given.get("policy", name), given) for name, given in chosen.items()}
+        calibrated = [name for name in chosen if needs[name]]
         if calibrated and not self.contexts:
-            others = ",".join([*(name for name in chosen if name not in calibrated), *self.graphs])
-            alone = f", or compare the others alone with only=[{others}]" if others else ""
-            raise ValueError(
-                f"{', '.join(calibrated)}: no calibration is given; run l2c calibrate "
-                f"measure=[changes,responses] and pass calibration=PATH{alone}"
+            missing = (
+                "no calibration is given; run l2c calibrate measure=[changes,responses] and pass calibration=PATH"
             )
+            raise ValueError(self._lacking(calibrated, missing))
+        for context, (what, tensor) in product(self.contexts, MEASURED.items()):
+            of_it = [name for name in calibrated if what in needs[name] and "solver" not in chosen[name]]
+            try:
+                for _ in of_it:
+                    context.required_calibration().tensor(tensor)
+            except ValueError as error:
+                raise ValueError(self._lacking(of_it, str(error))) from error
         for path, context in zip(self.calibrations, self.contexts, strict=True):
             if context.required_calibration().settings.get("seed") == self.asked.seed:
                 raise ValueError(
                     f"{path} was calibrated on the noises of seed {self.asked.seed}, where graphs would be compared; "
                     "choose another seed"
                 )
+
+    def _lacking(self, methods: Sequence[str], missing: str) -> str:
+        """Return the sentence on methods that lack something."""
+        names = [name for name, given in self.asked.methods.items() if given is not False and name not in methods]
+        others = ",".join([*names, *self.graphs])
+        alone = f", or compare the others alone with only=[{others}]" if others else ""
+        return f"{', '.join(methods)}: {missing}{alone}"
 
     def uncached_at(self, num_evaluations: int) -> Sampler:
         """Return an uncached sampler."""

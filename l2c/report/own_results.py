@@ -62,6 +62,8 @@ def is_ours(path: Path) -> bool:
             content = json.loads(head[8 : 8 + size])
         else:
             content = json.loads(path.read_bytes())
-        return isinstance(content, dict if KEYS[path.name] else list) and KEYS[path.name] <= set(content)
+        if not KEYS[path.name]:
+            return isinstance(content, list)
+        return isinstance(content, dict) and KEYS[path.name] <= content.keys()
     except (OSError, ValueError, TypeError, RecursionError):
         return False

@@ -117,6 +117,11 @@ def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):
         "no calibration is given; run l2c calibrate measure=[changes,responses] and pass calibration=PATH" in sentence
     )
     assert "or compare the others alone with only=[fewer_steps,interval," in sentence
+    other = [f"calibration={calibration}", "solver.num_evaluations=6", "num_images=2", "only=[gram,smoothcache]"]
+    carried = refused(call("scripts/compare.py", "model=dit_digits", *other, run))
+    assert carried.startswith("error: smoothcache: the calibration was made for")
+    assert "layer_change is known at those alone" in carried
+    assert "or compare the others alone with only=[gram]" in carried
     needs = call("scripts/calibrate.py", *SMALL, "policy=gram", "budget=0.5", run)
     assert "policy gram needs responses; say measure=[responses]" in refused(needs)
     by_score = call("scripts/calibrate.py", *SMALL, "policy=top_k", "policy.score=response", "measure=[changes]", run)
