@@ -551,11 +551,12 @@ def makers() -> dict[str, Callable[[], TinyPipeline]]:
     """Return the makers of all pipelines by name, variants of these included."""
     from tiny_images import IMAGES
     from tiny_other_images import OTHER_IMAGES
+    from tiny_preconditioned import PRECONDITIONED
     from tiny_sounds import SOUNDS
     from tiny_variants import VARIANTS
     from tiny_videos import VIDEOS
 
-    return {**PIPELINES, **VARIANTS, **IMAGES, **VIDEOS, **SOUNDS, **OTHER_IMAGES}
+    return {**PIPELINES, **VARIANTS, **IMAGES, **VIDEOS, **SOUNDS, **OTHER_IMAGES, **PRECONDITIONED}
 
 
 def tiny_pipeline(name: str, seed: int = 0) -> TinyPipeline:

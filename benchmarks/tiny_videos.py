@@ -126,7 +126,7 @@ def cosmos25() -> TinyPipeline:
     """Given the noise level; frames of a picture stay, and have a level of their own."""
     import diffusers
 
-    sys.modules[diffusers.Cosmos2_5_PredictBasePipeline.__module__].__dict__["CosmosSafetyChecker"] = _Unchecked
+    sys.modules[diffusers.Cosmos2_5_PredictBasePipeline.__module__].__dict__["CosmosSafetyChecker"] = Unchecked
     sizes = {"out_channels": 16, "text_embed_dim": 2 * TEXT, "num_layers": 3}
     parts = {
         "transformer": denoiser("CosmosTransformer3DModel", in_channels=17, **sizes),
@@ -137,7 +137,7 @@ def cosmos25() -> TinyPipeline:
     return varied(wan21(), "Cosmos2_5_PredictBasePipeline", parts, **given)
 
 
-class _Unchecked:
+class Unchecked:
     """A safety checker that lets everything pass."""
 
     def to(self, device: Any) -> None:

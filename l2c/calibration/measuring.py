@@ -122,8 +122,11 @@ def _settings(what: Any, given: Mapping[str, Any], solver: Solver) -> dict[str, 
 
 def _grid(solver: Solver) -> Grid | None:
     """Return the evaluations of a solver; None, with a warning, if responses cannot be carried from them."""
+    reason: object = f"what lies between {solver.name} and the network is known at its own times alone"
     try:
-        return Grid.of(solver)
+        if not solver.own_times:
+            return Grid.of(solver)
     except ValueError as error:
-        log.warning("graphs can be made for these times only: %s", error)
-        return None
+        reason = error
+    log.warning("graphs can be made for these times only: %s", reason)
+    return None

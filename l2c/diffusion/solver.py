@@ -51,6 +51,7 @@ class Solver(ABC):
         indices: (fractional) step index of each evaluation, noisiest first.
         steps: the evaluations of each solver step, in order; every evaluation belongs to one step.
         stochastic: whether steps add noise.
+        own_times: whether what its steps do is known at its own times alone, so that nothing is carried from them.
         without_noise: the solvers that add no noise, words of the message of a refusal.
 
     """
@@ -58,6 +59,7 @@ class Solver(ABC):
     name: ClassVar[str]
     schedules: ClassVar[tuple[str, ...]] = (*VARIANCE_PRESERVING, OWN)
     stochastic: bool = False
+    own_times: bool = False
     without_noise: ClassVar[str] = "ddim with eta 0, dpm_solver_2s or dpm_solver_2m"
 
     def __init__(self, schedule: Schedule, indices: tuple[float, ...], steps: tuple[tuple[int, ...], ...]) -> None:

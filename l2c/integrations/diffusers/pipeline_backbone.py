@@ -38,6 +38,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
     tabled,
 )
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
+from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
 from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.steps import recorded_call
@@ -243,8 +244,8 @@ def pipeline_backbone(
     with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, model, prompts, guidance, **settings)
         timesteps, end = trajectory_of(pipe, recording.calls[0].t)
-        solver = SchedulerSolver(pipe.scheduler, timesteps[:end])
-        fewer = _fewer_steps(pipe, model, recording.given) if fewer_steps else None
+        solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around)
+        fewer = _fewer_steps(pipe, model, recording) if fewer_steps else None
     of = _kinds(model, of, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     if recording.own_way is not None and not off:
@@ -273,14 +274,18 @@ def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -
     return None
 
 
-def _fewer_steps(pipe: Any, model: nn.Module, settings: Mapping[str, Any]) -> dict[int, SchedulerSolver]:
+def _fewer_steps(pipe: Any, model: nn.Module, recording: Recording) -> dict[int, SchedulerSolver]:
     """Return the pipeline's scheduler at 2 steps and on, fewer than its settings say; the prompt is encoded once."""
     found: dict[int, SchedulerSolver] = {}
-    for count in range(2, settings["num_inference_steps"]):
-        call = recorded_call(pipe, model, **{**settings, "num_inference_steps": count})
+    for count in range(2, recording.given["num_inference_steps"]):
+        settings = {**recording.given, "num_inference_steps": count}
+        call = recorded_call(pipe, model, **settings).split(recording.calls[0].region)
+        around = None if recording.around is None else preconditioning_of(pipe, model, call, settings)
         timesteps, end = trajectory_of(pipe, call.t)
+        if around is None and recording.around is not None:
+            continue
         with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
-            found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end])
+            found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end], around=around)
     return found
 
 

@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,27 @@ from l2c.diffusion.solver import NoiseSource, split_variance
 from l2c.graph.binding import draws_noise
 
 
+@dataclass(frozen=True)
+class Preconditioning:
+    """What a pipeline does itself between scheduler and network (Sana Sprint, Cosmos).
+
+    At evaluation e the network is given `inputs[e] * state`, the scheduler `outputs[e] * prediction + states[e] *
+    state`.
+
+    Attributes:
+        start: the first state, in units of noise of variance 1; None = as the scheduler has it.
+        inputs: factors (E,) of the states that the network is given.
+        outputs: factors (E,) of its predictions.
+        states: factors (E,) of the states beside them.
+
+    """
+
+    start: float | None
+    inputs: tuple[float, ...]
+    outputs: tuple[float, ...]
+    states: tuple[float, ...]
+
+
 class SchedulerSolver(Solver):
     """The steps of a scheduler whose timesteps are set.
 
@@ -23,6 +45,7 @@ class SchedulerSolver(Solver):
         scheduler: copied, as it stands.
         timesteps: t that the model is given at each of the scheduler's evaluations, which some pipelines scale.
         first: evaluation of the scheduler that trajectories begin at (image-to-image).
+        around: what the pipeline does between scheduler and network; None = what the scheduler does alone.
 
     Raises:
         ValueError: if the scheduler evaluates twice at one timestep.
@@ -31,7 +54,14 @@ class SchedulerSolver(Solver):
 
     without_noise = "DDIMScheduler, DPMSolverMultistepScheduler or, of a flow, FlowMatchEulerDiscreteScheduler"
 
-    def __init__(self, scheduler: Any, timesteps: Sequence[float], *, first: int = 0) -> None:
+    def __init__(
+        self,
+        scheduler: Any,
+        timesteps: Sequence[float],
+        *,
+        first: int = 0,
+        around: Preconditioning | None = None,
+    ) -> None:
         name = type(scheduler).__name__
         rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1
         for before, after in itertools.pairwise(timesteps):
@@ -47,6 +77,8 @@ class SchedulerSolver(Solver):
         self.steps = tuple((e,) for e in range(len(self.timesteps)))
         self._scheduler = copy.deepcopy(scheduler)
         self._first = first
+        self.around = around
+        self.own_times = around is not None
         if hasattr(scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
         if hasattr(scheduler, "_step_index"):
@@ -57,15 +89,20 @@ class SchedulerSolver(Solver):
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         scheduler = copy.deepcopy(self._scheduler)  # multistep schedulers remember
+        around = self.around
         if first_step == 0:
-            x = x * getattr(scheduler, "init_noise_sigma", 1.0)  # those of flow matching have none
+            own = None if around is None else around.start
+            x = x * (getattr(scheduler, "init_noise_sigma", 1.0) if own is None else own)  # flows have none
         options: dict[str, Any] = {"generator": _generators(generator, len(x))} if "generator" in self._takes else {}
         before: dict[str, Any] = {"old_pred_original_sample": None, "timestep_back": None}  # of the step before
         for e in range(first_step, self.num_evaluations):
             t = scheduler.timesteps[self._first + e]
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+            scaled = scaled if around is None else around.inputs[e] * x
             output = yield Evaluation(e, scaled, self.timesteps[e])
             predicted, _ = split_variance(output, x.shape[1])
+            if around is not None:
+                predicted = around.outputs[e] * predicted + around.states[e] * x
             history = {name: value for name, value in before.items() if name in self._takes}
             given = {"model_output": predicted, "timestep": t, "sample": x, "return_dict": False}
             x, *others = scheduler.step(**given, **options, **history)

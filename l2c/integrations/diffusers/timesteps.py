@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import FrameType
@@ -17,6 +18,7 @@ from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.rows import Rows, tolerance
 
 TIMES = ("timestep", "timesteps", "t")
+ANGLE = 1.571  # the largest that is a time: 90 degrees, as schedulers round it
 
 
 @lru_cache(maxsize=64)
@@ -174,7 +176,7 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float
     """Return a scheduler's timesteps in the units of the model.
 
     Some pipelines divide them by the training steps, some count from noise 0 to image 1, some begin one step later,
-    and some give the noise levels (sigmas) themselves.
+    and some give the noise levels sigma themselves, sigma / (1 + sigma), or that of an angle whose tangent is sigma.
 
     Args:
         timesteps: the scheduler's.
@@ -190,7 +192,10 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float
     units.append(tuple(v - 1 for v in values))
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) == len(values) + 1:
-        units.append(tuple(float(sigma) for sigma in torch.as_tensor(sigmas).tolist()[:-1]))
+        levels = tuple(float(sigma) for sigma in torch.as_tensor(sigmas).tolist()[:-1])
+        units += [levels, tuple(sigma / (1 + sigma) for sigma in levels)]
+    if min(values) >= 0 and max(values) <= ANGLE:
+        units.append(tuple(math.sin(v) / (math.sin(v) + math.cos(v)) for v in values))
     begin = getattr(scheduler, "begin_index", None)
 
     def misfit(unit: tuple[float, ...]) -> tuple[bool, float, int]:

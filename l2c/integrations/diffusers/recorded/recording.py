@@ -15,6 +15,7 @@ from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
 from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.call import BESIDE
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
+from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
 from l2c.integrations.diffusers.recorded.regions import Region, region_of
 from l2c.integrations.diffusers.recorded.steps import (
     CLOSE,
@@ -24,6 +25,7 @@ from l2c.integrations.diffusers.recorded.steps import (
     first_step,
     recorded_call,
 )
+from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.io.memory import out_of_memory
 from l2c.io.tensors import leaves_of
 
@@ -55,6 +57,7 @@ class Recording:
         places: axes of prompts in the conditions, see `conditions.places_of`; or `ALONE`.
         runs: how often each module of the model runs in a forward, by its name.
         sign: see `RecordedStep`.
+        around: what the pipeline does between scheduler and model; None = nothing but that sign.
         guidance: the mode by which the pipeline combines its two branches; None = it has no two branches, or they
             were not found.
         given: arguments of the call for the first prompt.
@@ -69,6 +72,7 @@ class Recording:
     guidance: str | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     own_way: str | None = None
+    around: Preconditioning | None = None
 
 
 def record(
@@ -108,12 +112,12 @@ def record(
         on = _with_texts(guidance.on, listed)
         with guidance.at(SCALE) as scaled:
             guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled}).split(region)
-    sign = step.sign(region)
+    first, sign, around = given(prompts[0]), step.sign(region), None
     if sign is None:
         whole = _of_pairs(step, guided, region, calls, lambda: call(prompts[0], prompts[0]), guidance.mode)
-        if whole is None:
-            raise ValueError(NOT_REPEATABLE.format(type(pipe).__name__, type(model).__name__))
-        return replace(whole, given=given(prompts[0]))
+        if whole is not None:
+            return replace(whole, given=first)
+        sign, around = 1.0, _around(pipe, model, step, calls[0], first)
     pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
     places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
@@ -122,15 +126,27 @@ def record(
         found = guided.unconditional(calls[0], places)
         if found is not None:
             uncond, *predictions = found
-            pair = [sign * prediction for prediction in reversed(predictions)]
-            mode = _combination(guided.taken, pair, guidance.mode, SCALE, region)
+            pair = [guided.changed(sign * prediction, around, region) for prediction in reversed(predictions)]
+            mode = _combination(guided.taken, pair, guidance.mode, SCALE, region, normed=around is None)
         several = sum(len(made.x) for made in guided.calls) > 2 * len(calls[0].x)  # a picture's guidance too
         if mode is None and (several or found is not None):
             own_way = OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
         uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
     every = (*calls, replace(calls[0], conditions=uncond))
-    return Recording(every, places, step.runs, sign, mode, given(prompts[0]), own_way)
+    return Recording(every, places, step.runs, sign, mode, first, own_way, around)
+
+
+def _around(
+    pipe: Any, model: nn.Module, step: RecordedStep, call: RecordedCall, settings: Mapping[str, Any]
+) -> Preconditioning:
+    """Return what a pipeline does between its scheduler and its model; refuse what is not repeatable."""
+    around = preconditioning_of(pipe, model, call, settings) if step.repeatable else None
+    if around is not None and step.taken is not None:
+        own = step.changed(step.predictions[0], around, call.region)
+        if difference(own, step.taken, call.region) < CLOSE:
+            return around
+    raise ValueError(NOT_REPEATABLE.format(type(pipe).__name__, type(model).__name__))
 
 
 def _of_pairs(
@@ -225,14 +241,19 @@ def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any
 
 
 def _combination(
-    taken: Tensor | None, pair: Sequence[Tensor], usual: str, scale: float, region: Region
+    taken: Tensor | None,
+    pair: Sequence[Tensor],
+    usual: str,
+    scale: float,
+    region: Region,
+    *,
+    normed: bool = True,
 ) -> str | None:
     """Return the mode of guidance that makes what a scheduler took of two predictions, the conditional one first."""
     if taken is None:
         return None
-    merged = {
-        mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in (usual, NORMED, "cfg", "uvit")
-    }
+    modes = (usual, "cfg", "uvit", *([NORMED] if normed else []))
+    merged = {mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in modes}
     far = {mode: difference(merged[mode], taken, region) for mode in merged}
     best = min(far, key=lambda mode: far[mode])
     return best if far[best] < CLOSE else None

@@ -15,6 +15,7 @@ from l2c.backbones.layer_form import first
 from l2c.integrations.diffusers.recorded.call import RecordedCall, timed_calls
 from l2c.integrations.diffusers.recorded.conditions import halves
 from l2c.integrations.diffusers.recorded.regions import Region, narrowed
+from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.io.memory import out_of_memory
 
 USUAL = ("model_output", "timestep", "sample", "eta", "generator", "return_dict")  # arguments of a scheduler's step
@@ -46,15 +47,20 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
     return {name: -(-count // counts[""]) for name, count in counts.items()}
 
 
-class _RecordedError(Exception):
+class RecordedError(Exception):
     """Ends a pipeline's call when the recording is complete."""
 
 
-def _called(pipe: Any, settings: Mapping[str, Any]) -> None:
-    """Call a pipeline; where it breaks in a way that it does not explain itself, say which call it was."""
+def ended(pipe: Any, settings: Mapping[str, Any]) -> bool:
+    """Call a pipeline and return whether a recording ended the call.
+
+    Where it breaks in a way that it does not explain itself, the error says which call it was.
+    """
     try:
         pipe(**settings)
-    except (_RecordedError, ValueError):  # pipelines check what they are given
+    except RecordedError:
+        return True
+    except ValueError:  # pipelines check what they are given
         raise
     except Exception as error:
         if out_of_memory(error):
@@ -64,6 +70,7 @@ def _called(pipe: Any, settings: Mapping[str, Any]) -> None:
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]}), which records its model's conditions; "
             "give what its call needs in options"
         ) from error
+    return False
 
 
 def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
@@ -76,15 +83,14 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
-        raise _RecordedError
+        raise RecordedError
 
     calls: list[RecordedCall] = []
     hook = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with timed_calls(pipe, model) as before:
-            _called(pipe, settings)
-    except _RecordedError:
-        return calls[0]
+            if ended(pipe, settings):
+                return calls[0]
     finally:
         hook.remove()
     raise ValueError(
@@ -132,6 +138,13 @@ class RecordedStep:
         far = {sign: difference(sign * self.predictions[0], self.taken, region) for sign in (1.0, -1.0)}
         sign = min(far, key=lambda sign: far[sign])
         return sign if far[sign] < CLOSE else None
+
+    def changed(self, prediction: Tensor, around: Preconditioning | None, region: Region) -> Tensor:
+        """Return what the scheduler gets for a prediction at this step, under preconditioning a region of it."""
+        if around is None:
+            return prediction
+        assert self.sample is not None, "preconditioning is read off samples"
+        return around.outputs[0] * narrowed(prediction, region) + around.states[0] * narrowed(self.sample, region)
 
     def unconditional(self, alone: RecordedCall, places: Any) -> tuple[dict[str, Any], Tensor, Tensor] | None:
         """Return conditions of the unconditional branch, its prediction and the conditional one's, of a guided step.
@@ -202,7 +215,7 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
         turned = _turned(pipe.scheduler, taken_by, given)
         step.repeatable = turned is not None
         step.taken = step.taken if turned is None or step.taken is None else turned * step.taken
-        raise _RecordedError
+        raise RecordedError
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         step.calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
@@ -210,17 +223,11 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         step.predictions.append(first(output, listed=True))
 
-    def run() -> None:
-        try:
-            _called(pipe, settings)
-        except _RecordedError:
-            return
-
     hooks = [model.register_forward_pre_hook(look, with_kwargs=True), model.register_forward_hook(keep)]
     pipe.scheduler.step = record
     try:
         with timed_calls(pipe, model) as before:
-            step.runs = calls_of(model, run)
+            step.runs = calls_of(model, lambda: ended(pipe, settings))
     finally:
         for hook in hooks:
             hook.remove()
