@@ -13,7 +13,7 @@ import torch
 from tiny_pipelines import STEPS, TinyPipeline, tiny_pipeline
 
 import l2c
-from l2c.integrations.diffusers.graphs import CacheGraphs
+from l2c.graph.collection import CacheGraphs
 
 BUDGET = 0.5
 HEAD = """

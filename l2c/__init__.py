@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from l2c.backbones.whole_output import WholeOutput
     from l2c.backbones.wrap import wrap
     from l2c.graph.cache_graph import CacheGraph
-    from l2c.integrations.diffusers import CacheGraphs, applied, apply, remove
+    from l2c.graph.collection import CacheGraphs
+    from l2c.integrations.diffusers import applied, apply, remove
     from l2c.integrations.l2c_routers import import_l2c_router
     from l2c.pipelines.acceleration import accelerate
     from l2c.policies.calibration import Calibration
@@ -42,7 +43,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CacheGraph": "l2c.graph.cache_graph",
-        "CacheGraphs": "l2c.integrations.diffusers",
+        "CacheGraphs": "l2c.graph.collection",
         "Calibration": "l2c.policies.calibration",
         "DiT": "l2c.backbones.dit",
         "Ladder": "l2c.policies.ladder",

@@ -15,7 +15,7 @@ HEAVY = (
 STAGES = {  # code: the heavy packages that it may have loaded
     "import l2c": set(),
     "l2c.CacheGraph.load('dit_digits_ddim20')": set(),
-    "[getattr(l2c, name) for name in l2c.__all__ if name not in ('CacheGraphs', 'applied', 'apply', 'remove')]": {
+    "[getattr(l2c, name) for name in l2c.__all__ if name not in ('applied', 'apply', 'remove')]": {
         "torch"  # the names left out are those of diffusers pipelines
     },
     "l2c.integrations.smoothcache.import_smoothcache, l2c.integrations.cache_dit": {"torch"},

@@ -31,12 +31,13 @@ def main(arguments: Sequence[str]) -> None:
     """Load, print, draw."""
     parser = Arguments(
         "show",
-        "Print what a cache graph does and draw it as a heat map; of a calibration or a ladder, draw "
-        "error against budget.",
+        "Print what a cache graph does and draw it as a heat map (the graphs of two denoisers, one below the other); "
+        "of a calibration or a ladder, draw error against budget.",
     )
     parser.add_argument(
         "graph",
-        help=f"a cache_graph.json, a bundled graph ({', '.join(graph_names())}), a ladder's or a calibration's file",
+        help=f"a cache_graph.json, the graphs of a pipeline with two denoisers, a bundled graph "
+        f"({', '.join(graph_names())}), a ladder's or a calibration's file",
     )
     parser.add_argument(
         "options",
@@ -90,6 +91,7 @@ def _options(given: Sequence[str]) -> dict[str, str]:
 
 def _of_json(name: str, form: str | None, options: dict[str, str], output: Path) -> tuple[str, str]:
     """Draw a graph as a heat map, or a ladder as error against budget; return it as text, and what uses it."""
+    from l2c.graph import collection
     from l2c.graph.cache_graph import CacheGraph
     from l2c.policies import ladder
 
@@ -98,9 +100,13 @@ def _of_json(name: str, form: str | None, options: dict[str, str], output: Path)
     if form == ladder.FORMAT:
         text = _of_ladder(ladder.Ladder.load(name), "expected", output)
         return text, f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
-    graph = CacheGraph.load(name)
     from l2c.report.figures import graph_heatmap, save_figure
 
+    if form == collection.FORMAT:
+        graphs = collection.CacheGraphs.load(name)
+        save_figure(graph_heatmap(*graphs.values()), output)
+        return graphs.summary(), python_line(name, "CacheGraphs")
+    graph = CacheGraph.load(name)
     save_figure(graph_heatmap(graph), output)
     return graph.summary(), _use_of(graph, name)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import table
 from l2c.io.atomic import write_json
 from l2c.io.bundled import at_home
 from l2c.io.json_fields import as_form, known_fields, parse_file
 from l2c.io.names import quoted, shown
 
 VERSION = 1
+FORMAT = "l2c-cache-graphs"
+MOST = 16  # denoisers of a pipeline
 
 
 def write(path: str | Path, form: str, graphs: Mapping[str, CacheGraph]) -> None:
@@ -74,3 +77,66 @@ def read(path: str | Path, form: str, what: str, *, most: int) -> dict[str, Cach
         except ValueError as error:
             raise ValueError(f"{name}, the graph of {shown(key)}: {error}") from error
     return read_ones
+
+
+class CacheGraphs(Mapping[str, CacheGraph]):
+    """A cache graph for each denoiser of a pipeline, by its name there (`transformer`, `transformer_2`).
+
+    Each has rows for the evaluations that its denoiser makes, and no others.
+
+    Args:
+        graphs: the graphs by the denoiser's name.
+
+    Raises:
+        ValueError: if it is no mapping from names to cache graphs.
+
+    """
+
+    def __init__(self, graphs: Mapping[str, CacheGraph]) -> None:
+        self._graphs = dict(table("graphs", graphs))
+        if not self._graphs:
+            raise ValueError(
+                "graphs is empty; give a cache graph by the name of each denoiser, {'transformer': graph}"
+            )
+        for name, graph in self._graphs.items():
+            if not isinstance(name, str) or not isinstance(graph, CacheGraph):
+                raise ValueError(
+                    f"graphs must be cache graphs by the name of a denoiser, got {quoted(graph)} for {quoted(name)}"
+                )
+
+    def __getitem__(self, name: str) -> CacheGraph:
+        return self._graphs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._graphs)
+
+    def __repr__(self) -> str:
+        return f"CacheGraphs({self._graphs!r})"
+
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def summary(self) -> str:
+        """Return the summaries of the graphs, for people."""
+        return "\n".join(f"{name}: {graph.summary()}" for name, graph in self._graphs.items())
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file with all graphs; it appears whole or not at all.
+
+        Raises:
+            ValueError: if a graph has a correction; save such a graph in a file of its own.
+            OSError: if the folder cannot be made or written.
+
+        """
+        write(path, FORMAT, self._graphs)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CacheGraphs:
+        """Read and validate a file.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file does not hold the graphs of a pipeline, or one of them is damaged.
+
+        """
+        return cls(read(path, FORMAT, "graphs of a pipeline", most=MOST))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -16,6 +16,7 @@ from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.calibration.settings import FORWARD, RESPONSES
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.collection import CacheGraphs
 from l2c.graph.given import each, table
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
 from l2c.io.atomic import check_writable, write_text
@@ -31,9 +32,6 @@ from l2c.policies.settings import NEEDS, needs_of
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import cached_like, uncached_like
-
-if TYPE_CHECKING:  # diffusers is optional
-    from l2c.integrations.diffusers import CacheGraphs
 
 GRAM = "gram"
 AUTO = (GRAM, "block_caching")  # the better one first
@@ -146,7 +144,7 @@ def accelerate(
         FileNotFoundError: if there is no such prompt file.
 
     """
-    from l2c.integrations.diffusers import CacheGraphs, denoisers_of, remove
+    from l2c.integrations.diffusers import denoisers_of, remove
 
     denoisers_of(pipe)  # refuses what is no pipeline
     options = {} if options is None else table("options", options)

@@ -178,21 +178,25 @@ def router_heatmap(
     return figure
 
 
-def graph_heatmap(graph: CacheGraph) -> Figure:
-    """Draw a graph: computed entries, and the predictor of each reused entry."""
-    decided = decisions(graph)
-    colours = palette([name for row in decided for name in row])
+def graph_heatmap(*graphs: CacheGraph) -> Figure:
+    """Draw a graph: computed entries, and the predictor of each reused entry; of several, the parts of a trajectory.
+
+    A column is a layer of that name in any of them; what a graph does not have is white.
+    """
+    layers = tuple(dict.fromkeys(name for graph in graphs for name in graph.layers))
+    decided = [dict(zip(graph.layers, row, strict=True)) for graph in graphs for row in decisions(graph)]
+    colours = palette([name for row in decided for name in row.values()])
     number = {name: i for i, name in enumerate(colours)}
-    figure, axis = _heat_map(len(decided), named_blocks(graph.layers), graph_title(graph))
+    figure, axis = _heat_map(len(decided), named_blocks(layers), "\n".join(map(graph_title, graphs)))
     axis.imshow(
-        np.array([[number[name] for name in row] for row in decided]),
+        np.array([[number[row[name]] if name in row else np.nan for name in layers] for row in decided]),
         cmap=ListedColormap(list(colours.values())),
         vmin=-0.5,
         vmax=len(colours) - 0.5,
         aspect="auto",
         interpolation="nearest",
     )
-    labels = [evaluation_label(e, t) for e, t in enumerate(graph.timesteps)]
+    labels = [evaluation_label(e, t) for graph in graphs for e, t in enumerate(graph.timesteps)]
     axis.set_yticks(range(len(labels)), labels, fontsize=7)
     patches = [Patch(color=colour, label=meaning(name)) for name, colour in colours.items()]
     columns = 4 if figure.get_figwidth() > 7.5 else 2

@@ -9,7 +9,10 @@ from l2c.calibration.grid import Grid
 from l2c.commands import show
 from l2c.diffusion import NoiseSchedule, make_solver
 from l2c.graph.binding import Binding
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.collection import CacheGraphs
 from l2c.policies.calibration import Calibration
+from l2c.report import figures
 
 
 @pytest.fixture
@@ -76,3 +79,25 @@ def test_a_ladder_is_drawn_as_its_calibration_is(path, tmp_path, capsys):
         *_, last = out.splitlines()
         assert last.startswith("next: ")
         assert call in last
+
+
+def test_graphs_of_two_denoisers_are_drawn_one_below_the_other(tmp_path, capsys, monkeypatch):
+    graphs = {
+        name: CacheGraph(rows=rows, layers=layers, timesteps=times, model="toy", solver="EulerScheduler")
+        for name, rows, layers, times in (
+            ("transformer", [[True, True], [False, True]], ("b0.attn", "b0.mlp"), (9.0, 8.0)),
+            ("transformer_2", [[True], [False], [True]], ("b0.attn",), (3.0, 2.0, 1.0)),
+        )
+    }
+    CacheGraphs(graphs).save(tmp_path / "two.json")
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    show.main([str(tmp_path / "two.json"), f"output={tmp_path / 'two.png'}"])
+    told = capsys.readouterr().out
+    assert "transformer: " in told
+    assert "transformer_2: " in told
+    assert f"l2c.apply(pipe, l2c.CacheGraphs.load('{tmp_path / 'two.json'}'))" in told
+    (image,) = drawn[0].axes[0].get_images()
+    cells = image.get_array().filled(-1).tolist()
+    assert [cell == -1 for row in cells for cell in row] == [False] * 4 + [False, True] * 3
+    assert [row[0] for row in cells] == [cells[0][0], cells[1][0], cells[0][0], cells[1][0], cells[0][0]]

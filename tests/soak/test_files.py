@@ -23,7 +23,7 @@ from l2c.drawing.image_shards import ImageShards, Samples
 from l2c.evaluation.scores.features import ImageFeatures
 from l2c.evaluation.scores.reference import load_reference
 from l2c.graph.cache_graph import CacheGraph
-from l2c.integrations.diffusers.graphs import CacheGraphs
+from l2c.graph.collection import CacheGraphs
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.training.checkpoints import VERSION, WholeCheckpoints, check_checkpoint

@@ -121,6 +121,6 @@ def override(name: str, value: object) -> str:
     return f"{name}={text}"
 
 
-def python_line(path: Path | str) -> str:
-    """Return the line of Python with which a pipeline takes the graph of a file."""
-    return f"l2c.apply(pipe, l2c.CacheGraph.load({str(path)!r}))"
+def python_line(path: Path | str, kind: str = "CacheGraph") -> str:
+    """Return the line of Python with which a pipeline takes the graph of a file, or its `CacheGraphs`."""
+    return f"l2c.apply(pipe, l2c.{kind}.load({str(path)!r}))"

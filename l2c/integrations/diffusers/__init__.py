@@ -24,11 +24,11 @@ from l2c.backbones.layer_form import ResidualForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.collection import CacheGraphs
 from l2c.integrations.diffusers.adapters import facts_under_adapters
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
-from l2c.integrations.diffusers.graphs import CacheGraphs as CacheGraphs
 from l2c.integrations.diffusers.hooks import (
     LAYER,
     OUTER,
