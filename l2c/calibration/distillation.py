@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from l2c.backbones.dit import timestep_embedding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.sampling.correction import has_slopes, layer_widths, reused_entries
-from l2c.sampling.gradients import differentiable
+from l2c.sampling.gradients import check_weights, differentiable
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.unrolled import image_loss, start_slopes, unroll, with_slopes
 
@@ -72,6 +72,7 @@ class Distillation(nn.Module):
         self.scale_shift = scale_shift
         self.rates = (slope_rate if slopes else 0.0, scale_shift_rate if scale_shift else 0.0)
         self.entries = reused_entries(graph)
+        check_weights(self.backbone, self.backbone.conventions.name)
         if not self.entries:
             raise ValueError("the graph reuses nothing, so there is nothing to correct; take one that does")
         if not scale_shift and not has_slopes(graph):

@@ -14,7 +14,7 @@ from l2c.calibration.cost import count_macs
 from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import Grid, oldest_age
 from l2c.calibration.measurements import Kind
-from l2c.calibration.responses import measure_both_ways
+from l2c.calibration.responses import check_gradients, measure_both_ways
 from l2c.calibration.settings import AT_ONCE, CHANGES, FORWARD, GRADIENT, RESPONSES, WHAT, Changes, Responses
 from l2c.diffusion import SOLVERS, Solver
 from l2c.graph.given import table
@@ -60,13 +60,15 @@ def measure(
 
     """
     check_sampler(sampler)
-    cost = count_macs(sampler.backbone)  # first of all: it warns of layers that are none
     backbone, solver = sampler.backbone, sampler.solver
     how = _settings(what, {CHANGES: changes, RESPONSES: responses}, solver)
     num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
     batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
     labels = labels_in_turn(backbone.num_labels, num_trajectories)
     start = labels, seeded_noise(backbone.input_shape, seed, num_trajectories)
+    if RESPONSES in how and how[RESPONSES]["method"] == GRADIENT:
+        check_gradients(sampler)
+    cost = count_macs(backbone)  # before what is measured: it warns of layers that are none
     tensors: dict[str, Tensor] = {}
     if CHANGES in how:
         tensors |= measure_changes(sampler, *start, batch_size=batch_size, **how[CHANGES])
@@ -79,13 +81,7 @@ def measure(
     return kind(
         tensors,
         binding_of(backbone, solver, weights_bound=True, guidance=sampler.guidance),
-        {
-            "seed": seed,
-            "num_trajectories": num_trajectories,
-            "batch_size": batch_size,
-            "measure": list(how),
-            **how,
-        },
+        {"seed": seed, "num_trajectories": num_trajectories, "batch_size": batch_size, "measure": list(how), **how},
         grid=_grid(solver) if RESPONSES in how else None,
         schedule=solver.schedule if solver.name in SOLVERS else None,
         cost=cost,

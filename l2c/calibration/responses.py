@@ -23,7 +23,7 @@ from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.memory import out_of_memory
 from l2c.io.seeds import ImageNoise
 from l2c.sampling.batches import in_batches
-from l2c.sampling.gradients import check_differentiable
+from l2c.sampling.gradients import check_differentiable, check_weights
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import Sampler
 
@@ -77,8 +77,7 @@ def measure_both_ways(
     `output_responses` and `output_responses_ahead`, L = 1, are those to the network's whole guided output. They cost
     nothing more, and are left out where that is the backbone's one layer anyway.
     """
-    sampler.solver.check_deterministic("responses, of policies gram and best, belong to one trajectory per noise")
-    check_differentiable(sampler.solver, sampler.backbone.input_shape)
+    check_gradients(sampler)
     parts = []
     total = -(-len(noise) // batch_size) * num_probes * sampler.solver.num_evaluations
     with tqdm(total=total, desc="responses", unit="pass") as bar:
@@ -180,6 +179,18 @@ class _Trajectory:
             )
             found.append(gradient)
         return found
+
+
+def check_gradients(sampler: Sampler) -> None:
+    """Refuse a sampler through which no gradient passes, or whose images are not those of their noises alone.
+
+    Raises:
+        ValueError: if the solver adds noise of its own, or solver or weights pass no gradient on.
+
+    """
+    sampler.solver.check_deterministic("responses, of policies gram and best, belong to one trajectory per noise")
+    check_differentiable(sampler.solver, sampler.backbone.input_shape)
+    check_weights(sampler.backbone, sampler.backbone.conventions.name)
 
 
 @contextmanager

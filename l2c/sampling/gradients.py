@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from l2c.backbones.digest import weights_in
 from l2c.diffusion import Solver
 
 
@@ -32,4 +34,23 @@ def check_differentiable(solver: Solver, shape: tuple[int, ...]) -> None:
             "gradient on; give the pipeline a scheduler that does (DDIMScheduler, DPMSolverMultistepScheduler, "
             "FlowMatchEulerDiscreteScheduler), for gram measure forward passes alone (responses.method=forward), or "
             "take a policy that works from changes, e.g. block_caching"
+        )
+
+
+def check_weights(model: nn.Module, name: str) -> None:
+    """Refuse weights that torch lets no gradient pass through, however they are used.
+
+    Args:
+        model: the model, whose weights may be frozen.
+        name: what to call it.
+
+    Raises:
+        ValueError: if one was made under `torch.inference_mode`.
+
+    """
+    if any(weight.is_inference() for weight in weights_in(model)):
+        raise ValueError(
+            f"weights of {name} were made under torch.inference_mode, so that no gradient passes through them; load "
+            "the model outside of it (torch.no_grad serves as well), or measure by forward passes alone "
+            "(responses.method=forward)"
         )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from l2c.backbones.weights import reason_of
 from l2c.io.atomic import replacing
+from l2c.io.names import shown
 from l2c.io.settings import as_text
-from l2c.io.tensors import not_finite
+from l2c.io.tensors import leaves_of, not_finite
 
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
 VERSION = 2
@@ -100,6 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     complete = (
         not missing
         and isinstance(content["state_dict"], dict)
+        and all(isinstance(name, str) for name in content["state_dict"])
         and all(isinstance(content[key], list) for key in ("optimizer_states", "lr_schedulers"))
         and isinstance(content["loops"], dict)
         and type(content["global_step"]) is int
@@ -110,7 +112,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot resume from {path}: {what}; give the last.ckpt that a training wrote")
     if isinstance(run, dict) and run.get("version") == VERSION and not marked:
         raise ValueError(f"cannot resume from {path}: it is cut short or damaged; give an earlier checkpoint")
-    if not isinstance(run, dict) or run.get("version") not in VERSIONS or not isinstance(run.get("settings"), dict):
+    settings = run.get("settings") if isinstance(run, dict) and run.get("version") in VERSIONS else None
+    if not isinstance(settings, dict) or any(isinstance(leaf, Tensor) for _, leaf in leaves_of(settings)):
         raise ValueError(
             f"cannot resume from {path}: it does not say which settings made it (another version of this package "
             "wrote it); start anew without resume"
@@ -183,11 +186,12 @@ def check_checkpoint(
     if wrong:
         raise ValueError(
             f"{path} belongs to another run: {len(wrong)} weights are missing, unexpected or of another shape "
-            f"({', '.join(wrong[:3])}); resume with the settings it was made with, or start anew without resume"
+            f"({', '.join(map(shown, wrong[:3]))}); resume with the settings it was made with, or start "
+            "anew without resume"
         )
     broken = not_finite(found)
     if broken:
-        raise ValueError(f"cannot resume from {path}: {broken[0]} is not finite; give an earlier checkpoint")
+        raise ValueError(f"cannot resume from {path}: {shown(broken[0])} is not finite; give an earlier checkpoint")
     _check_optimisers(path, content["optimizer_states"], {tuple(value.shape) for value in expected.values()})
     if content["global_step"] > max_steps:
         raise ValueError(
@@ -198,8 +202,8 @@ def check_checkpoint(
 def _check_settings(path: str | Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse settings that differ, and say which."""
     differing = [
-        f"{name} is {as_text(there[name]) if name in there else 'not set'} there, "
-        f"{as_text(here[name]) if name in here else 'not set'} here"
+        f"{shown(name)} is {shown(as_text(there[name])) if name in there else 'not set'} there, "
+        f"{shown(as_text(here[name])) if name in here else 'not set'} here"
         for name in {**here, **there}
         if name not in there or name not in here or there[name] != here[name]
     ]

@@ -23,6 +23,7 @@ from l2c.io.lazy import needed
 from l2c.io.memory import memory_explained, remedies
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of, solver_for
+from l2c.sampling.gradients import check_weights
 from l2c.training.checkpoints import check_checkpoint
 from l2c.training.restoring import check_restorable, fit
 from l2c.training.routers.heatmap import RouterHeatmap
@@ -86,6 +87,7 @@ def train_routers(
 
     """
     place = Path(folder)
+    check_weights(backbone, backbone.conventions.name)
     backbone.recompute_activations = settings.recompute_activations
     solver = solver_for(backbone, settings.solver.name, settings.solver.num_evaluations, **settings.solver.options)
     cost = count_macs(backbone)
