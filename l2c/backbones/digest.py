@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.forwards import without_wrapper
+from l2c.io.tensors import is_plain
 
 RUN = 64  # words of eight bytes
 SAMPLED = 8  # values that are looked at of a weight
@@ -116,7 +117,7 @@ def _stored(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         for attribute in inner:
             yield from _stored(f"{name}.{attribute}", getattr(value, attribute))
         return
-    if value.is_meta or value.is_quantized or value.layout != torch.strided:
+    if not is_plain(value):
         kind = "on the meta device" if value.is_meta else f"of the kind {value.dtype}, {value.layout}"
         raise ValueError(
             f"the weight {name} is {kind}, so that its values cannot be read for a fingerprint; load plain weights, "

@@ -16,7 +16,7 @@ from l2c.io.bundled import at_home, checkpoint_folders
 from l2c.io.json_fields import TORCH, WEIGHTS, check_form
 from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
-from l2c.io.tensors import not_finite
+from l2c.io.tensors import is_plain, not_finite
 
 # Names under which training codes save a state dict; the exponential moving averages come first.
 CONTAINERS = (
@@ -129,8 +129,7 @@ def load_strict(module: nn.Module, weights: Mapping[str, Tensor], source: str, *
 
 def _check_values(source: str, key: str, value: Tensor, expected: Tensor) -> None:
     """Refuse a tensor whose values cannot be taken as they are, or are not finite in the module's own type."""
-    plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta)
-    if not plain or value.is_floating_point() != expected.is_floating_point() or value.is_complex():
+    if not is_plain(value) or value.is_floating_point() != expected.is_floating_point() or value.is_complex():
         raise ValueError(
             f"{source} holds {key} as {value.dtype}, {value.layout}, on {value.device}, which cannot be loaded into "
             f"{expected.dtype}; save the weights as plain tensors of floating-point numbers"

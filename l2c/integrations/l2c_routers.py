@@ -19,6 +19,7 @@ from l2c.io.bundled import at_home
 from l2c.io.json_fields import TORCH, check_form
 from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import finite_number
+from l2c.io.tensors import not_finite
 from l2c.sampling.binding import binding_of, solver_for
 
 
@@ -98,7 +99,7 @@ def _logits(path: str | Path, routers: Mapping[str, Tensor], i: int, network: Ba
             f"{shown(path, 300)} has {logits.numel()} logits per router, but {network.conventions.name} has "
             f"{network.num_layers} layers; give the backbone that it was trained for"
         )
-    if not logits.is_floating_point() or not logits.isfinite().all():
+    if not logits.is_floating_point() or not_finite({"logits": logits}):
         raise ValueError(
             f"{shown(path, 300)} has logits in router '{i}.prob' that are no finite numbers; the training "
             "that wrote it failed: train or download it again"

@@ -42,12 +42,18 @@ def usable_device(name: torch.device | str, what: str = "device") -> torch.devic
         ) from error
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether values lie in memory one by one: not of a sparse, nested, quantised tensor or one on `meta`."""
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+
+
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of the tensors that hold NaN or infinities."""
+    """Return the names of the tensors that hold NaN or infinities, or are not plain, see `is_plain`."""
     return [
         name
         for name, tensor in tensors.items()
-        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all())
+        if not is_plain(tensor)
+        or ((tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()))
     ]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.io.names import quoted
+from l2c.io.tensors import is_plain
 
 
 def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:
@@ -58,7 +59,7 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
         if y is None:
             raise ValueError(f"{name} has no labels, so the number of images comes from noise=(N, C, H, W)")
         return len(y)
-    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not _has_numbers(noise) or not noise.ndim:
+    if not isinstance(noise, Tensor) or not noise.is_floating_point() or not is_plain(noise) or not noise.ndim:
         got = f"{noise.dtype} on {noise.device}" if isinstance(noise, Tensor) else type(noise).__name__
         raise ValueError(f"noise must be a tensor of floats (N, C, H, W), got {got}")
     expected = (len(y) if y is not None else noise.shape[0], *backbone.input_shape)
@@ -75,14 +76,9 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
     return noise.shape[0]
 
 
-def _has_numbers(tensor: Tensor) -> bool:
-    """Return whether a tensor holds its numbers one by one: not sparse, not nested, not on the device `meta`."""
-    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested)
-
-
 def _check_labels(name: str, num_labels: int, y: Tensor) -> None:
     whole = not (y.is_floating_point() or y.is_complex() or y.is_quantized or y.dtype == torch.bool)
-    if y.ndim != 1 or not whole or not _has_numbers(y):
+    if y.ndim != 1 or not whole or not is_plain(y):
         raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}")
     if not len(y):
         raise ValueError("labels are empty; give one for each image")

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
-from l2c.io.tensors import leaves_of, not_finite
+from l2c.io.tensors import is_plain, leaves_of, not_finite
 from l2c.training.checkpoints import read_checkpoint
 
 GIVE = "give the last.ckpt that a training wrote"
@@ -124,7 +124,7 @@ def _parts(module: pl.LightningModule, trainer: pl.Trainer) -> dict[str, Any]:
 def _check_form(path: str | Path, name: str, found: Any, wanted: Any) -> None:
     """Refuse a value of another type, shape or set of names than this training has."""
     if isinstance(wanted, Tensor):
-        alike = isinstance(found, Tensor) and found.layout == wanted.layout
+        alike = isinstance(found, Tensor) and is_plain(found) == is_plain(wanted)
         if not alike or (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
             _refuse(path, f"{shown(name)} is {_kind(found)}, not {_kind(wanted)}")
     elif isinstance(wanted, Mapping):

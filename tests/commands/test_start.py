@@ -71,6 +71,14 @@ def test_unknown_options_are_told_near_ones(call, refused):
     assert "unknown option '--hlep'; did you mean --help" in refused(call(MAIN, "train", "--hlep"))
 
 
+def test_flags_may_stand_between_settings(call, refused, tmp_path):
+    settings = [f"hydra.sweep.dir={tmp_path}", "policy=interval", "-m", "policy.n=2,3"]
+    assert call(MAIN, "graph", *settings, "budget=null").returncode == 0
+    assert len(list(tmp_path.glob("*/cache_graph.json"))) == 2
+    for wrong in (["--cfg"], ["budget=0.5", "--cfg", "zzz"]):
+        assert "argument --cfg/-c: " in refused(call(MAIN, "graph", *wrong))
+
+
 def test_a_comma_in_a_value_is_told_its_quotes(call, refused):
     assert "holds a comma: a value with one stands in quotes" in refused(call(MAIN, "sample", "labels=1,2"))
 

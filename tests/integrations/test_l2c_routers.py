@@ -194,6 +194,16 @@ def test_published_ddim50_router_removes_what_was_published(reference: Path):
     assert 100 * graph.removed_fraction_of("attn") == pytest.approx(47.00, abs=0.01)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex", "bool"])
+def test_logits_that_cannot_be_read_one_by_one_are_refused(make_dit, write, kind):
+    logits = dit_logits()
+    given = logits["2.prob"]
+    others = {"sparse": given.to_sparse(), "meta": given.to("meta"), "complex": given + 0j, "bool": given.bool()}
+    logits["2.prob"] = others[kind]
+    with pytest.raises(ValueError, match=r"logits in router '2\.prob' that are no finite numbers"):
+        l2c.import_l2c_router(write(logits), make_dit(), solver="ddim", num_evaluations=6, threshold=0.5)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_refused(make_dit, write, value):
     logits = dit_logits()

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,27 @@ def test_a_killed_command_loses_nothing(name, place, inputs, times, counted):
         assert not leftovers
         shutil.rmtree(folder)
     counted(killed=tried - ended, ended_before=ended)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_two_runs_at_once_one_is_refused_or_both_are_right(name, tmp_path, inputs, times, counted):
+    tried = times(1 if name == "train" else 0, 6)
+    cheap, source = commands(inputs)[name], random.Random(name)
+    whole = run(cheap.line, tmp_path / "whole")
+    assert whole.code == 0, whole.err
+    expected = results(tmp_path / "whole", cheap.results)
+    refused = 0
+    for trial in range(tried):
+        folder = tmp_path / f"trial{trial}"
+        children = [start(command(cheap.line), folder)]
+        time.sleep(source.uniform(0, 0.8) * whole.seconds * (trial % 3 > 0))  # a third of them begin together
+        children.append(start(command(cheap.line), folder))
+        ended = [child.wait() for child in children]
+        assert 0 in [one.code for one in ended], ended
+        for one in ended:
+            assert one.code == 0 or (one.sentence and " is in use by " in one.sentence), one.err[-800:]
+            refused += one.code != 0
+        check_whole(folder)
+        assert results(folder, cheap.results) == expected
+        assert not [p.name for p in folder.rglob(".*") if ".part" in p.name or p.name == ".run.lock"]
+    counted(pairs=tried, refused=refused)

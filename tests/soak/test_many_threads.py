@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +31,23 @@ def test_sixteen_threads_share_a_sampler_for_long(backbone, make_graph, times, c
     wrong = sum(not torch.equal(image, expected[i % 16]) for i, image in enumerate(found))
     counted(trajectories=16 * rounds, wrong=wrong)
     assert not wrong
+
+
+def test_hundreds_of_threads_start_at_once(make_dit, make_graph, times, counted):
+    net = make_dit()
+    sampler = l2c.Sampler(net, graph=make_graph(net, reuse=("hold", "linear") * 3))
+    expected = [sampler.sample(LABELS, seed=seed) for seed in range(4)]
+    count = times(64, 512)
+    begin = threading.Barrier(count)
+
+    def draw(i):
+        begin.wait()
+        return torch.equal(sampler.sample(LABELS, seed=i % 4), expected[i % 4])
+
+    with ThreadPoolExecutor(count) as pool:
+        right = sum(pool.map(draw, range(count)))
+    counted(threads=count, wrong=count - right)
+    assert right == count
 
 
 @pytest.fixture

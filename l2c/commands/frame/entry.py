@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -27,6 +28,7 @@ from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
 from l2c.io.memory import NO_MEMORY, memory_explained
+from l2c.io.names import shown
 from l2c.report.own_results import check_results
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
             sys.exit(128 + signal.SIGINT)
 
     configs = str(project_folder("configs"))
-    sys.argv = [started[0], *arguments]
+    sys.argv = [started[0], *_flags_first(arguments)]
     try:
         hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(job)()
     except BAD_INPUT as error:  # of composing the config, or of making the run folder
@@ -144,6 +146,27 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         count = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
         sys.stderr.write(f"error: {count} of the sweep failed; the others are done\n")
         sys.exit(1)
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """Return Hydra's flags before the settings, between which its parser would not read them.
+
+    Exits with one sentence where a flag lacks its value, or has a wrong one.
+    """
+    parser = get_args_parser()
+    parser.error = _refuse_flags  # type: ignore[method-assign]  # argparse prints its usage else
+    parsed, settings = parser.parse_known_intermixed_args(arguments)
+    if unknown := [word for word in settings if word.startswith("-")]:
+        _refuse_flags(f"unrecognized arguments: {' '.join(unknown)}")
+    settings = [*parsed.overrides, *settings]
+    left = list(arguments)
+    for setting in settings:
+        left.remove(setting)
+    return [*left, *settings]
+
+
+def _refuse_flags(message: str) -> NoReturn:
+    sys.exit(f"error: {shown(message, 300)}; say l2c COMMAND --help; settings are given as key=value")
 
 
 def _use_threads(cfg: DictConfig) -> None:
