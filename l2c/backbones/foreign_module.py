@@ -69,7 +69,8 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
 
     """
     patterns = [without_wrapper(text("a pattern of layers", one)) for one in each("patterns of layers", patterns)]
-    names = list(modules_of(module))
+    modules = modules_of(module)
+    names = list(modules)
     found = {pattern: [name for name in names if _matches(name, pattern)] for pattern in patterns}
     for pattern, matched in found.items():
         if not matched:
@@ -80,12 +81,22 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
             )
     chosen = {name for matched in found.values() for name in matched}
     for name in chosen:
+        check_runs(name, modules[name])
+    for name in chosen:
         inside = next((other for other in chosen if name.startswith(f"{other}.")), None)
         if inside is not None:
             raise ValueError(f"layer {name} lies inside layer {inside}; match one of them")
     if not chosen:
         raise ValueError("no patterns given; say layers=['blocks.*.attn', 'blocks.*.mlp'] or the like")
     return tuple(name for name in names if name in chosen)
+
+
+def check_runs(name: str, module: nn.Module) -> None:
+    """Refuse a layer that has no forward of its own (a list of modules): nothing of it could be kept."""
+    if type(module).forward is nn.Module.forward and "forward" not in vars(module):
+        raise ValueError(
+            f"layer {name} is a {type(module).__name__}, which never runs itself; name what is in it, {name}.*"
+        )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -105,12 +116,19 @@ def labels_of(labels: str | None, num_labels: int, null_label: int | None) -> tu
 
 
 def check_parameters(module: nn.Module, **wanted: str | None) -> None:
-    """Refuse names that the module's forward does not take."""
-    signature = inspect.signature(module.forward).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values()):
-        return
+    """Refuse names that a forward does not take beside its input, and a forward that needs further arguments."""
+    kind, signature = type(module).__name__, inspect.signature(module.forward).parameters
+    named = [p for p in signature.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    others = [parameter.name for parameter in named[1:]]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.values())
     for what, parameter in wanted.items():
-        if parameter is not None and text(what, parameter) not in signature:
-            others = list(signature)[1:]
+        known = parameter is None or text(what, parameter) in others
+        if not known and (not takes_any or parameter == next(iter(signature))):
             mend = f"say {what}= one of {', '.join(others)}" if others else "it takes the noisy input alone"
-            raise ValueError(f"the forward of {type(module).__name__} has no parameter {quoted(parameter)}; {mend}")
+            raise ValueError(f"the forward of {kind} has no parameter {quoted(parameter)} beside its input; {mend}")
+    needed = [p.name for p in named[1:] if p.default is p.empty and p.name not in wanted.values()]
+    if needed:
+        raise ValueError(
+            f"the forward of {kind} also needs {', '.join(needed)}, which a backbone is not given; wrap a module "
+            "around it that fills them in, whose forward takes the noisy input, the time and at most labels"
+        )

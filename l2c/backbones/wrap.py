@@ -298,7 +298,8 @@ def wrap(
         prediction: what the module returns, `noise`, `v`, `data` or `flow`; None = `flow` of a flow, else `noise`.
 
     Raises:
-        ValueError: if a pattern matches nothing, the forward has no such parameter, or an argument does not fit.
+        ValueError: if a pattern matches nothing, the forward has no such parameter or needs further ones, or an
+            argument does not fit.
 
     """
     module = _unwrapped(module)

@@ -119,10 +119,10 @@ def check_layers(binding: Binding, model: str, layers: Sequence[str]) -> None:
 
 def wrong_layers(binding: Binding, model: str, layers: Sequence[str]) -> ValueError:
     """Return the error of a graph whose layers are not those of a model."""
+    own = f"has {len(layers)} ({shown(layers[0])}, ...)" if layers else "has none of these names"
     return ValueError(
         f"the graph was made for {shown(binding.model)} with {len(binding.layers)} layers "
-        f"({shown(binding.layers[0])}, ...), but {shown(model)} has {len(layers)} ({shown(layers[0])}, ...); "
-        "take a graph of this model"
+        f"({shown(binding.layers[0])}, ...), but {shown(model)} {own}; take a graph of this model"
     )
 
 

@@ -13,6 +13,7 @@ from l2c.backbones.parts import in_order
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import combined
+from l2c.sampling.binding import tolerance_of
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.correction import Correction
 from l2c.sampling.guided import GuidedBackbone
@@ -68,7 +69,12 @@ class Denoiser:
         self._evaluation = 0
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
+        """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t.
+
+        Raises:
+            ValueError: if the evaluation that comes next is at another time, or all have been made.
+
+        """
         batch = self._network.batch(x)
         condition = self._condition(len(batch), t)
         for layers in self._passes:
@@ -89,6 +95,17 @@ class Denoiser:
     def _condition(self, count: int, t: float) -> tuple[Tensor, ...]:
         if self._timesteps is None:
             return Conditions(self.backbone, self._network.y, [t], count).at(0)
+        if self._evaluation >= len(self._timesteps):
+            raise ValueError(
+                f"all {len(self._timesteps)} evaluations of this trajectory have been made; call denoiser(labels) "
+                "again for the next one"
+            )
+        due = self._timesteps[self._evaluation]
+        if abs(float(t) - due) > tolerance_of(self._timesteps):
+            raise ValueError(
+                f"evaluation {self._evaluation} of this trajectory is at t = {due:g}, got {float(t):g}; go through "
+                "sampler.timesteps in order"
+            )
         if self._conditions is None:
             self._conditions = Conditions(self.backbone, self._network.y, self._timesteps, count)
         return self._conditions.at(self._evaluation)

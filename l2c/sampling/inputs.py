@@ -66,7 +66,8 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
     if tuple(noise.shape) != expected or not len(noise):
         raise ValueError(
             f"noise has shape {tuple(noise.shape)}, but {name} with these labels takes {expected}; "
-            "give one noise image per label"
+            "give one noise image per label; a module takes images of another size if it is wrapped once more, "
+            "l2c.wrap(..., input_shape=...), and the same graphs"
         )
     if not noise.float().isfinite().all():
         raise ValueError(

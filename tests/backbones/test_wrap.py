@@ -240,7 +240,7 @@ def test_a_seven_layer_graph_runs(mixer):
 def test_bad_input_is_one_sentence(mixer, wrapped):
     with pytest.raises(ValueError, match=r"'blocks.\*.attn' matches nothing in Mixer; its modules are like embed, "):
         l2c.wrap(mixer, ["blocks.*.attn"], "when")
-    with pytest.raises(ValueError, match="no parameter 't'; say timestep= one of when"):
+    with pytest.raises(ValueError, match="no parameter 't' beside its input; say timestep= one of when"):
         l2c.wrap(mixer, ["joint"])
     with pytest.raises(ValueError, match=r"layer joint.left lies inside layer joint"):
         l2c.wrap(mixer, ["joint", "joint.left"], "when")
@@ -248,6 +248,8 @@ def test_bad_input_is_one_sentence(mixer, wrapped):
         count_macs(l2c.wrap(mixer, ["joint"], "when"))
     with pytest.raises(ValueError, match="residual= matches tail, which is no layer"):
         l2c.wrap(mixer, ["joint"], "when", residual=["tail"])
+    with pytest.raises(ValueError, match=r"layer blocks is a ModuleList, which never runs itself; .* blocks.\*$"):
+        l2c.wrap(mixer, ["blocks"], "when")
     mixer.idle = nn.Linear(2, 2)
     idle = l2c.wrap(mixer, ["joint", "idle"], "when")
     with pytest.raises(ValueError, match="layer idle did not run"):
@@ -256,6 +258,28 @@ def test_bad_input_is_one_sentence(mixer, wrapped):
     twice = l2c.wrap(mixer, ["blocks.0.a"], "when")
     with pytest.raises(ValueError, match="ran twice in one evaluation"):
         twice.forward_cached(torch.zeros(1, 6, 2, 4), torch.ones(1), None, (True,))
+
+
+class Conditioned(nn.Module):
+    """A module that takes more than a backbone is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, t, text, *, mask, scale=1.0):
+        raise AssertionError
+
+
+def test_a_forward_that_needs_more_than_it_is_given_is_refused():
+    with pytest.raises(ValueError, match=r"forward of Conditioned also needs text, mask, which .* fills them in"):
+        l2c.wrap(Conditioned(), ["layer"])
+    with pytest.raises(ValueError, match=r"also needs mask, which"):
+        l2c.wrap(Conditioned(), ["layer"], labels="text", num_labels=1)
+    with pytest.raises(ValueError, match=r"no parameter 'x' beside its input; say timestep= one of t, text, mask"):
+        l2c.wrap(Conditioned(), ["layer"], "x")
+    with pytest.raises(ValueError, match=r"no parameter 'x' beside its input"):
+        l2c.wrap(Repeated(), ["blocks.*"], "x")
 
 
 class Repeated(nn.Module):
@@ -444,11 +468,11 @@ def test_parts_of_torchs_fused_layers_run_and_are_counted():
 
 
 def test_what_is_wrapped_already_is_said_to_be():
-    module = l2c.wrap(torch.nn.Sequential(torch.nn.Linear(2, 2)), ["0"], "input")
+    module = l2c.wrap(Repeated(), ["blocks.*"], "when")
     with pytest.raises(
-        ValueError, match=r"wrapped already, with the layers \[0\]; use it as it is, or wrap its .module"
+        ValueError, match=r"wrapped already, with the layers \[blocks.0\]; use it as it is, or wrap its .module"
     ):
-        l2c.wrap(module, ["0"], "input")
+        l2c.wrap(module, ["blocks.*"], "when")
 
 
 @pytest.mark.parametrize(

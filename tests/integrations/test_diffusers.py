@@ -6,11 +6,13 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 from diffusers.hooks import HookRegistry
 
+from l2c.backbones.digest import known_digest
 from l2c.integrations.diffusers import ROOT, apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 
@@ -227,8 +229,8 @@ def test_guidance_branches_do_not_share(make_family, family_graph):
 def test_bad_input_is_one_sentence(make_family, family_graph):
     family, other = make_family("dit"), make_family("pixart")
     graph = family_graph(family)
-    for stranger in ("sd3", "pixart"):
-        with pytest.raises(ValueError, match=r"made for DiTTransformer2DModel with 6 layers .* but \w+ has"):
+    for stranger, sentence in (("sd3", r"with 6 layers .* but \w+ has"), ("pixart", ", but the model is PixArtT")):
+        with pytest.raises(ValueError, match=f"made for DiTTransformer2DModel ?{sentence}"):
             apply(make_family(stranger).model, graph)
     shallower = family_graph(family, layers=graph.layers[:4], rows=[row[:4] for row in graph.rows])
     with pytest.raises(ValueError, match=r"has 2 more of their kind \(transformer_blocks.2.attn1"):
@@ -252,3 +254,63 @@ def test_bad_input_is_one_sentence(make_family, family_graph):
         apply(other.model, family_graph(other))
     with pytest.raises(ValueError, match="give the pipeline"):
         apply(family.model, graph, resample=True)
+
+
+class AroundLinear(nn.Module):
+    """A LoRA by hand: a linear layer, and what is added to it."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.added = base, nn.Linear(base.in_features, base.out_features)
+
+    def forward(self, x):
+        return self.base(x) + self.added(x)
+
+
+def test_parts_that_are_exchanged_under_a_graph_are_noticed(make_family, family_graph):
+    family = make_family("dit")
+    model, graph = family.model, family_graph(family)
+    graph = graph.replace(fingerprint=known_digest(model))
+    apply(model, graph)
+    before = family.trajectory()
+    attention = model.transformer_blocks[0].attn1
+    plain = attention.to_q
+    attention.to_q = AroundLinear(plain)
+    with pytest.raises(ValueError, match="weights changed after the graph was applied"):
+        family.trajectory()
+    attention.to_q = plain
+    assert all(torch.equal(a, b) for a, b in zip(before, family.trajectory(), strict=True))
+    remove(model)
+    apply(model, graph, any_weights=True)
+    blocks, model.transformer_blocks = model.transformer_blocks, model.transformer_blocks[:-1]
+    with pytest.raises(ValueError, match=r"has no layer transformer_blocks.2\S+, which the cache graph names"):
+        family.trajectory()
+    model.transformer_blocks = blocks
+    remove(model)
+    inner = graph.replace(model="Outer", layers=[f"inner.{name}" for name in graph.layers], fingerprint=None)
+    apply(Outer(model), inner)
+    with pytest.raises(ValueError, match=r"applied to another model that has layers of this Outer; call l2c\.remove"):
+        apply(Outer(model), inner)
+
+
+class Outer(nn.Module):
+    """A module around a model."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, t):
+        return self.inner(x, timestep=t)
+
+
+def test_a_module_of_ones_own_that_does_not_fit_is_one_sentence(make_family, family_graph):
+    family = make_family("dit")
+    graph, outer = family_graph(family), Outer(family.model)
+    inner = graph.replace(layers=[f"inner.{name}" for name in graph.layers])
+    with pytest.raises(ValueError, match="but the model is Outer, though it has such layers"):
+        apply(outer, inner)
+    with pytest.raises(ValueError, match=r"with 6 layers .* but Outer has none of these names"):
+        apply(outer, graph)
+    with pytest.raises(ValueError, match=r"layer inner.transformer_blocks is a ModuleList, which never runs itself"):
+        apply(outer, inner.replace(model="Outer", layers=["inner.transformer_blocks"], rows=[[True]] * 6))

@@ -154,3 +154,79 @@ def test_a_thread_that_only_starts_is_in_no_call(make_pipeline, monkeypatch):
     pipe.scheduler.step = look
     pipe([3], num_inference_steps=2, output_type="np")
     assert seen == [(False, True)] * 2
+
+
+def alike(pipe):
+    """Return a pipeline of the same parts with a scheduler of its own."""
+    made = type(pipe)(**{**pipe.components, "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)})
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def picture(pipe, seed, steps=4):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.from_numpy(pipe([3], num_inference_steps=steps, generator=generator, output_type="np").images)
+
+
+def graph_of(pipe, random_rows, seed):
+    import l2c
+
+    layers = find_layers(pipe.transformer)
+    pipe.scheduler.set_timesteps(4)
+    times = tuple(pipe.scheduler.timesteps.tolist())
+    rows = random_rows(4, len(layers), seed=seed)
+    return l2c.CacheGraph(rows=rows, layers=layers, timesteps=times, model="DiTTransformer2DModel", solver="ddim")
+
+
+def in_step(pipes):
+    """Make pipelines wait for each other before each of their steps."""
+    barrier = threading.Barrier(len(pipes))
+
+    def stepping(step):
+        def wait(*args, **kwargs):
+            barrier.wait(120)
+            return step(*args, **kwargs)
+
+        return wait
+
+    for pipe in pipes:
+        pipe.scheduler.step = stepping(pipe.scheduler.step)
+
+
+def test_pipelines_with_one_model_follow_their_own_schedulers_in_threads(make_pipeline, random_rows):
+    pipe = make_pipeline("dit")
+    pipes = [pipe, alike(pipe)]
+    with applied(pipe, graph_of(pipe, random_rows, 1)):
+        alone = [picture(one, seed) for seed, one in enumerate(pipes)]
+        in_step(pipes)
+        together = in_threads(lambda: picture(pipes[0], 0), lambda: picture(pipes[1], 1))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_graph_is_not_changed_under_a_call_of_another_thread(make_pipeline, random_rows):
+    pipe = make_pipeline("dit")
+    graph, began, goes_on = graph_of(pipe, random_rows, 1), threading.Event(), threading.Event()
+    step = pipe.scheduler.step
+
+    def wait(*args, **kwargs):
+        began.set()
+        goes_on.wait(120)
+        return step(*args, **kwargs)
+
+    def change(function):
+        began.wait(120)
+        try:
+            return function()
+        finally:
+            goes_on.set()
+
+    for function in (lambda: apply(pipe, graph), lambda: remove(pipe)):  # the second finds it applied
+        pipe.scheduler.step = wait
+        called, refused = in_threads(lambda: picture(pipe, 0), lambda one=function: change(one))
+        assert "is being called in another thread" in str(refused)
+        pipe.scheduler.step = step
+        assert torch.equal(called, picture(pipe, 0))
+        began.clear()
+        goes_on.clear()
+        remove(pipe)
+        apply(pipe, graph)

@@ -80,6 +80,18 @@ def test_outputs_are_freed_after_their_last_reader(make_dit, make_graph, layers_
     assert alive == [sum(counts) for counts in graph.held]
 
 
+def test_an_own_loop_goes_through_the_times_in_order(backbone, graph):
+    sampler, x = Sampler(backbone, graph=graph), seeded_noise(backbone.input_shape, 0, 3)
+    denoiser = sampler.denoiser(LABELS)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"evaluation 0 of this trajectory is at t = \d+, got 1"):
+        denoiser(x, 1.0)
+    with torch.no_grad():
+        for t in sampler.timesteps:
+            denoiser(x, t)
+        with pytest.raises(ValueError, match="evaluations of this trajectory have been made; call denoiser"):
+            denoiser(x, sampler.timesteps[-1])
+
+
 @pytest.mark.parametrize("kind", [NotImplementedError, RuntimeError])
 def test_other_errors_keep_their_names(backbone, graph, monkeypatch, kind):
     def broken(*_, **__):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.collection import CacheGraphs
 from l2c.integrations.diffusers.adapters import facts_under_adapters
+from l2c.integrations.diffusers.calls import check_idle
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
@@ -199,9 +200,18 @@ def _loaded(
 
 
 def remove(pipe_or_model: Any) -> None:
-    """Remove the graph: the model computes bit for bit what it did before. Without a graph nothing happens."""
-    for model in denoisers_of(pipe_or_model).values():
-        _remove(unwrap_module(model))
+    """Remove the graph: the model computes bit for bit what it did before. Without a graph nothing happens.
+
+    Raises:
+        ValueError: if another thread is in a call of a pipeline with the model.
+
+    """
+    models = [unwrap_module(model) for model in denoisers_of(pipe_or_model).values()]
+    for model in models:
+        if _root_of(model) is not None:
+            check_idle(model, "remove the graph")
+    for model in models:
+        _remove(model)
 
 
 @contextmanager
@@ -225,6 +235,7 @@ def _apply(
 ) -> None:
     """Put hooks on one model."""
     _check_uncached(model)
+    check_idle(model, "apply the graph")
     graph = rows.first
     layers = [make_layer(model, name) for name in graph.layers]
     alike = correction is None and not isinstance(rows, CalibratedRows)  # the columns of any graph of these rows
@@ -249,10 +260,18 @@ def _apply(
 
 
 def _remove(model: nn.Module) -> None:
-    for module in model.modules():
-        for name in (ROOT, SILENT, LAYER):
-            take(module, name)
+    root = _root_of(model)
+    with nullcontext() if root is None else root.lock:  # a forward that runs in another thread ends first
+        for module in model.modules():
+            for name in (ROOT, SILENT, LAYER):
+                take(module, name)
     HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
+
+
+def _root_of(model: nn.Module) -> GraphHook | None:
+    """Return the hook of the graph that is applied to a model."""
+    registry: Any = getattr(model, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(ROOT)
 
 
 def _check_uncached(model: nn.Module) -> None:
@@ -261,6 +280,11 @@ def _check_uncached(model: nn.Module) -> None:
     names = [name for registry in registries if registry is not None for name in registry.hooks]
     if ROOT in names:
         raise ValueError("a cache graph is already applied to this model; call l2c.remove first")
+    if LAYER in names:
+        raise ValueError(
+            f"a cache graph is already applied to another model that has layers of this {class_name(model)}; call "
+            "l2c.remove on that one first"
+        )
     foreign = next((name for name in names if not name.startswith(HARMLESS)), None)
     if getattr(model, "is_cache_enabled", False) or foreign is not None:
         by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign

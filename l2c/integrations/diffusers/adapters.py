@@ -129,7 +129,7 @@ def _active(layer: Any) -> list[str]:
 
 
 def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
-    """Return how layers are adapted, weights' precision, how often each was written in place, some values of each.
+    """Return how layers are adapted, weights' names, precision, how often each was written in place, some values.
 
     The values tell of what leaves torch's counters as they are: an adapter is fused through `.data`.
     """
@@ -139,9 +139,13 @@ def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
         for name, layer, active, merged in layers
         if active or merged
     ]
-    weights = {name.replace("base_layer.", ""): weight for name, weight in model.named_parameters()}
+    names = dict(model.named_parameters())
+    weights = {name.replace("base_layer.", ""): weight for name, weight in names.items()}
     precision = {weight.dtype for weight in weights.values()}  # weights that come back from 16 bits are rounded
-    facts = {"adapters at work": (adapters, _of_pictures(model)), "precision": precision}
-    return (
-        facts if shared(weights.values()) else {**facts, **written(weights.values()), **some_values(weights.items())}
-    )
+    pictures = _of_pictures(model)
+    facts: dict[Any, Any] = {"adapters at work": (adapters, pictures), "precision": precision}
+    if shared(weights.values()):
+        return facts
+    added = tuple(f"{name}." for name, *_ in (*layers, *pictures))
+    plain = {n.replace("base_layer.", "") for n in names if "base_layer." in n or not n.startswith(added)}
+    return {**facts, "names": plain, **written(weights.values()), **some_values(weights.items())}

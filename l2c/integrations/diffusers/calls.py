@@ -40,15 +40,42 @@ def caller_of(model: nn.Module, usual: Any) -> Any:
 
     A model belongs to several pipelines where one is made from the parts of another (`from_pipe`).
     """
-    for _, pipe in calls_in():
-        parts = (getattr(pipe, name, None) for name in NAMES)
-        if any(part is not None and unwrap_module(part) is model for part in parts):
-            return pipe
-    return usual
+    return next((pipe for _, pipe in calls_in() if _has(pipe, model)), usual)
 
 
 def called_elsewhere(pipe: Any) -> bool:
     """Return whether another thread is in a call of the pipeline, or of one with the same scheduler."""
+    return any(other.scheduler is pipe.scheduler for other in _calls_elsewhere())
+
+
+def check_idle(model: nn.Module, what: str) -> None:
+    """Refuse to change a model while another thread is in a call of a pipeline with it, half of which would change.
+
+    Args:
+        model: the model.
+        what: what is to be done, words of the message.
+
+    Raises:
+        ValueError: if it is called elsewhere.
+
+    """
+    pipe = next((pipe for pipe in _calls_elsewhere() if _has(pipe, model)), None)
+    if pipe is not None:
+        raise ValueError(
+            f"{type(pipe).__name__} is being called in another thread, and the rest of that call would change; "
+            f"{what} when it has ended, or keep a copy of the {type(model).__name__} for each graph"
+        )
+
+
+def _calls_elsewhere() -> Iterator[Any]:
+    """Yield the pipelines in whose calls other threads are."""
     own = threading.get_ident()
-    threads = [thread for thread in sys._current_frames() if thread != own]
-    return any(other.scheduler is pipe.scheduler for thread in threads for _, other in calls_in(thread))
+    for thread in sys._current_frames():
+        if thread != own:
+            yield from (pipe for _, pipe in calls_in(thread))
+
+
+def _has(pipe: Any, model: nn.Module) -> bool:
+    """Return whether a model is one of a pipeline's denoisers."""
+    parts = (getattr(pipe, name, None) for name in NAMES)
+    return any(part is not None and unwrap_module(part) is model for part in parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -44,8 +44,13 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     name = class_name(model)
     layers = diffusers_layer_names(graph.layers, model)
     known = layers == (WHOLE_OUTPUT,) or all(_has(model, layer) for layer in layers)
-    if not known or (layers == graph.layers and graph.model != name):
-        raise wrong_layers(graph.binding, name, find_layers(model))
+    if not known:
+        raise wrong_layers(graph.binding, name, _own_layers(model))
+    if layers == graph.layers and graph.model != name:
+        raise ValueError(
+            f"the graph was made for {shown(graph.model)}, but the model is {shown(name)}, though it has such "
+            "layers; take a graph of this model, or say that it is one by graph.replace(model=...)"
+        )
     graph = graph.replace(layers=layers)
     unlisted = _same_kind(graph, model)
     if unlisted:
@@ -164,11 +169,15 @@ def _same_kind(graph: CacheGraph, model: nn.Module) -> list[str]:
         return []
     kinds = {_shape_of(name) for name in graph.layers}
     of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in graph.layers) else {"block"}
+    return [name for name in _own_layers(model, of) if _shape_of(name) in kinds and name not in graph.layers]
+
+
+def _own_layers(model: nn.Module, of: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Return the layers that are found in a model, none where they are not known by their structure."""
     try:
-        own = find_layers(model, of=tuple(of))
+        return find_layers(model, of=None if of is None else tuple(of))
     except ValueError:
-        return []
-    return [name for name in own if _shape_of(name) in kinds and name not in graph.layers]
+        return ()
 
 
 def _shape_of(name: str) -> tuple[str, ...]:

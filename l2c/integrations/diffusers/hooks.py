@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from l2c.backbones.layer_form import Branch, LayerForm, over
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
+from l2c.integrations.diffusers.layers import module_of
 from l2c.integrations.diffusers.timesteps import GraphSchedule, conditions_of, timestep_of
 from l2c.io.locks import OwnLock
 from l2c.sampling.correction import Correction
@@ -214,8 +215,7 @@ class HookedModules:
     def look(self, model: nn.Module) -> None:
         """Move the hooks of modules that were replaced."""
         for place, (name, before, hook, kind) in enumerate(self._placed):
-            now = model.get_submodule(name)
-            if now is not before:
+            if (now := module_of(model, name)) is not before:
                 take(before, kind)
                 put(now, hook, kind)
                 HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
@@ -271,13 +271,13 @@ class GraphHook(_UncopiedHook):
         self.hooks = tuple(hooks)
         self.correction = correction
         self.branch = BranchName()
-        self._lock = OwnLock()
+        self.lock = OwnLock()  # of the forward that runs
         self._local = threading.local()
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replace the model's forward: decide for every layer, run, keep outputs that are read later."""
-        with self._lock:
+        with self.lock:
             try:
                 evaluation, history = self._decide(module, args, kwargs)
                 output = self.fn_ref.original_forward(*args, **kwargs)

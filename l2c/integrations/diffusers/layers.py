@@ -11,6 +11,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
 from torch import Tensor, nn
 
+from l2c.backbones.foreign_module import check_runs
 from l2c.backbones.layer_form import Branch, OutputForm, ResidualForm, WholeOutputForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT, block_of
@@ -92,6 +93,22 @@ def find_layers(
     return tuple(name if k == 0 else f"{name}@{k + 1}" for name in ran for k in range(calls[name]))
 
 
+def module_of(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of a layer's name.
+
+    Raises:
+        ValueError: if the model has none.
+
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(
+            f"{type(model).__name__} has no layer {name}, which the cache graph names; put it back if it was taken "
+            "out, or take a graph of this model"
+        ) from error
+
+
 def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     """Return the layer of a name, with its form.
 
@@ -103,12 +120,8 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
         return WrappedLayer(name, model, WholeOutputForm())
     path, _, number = name.partition("@")
     call = int(number) - 1 if number else 0
-    try:
-        module: Any = model.get_submodule(path)
-    except AttributeError as error:
-        raise ValueError(
-            f"{type(model).__name__} has no layer {name}; find_layers lists those that it has"
-        ) from error
+    module: Any = module_of(model, path)
+    check_runs(path, module)
     owner: Any = model.get_submodule(block_of(path))
     if getattr(owner, "_chunk_size", None) is not None and module is not owner:
         raise ValueError(

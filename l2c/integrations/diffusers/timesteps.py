@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from types import FrameType
@@ -94,8 +95,8 @@ class RoundedTimestep(float):
         return rounded
 
 
-class GraphSchedule:
-    """The timesteps of the call that runs, and the graph for them.
+class GraphSchedule(threading.local):
+    """The timesteps of the call that runs in this thread, and the graph for them; other threads see their own.
 
     Args:
         rows: where the graph of a call comes from.
