@@ -13,7 +13,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 from diffusers.hooks import HookRegistry
 
 from l2c.backbones.digest import known_digest
-from l2c.integrations.diffusers import ROOT, apply, remove
+from l2c.integrations.diffusers import ROOT, applied, apply, remove
 from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("dit", "pixart", "sd3", "flux", "sana", "hunyuan", "unet")
@@ -226,6 +226,28 @@ def test_guidance_branches_do_not_share(make_family, family_graph):
                 assert torch.equal(ours, theirs)
 
 
+@torch.no_grad()
+def test_another_graph_takes_the_place_of_the_first(make_family, family_graph):
+    family = make_family("dit")
+    graph = family_graph(family)
+    other = graph.replace(rows=[[not fresh for fresh in row] if e else row for e, row in enumerate(graph.rows)])
+    plain = family.trajectory()
+    with applied(family.model, other):
+        expected = family.trajectory()
+    apply(family.model, graph)
+    first = family.trajectory()
+    with pytest.raises(ValueError, match="other weights"):
+        apply(family.model, other.replace(fingerprint="sha256:" + "0" * 64))
+    for ours, theirs in zip(family.trajectory(), first, strict=True):  # the first one is still there
+        assert torch.equal(ours, theirs)
+    apply(family.model, other)
+    for ours, theirs in zip(family.trajectory(), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    remove(family.model)
+    for ours, theirs in zip(family.trajectory(), plain, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_bad_input_is_one_sentence(make_family, family_graph):
     family, other = make_family("dit"), make_family("pixart")
     graph = family_graph(family)
@@ -240,8 +262,11 @@ def test_bad_input_is_one_sentence(make_family, family_graph):
     with pytest.raises(ValueError, match="neither a transformer nor a unet"):
         apply(object(), graph)
     apply(family.model, graph)
-    with pytest.raises(ValueError, match=r"already applied .*; call l2c\.remove first"):
-        apply(family.model, graph)
+    with (
+        pytest.raises(ValueError, match=r"has a cache graph already, .*; call l2c\.remove first"),
+        applied(family.model, graph),
+    ):
+        pass
     with pytest.raises(ValueError, match=r"called at t = 980, but the graph's 6 evaluations lie at 951, 751, 501"):
         family(family.x, 980.0)
     from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast

@@ -72,8 +72,9 @@ def apply(
 ) -> None:
     """Apply a cache graph, or a calibration, to a pipeline, or to its transformer or U-Net.
 
-    The pipeline is then called as usual, any number of times. Decisions follow the timestep that the model is given,
-    so a trajectory may begin anywhere (image-to-image). A reused layer without a computed output is computed.
+    It takes the place of an earlier one. The pipeline is then called as usual, any number of times. Decisions follow
+    the timestep that the model is given, so a trajectory may begin anywhere (image-to-image). A reused layer without
+    a computed output is computed.
 
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
@@ -146,20 +147,23 @@ def _apply_graphs(
             if pipe is None
             else "resample=True cannot tell which timesteps each of two denoisers has; make graphs for this schedule"
         )
+    made: list[tuple[nn.Module, Rows, Correction | None, WeightsWatch | None]] = []
+    for name, model in models.items():  # all are looked at before the first one is changed
+        bare = unwrap_module(model)
+        fitted = fitted_to(graphs[name], bare)
+        watch = _watched(fitted, bare, **of_weights)
+        if pipe is not None and not resample:
+            check_scheduler(fitted, pipe.scheduler)
+        part = len(models) > 1  # it makes some of the pipeline's evaluations, the other model the others
+        rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
+        # The correction is of the graph under the names that it was made with.
+        made.append((bare, rows, Correction.of(graphs[name]), watch))
     try:
-        for name, model in models.items():
-            bare = unwrap_module(model)
-            fitted = fitted_to(graphs[name], bare)
-            watch = _watched(fitted, bare, **of_weights)
-            part = len(models) > 1  # it makes some of the pipeline's evaluations, the other model the others
-            if pipe is not None and not resample:
-                check_scheduler(fitted, pipe.scheduler)
-            rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
-            # The correction is of the graph under the names that it was made with.
-            _apply(bare, pipe, rows, Correction.of(graphs[name]), watch, any_guidance=any_guidance)
+        for bare, rows, correction, watch in made:
+            _apply(bare, pipe, rows, correction, watch, any_guidance=any_guidance)
     except BaseException:
-        for model in list(models.values())[: list(models).index(name)]:
-            _remove(unwrap_module(model))
+        if len(made) > 1:  # no half of the graphs
+            remove(pipe_or_model)
         raise
 
 
@@ -216,7 +220,17 @@ def remove(pipe_or_model: Any) -> None:
 
 @contextmanager
 def applied(pipe_or_model: Any, graph: Graphs | Measurements | str | Path, **options: Any) -> Iterator[Any]:
-    """Apply a graph or a calibration for the time of a `with` block, yield the pipeline; see `apply`."""
+    """Apply a graph or a calibration for the time of a `with` block, yield the pipeline; see `apply`.
+
+    Raises:
+        ValueError: if the pipeline has a graph before, see also `apply`.
+
+    """
+    if any(_root_of(unwrap_module(model)) is not None for model in denoisers_of(pipe_or_model).values()):
+        raise ValueError(
+            "the pipeline has a cache graph already, which the end of the with block would remove too; call "
+            "l2c.remove first, or l2c.apply the other graph in its place"
+        )
     apply(pipe_or_model, graph, **options)
     try:
         yield pipe_or_model
@@ -233,7 +247,7 @@ def _apply(
     *,
     any_guidance: bool,
 ) -> None:
-    """Put hooks on one model."""
+    """Put hooks on one model, in the place of those of an earlier graph."""
     _check_uncached(model)
     check_idle(model, "apply the graph")
     graph = rows.first
@@ -244,6 +258,7 @@ def _apply(
     placed: list[tuple[nn.Module, ModelHook, str]] = [(module, hook, LAYER) for module, hook in hooks.items()]
     for layer, slot in zip(layers, slots, strict=True):
         placed += [(module, SilentHook(slot), SILENT) for module in layer.silent]
+    _remove(model)
     for module, hook, name in placed:
         put(module, hook, name)
     hooked = HookedModules(model, placed)
@@ -275,17 +290,16 @@ def _root_of(model: nn.Module) -> GraphHook | None:
 
 
 def _check_uncached(model: nn.Module) -> None:
-    """Refuse a model that another mechanism, or another graph, already caches."""
+    """Refuse a model that another mechanism, or a graph of another model with its layers, already caches."""
     registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
     names = [name for registry in registries if registry is not None for name in registry.hooks]
-    if ROOT in names:
-        raise ValueError("a cache graph is already applied to this model; call l2c.remove first")
-    if LAYER in names:
+    if LAYER in names and _root_of(model) is None:
         raise ValueError(
             f"a cache graph is already applied to another model that has layers of this {class_name(model)}; call "
             "l2c.remove on that one first"
         )
-    foreign = next((name for name in names if not name.startswith(HARMLESS)), None)
+    harmless = (*HARMLESS, ROOT, LAYER, SILENT)
+    foreign = next((name for name in names if not name.startswith(harmless)), None)
     if getattr(model, "is_cache_enabled", False) or foreign is not None:
         by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign
         raise ValueError(f"the model is already cached by {by}; call its disable_cache() before applying a graph")
