@@ -184,11 +184,21 @@ def cogvideox_i2v() -> TinyPipeline:
     return varied(cogvideox(), "CogVideoXImageToVideoPipeline", {"transformer": transformer}, image=picture(16))
 
 
+def flux_inpaint() -> TinyPipeline:
+    """Inpaint: the picture outside the mask is put back at every step."""
+    return varied(flux(), "FluxInpaintPipeline", image=picture(), mask_image=mask(), strength=0.75)
+
+
+def qwen_image_img2img() -> TinyPipeline:
+    """Begins in the middle of the schedule."""
+    return varied(qwen_image(), "QwenImageImg2ImgPipeline", image=picture(), strength=0.75)
+
+
 VARIANTS: dict[str, Callable[[], TinyPipeline]] = {
     maker.__name__: maker
     for maker in (
         *(sd_img2img, sd_controlnet, sd_adapter, sdxl_img2img, sdxl_inpaint, sdxl_turbo, lcm, sd3_img2img),
         *(flux_img2img, flux_kontext, flux_control, flux_controlnet, qwen_image_inpaint, z_image_turbo),
-        *(cogvideox_i2v,),
+        *(cogvideox_i2v, flux_inpaint, qwen_image_img2img),
     )
 }

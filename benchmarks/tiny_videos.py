@@ -206,6 +206,11 @@ def cogvideox_control() -> TinyPipeline:
     return varied(cogvideox(), "CogVideoXFunControlPipeline", parts, control_video=moving(9))
 
 
+def skyreels_i2v() -> TinyPipeline:
+    """Latents of a picture beside the noisy ones, and its features."""
+    return _wan("SkyReelsV2ImageToVideoPipeline", "SkyReelsV2Transformer3DModel", pictures=True)(image=picture(16))
+
+
 def _hunyuan(name: str = "HunyuanVideoTransformer3DModel", **changes: Any) -> dict[str, Any]:
     usual = {"text_embed_dim": TEXT, "pooled_projection_dim": GLOBAL, "guidance_embeds": True}
     return {"transformer": denoiser(name, **{**usual, **changes})}
@@ -401,6 +406,7 @@ VIDEOS: dict[str, Callable[[], TinyPipeline]] = {
     for maker in (
         *(wan_i2v, wan22_i2v, wan_ti2v, wan_ti2v_image, wan_vace, wan_animate, wan_v2v, lucy, chronoedit),
         *(skyreels, skyreels_df, skyreels_df_i2v, cosmos25, sana_video, sana_video_i2v),
+        skyreels_i2v,
         *(ltx_i2v, ltx_condition, ltx_condition_text, cogvideox_dpm, cogvideox_v2v, cogvideox_control),
         *(hunyuan_i2v, hunyuan_skyreels, framepack, hunyuan15, latte, allegro),
         *(kandinsky5, kandinsky5_i2v, easyanimate, helios, motif, anyflow, animatediff),
