@@ -44,7 +44,8 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     if WEIGHTED in graph.reuse:
         raise ValueError(
             f"a graph of reuse {WEIGHTED} cannot be resampled from {graph.num_evaluations} evaluations to "
-            f"{len(timesteps)}: its weights belong to its own times; make one for these"
+            f"{len(timesteps)}: its weights belong to its own times; make one for these, or one that reads two "
+            "outputs (policy.order=2)"
         )
     nearest = nearest_rows(graph, timesteps)
     rows = [graph.rows[i] for i in nearest]

@@ -265,8 +265,8 @@ def _best_start(context: PolicyContext, true_error: TrueError, search: Search) -
 
 def _grams(context: PolicyContext, worth: float, max_span: int, *, needed: bool) -> Iterator[CacheGraph]:
     """Yield the graphs of `gram` with other predictors and spans; with `needed` at least one, or an error."""
-    kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span} for reuses in STARTS]
-    kinds += [{"max_span": span} for span in range(1, max_span)]
+    kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span, "order": 2} for reuses in STARTS]
+    kinds += [{"max_span": span, "order": 2} for span in range(1, max_span)]
     kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
     for kind in kinds:
         try:

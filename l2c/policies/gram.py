@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED
 from l2c.io.names import counted
 from l2c.policies.allocation import Allocation
-from l2c.policies.budget import Budget, check_reach
+from l2c.policies.budget import SLACK, Budget, check_reach
 from l2c.policies.context import PolicyContext
 from l2c.policies.expected_error import expected_error
 from l2c.policies.settings import GRAM_REUSES, ORDER
 
+SHARE_OF_3 = 0.4  # of the MACs; below, long spans make weights of three outputs worse than those of two
+DIRECTIONS_OF_3 = 256  # responses that weights of three outputs are fitted on at least
 NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 
@@ -24,7 +27,7 @@ def gram(
     *,
     budget: Budget,
     reuses: Sequence[str] = (FITTED,),
-    order: int = 2,
+    order: int | None = None,
     max_span: int | None = None,
     routed: str = "all",
     exchanges: int = 0,
@@ -35,7 +38,9 @@ def gram(
         context: a context with `responses` in its calibration.
         budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
         reuses: predictors to choose from, of `hold`, `linear` and `fitted`, per evaluation.
-        order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses.
+        order: past outputs that `fitted` reads, 2, 3 or 4; their weights are least squares on the responses. None = 3
+            for whole outputs where that has less error: from `SHARE_OF_3` of the MACs on, with `DIRECTIONS_OF_3`
+            directions that were measured at the graph's own times; else 2.
         max_span: evaluations in a row that a layer may be reused; None = a fifth of the trajectory, at least 4.
         routed: `all` but the first evaluation, or `alternate`.
         exchanges: rounds of reusing more than the budget asks and computing entries again.
@@ -45,8 +50,9 @@ def gram(
     unknown = [reuse for reuse in reuses if reuse not in GRAM_REUSES]
     if unknown or not reuses:
         raise ValueError(f"reuses must be some of {', '.join(GRAM_REUSES)}, got {list(reuses)}")
-    ORDER.check("order", order)
     calibration, total = context.required_calibration(), context.blank.num_evaluations
+    order = _order(context, worth) if order is None else order
+    ORDER.check("order", order)
     max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(
         calibration.tensor("responses").numpy(),
@@ -66,6 +72,14 @@ def gram(
     if got > worth + NEAR and allocation.exhausted:
         check_reach(worth, got, total, *_limits(allocation, calibration.carried_from, routed))
     return graph
+
+
+def _order(context: PolicyContext, worth: float) -> int:
+    """Return how many past outputs are read where nobody says; one more of the whole network takes little memory."""
+    calibration = context.required_calibration()
+    many = calibration.tensor("responses").shape[3] >= DIRECTIONS_OF_3 and calibration.carried_from is None
+    wide = worth >= SHARE_OF_3 * context.blank.num_evaluations - SLACK
+    return 3 if context.blank.layers == (WHOLE_OUTPUT,) and many and wide else 2
 
 
 def _limits(allocation: Allocation, carried_from: int | None, routed: str) -> tuple[str, str]:

@@ -102,7 +102,7 @@ OPTIONS: dict[str, dict[str, Rule]] = {
     },
     "gram": {
         "reuses": Items(item=Text(choices=GRAM_REUSES), example=(FITTED,), single=True),
-        "order": ORDER,
+        "order": Number(whole=True, at_least=2, at_most=MAX_OUTPUTS, optional=True, example=3),
         "max_span": Number(whole=True, at_least=1, optional=True, example=4),
         "routed": Text(choices=("all", "alternate")),
         "exchanges": FROM_0,

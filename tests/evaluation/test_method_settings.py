@@ -49,7 +49,7 @@ def test_methods_are_taken(method, options):
         ("gram", {"solver": "dpm_solver_3m"}, "methods.gram.solver must be ddim, .* got 'dpm_solver_3m'"),
         ("interval", {"solver": "ddim"}, "policy interval has no option 'solver'"),
         ("gram", {"solver": "ddim"}, "methods.gram has another solver, .*: measured_to=ode"),
-        ("gram", {"order": 5}, "methods.gram.order must be a whole number >= 2 and <= 4, got 5"),
+        ("gram", {"order": 5}, "methods.gram.order must be a whole number >= 2 and <= 4 or null, got 5"),
     ],
 )
 def test_others_are_refused_in_one_sentence(method, options, sentence):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -107,3 +109,15 @@ def test_layers_that_hold_next_to_nothing_leave_the_whole_output():
     assert calibration.graph(0.5).layers == ("output",)
     with pytest.raises(ValueError, match="out of reach"):
         calibration.graph(0.5, whole_outputs=False)
+
+
+@pytest.mark.parametrize(
+    ("share", "directions", "read"), [(0.5, 256, 3), (0.4, 256, 3), (0.35, 256, 2), (0.5, 255, 2)]
+)
+def test_graphs_of_the_output_read_three_outputs_where_that_has_less_error(calibration, share, directions, read):
+    part = calibration.of_output()
+    many = {name: tensor.repeat(1, 1, 1, 64)[..., :directions] for name, tensor in part.tensors.items()}
+    graph = replace(part, tensors=many).graph(share)
+    assert max(len(weights) for row in graph.entry_weights for weights in row) == read
+    layers = replace(calibration, tensors={**calibration.tensors, "responses": calibration.tensor("responses")})
+    assert max(len(w) for row in layers.graph(share, whole_outputs=False).entry_weights for w in row) == 2
