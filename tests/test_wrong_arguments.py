@@ -63,7 +63,7 @@ def callables(tmp_path_factory):
         "corrected": (calibration.corrected, {"sampler": sampler, "num_trajectories": 1, "batch_size": 1}),
         "tensor": (calibration.tensor, {"name": "responses"}),
         "Ladder": (l2c.Ladder, {"graphs": list(ladder)}),
-        "rung": (ladder.rung, {"share": 0.9}),
+        "rung": (ladder.rung, {"budget": 0.9}),
         "within": (ladder.within, {"error": 1.0}),
         "CacheGraph": (l2c.CacheGraph, {name: getattr(graph, name) for name in graph.__dataclass_fields__}),
         "replace": (graph.replace, {"cfg_scale": 1.0}),

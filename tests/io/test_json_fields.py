@@ -26,7 +26,8 @@ def test_the_wrong_item_is_named(values, kind, wrong):
 
 def test_every_format_of_a_file_with_a_reader_is_known():
     from l2c.calibration import calibration_file
-    from l2c.graph import correction_file, file, ladder
+    from l2c.graph import correction_file, file
+    from l2c.policies import ladder
 
     formats = {module.FORMAT for module in (calibration_file, correction_file, file, ladder)}
     assert formats | {"l2c-cache-graphs", WEIGHTS, TORCH} == set(FORMS)
