@@ -108,6 +108,8 @@ class Comparison:
             raise ValueError(self._lacking(calibrated, missing))
         for context, (what, tensor) in product(self.contexts, MEASURED.items()):
             of_it = [name for name in calibrated if what in needs[name] and "solver" not in chosen[name]]
+            if context is not self.context:  # others than the first one are for these alone
+                of_it = [name for name in of_it if chosen[name].get("policy", name) in BY_RESPONSES]
             try:
                 for _ in of_it:
                     context.required_calibration().tensor(tensor)

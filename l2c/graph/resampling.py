@@ -44,8 +44,8 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     if WEIGHTED in graph.reuse:
         raise ValueError(
             f"a graph of reuse {WEIGHTED} cannot be resampled from {graph.num_evaluations} evaluations to "
-            f"{len(timesteps)}: its weights belong to its own times; make one for these, or one that reads two "
-            "outputs (policy.order=2)"
+            f"{len(timesteps)}: its weights belong to its own times; make one for these, apply the calibration with "
+            "budget= in the graph's place, or make one that reads two outputs (policy.order=2 of l2c graph)"
         )
     nearest = nearest_rows(graph, timesteps)
     rows = [graph.rows[i] for i in nearest]

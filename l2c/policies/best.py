@@ -116,7 +116,8 @@ def best(
     """
     sampler = context.deterministic_sampler("best")
     worth = context.evaluations(budget)
-    many = max(num_trajectories, min(pool, FINAL_NOISES * num_trajectories))
+    many = FINAL_NOISES * num_trajectories
+    many = many if many < pool else num_trajectories  # the pool is larger than what is chosen from it
     judge = TrueError.of(sampler, many, seed, pool=pool, batch_size=eval_batch_size)
     true_error = judge.thinned(many // num_trajectories)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)

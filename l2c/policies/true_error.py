@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.seeds import Stream
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -76,10 +77,18 @@ class TrueError:
         return cls(sampler, labels, noise[chosen], target[chosen], weights, batch_size)
 
     def thinned(self, step: int) -> TrueError:
-        """Return the estimate from every `step`-th noise of both strata."""
-        labels = None if self.labels is None else self.labels[::step]
-        weights = self.weights[::step] / self.weights[::step].sum()
-        return replace(self, labels=labels, noise=self.noise[::step], target=self.target[::step], weights=weights)
+        """Return the estimate from one in `step` noises of either stratum, drawn: labels go round in their order."""
+        kept, weights = [], []
+        for weight in self.weights.unique():
+            stratum = (self.weights == weight).nonzero().flatten()
+            some = stratum[Stream("fewer noises of a true error", len(stratum)).permutation(len(stratum))]
+            some = some[: -(-len(stratum) // step)].sort().values
+            kept.append(some)
+            weights.append(self.weights[some] * len(stratum) / len(some))
+        chosen = torch.cat(kept)
+        labels = None if self.labels is None else self.labels[chosen]
+        noise, target = self.noise[chosen], self.target[chosen]
+        return replace(self, labels=labels, noise=noise, target=target, weights=torch.cat(weights))
 
     def error(self, graph: CacheGraph) -> float:
         """Return the estimated mean squared error per pixel."""

@@ -23,6 +23,7 @@ GIVE = "give the last.ckpt that a training wrote"
 BAD_INPUT = (ValueError, OSError, MemoryError)
 BATCHES = "epoch_loop.batch_progress"  # of a checkpoint's loops
 SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")  # what no schedule does without
+SETTINGS = ("lr", "betas", "eps", "weight_decay", "momentum")  # of an optimiser, what no version does without
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a weight; Muon keeps its momentum
 
 
@@ -61,9 +62,8 @@ def fit(
             raise
         _refuse(checkpoint, f"its parts do not fit this training ({shown(error, 200)})")
     if trainer.global_step < trainer.max_steps:
-        raise ValueError(
-            f"the training ended after {trainer.global_step} of {trainer.max_steps} steps; start anew without resume"
-        )
+        mend = "start anew without resume" if checkpoint else "start it again"
+        raise ValueError(f"the training ended after {trainer.global_step} of {trainer.max_steps} steps; {mend}")
 
 
 def _refuse(path: str | Path, why: str) -> NoReturn:
@@ -88,6 +88,7 @@ def check_restorable(path: str | Path | None, module: pl.LightningModule, traine
     if path is None:
         return
     content = read_checkpoint(path)
+    trainer.precision_plugin.convert_module(module)  # in place, to the type of bf16-true, as fit does
     for name, wanted in _parts(module, trainer).items():
         if name not in content:
             _refuse(path, f"it has no {name}")
@@ -211,7 +212,8 @@ def _check_optimiser(path: str | Path, content: Mapping[str, Any], module: pl.Li
 def _check_schedule(path: str | Path, there: Mapping[str, Any], scheduler: LRScheduler, step: int) -> None:
     """Refuse a schedule of the learning rate that is not this training's at this step."""
     own = {name: v for name, v in scheduler.state_dict().items() if name in there or name in SCHEDULE}
-    _check_form(path, "the schedule of the learning rate", there, own)
+    known = {name: value for name, value in there.items() if name in scheduler.state_dict()}  # torch's names change
+    _check_form(path, "the schedule of the learning rate", known, own)
     right = (there["last_epoch"], there["_step_count"], there["base_lrs"]) == (step, step + 1, own["base_lrs"])
     rates = zip(there["_last_lr"], own["base_lrs"], strict=True)
     if not right or not all(0 <= rate <= 1.000001 * base for rate, base in rates):
@@ -219,13 +221,13 @@ def _check_schedule(path: str | Path, there: Mapping[str, Any], scheduler: LRSch
 
 
 def _check_group(path: str | Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    """Refuse settings of an optimiser that are not this training's; a flag that is off may be missing."""
+    """Refuse settings of an optimiser that are not this training's; flags of another torch may be missing."""
     if not isinstance(found, Mapping):
         _refuse(path, "the groups of its optimiser are damaged")
     for name, value in wanted.items():
         there = found.get(name)
         same = name == "lr" and isinstance(there, (int, float)) and math.isclose(there, value, rel_tol=1e-9)
-        off = name not in found and (value is None or value is False)
+        off = name not in found and (value is None or value is False or name not in SETTINGS)
         if isinstance(there, Tensor) or not (same or off or there == value):
             _refuse(path, f"{name} of its optimiser is {shown(there)}, not {shown(value)}")
 
@@ -237,7 +239,8 @@ def _check_moments(
     if state.keys() != names:
         _refuse(path, f"its optimiser's state of weight {number} has other names than {', '.join(sorted(names))}")
     for name, value in state.items():
-        wanted = torch.tensor(0.0) if name == "step" else weight
+        of_steps = torch.float64 if weight.dtype == torch.float64 else torch.float32  # what torch counts in
+        wanted = torch.zeros((), dtype=of_steps) if name == "step" else weight
         _check_form(path, f"{name} of weight {number}", value, wanted.detach())
         wrong = not_finite({name: value}) or (name != "momentum" and name != "exp_avg" and bool((value < 0).any()))
         if wrong or (name == "step" and not 1 <= float(value) <= step):

@@ -66,12 +66,13 @@ def claimed(
         yield
         return
     check_writable(folder / RECORD)
-    writes = (RECORD, "config.yaml", "*.ckpt", "metrics/**/*", *results)
+    own = resumed is not None and resumed.parent.resolve() == folder.resolve()  # its checkpoint was looked at
+    writes = (RECORD, "config.yaml", *(() if own else ("*.ckpt", "metrics/**/*")), *results)
     with locked(folder):
         check_results(folder, writes)
         if folder.resolve() != Path.cwd():
             sweep(folder)
-        if resumed is None or resumed.parent.resolve() != folder.resolve():
+        if not own:
             _make_room(folder, results)
         _record(folder, RUNNING, settings)
         yield

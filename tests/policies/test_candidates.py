@@ -95,3 +95,14 @@ def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):
     assert worth - 0.5 < context.cost.evaluations_worth(graph) <= worth + 0.05
     assert "weighted" in graph.reuse
     assert refitted(context, make_graph("interval", context, n=7), 9) is None  # ages beyond 4 were not measured
+
+
+def test_fewer_noises_keep_the_shares_of_rare_ones_and_all_kinds_of_labels(context):
+    whole = TrueError.of(context.sampler, 24, 7, pool=96)
+    fewer = whole.thinned(3)
+    assert len(whole.noise) == 3 * len(fewer.noise) == 24
+    assert float(whole.weights.sum()) == pytest.approx(float(fewer.weights.sum())) == pytest.approx(1)
+    rare = [float(each.weights[each.weights < each.weights.max()].sum()) for each in (whole, fewer)]
+    assert rare[0] == pytest.approx(rare[1]) == pytest.approx(6 / 96)
+    assert len(set(fewer.labels.tolist())) > 2  # not every third one of labels that go round
+    assert TrueError.of(context.sampler, 4, 7, pool=4).thinned(1).weights.tolist() == [0.25] * 4

@@ -32,12 +32,14 @@ VALUES = (*NUMBERS, *TEXTS, *OTHERS, *TENSORS)
 def trainings(make_dit, make_graph):
     """Return by name the functions that train for some steps in a folder and return what was trained."""
 
-    def routers(folder, steps, resume=None, parts=1):
+    def routers(folder, steps, resume=None, parts=1, precision="32-true"):
         settings = RouterTraining(
             solver=SolverSettings(name="ddim", num_evaluations=4, cfg_scale=1.5),
             router=BudgetSettings(budget=0.8),
             data=NoiseSettings(batch_size=2),
-            trainer=TrainerSettings(accelerator="cpu", max_steps=steps, accumulate_grad_batches=parts),
+            trainer=TrainerSettings(
+                accelerator="cpu", max_steps=steps, accumulate_grad_batches=parts, precision=precision
+            ),
             checkpoint_every_n_steps=1,
             resume=resume,
         )
@@ -91,17 +93,19 @@ def sentence_or_right(kind, content, folder):
     """Resume from a content; return the sentence of its refusal, or None where the result is the right one."""
     train, _, expected = kind
     folder.mkdir()
+    given = folder.with_name(f"{folder.name}_given") / "from.ckpt"
+    given.parent.mkdir()
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    (folder / "from.ckpt").write_bytes(_marked(buffer.getvalue()))
+    given.write_bytes(_marked(buffer.getvalue()))
     try:
-        found = train(folder, 4, resume=str(folder / "from.ckpt"))
+        found = train(folder, 4, resume=str(given))
     except ValueError as error:
         said = str(error)
         assert "from.ckpt" in said, said
         assert said.isprintable(), said
         assert len(said) < 900, said
-        assert [path.name for path in folder.iterdir()] == ["from.ckpt"], said  # nothing was begun
+        assert not list(folder.iterdir()), said  # nothing was begun
         return said
     wrong = [name for name in expected if not torch.equal(found[name], expected[name])]
     assert not wrong, [found_in(content, kind[1])]
@@ -198,3 +202,13 @@ def test_a_resumed_run_may_add_up_another_number_of_parts(trainings, tmp_path, b
     resumed, whole = train(tmp_path / "run", 7, "auto", parts=after), train(tmp_path / "whole", 7)
     for name, logits in whole.items():
         torch.testing.assert_close(resumed[name], logits, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_a_run_in_another_precision_is_resumed_from_its_checkpoint_alone(trainings, tmp_path, precision):
+    trainings["routers"](tmp_path / "first", 2, precision=precision)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "first" / "last.ckpt").rename(tmp_path / "moved" / "last.ckpt")  # without the rest of the run
+    resumed = trainings["routers"](tmp_path / "moved", 4, resume="auto", precision=precision)
+    whole = trainings["routers"](tmp_path / "whole", 4, precision=precision)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)

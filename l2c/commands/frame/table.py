@@ -31,9 +31,7 @@ class Command:
     writes: tuple[str, ...] = ()
 
 
-def _scripted(
-    module: str, summary: str, *, hydra: bool = True, writes: str = "", vouched: str | None = None
-) -> Command:
+def _scripted(module: str, summary: str, *, hydra: bool = True, writes: str = "") -> Command:
     return Command(module, summary, f"scripts/{module}.py", hydra, tuple(writes.split()))
 
 

@@ -150,6 +150,8 @@ def _apply_graphs(
     made: list[tuple[nn.Module, Rows, Correction | None, WeightsWatch | None]] = []
     for name, model in models.items():  # all are looked at before the first one is changed
         bare = unwrap_module(model)
+        _check_uncached(bare)
+        check_idle(bare, "apply the graph")
         fitted = fitted_to(graphs[name], bare)
         watch = _watched(fitted, bare, **of_weights)
         if pipe is not None and not resample:
