@@ -116,10 +116,9 @@ def best(
     """
     sampler = context.deterministic_sampler("best")
     worth = context.evaluations(budget)
-    many = FINAL_NOISES * num_trajectories
-    many = many if many < pool else num_trajectories  # the pool is larger than what is chosen from it
-    judge = TrueError.of(sampler, many, seed, pool=pool, batch_size=eval_batch_size)
-    true_error = judge.thinned(many // num_trajectories)
+    more = FINAL_NOISES if FINAL_NOISES * num_trajectories < pool else 1  # the pool is more than is chosen from it
+    judge = TrueError.of(sampler, more * num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
+    true_error = judge.thinned(more)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     contexts = _contexts(context, worth, num_evaluations, whole_outputs=whole_outputs)
     starts = list(_starts(contexts, true_error, Search(worth, max_span, exchanges, seed)))

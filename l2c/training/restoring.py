@@ -239,8 +239,7 @@ def _check_moments(
     if state.keys() != names:
         _refuse(path, f"its optimiser's state of weight {number} has other names than {', '.join(sorted(names))}")
     for name, value in state.items():
-        of_steps = torch.float64 if weight.dtype == torch.float64 else torch.float32  # what torch counts in
-        wanted = torch.zeros((), dtype=of_steps) if name == "step" else weight
+        wanted = torch.tensor(0.0) if name == "step" else weight
         _check_form(path, f"{name} of weight {number}", value, wanted.detach())
         wrong = not_finite({name: value}) or (name != "momentum" and name != "exp_avg" and bool((value < 0).any()))
         if wrong or (name == "step" and not 1 <= float(value) <= step):
