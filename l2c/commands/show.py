@@ -16,6 +16,7 @@ from l2c.io.atomic import check_another, check_output
 from l2c.io.bundled import graph_names
 from l2c.io.json_fields import CALIBRATION, form_of
 from l2c.io.names import shown
+from l2c.report.own_results import is_drawn
 
 if TYPE_CHECKING:
     from l2c.graph.cache_graph import CacheGraph
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg", ".pdf")
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25)
 OPTIONS = ("output", "num_steps")
-DRAWN, NEAR = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes or its last
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     check_another("output", wanted, graph=name)
     if Path(wanted).suffix not in SUFFIXES or wanted.endswith("/"):
         raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {shown(wanted)}")
-    output = check_output("output", wanted, ours=_drawn_here)
+    output = check_output("output", wanted, ours=is_drawn)
     form = form_of(name)
     calibration = form == CALIBRATION or name.endswith(".safetensors")
     text, use = _of_calibration(name, options, output) if calibration else _of_json(name, form, options, output)
@@ -70,13 +70,6 @@ def _use_of(graph: CacheGraph, name: str) -> str:
     if graph.model in model_names():
         return command_line("evaluate", graph=name)
     return f"l2c.Sampler(backbone, graph={name!r})"
-
-
-def _drawn_here(path: Path) -> bool:
-    with path.open("rb") as file:
-        leading = file.read(NEAR)
-        file.seek(max(0, path.stat().st_size - NEAR))
-        return DRAWN in leading + file.read(NEAR)
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:

@@ -111,7 +111,7 @@ class Comparison:
             if context is not self.context:  # others than the first one are for these alone
                 of_it = [name for name in of_it if chosen[name].get("policy", name) in BY_RESPONSES]
             try:
-                for _ in of_it:
+                if of_it:
                     context.required_calibration().tensor(tensor)
             except ValueError as error:
                 raise ValueError(self._lacking(of_it, str(error))) from error

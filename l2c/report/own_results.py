@@ -20,7 +20,7 @@ KEYS = {
     "settings.json": set(),
 }
 PLOTTED = ("graph.png", "routers.png", "samples.png", "evaluations.png", "pareto.png", "pareto.svg")
-PLOTTER = b"Matplotlib"  # says so in its files
+PLOTTER, NEAR = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes or its last
 
 
 def check_results(folder: Path, patterns: Sequence[str]) -> None:
@@ -53,10 +53,10 @@ def is_ours(path: Path) -> bool:
     if path.name not in KEYS and path.name not in PLOTTED:
         return True
     try:
+        if path.name in PLOTTED:
+            return is_drawn(path)
         with path.open("rb") as file:
             head = file.read(HEAD)
-        if path.name in PLOTTED:
-            return PLOTTER in head
         if path.suffix == ".safetensors":
             size = int.from_bytes(head[:8], "little")
             content = json.loads(head[8 : 8 + size])
@@ -67,3 +67,16 @@ def is_ours(path: Path) -> bool:
         return isinstance(content, dict) and KEYS[path.name] <= content.keys()
     except (OSError, ValueError, TypeError, RecursionError):
         return False
+
+
+def is_drawn(path: Path) -> bool:
+    """Say whether a picture was drawn by what draws the pictures of this package.
+
+    Raises:
+        OSError: if it cannot be read.
+
+    """
+    with path.open("rb") as file:
+        leading = file.read(NEAR)
+        file.seek(max(0, path.stat().st_size - NEAR))
+        return PLOTTER in leading + file.read(NEAR)

@@ -207,7 +207,7 @@ def test_best_measures_no_responses_that_the_calibration_holds(make_dit, monkeyp
     context = PolicyContext.of(sampler, Calibration.measure(sampler, true_errors=0, **how))
     monkeypatch.setattr("l2c.policies.best.with_responses", lambda *_: pytest.fail("measured once more"))
     small = {"num_trajectories": 4, "pool": 4, "steps": 1, "batch_size": 2, "max_span": 3, "exchanges": 2}
-    make_graph("best", context, budget=2, **small)
+    assert make_graph("best", context, budget=2, **small).provenance["method"] == "best"
 
 
 def test_random_layers_of_a_whole_output_take_the_cost_of_either(backbone):

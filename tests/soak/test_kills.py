@@ -46,14 +46,19 @@ def results(folder, patterns):
     return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))}
 
 
+def undisturbed(cheap, folder):
+    """Run a command to its end in a folder; return how it ended and its results."""
+    whole = run(cheap.line, folder)
+    assert whole.code == 0, whole.err
+    return whole, results(folder, cheap.results)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_interrupted_command_loses_nothing(name, number, tmp_path, inputs, times, counted):
     tried = times(1 if name in IN_SUITE else 0, 5)
     cheap, source = commands(inputs)[name], random.Random(f"{name} {number}")
-    whole = run(cheap.line, tmp_path / "whole")
-    assert whole.code == 0, whole.err
-    expected = results(tmp_path / "whole", cheap.results)
+    whole, expected = undisturbed(cheap, tmp_path / "whole")
     ended = 0
     for trial in range(tried):
         folder = tmp_path / f"trial{trial}"
@@ -72,9 +77,7 @@ def test_an_interrupted_command_loses_nothing(name, number, tmp_path, inputs, ti
 def test_a_killed_command_loses_nothing(name, place, inputs, times, counted):
     tried = times(1 if name in IN_SUITE and str(place).startswith("/dev/shm") else 0, 9)
     cheap, source = commands(inputs)[name], random.Random(name)
-    whole = run(cheap.line, place / "whole")
-    assert whole.code == 0, whole.err
-    expected = results(place / "whole", cheap.results)
+    whole, expected = undisturbed(cheap, place / "whole")
     assert bool(expected) == bool(cheap.results)
     ended = 0
     for trial in range(tried):
@@ -95,9 +98,7 @@ def test_a_killed_command_loses_nothing(name, place, inputs, times, counted):
 def test_of_two_runs_at_once_one_is_refused_or_both_are_right(name, tmp_path, inputs, times, counted):
     tried = times(1 if name == "train" else 0, 6)
     cheap, source = commands(inputs)[name], random.Random(name)
-    whole = run(cheap.line, tmp_path / "whole")
-    assert whole.code == 0, whole.err
-    expected = results(tmp_path / "whole", cheap.results)
+    whole, expected = undisturbed(cheap, tmp_path / "whole")
     refused = 0
     for trial in range(tried):
         folder = tmp_path / f"trial{trial}"

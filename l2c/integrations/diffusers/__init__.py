@@ -150,8 +150,7 @@ def _apply_graphs(
     made: list[tuple[nn.Module, Rows, Correction | None, WeightsWatch | None]] = []
     for name, model in models.items():  # all are looked at before the first one is changed
         bare = unwrap_module(model)
-        _check_uncached(bare)
-        check_idle(bare, "apply the graph")
+        _check_free(bare)
         fitted = fitted_to(graphs[name], bare)
         watch = _watched(fitted, bare, **of_weights)
         if pipe is not None and not resample:
@@ -250,8 +249,7 @@ def _apply(
     any_guidance: bool,
 ) -> None:
     """Put hooks on one model, in the place of those of an earlier graph."""
-    _check_uncached(model)
-    check_idle(model, "apply the graph")
+    _check_free(model)
     graph = rows.first
     layers = [make_layer(model, name) for name in graph.layers]
     alike = correction is None and not isinstance(rows, CalibratedRows)  # the columns of any graph of these rows
@@ -289,6 +287,12 @@ def _root_of(model: nn.Module) -> GraphHook | None:
     """Return the hook of the graph that is applied to a model."""
     registry: Any = getattr(model, "_diffusers_hook", None)
     return None if registry is None else registry.get_hook(ROOT)
+
+
+def _check_free(model: nn.Module) -> None:
+    """Refuse a model that something else caches, or that another thread is in a call with."""
+    _check_uncached(model)
+    check_idle(model, "apply the graph")
 
 
 def _check_uncached(model: nn.Module) -> None:
