@@ -3,9 +3,7 @@
 l2c compare model=dit_digits calibration=runs/calibrate/dit_digits.safetensors
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -16,7 +14,8 @@ from l2c.commands.frame.backends import configured_backbone
 from l2c.commands.frame.settings import checked
 from l2c.commands.frame.table import this_command_line
 from l2c.diffusion import Guidance
-from l2c.evaluation.comparison import Comparison, cell_name
+from l2c.evaluation.comparison import Comparison
+from l2c.evaluation.comparison_folder import ComparisonFolder, cell_name
 from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
 from l2c.evaluation.method_settings import FEWER_STEPS
 from l2c.graph.cache_graph import CacheGraph
@@ -25,7 +24,6 @@ from l2c.io.names import near_names
 from l2c.policies.budget import evaluations_worth
 from l2c.report.comparison_page import ComparisonPage, write_comparison_page
 from l2c.report.figures import save_figure
-from l2c.report.machine import machine
 from l2c.report.method_table import Cell, lines, to_csv, to_markdown
 from l2c.report.samples import SampleRow
 
@@ -42,7 +40,23 @@ def method_names(cfg: DictConfig) -> list[str]:
     both = [name for name in graphs if name in chosen]
     if both:
         raise ValueError(f"{both[0]!r} is both in methods and in graphs; give one of them another name")
-    return [*chosen, *graphs]
+    names: dict[str, str] = {}
+    for name in (*chosen, *graphs):
+        if (other := names.setdefault(cell_name(name, 0), name)) != name:
+            raise ValueError(f"{other!r} and {name!r} would share their files; name them apart by letters or digits")
+    return list(names.values())
+
+
+def budgets_of(cfg: DictConfig) -> list[float]:
+    """Return the budgets in evaluations' worth, or refuse two of one cost, which would count each method twice."""
+    found: dict[str, Any] = {}
+    for budget in cfg.budgets:
+        worth = evaluations_worth(budget, cfg.solver.num_evaluations)
+        if (other := found.setdefault(cell_name("", worth), (budget, worth))) != (budget, worth):
+            raise ValueError(
+                f"budgets {other[0]} and {budget} both cost {worth:g} evaluations; leave one of them out"
+            )
+    return [worth for _, worth in found.values()]
 
 
 def leave_out(cfg: DictConfig) -> None:
@@ -66,22 +80,21 @@ def leave_out(cfg: DictConfig) -> None:
         cfg.graphs = {name: pattern for name, pattern in cfg.graphs.items() if name in cfg.only}
 
 
-def kept_pictures(folder: Path, cells: Sequence[Cell]) -> dict[str, Any]:
+def kept_pictures(folder: ComparisonFolder, cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the samples and graphs that a comparison's folder keeps of its cells, by budget."""
     samples: dict[float, list[SampleRow]] = {}
     graphs: dict[float, dict[str, CacheGraph]] = {}
     for line in lines(cells):  # the folder may hold other runs' too
-        stem = cell_name(line.method, line.budget)
-        sample, graph = folder / "samples" / f"{stem}.safetensors", folder / "graphs" / f"{stem}.json"
-        if sample.is_file():
-            samples.setdefault(line.budget, []).append(SampleRow.load(sample).drawn_from(line.num_seeds))
-        if graph.is_file():
-            graphs.setdefault(line.budget, {})[line.method] = CacheGraph.load(graph)
+        sample, graph = folder.drawn(cell_name(line.method, line.budget))
+        if sample is not None:
+            samples.setdefault(line.budget, []).append(sample.drawn_from(line.num_seeds))
+        if graph is not None:
+            graphs.setdefault(line.budget, {})[line.method] = graph
     return {"samples": samples, "graphs": graphs}
 
 
 def comparison_page(
-    cfg: DictConfig, name: str, guidance: Guidance, folder: Path, cells: Sequence[Cell]
+    cfg: DictConfig, name: str, guidance: Guidance, folder: ComparisonFolder, cells: Sequence[Cell]
 ) -> ComparisonPage:
     """Return the page of a model's cells, with what their folder keeps; methods of one policy share a line."""
     return ComparisonPage(
@@ -91,7 +104,7 @@ def comparison_page(
             "solver": f"{cfg.solver.name}, {cfg.solver.num_evaluations} evaluations uncached",
             "guidance": guidance.described,
             "noises": f"{cfg.num_images:,} (seed {cfg.seed}), never used in calibration",
-            "machine": machine(),
+            "machine": folder.machines,
             "command": this_command_line(),
         },
         cells,
@@ -108,17 +121,12 @@ def main(cfg: DictConfig) -> None:
     leave_out(cfg)
     check = checked("compare", cfg)
     assert isinstance(check.top, ComparisonSettings)
-    names = method_names(cfg)
+    names, budgets = method_names(cfg), budgets_of(cfg)
     folder = cli.run_folder()
     backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
     comparison = Comparison(backbone, check.groups["solver"], check.top, folder)
     comparison.check_calibrations()
-    settings = json.dumps(comparison.settings, default=str)
-    record = folder / "settings.json"
-    if record.is_file() and record.read_text(encoding="utf-8") != settings:
-        raise ValueError(f"{folder} holds a comparison with other settings; choose another with hydra.run.dir=PATH")
-    write_text(record, settings)
-    budgets = [evaluations_worth(budget, cfg.solver.num_evaluations) for budget in cfg.budgets]
+    comparison.kept.claim(comparison.settings)
     cells: list[Cell] = []
     with tqdm(total=len(names) * len(budgets), desc="comparing", unit="cell") as bar:
         for worth in budgets:
@@ -131,13 +139,14 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("no method reaches any of the budgets; raise them")
     text = to_markdown(cells)
     name = comparison.backbone.conventions.name
+    kept = comparison.kept
     note = (
         f"{name}: {cfg.num_images} noises (seed {cfg.seed}) never used in calibration; the error is that against "
-        f"the {MEASURED[cfg.measured_to]}; ratios under 1.5 are ties. Measured on {machine()}."
+        f"the {MEASURED[cfg.measured_to]}; ratios under 1.5 are ties. Measured on {kept.machines}.{kept.versions}"
     )
     for file, content in (("table.md", f"{note}\n\n{text}\n"), ("table.csv", to_csv(cells))):
         write_text(folder / file, content)
-    page = comparison_page(cfg, name, comparison.uncached.guidance, folder, cells)
+    page = comparison_page(cfg, name, comparison.uncached.guidance, kept, cells)
     figure = page.curves()
     for suffix in ("png", "svg"):
         save_figure(figure, folder / f"pareto.{suffix}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,22 +15,21 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.measurements import Measurements
+from l2c.evaluation.comparison_folder import ComparisonFolder, cell_name
 from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
 from l2c.evaluation.dynamic import DynamicSampler
-from l2c.evaluation.dynamic_methods import at_budget
+from l2c.evaluation.dynamic_methods import OPTIONS, at_budget
 from l2c.evaluation.method_settings import BY_RESPONSES, DYNAMIC_OPTIONS, FEWER_STEPS
 from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import write_json
 from l2c.io.digests import sha256_of
 from l2c.io.names import counted, listed
 from l2c.io.tensors import opened, write_tensors
 from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
-from l2c.policies.registry import make_graph
+from l2c.policies.registry import POLICIES, make_graph, with_defaults
 from l2c.policies.settings import needs_of
-from l2c.report.figures import graph_heatmap, save_figure
 from l2c.report.method_table import Cell
 from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
@@ -41,7 +38,6 @@ from l2c.sampling.solver_settings import SolverSettings
 from l2c.sampling.uncached import uncached_by
 from l2c.speed.latency import alternate
 
-CELL = {field.name for field in fields(Cell)}
 MEASURED = {"changes": "layer_change", "responses": "responses"}  # a tensor of each part of a calibration
 SECOND_ORDER = ("dpm_solver_2s", "DPMSolverSinglestepScheduler")  # two evaluations a step
 NEAR = 0.2  # a trained graph belongs to a budget if its MACs are this near, in evaluations
@@ -53,12 +49,12 @@ class Draw:
 
     Attributes:
         sampler: makes its sampler; None where the budget is out of reach.
-        origin: inputs of its cell other than the common settings.
+        origin: inputs of its cell other than the common settings, by name; defaults are written out.
 
     """
 
     sampler: Callable[[], Sampler | DynamicSampler | None]
-    origin: str
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Comparison:
@@ -82,6 +78,7 @@ class Comparison:
         self.solver = solver
         self.graphs = dict(settings.graphs or {})  # name: pattern
         self.folder = folder
+        self.kept = ComparisonFolder(folder, settings.any_version)
         self.backbone = backbone
         self.calibrations = calibration_files(settings.calibration)
         self.uncached = self.uncached_at(solver.num_evaluations)
@@ -139,17 +136,16 @@ class Comparison:
         return uncached_by(self.backbone, settings, num_evaluations=num_evaluations)
 
     @property
-    def settings(self) -> list[Any]:
-        """Settings that determine every cell."""
-        pipeline = [origin] if (origin := getattr(self.backbone, "origin", None)) else []
-        return [
-            self.asked.num_images,
-            self.asked.seed,
-            self.solver.to_dict(),
-            fingerprint(self.backbone),
-            *pipeline,
-            *([] if self.asked.measured_to == "uncached" else [self.asked.measured_to]),
-        ]
+    def settings(self) -> dict[str, Any]:
+        """Settings that determine every cell, by name."""
+        return {
+            "num_images": self.asked.num_images,
+            "seed": self.asked.seed,
+            **{f"solver.{name}": value for name, value in self.solver.to_dict().items()},
+            "weights": fingerprint(self.backbone),
+            "pipeline": getattr(self.backbone, "origin", None),
+            "measured_to": self.asked.measured_to,
+        }
 
     @property
     def targets(self) -> torch.Tensor:
@@ -176,32 +172,34 @@ class Comparison:
     def draws(self, method: str, worth: float) -> list[Draw]:
         """Return the draws of a method at a budget, one per seed."""
         if method == FEWER_STEPS:
-            return [Draw(partial(self.uncached_at, fewer_evaluations(self.uncached.solver.name, worth)), "")]
+            return [Draw(partial(self.uncached_at, fewer_evaluations(self.uncached.solver.name, worth)))]
         if method in self.graphs:
             return self.trained_graphs(method, worth)
         options = dict(self.asked.methods[method] or {})
         policy = options.pop("policy", method)
+        said = {"policy": policy, **written_out(policy, options)}
         if policy == FEWER_STEPS:
             name = options.pop("solver", self.uncached.solver.name)
-            return [Draw(partial(self.uncached_with, name, fewer_evaluations(name, worth)), json.dumps(name))]
+            return [Draw(partial(self.uncached_with, name, fewer_evaluations(name, worth)), {**said, "solver": name})]
         if policy in DYNAMIC_OPTIONS:
-            return [Draw(partial(at_budget, policy, self.uncached, worth, **options), json.dumps(options))]
+            return [Draw(partial(at_budget, policy, self.uncached, worth, **options), said)]
         if "solver" in options:
             name, count = options.pop("solver"), options.pop("num_evaluations", self.solver.num_evaluations)
             context = partial(calibrated, self.uncached_with(name, count), self.context)
             make = partial(self.sampler_for, method, policy, context, worth, options)
-            return [Draw(make, json.dumps([name, count, options], default=list))]
+            how = self.context.calibration.settings if self.context.calibration else None
+            return [Draw(make, {**said, "solver": name, "num_evaluations": count, "calibration": how})]
+        files = list(map(sha256_of, self.calibrations))
         if policy == "random":
             chosen = [(self.context, {**options, "seed": seed}, "") for seed in range(self.asked.num_seeds)]
         elif policy in BY_RESPONSES and self.contexts:
-            files = map(sha256_of, self.calibrations)
             chosen = [(context, options, file) for context, file in zip(self.contexts, files, strict=True)]
         else:
-            chosen = [(self.context, options, "".join(map(sha256_of, self.calibrations[:1])))]
+            chosen = [(self.context, options, "".join(files[:1]))]
         return [
             Draw(
                 partial(self.policy_sampler, method, policy, context, worth, given),
-                json.dumps([given, file], default=list),
+                {**said, **given, "calibration": file},
             )
             for context, given, file in chosen
         ]
@@ -242,7 +240,7 @@ class Comparison:
                 )
             costs.append(self.context.cost.evaluations_worth(graph))
             if abs(costs[-1] - worth) <= NEAR:
-                found.append(Draw(partial(self.graph_sampler, graph), sha256_of(path)))
+                found.append(Draw(partial(self.graph_sampler, graph), {"graph": sha256_of(path)}))
         if not found:
             theirs = f"they cost {listed(f'{cost:.2f}' for cost in sorted(costs))}"
             what = f"none of {counted(len(paths), 'graph')} is within {NEAR}, {theirs}" if paths else "there are none"
@@ -256,18 +254,21 @@ class Comparison:
     def measure(self, method: str, worth: float, seed: int, draw: Draw) -> list[Cell]:
         """Return the cell of a draw, read from the folder if nothing changed; none if the budget is out of reach."""
         name = cell_name(method, worth)
-        path = self.folder / "cells" / f"{name}-{seed}.json"
-        if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["origin"] == draw.origin and all(set(cell) == CELL for cell in content["cells"]):
-                return [Cell(**cell) for cell in content["cells"]]
-            tqdm.write(f"{method} at {worth:g}: its options, its files or l2c have changed, so it is measured again")
+        timing = {"timing_batch": self.asked.timing_batch, "timing_repetitions": self.asked.timing_repetitions}
+        origin = {"method": method, **draw.origin, "budget": worth, **timing}
+        found = self.kept.recall(file := f"{name}-{seed}", origin)
+        if not isinstance(found, str):
+            return found
+        if found:
+            tqdm.write(f"{method} at {worth:g} is measured again: {found}")
         sampler = draw.sampler()
-        cells = [] if sampler is None else [self.cell(method, worth, seed, name, sampler)]
-        write_json(path, {"origin": draw.origin, "cells": [asdict(cell) for cell in cells]})
+        if seed == 0:
+            self.kept.forget(name)
+        cells = [] if sampler is None else [self.cell(method, worth, seed, sampler)]
+        self.kept.keep(file, origin, cells)
         return cells
 
-    def cell(self, method: str, worth: float, seed: int, name: str, sampler: Sampler | DynamicSampler) -> Cell:
+    def cell(self, method: str, worth: float, seed: int, sampler: Sampler | DynamicSampler) -> Cell:
         """Sample and time; keep a picture of the first seed.
 
         Dynamic methods are timed one image at a time, as they decide.
@@ -289,10 +290,7 @@ class Comparison:
         }
         times = alternate(timed, repetitions=self.asked.timing_repetitions)
         if seed == 0:
-            SampleRow.of(method, images, self.targets).save(self.folder / "samples" / f"{name}.safetensors")
-            if graph is not None:
-                graph.save(self.folder / "graphs" / f"{name}.json")
-                save_figure(graph_heatmap(graph), self.folder / "graphs" / f"{name}.png")
+            self.kept.draw(cell_name(method, worth), SampleRow.of(method, images, self.targets), graph)
         return Cell(
             method,
             worth,
@@ -313,6 +311,13 @@ def calibrated(sampler: Sampler, like: PolicyContext) -> PolicyContext:
     return with_responses(sampler, like.calibration.settings)
 
 
+def written_out(policy: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a method with its defaults, which a later version may change."""
+    if policy in DYNAMIC_OPTIONS:
+        return with_defaults(at_budget, {**OPTIONS[policy], **options})
+    return with_defaults(POLICIES[policy], options) if policy in POLICIES else dict(options)
+
+
 def fewer_evaluations(solver: str, worth: float) -> int:
     """Return the number of evaluations of an uncached sampler that costs about as much as a graph.
 
@@ -321,11 +326,6 @@ def fewer_evaluations(solver: str, worth: float) -> int:
     """
     unit = 2 if solver in SECOND_ORDER else 1
     return max(2, unit * math.ceil(worth / unit - 0.5))
-
-
-def cell_name(method: str, worth: float) -> str:
-    """Return the name of the files of a method at a budget."""
-    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', method)}-{worth:g}"
 
 
 def matching(pattern: str) -> list[Path]:
@@ -345,4 +345,4 @@ def calibration_files(patterns: str | Sequence[str] | None) -> list[Path]:
     for pattern in asked:
         if not matching(pattern):
             raise FileNotFoundError(f"no calibration at {pattern}; l2c calibrate writes them")
-    return [path for pattern in asked for path in matching(pattern)]
+    return list(dict.fromkeys(path for pattern in asked for path in matching(pattern)))  # a seed counts once

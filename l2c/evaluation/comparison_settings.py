@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from l2c.io.settings import Anything, Items, Settings, Table, Text, ruled, text, whole
+from l2c.io.settings import Anything, Items, Settings, Table, Text, flag, ruled, text, whole
 from l2c.policies.budget import Budget
 from l2c.policies.settings import BudgetRule
 
@@ -31,6 +31,7 @@ class ComparisonSettings(Settings):
         num_seeds: draws of random methods.
         timing_batch: images in the batch that is timed.
         timing_repetitions: rounds of the timing.
+        any_version: goes on with cells that another version of this package has measured.
 
     """
 
@@ -47,3 +48,4 @@ class ComparisonSettings(Settings):
     num_seeds: int = whole(3, at_least=1, at_most=1000)
     timing_batch: int = whole(16, at_least=1, at_most=10**6)
     timing_repetitions: int = whole(5, at_least=1)
+    any_version: bool = flag(False)

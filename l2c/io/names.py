@@ -6,7 +6,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,3 +133,29 @@ def listed(values: Iterable[object], count: int = 8) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a number and a noun, with an s unless the number is 1."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def as_text(value: Any) -> str:
+    """Return a value as a command takes it: `3e-3`, `true`, `null`, `[a,b]`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{value:g}").replace("e+", "e")
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return f"[{','.join(map(as_text, value))}]"
+    return str(value)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return which settings differ, for a message: the first three, as `seed is 0 there, 1 here`; empty for none."""
+    differing = []
+    for name in {**here, **there}:
+        if name not in there or name not in here or there[name] != here[name]:
+            texts = [shown(as_text(side[name])) if name in side else "not set" for side in (there, here)]
+            if texts[0] == texts[1]:  # of numbers that differ in their last digits
+                texts = [shown(repr(side.get(name))) for side in (there, here)]
+            differing.append(f"{shown(name)} is {texts[0]} there, {texts[1]} here")
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return f"{', '.join(differing[:3])}{more}"

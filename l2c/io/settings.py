@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from l2c.io.names import near_names
+from l2c.io.names import as_text, near_names
 
 RULE = "rule"
 LARGEST = 1e30  # numbers without a bound are smaller, either way: larger ones overflow 32-bit floats
@@ -325,19 +324,6 @@ def full_name(group: str, name: str) -> str:
 def is_list(value: Any) -> bool:
     """Return whether a value is a list, a tuple or another sequence that is no text."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def as_text(value: Any) -> str:
-    """Return a value as a command takes it: `3e-3`, `true`, `null`, `[a,b]`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None:
-        return "null"
-    if isinstance(value, float):
-        return re.sub(r"e([+-])0*(\d)", r"e\1\2", f"{value:g}").replace("e+", "e")
-    if is_list(value):
-        return f"[{','.join(map(as_text, value))}]"
-    return str(value)
 
 
 def described(value: Any) -> str:

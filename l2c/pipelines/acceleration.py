@@ -23,7 +23,7 @@ from l2c.io.atomic import check_writable, write_text
 from l2c.io.bundled import at_home, cache_folder
 from l2c.io.names import chosen, near_keywords, quoted
 from l2c.io.numbers import finite_number, whole_number
-from l2c.io.version import __version__
+from l2c.io.version import code_version
 from l2c.policies.budget import Budget, evaluations_worth
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
@@ -89,7 +89,7 @@ class _Asked:
         from l2c.integrations.diffusers.adapters import effective_weights
 
         content = {
-            "made by": [__version__, VERSION],  # what another version kept is not read
+            "made by": [code_version(), VERSION],  # what another version kept is not read
             "weights": [known_digest(model, effective_weights(model)) for model in denoisers_of(pipe).values()],
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
             "prompts": _named(self.prompts),

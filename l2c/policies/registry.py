@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -73,3 +73,9 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     if required:
         raise ValueError(f"policy {name} needs a {required[0]}: give {FORMS}")
     return POLICIES[name](context.for_any_weights() if name in UNMEASURED else context, **options)
+
+
+def with_defaults(policy: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a policy, those that are left out at their defaults."""
+    known = inspect.signature(policy).parameters.values()
+    return {**{one.name: one.default for one in known if one.default is not one.empty}, **options}

@@ -9,7 +9,7 @@ from pathlib import Path
 from l2c.io.names import shown
 
 HEAD = 2**20  # bytes of a file that are looked at
-# What commands write first, and names in it that tell it from other files. Of a comparison's it is a list.
+# What commands write first, and names in it that tell it from other files.
 KEYS = {
     "run.json": {"state", "process", "settings"},
     "cache_graph.json": {"format", "version"},
@@ -17,7 +17,7 @@ KEYS = {
     "results.json": {"command", "machine", "results"},
     "scores.json": {"command", "samples", "reference"},
     "samples.safetensors": {"images"},
-    "settings.json": set(),
+    "settings.json": {"made_by", "settings"},
 }
 PLOTTED = ("graph.png", "routers.png", "samples.png", "evaluations.png", "pareto.png", "pareto.svg")
 PLOTTER, NEAR = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes or its last
@@ -62,8 +62,6 @@ def is_ours(path: Path) -> bool:
             content = json.loads(head[8 : 8 + size])
         else:
             content = json.loads(path.read_bytes())
-        if not KEYS[path.name]:
-            return isinstance(content, list)
         return isinstance(content, dict) and KEYS[path.name] <= content.keys()
     except (OSError, ValueError, TypeError, RecursionError):
         return False

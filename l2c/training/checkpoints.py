@@ -16,8 +16,7 @@ from torch import Tensor
 
 from l2c.backbones.weights import reason_of
 from l2c.io.atomic import replacing
-from l2c.io.names import shown
-from l2c.io.settings import as_text
+from l2c.io.names import differences, shown
 from l2c.io.tensors import leaves_of, not_finite
 
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
@@ -201,16 +200,9 @@ def check_checkpoint(
 
 def _check_settings(path: str | Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse settings that differ, and say which."""
-    differing = [
-        f"{shown(name)} is {shown(as_text(there[name])) if name in there else 'not set'} there, "
-        f"{shown(as_text(here[name])) if name in here else 'not set'} here"
-        for name in {**here, **there}
-        if name not in there or name not in here or there[name] != here[name]
-    ]
-    if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    if differing := differences(there, here):
         raise ValueError(
-            f"{path} belongs to another run: {', '.join(differing[:3])}{more}; resume with its settings, or start "
+            f"{path} belongs to another run: {differing}; resume with its settings, or start "
             "anew in another folder without resume"
         )
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from l2c.io.settings import as_text
+from l2c.io.names import as_text
 from l2c.training.checkpoints import RunIdentity, WholeCheckpoints
 from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
 

@@ -93,6 +93,10 @@ def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypat
     accelerated(pipe, tmp_path, policy="block_caching", budget=0.7)  # from the same calibration
     assert calls == [1]
     assert before.is_dir()
+    count = len(list(tmp_path.iterdir()))
+    monkeypatch.setattr(acceleration, "code_version", lambda: "0.1.0, code of another commit")
+    accelerated(pipe, tmp_path, policy="interval")
+    assert len(list(tmp_path.iterdir())) == count + 1
 
 
 @pytest.mark.parametrize(("given", "probes"), [({}, 8), ({"num_probes": 2}, 2)])

@@ -11,7 +11,7 @@ from test_kills import inputs  # noqa: F401 - a fixture
 from wrong_settings import cases
 
 from l2c.commands.frame.table import COMMANDS
-from l2c.io.settings import as_text
+from l2c.io.names import as_text
 
 HUGE = 2**31 - 1
 ODD = {

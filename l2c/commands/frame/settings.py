@@ -33,8 +33,8 @@ from l2c.commands.frame.command_settings import (
 )
 from l2c.evaluation.method_settings import check_method
 from l2c.io.memory import remedies
-from l2c.io.names import near_names
-from l2c.io.settings import Settings, as_text
+from l2c.io.names import as_text, near_names
+from l2c.io.settings import Settings
 from l2c.policies.settings import check_options, check_values
 from l2c.sampling.solver_settings import PartialSolverSettings, SolverSettings
 from l2c.testbeds.settings import PIXEL_SETTINGS
