@@ -9,21 +9,22 @@ import pytest
 import l2c
 
 HEAVY = (
-    *("torch", "timm", "torchvision", "lightning", "torchmetrics", "wandb", "diffusers", "transformers"),
-    *("hydra", "omegaconf", "matplotlib", "sklearn"),
+    *("torch", "torch._dynamo", "timm", "timm.models", "torchvision", "torchvision.ops", "lightning", "torchmetrics"),
+    *("wandb", "diffusers", "transformers", "hydra", "omegaconf", "matplotlib", "sklearn", "scipy"),
 )
+LAYERS = {"torch", "timm", "torchvision"}  # timm's layers, of packages that have not run
 STAGES = {  # code: the heavy packages that it may have loaded
     "import l2c": set(),
     "l2c.CacheGraph.load('dit_digits_ddim20')": set(),
     "[getattr(l2c, name) for name in l2c.__all__ if name not in ('applied', 'apply', 'remove')]": {
-        "torch"  # the names left out are those of diffusers pipelines
+        *LAYERS  # the names left out are those of diffusers pipelines
     },
-    "l2c.integrations.smoothcache.import_smoothcache, l2c.integrations.cache_dit": {"torch"},
-    "from l2c.policies import registry; from l2c.calibration import measurements": {"torch"},
-    # timm imports wandb where it is installed
-    "l2c.Sampler(l2c.load_backbone('dit_digits'), graph=graph).sample([1], seed=0)": {
-        *("torch", "timm", "torchvision", "wandb"),
-    },
+    "l2c.integrations.smoothcache.import_smoothcache, l2c.integrations.cache_dit": LAYERS,
+    "from l2c.policies import registry; from l2c.calibration import measurements": LAYERS,
+    "l2c.Sampler(l2c.load_backbone('dit_digits'), graph=graph).sample([1], seed=0)": LAYERS,
+    "from l2c.backbones.shapes import backbone_shapes; backbone_shapes('dit_digits')": LAYERS,
+    "from l2c.commands import make_graph": LAYERS | {"matplotlib", "hydra", "omegaconf"},
+    "from l2c.commands import evaluate, sample": LAYERS | {"matplotlib", "hydra", "omegaconf"},
 }
 PROBE = f"""
 import json, sys
@@ -60,9 +61,11 @@ def test_each_name_loads_what_it_needs():
         (("train", "router.penalty=abc"), {"hydra", "omegaconf"}, "router.penalty must be a number >= 0"),
         (("train", "model=dit_xl3"), {"hydra", "omegaconf"}, "unknown model 'dit_xl3'"),
         (("sample", "num_images=none_at_all"), {"hydra", "omegaconf"}, "num_images must be a whole number >= 1"),
+        (("show", "dit_digits_ddim20", "output=PNG"), {"matplotlib"}, "75 of 320 layers reused"),
     ],
 )
-def test_commands_check_before_they_load(arguments, allowed, says):
+def test_commands_check_before_they_load(arguments, allowed, says, tmp_path):
+    arguments = [argument.replace("PNG", str(tmp_path / "graph.png")) for argument in arguments]
     found, done = loaded_by("-X", "importtime", "-m", "l2c", *arguments)
     assert says in done.stdout + done.stderr
     assert "l2c" in found

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from l2c.backbones.activation import GELUTanh
 from l2c.backbones.backbone import Backbone, Conventions, sizes
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
+from l2c.backbones.modules import Attention, GELUTanh, Mlp, PatchEmbed
 from l2c.io.numbers import finite_number, truth_value
 
 
@@ -84,8 +84,6 @@ class DiTBlock(nn.Module):
     """Attention and MLP, each modulated and gated by the conditioning (adaLN-Zero)."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
-        from timm.layers import Attention, Mlp  # brings torchvision and all its models
-
         super().__init__()
         self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
@@ -150,8 +148,6 @@ class DiT(Backbone):
         num_classes: int = 1000,
         learn_sigma: bool = True,
     ) -> None:
-        from timm.layers import PatchEmbed
-
         super().__init__()
         input_size, patch_size, in_channels = sizes(
             input_size=input_size, patch_size=patch_size, in_channels=in_channels

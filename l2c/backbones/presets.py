@@ -17,7 +17,7 @@ from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
 from l2c.backbones.whole_output import under_layers
 from l2c.graph.given import table, text
 from l2c.graph.layer_names import WHOLE_OUTPUT
-from l2c.io.bundled import project_folder
+from l2c.io.bundled import model_names, project_folder
 from l2c.io.memory import out_of_memory
 from l2c.io.names import chosen, near_keywords, near_names, quoted, shown
 
@@ -109,11 +109,6 @@ class ModelPreset:
         args = MappingProxyType(dict(table("the key 'args' of a model preset", content.pop("args", {}))))
         given = {**content.pop("conventions", {}), **conventions}
         return cls(**content, args=args, conventions=MappingProxyType(given))
-
-
-def model_names() -> list[str]:
-    """Return the names of all presets."""
-    return sorted(path.stem for path in (project_folder("configs") / "model").glob("*.yaml"))
 
 
 def model_preset(name: str) -> ModelPreset:

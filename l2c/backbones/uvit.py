@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from l2c.backbones.backbone import Backbone, Conventions, sizes
 from l2c.backbones.dit import timestep_embedding, unpatchify
 from l2c.backbones.layer_cache import Fresh, Pair, Pass, mix
+from l2c.backbones.modules import Attention, Mlp, PatchEmbed
 from l2c.io.numbers import finite_number, truth_value, whole_number
 
 
@@ -19,8 +20,6 @@ class UViTBlock(nn.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool) -> None:
-        from timm.layers import Attention, Mlp  # brings torchvision and all its models
-
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
@@ -119,8 +118,6 @@ class UViT(Backbone):
         num_classes: int = -1,
         conv: bool = True,
     ) -> None:
-        from timm.layers import PatchEmbed
-
         super().__init__()
         img_size, patch_size, in_chans = sizes(img_size=img_size, patch_size=patch_size, in_chans=in_chans)
         embed_dim, num_heads = sizes(embed_dim=embed_dim, num_heads=num_heads)

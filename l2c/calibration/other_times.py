@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import CubicSpline
 
 from l2c.calibration.grid import Grid, places
 from l2c.io.seeds import draw_normal
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline
 
 Array = npt.NDArray[np.floating]
 SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
@@ -183,6 +185,8 @@ class _Source:
     def _spline(self, e: int) -> _Spline:
         """Return `J_e (f(u) - f(u_e))` as a function of u."""
         if e not in self._splines:
+            from scipy.interpolate import CubicSpline  # loads slowly, and most calibrations carry nothing
+
             responses, ahead = self._measured.responses[e], self._measured.ahead[e]
             back = min(e, responses.shape[1])
             on = min(len(self.times) - 1 - e, ahead.shape[1])

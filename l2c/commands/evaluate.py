@@ -14,7 +14,6 @@ from l2c.backbones.presets import load_backbone
 from l2c.calibration.cost import count_macs
 from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import configured_backbone, is_pipeline
-from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.sampler import preset_of
 from l2c.commands.frame.table import this_command_line
 from l2c.evaluation.comparison import fewer_evaluations
@@ -81,6 +80,8 @@ def score_images(cfg: DictConfig) -> None:
         check_reference(cfg.reference)
     source = cfg.samples
     if source is None:
+        from l2c.commands.frame.drawing import draw_by  # brings Lightning
+
         drawn = draw_by(cfg, folder / "samples")
         if not drawn.first_process:
             return

@@ -15,7 +15,8 @@ from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import replacing
 from l2c.io.tensors import check_finite, write_tensors
-from l2c.report.figures import sample_grid, save_figure
+from l2c.report.figures import save_figure
+from l2c.report.sample_grid import sample_grid
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import seeded_noise
 from l2c.sampling.settings import prepare

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from l2c.commands.frame.arguments import Arguments
 from l2c.commands.frame.table import command_line, python_line
 from l2c.io.atomic import check_another, check_output
-from l2c.io.bundled import graph_names
+from l2c.io.bundled import graph_names, model_names
 from l2c.io.json_fields import CALIBRATION, form_of
 from l2c.io.names import shown
 from l2c.report.own_results import is_drawn
@@ -63,8 +63,6 @@ def main(arguments: Sequence[str]) -> None:
 
 def _use_of(graph: CacheGraph, name: str) -> str:
     """Return the command, or the line of Python, that uses a graph's file."""
-    from l2c.backbones.presets import model_names
-
     if graph.solver.endswith("Scheduler"):
         return python_line(name)
     if graph.model in model_names():

@@ -60,6 +60,11 @@ def graph_names() -> list[str]:
     return sorted(path.stem for path in project_folder("checkpoints").glob("*.json"))
 
 
+def model_names() -> list[str]:
+    """Return the names of the model presets."""
+    return sorted(path.stem for path in (project_folder("configs") / "model").glob("*.yaml"))
+
+
 def bundled_graph(name: str) -> Path:
     """Return the file of a bundled graph, `dit_digits_ddim20` for example.
 

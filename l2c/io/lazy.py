@@ -1,12 +1,15 @@
-"""Names of a package that load when they are first used, and packages that are needed only then."""
+"""What loads when it is first used: names of a package, packages that are needed only then, packages themselves."""
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any
 
 
@@ -60,3 +63,120 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], 
         return sorted({*vars(sys.modules[package]), *homes})
 
     return load, names
+
+
+class _Thread(threading.local):
+    """What a thread does: `depth` > 0 inside `postponed`."""
+
+    depth = 0
+
+
+_LOCK = threading.RLock()  # held while a package runs, and while stand-ins are put in place
+_HERE = _Thread()
+_PATIENCE = 30.0  # seconds: threads that import what the other one waits for go on with what is there
+_READ = ("__path__", "__all__", "__version__")  # special names that run a package; others are looked for in passing
+
+
+class _Postponed(ModuleType):
+    """A package that has not run. An import of a submodule, or a name that it lacks, runs it; then it is as any."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__path__" and _HERE.depth:
+            return _spec(self).submodule_search_locations
+        if name.startswith("__") and name not in _READ:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        _run(self)
+        return getattr(self, name)
+
+    def __dir__(self) -> list[str]:
+        _run(self)
+        return dir(self)
+
+
+class _Running(ModuleType):
+    """A package that runs: other threads wait for it, its own finds what is there so far."""
+
+    def __getattr__(self, name: str) -> Any:
+        with _alone():
+            if type(self) is _Running:  # this very thread runs it
+                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r} yet")
+        return getattr(self, name)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the lock, or go on without it after some time: another import may wait for this thread."""
+    held = _LOCK.acquire(timeout=_PATIENCE)
+    try:
+        yield
+    finally:
+        if held:
+            _LOCK.release()
+
+
+def _spec(package: ModuleType) -> ModuleSpec:
+    assert package.__spec__ is not None
+    return package.__spec__
+
+
+def _run(package: ModuleType) -> None:
+    """Run a package that was postponed, after those that it lies in, as an import would have done."""
+    with _alone():
+        outer = sys.modules.get(package.__name__.rpartition(".")[0])
+        if type(outer) is _Postponed:
+            _run(outer)
+        if type(package) is not _Postponed:  # by another thread, or by the outer package
+            return
+        spec = _spec(package)
+        assert spec.loader is not None
+        package.__class__ = _Running  # type: ignore[assignment]
+        package.__path__ = list(spec.submodule_search_locations or ())
+        try:
+            spec.loader.exec_module(package)
+        except BaseException:
+            if sys.modules.get(spec.name) is package:
+                del sys.modules[spec.name]  # the next import tries again
+            raise
+        finally:
+            package.__class__ = ModuleType  # type: ignore[assignment]
+
+
+@contextmanager
+def postponed(*packages: str) -> Iterator[None]:
+    """Import submodules of packages in the `with` block without running the packages.
+
+    A package that has run is left as it is. One that has not is put into `sys.modules` as a stand-in that runs it,
+    once, when its names are used or anything else imports it or a submodule of it; submodules that are there by then
+    stay the same objects. Other threads never see a package half-run.
+
+    `import timm`, for three modules of it, brings all of its models, torchvision with its own, torch's compiler and,
+    where it is installed, wandb.
+
+    Args:
+        packages: their full names, a package before those that lie in it; those that are not installed are left out.
+
+    """
+    _HERE.depth += 1
+    try:
+        with _alone():
+            for name in packages:
+                _put(name)
+        yield
+    finally:
+        _HERE.depth -= 1
+
+
+def _put(name: str) -> None:
+    """Put the stand-in of a package in place, if it is not there and its outer package has not run."""
+    outer = name.rpartition(".")[0]
+    if name in sys.modules or (outer and type(sys.modules.get(outer)) is not _Postponed):
+        return
+    spec = find_spec(name)
+    if spec is None or spec.submodule_search_locations is None:
+        return
+    package = module_from_spec(spec)
+    del package.__path__
+    package.__class__ = _Postponed
+    sys.modules[name] = package
+    if outer:
+        setattr(sys.modules[outer], name.rpartition(".")[2], package)

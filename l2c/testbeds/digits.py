@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torch.utils.data import TensorDataset
-
-from l2c.data.pixels import PixelDataModule
 
 IMAGE_SHAPE = (1, 8, 8)
 NUM_CLASSES = 10
@@ -15,17 +11,8 @@ NUM_CLASSES = 10
 
 def digits() -> tuple[Tensor, Tensor]:
     """Return images (1797, 1, 8, 8) in [-1, 1] and labels (1797,) in 0..9."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float() / 8 - 1
     return images.unsqueeze(1), torch.from_numpy(bunch.target).long()
-
-
-class DigitsDataModule(PixelDataModule):
-    """The digits: (N, 1, 8, 8) and labels 0..9."""
-
-    image_shape = IMAGE_SHAPE
-    num_classes = NUM_CLASSES
-
-    def images(self) -> TensorDataset:
-        """Return the digits with their labels."""
-        return TensorDataset(*digits())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from l2c.data.pixels import PixelDataModule
-from l2c.testbeds.digits import DigitsDataModule
+from l2c.testbeds.digits_data import DigitsDataModule
 from l2c.testbeds.emoji_data import EmojiDataModule
 from l2c.testbeds.folder_data import FolderDataModule
 

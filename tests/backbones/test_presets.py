@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 
 import l2c
 from l2c.backbones.backbone import fingerprint
-from l2c.backbones.presets import ModelPreset, PublishedSampling, build_backbone, model_names, model_preset
+from l2c.backbones.presets import ModelPreset, PublishedSampling, build_backbone, model_preset
 from l2c.backbones.weights import find_checkpoint, load_strict, load_weights
 from l2c.diffusion import SOLVERS, Guidance, make_solver, schedule_of
+from l2c.io.bundled import model_names
 
 # name: input, blocks, width, heads, patch, output channels, labels
 SHAPES = {

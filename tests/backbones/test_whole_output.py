@@ -70,7 +70,7 @@ def test_reused_outputs_are_those_replaced_by_hand(backbone, reuse):
     with torch.no_grad():
         expected = by_hand(backbone, noise, reuse)
     images = sampler_of(backbone, whole_graph(backbone, reuse)).sample(LABELS, noise=noise)
-    assert torch.allclose(images, expected, atol=1e-5)
+    assert torch.allclose(images, expected, atol=1e-6 * float(expected.abs().max()))  # of images up to 700
     assert not torch.allclose(images, sampler_of(backbone).sample(LABELS, noise=noise), atol=1e-3)
 
 

@@ -9,7 +9,8 @@ from l2c.calibration.cost import count_macs
 from l2c.evaluation.graph_evaluation import evaluate_samplers
 from l2c.evaluation.graph_report import table, write_report
 from l2c.policies.methods.random_layers import random_layers
-from l2c.report.figures import graph_heatmap, router_heatmap, sample_grid, save_figure
+from l2c.report.figures import graph_heatmap, router_heatmap, save_figure
+from l2c.report.sample_grid import sample_grid
 from l2c.report.table import markdown_table
 from l2c.sampling.sampler import Sampler
 from l2c.speed.latency import Latency, alternate

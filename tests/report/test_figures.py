@@ -6,7 +6,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.report.figures import graph_heatmap, router_heatmap, sample_grid
+from l2c.report.figures import graph_heatmap, router_heatmap
+from l2c.report.sample_grid import sample_grid
 
 LONG = "FluxPipeline$black$-forest-labs/FLUX.1-dev-with-a-very-long-name-" + "and-more-" * 20
 FLUX = [f"transformer_blocks.{b}.{kind}" for b in range(19) for kind in ("attn", "ff", "ff_context")]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from l2c.sampling.solver_settings import SolverSettings
 from l2c.testbeds.backbone_run import train_backbone
-from l2c.testbeds.digits import DigitsDataModule
+from l2c.testbeds.digits_data import DigitsDataModule
 from l2c.testbeds.settings import BackboneTraining
 from l2c.training.checkpoints import _marked
 from l2c.training.corrections.run import train_correction, uncached_sampler

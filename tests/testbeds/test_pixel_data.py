@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from l2c.testbeds.digits import DigitsDataModule
+from l2c.testbeds.digits_data import DigitsDataModule
 from l2c.testbeds.pixel_data import pixel_data
 
 FITTING = {"num_labels": 10, "batch_size": 4, "seed": 0}

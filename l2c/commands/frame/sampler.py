@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 
-from l2c.backbones.presets import ModelPreset, load_backbone, model_names
+from l2c.backbones.presets import ModelPreset, load_backbone
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
+from l2c.io.bundled import model_names
 from l2c.io.names import shown
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.settings import sampler_arguments

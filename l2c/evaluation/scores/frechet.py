@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 class _AsTheyAre(nn.Module):
@@ -29,6 +28,8 @@ class Frechet:
     """
 
     def __init__(self, num_features: int, device: torch.device | str = "cpu") -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance  # brings torchvision and transformers
+
         self.num_features = num_features
         self._metric = FrechetInceptionDistance(feature=_AsTheyAre(num_features)).to(device)
 

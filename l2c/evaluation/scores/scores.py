@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.inception import InceptionScore
 
 from l2c.evaluation.scores.features import FeatureExtractor
 from l2c.evaluation.scores.frechet import Frechet
 from l2c.evaluation.scores.precision_recall import precision_recall
 from l2c.evaluation.scores.reference import ImageSet, Reference, features_of
 from l2c.io.seeds import torch_generator
+
+if TYPE_CHECKING:
+    from torchmetrics.image.inception import InceptionScore
 
 SPLITS = 10
 
@@ -104,6 +107,8 @@ def _neighbours(pooled: Tensor, reference: Reference) -> tuple[float | None, flo
 
 
 def _inception_score(num_images: int) -> InceptionScore:
+    from torchmetrics.image.inception import InceptionScore
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the logits of 50,000 images are 200 MB
         return InceptionScore(feature=nn.Identity(), splits=min(SPLITS, num_images))

@@ -1,4 +1,7 @@
-"""GELU in its tanh form, without the tanh."""
+"""The modules that the backbones are built of: timm's, without its models, and GELU in its tanh form.
+
+timm's modules read two functions of torchvision.models, which are there without torchvision's models too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,15 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from l2c.io.lazy import postponed
+
+with postponed("timm", "timm.layers", "torchvision", "torchvision.models"):
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.layers.patch_embed import PatchEmbed
+
+__all__ = ["Attention", "GELUTanh", "Mlp", "PatchEmbed"]
 
 A = 2 * math.sqrt(2 / math.pi)
 B = 0.044715 * A

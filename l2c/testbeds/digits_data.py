@@ -1,0 +1,19 @@
+"""Training data of the digits."""
+
+from __future__ import annotations
+
+from torch.utils.data import TensorDataset
+
+from l2c.data.pixels import PixelDataModule
+from l2c.testbeds.digits import IMAGE_SHAPE, NUM_CLASSES, digits
+
+
+class DigitsDataModule(PixelDataModule):
+    """The digits: (N, 1, 8, 8) and labels 0..9."""
+
+    image_shape = IMAGE_SHAPE
+    num_classes = NUM_CLASSES
+
+    def images(self) -> TensorDataset:
+        """Return the digits with their labels."""
+        return TensorDataset(*digits())
