@@ -144,7 +144,7 @@ def accelerate(
         FileNotFoundError: if there is no such prompt file.
 
     """
-    from l2c.integrations.diffusers import denoisers_of, remove
+    from l2c.integrations.diffusers import denoisers_of, set_aside
 
     denoisers_of(pipe)  # refuses what is no pipeline
     options = {} if options is None else table("options", options)
@@ -152,14 +152,14 @@ def accelerate(
     settings = policy, options, num_trajectories, num_probes, seed, kinds
     asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
-    remove(pipe)
-    place = (cache_folder() if folder is None else at_home(folder)) / asked.key(pipe)
-    path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
-    if not (path.is_file() and note.is_file()):
-        check_writable(path)
-        _make(pipe, asked, budget, path, note)
-    kind = CacheGraphs if len(denoisers_of(pipe)) > 1 else CacheGraph
-    _apply(pipe, graph := kind.load(path), place, budget)
+    with set_aside(pipe):
+        place = (cache_folder() if folder is None else at_home(folder)) / asked.key(pipe)
+        path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
+        if not (path.is_file() and note.is_file()):
+            check_writable(path)
+            _make(pipe, asked, budget, path, note)
+        kind = CacheGraphs if len(denoisers_of(pipe)) > 1 else CacheGraph
+        _apply(pipe, graph := kind.load(path), place, budget)
     tqdm.write(note.read_text(encoding="utf-8").rstrip())
     return graph
 
@@ -215,7 +215,7 @@ def _read(prompts: Any, pipe: Any) -> list[Any]:
 @torch.inference_mode(False)  # as in measuring, of conditions too
 def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:
     """Calibrate where that was not done yet; write the graph, and a note of a few lines for people."""
-    from l2c.integrations.diffusers.graphs import graphs_of
+    from l2c.integrations.diffusers.denoisers import graphs_of
     from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 
     backbone: Any = pipeline_backbone(

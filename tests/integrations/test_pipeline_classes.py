@@ -12,7 +12,7 @@ from tiny_pipelines import STEPS, tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied
-from l2c.integrations.diffusers.graphs import graphs_of
+from l2c.integrations.diffusers.denoisers import graphs_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.policies.context import PolicyContext
 

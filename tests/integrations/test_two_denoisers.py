@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -13,10 +16,11 @@ from diffusers.hooks import HookRegistry
 from tiny_parts import make_t5
 
 import l2c
-from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply, remove
-from l2c.integrations.diffusers.graphs import graphs_of
+from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply, placing, remove
+from l2c.integrations.diffusers.denoisers import graphs_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.integrations.diffusers.placing import put, root_of
 
 STEPS = 6
 SIZES = {"height": 16, "width": 16, "num_frames": 1}
@@ -141,3 +145,52 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     with pytest.raises(ValueError, match="is a cache graph, not graphs of a pipeline"):
         CacheGraphs.load(tmp_path / "one.json")
     remove(pipe)
+
+
+def roots(pipe):
+    return [root_of(pipe.transformer), root_of(pipe.transformer_2)]
+
+
+def test_both_graphs_are_applied_or_those_before_stay(pipe, monkeypatch):
+    apply(pipe, graphs(pipe))
+    before, cached = roots(pipe), latents(pipe)
+    one = pipe.transformer_2.blocks[1]
+    one._chunk_size = 1  # of feed-forward chunking: refused when the layers are made
+    with pytest.raises(ValueError, match="runs in chunks"):
+        apply(pipe, graphs(pipe))
+    one._chunk_size = None
+    assert roots(pipe) == before
+
+    def interrupted(module, hook, name):
+        if module is pipe.transformer_2:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        put(module, hook, name)
+
+    monkeypatch.setattr(placing, "put", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply(pipe, graphs(pipe, reuse=False))
+    assert roots(pipe) == before
+    assert torch.equal(latents(pipe), cached)
+    remove(pipe)
+
+
+def test_a_denoiser_put_in_later_is_said_to_run_uncached(pipe, caplog):
+    apply(pipe, graphs(pipe))
+    latents(pipe)
+    assert not caplog.messages
+    copied = copy.deepcopy(pipe.scheduler)
+    pickle.loads(pickle.dumps(copied))._reset_stateful_cache()
+    pipe.transformer_2 = transformer(2)
+    calls = counted(pipe.transformer_2)
+    latents(pipe)
+    assert len(calls) > 1
+    (message,) = caplog.messages
+    assert "WanPipeline.transformer_2 was replaced after the cache graph was applied" in message
+    apply(pipe, graphs(pipe))
+    latents(pipe)
+    pipe.transformer_2 = transformer(2)
+    remove(pipe)
+    latents(pipe)
+    assert len(caplog.messages) == 1
+    assert not hasattr(pipe.scheduler, "_reset_stateful_cache")

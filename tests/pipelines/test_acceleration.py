@@ -15,6 +15,7 @@ from without_backward import WithoutBackward
 
 import l2c
 from l2c.integrations.diffusers import remove
+from l2c.integrations.diffusers.placing import root_of
 from l2c.pipelines import acceleration
 
 
@@ -232,6 +233,15 @@ def test_what_is_no_pipeline_and_no_graph_is_refused(pipe, tmp_path):
         acceleration.accelerate("a name", [1], folder=tmp_path)
     with pytest.raises(ValueError, match="graph must be a cache graph, a path or a bundled name, got int"):
         l2c.apply(pipe, 3)
+
+
+def test_the_graph_before_stays_where_no_other_is_found(pipe, tmp_path):
+    accelerated(pipe, tmp_path)
+    before, cached = root_of(pipe.transformer), image(pipe)
+    with pytest.raises(ValueError, match="budget"):
+        accelerated(pipe, tmp_path, budget=0.01)
+    assert root_of(pipe.transformer) is before
+    assert (image(pipe) == cached).all()
 
 
 def test_a_graph_is_applied_by_its_path(pipe, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from l2c.io.names import near_keywords
 from l2c.io.numbers import truth_value
 
 with needed("diffusers", "cache graphs on pipelines need", "diffusers"):
-    from diffusers.hooks import HookRegistry, ModelHook
+    from diffusers.hooks import ModelHook
 from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.backbone import class_name
@@ -30,21 +30,21 @@ from l2c.integrations.diffusers.calls import check_idle
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
-from l2c.integrations.diffusers.hooks import (
+from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
+from l2c.integrations.diffusers.layers import make_layer
+from l2c.integrations.diffusers.placing import (
+    KINDS,
     LAYER,
     OUTER,
     ROOT,
     SILENT,
-    GraphHook,
     HookedModules,
-    LayerHook,
-    RunHook,
-    SilentHook,
-    Slot,
-    put,
-    take,
+    Placed,
+    ReplacedDenoisers,
+    exchange,
+    hooks_on,
+    root_of,
 )
-from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
 from l2c.integrations.diffusers.timesteps import GraphSchedule
 from l2c.sampling.correction import Correction
@@ -72,9 +72,10 @@ def apply(
 ) -> None:
     """Apply a cache graph, or a calibration, to a pipeline, or to its transformer or U-Net.
 
-    It takes the place of an earlier one. The pipeline is then called as usual, any number of times. Decisions follow
-    the timestep that the model is given, so a trajectory may begin anywhere (image-to-image). A reused layer without
-    a computed output is computed.
+    It takes the place of an earlier one, which stays if this one is refused. The pipeline is then called as usual,
+    any number of times. Decisions follow the timestep that the model is given, so a trajectory may begin anywhere
+    (image-to-image). A reused layer without a computed output is computed. A denoiser that is put into the pipeline
+    later has no graph, which a warning says at the end of each call.
 
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
@@ -104,9 +105,12 @@ def apply(
         made = _calibrated(pipe_or_model, graph, budget, resample=resample)
         model = unwrap_module(denoiser_of(pipe_or_model))
         watch = _watched(made.first, model, **of_weights)
-        _apply(model, pipe_or_model, made, None, watch, any_guidance=any_guidance)
+        _check_free(model)
+        hooks = {model: _hooks_of(model, pipe_or_model, made, None, watch, any_guidance=any_guidance)}
     else:
-        _apply_graphs(pipe_or_model, graph, of_weights, resample=resample, any_guidance=any_guidance)
+        hooks = _hooks_of_graphs(pipe_or_model, graph, of_weights, resample=resample, any_guidance=any_guidance)
+    exchange(hooks)
+    ReplacedDenoisers.watch(pipe_or_model)
 
 
 def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adapters: bool) -> WeightsWatch | None:
@@ -123,15 +127,15 @@ def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adap
     return WeightsWatch(model, check, since="the graph was applied (a fused LoRA?)", facts=facts_under_adapters)
 
 
-def _apply_graphs(
+def _hooks_of_graphs(
     pipe_or_model: Any,
     graph: Graphs | str | Path,
     of_weights: Mapping[str, bool],
     *,
     resample: bool,
     any_guidance: bool,
-) -> None:
-    """Apply finished graphs, one to each denoiser."""
+) -> dict[nn.Module, Placed]:
+    """Return the hooks of finished graphs, one for each denoiser; no model is changed."""
     models = denoisers_of(pipe_or_model)
     graph = _loaded(graph, two=len(models) > 1)
     pipe = None if isinstance(pipe_or_model, nn.Module) else pipe_or_model
@@ -147,8 +151,8 @@ def _apply_graphs(
             if pipe is None
             else "resample=True cannot tell which timesteps each of two denoisers has; make graphs for this schedule"
         )
-    made: list[tuple[nn.Module, Rows, Correction | None, WeightsWatch | None]] = []
-    for name, model in models.items():  # all are looked at before the first one is changed
+    hooks: dict[nn.Module, Placed] = {}
+    for name, model in models.items():
         bare = unwrap_module(model)
         _check_free(bare)
         fitted = fitted_to(graphs[name], bare)
@@ -157,15 +161,9 @@ def _apply_graphs(
             check_scheduler(fitted, pipe.scheduler)
         part = len(models) > 1  # it makes some of the pipeline's evaluations, the other model the others
         rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
-        # The correction is of the graph under the names that it was made with.
-        made.append((bare, rows, Correction.of(graphs[name]), watch))
-    try:
-        for bare, rows, correction, watch in made:
-            _apply(bare, pipe, rows, correction, watch, any_guidance=any_guidance)
-    except BaseException:
-        if len(made) > 1:  # no half of the graphs
-            remove(pipe_or_model)
-        raise
+        correction = Correction.of(graphs[name])  # under the names that it was made with
+        hooks[bare] = _hooks_of(bare, pipe, rows, correction, watch, any_guidance=any_guidance)
+    return hooks
 
 
 def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resample: bool) -> CalibratedRows:
@@ -213,10 +211,24 @@ def remove(pipe_or_model: Any) -> None:
     """
     models = [unwrap_module(model) for model in denoisers_of(pipe_or_model).values()]
     for model in models:
-        if _root_of(model) is not None:
+        if root_of(model) is not None:
             check_idle(model, "remove the graph")
-    for model in models:
-        _remove(model)
+    exchange(dict.fromkeys(models, ()))
+    ReplacedDenoisers.unwatch(pipe_or_model)
+
+
+@contextmanager
+def set_aside(pipe_or_model: Any) -> Iterator[None]:
+    """Remove the graph; put it back if the `with` block, which is to apply another one, fails. See `remove`."""
+    before = {unwrap_module(model): hooks_on(unwrap_module(model)) for model in denoisers_of(pipe_or_model).values()}
+    remove(pipe_or_model)
+    try:
+        yield
+    except BaseException:
+        exchange(before)
+        if any(before.values()):
+            ReplacedDenoisers.watch(pipe_or_model)
+        raise
 
 
 @contextmanager
@@ -227,7 +239,7 @@ def applied(pipe_or_model: Any, graph: Graphs | Measurements | str | Path, **opt
         ValueError: if the pipeline has a graph before, see also `apply`.
 
     """
-    if any(_root_of(unwrap_module(model)) is not None for model in denoisers_of(pipe_or_model).values()):
+    if any(root_of(unwrap_module(model)) is not None for model in denoisers_of(pipe_or_model).values()):
         raise ValueError(
             "the pipeline has a cache graph already, which the end of the with block would remove too; call "
             "l2c.remove first, or l2c.apply the other graph in its place"
@@ -239,7 +251,7 @@ def applied(pipe_or_model: Any, graph: Graphs | Measurements | str | Path, **opt
         remove(pipe_or_model)
 
 
-def _apply(
+def _hooks_of(
     model: nn.Module,
     pipe: Any,
     rows: Rows,
@@ -247,9 +259,8 @@ def _apply(
     watch: WeightsWatch | None,
     *,
     any_guidance: bool,
-) -> None:
-    """Put hooks on one model, in the place of those of an earlier graph."""
-    _check_free(model)
+) -> Placed:
+    """Return the hooks of a graph for a model's modules, the one for the model itself last."""
     graph = rows.first
     layers = [make_layer(model, name) for name in graph.layers]
     alike = correction is None and not isinstance(rows, CalibratedRows)  # the columns of any graph of these rows
@@ -258,9 +269,6 @@ def _apply(
     placed: list[tuple[nn.Module, ModelHook, str]] = [(module, hook, LAYER) for module, hook in hooks.items()]
     for layer, slot in zip(layers, slots, strict=True):
         placed += [(module, SilentHook(slot), SILENT) for module in layer.silent]
-    _remove(model)
-    for module, hook, name in placed:
-        put(module, hook, name)
     hooked = HookedModules(model, placed)
 
     def upkeep(model: nn.Module) -> None:
@@ -269,24 +277,7 @@ def _apply(
         hooked.look(model)
 
     schedule = GraphSchedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
-    put(model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)
-    # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
-    HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
-
-
-def _remove(model: nn.Module) -> None:
-    root = _root_of(model)
-    with nullcontext() if root is None else root.lock:  # a forward that runs in another thread ends first
-        for module in model.modules():
-            for name in (ROOT, SILENT, LAYER):
-                take(module, name)
-    HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
-
-
-def _root_of(model: nn.Module) -> GraphHook | None:
-    """Return the hook of the graph that is applied to a model."""
-    registry: Any = getattr(model, "_diffusers_hook", None)
-    return None if registry is None else registry.get_hook(ROOT)
+    return [*placed, (model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)]
 
 
 def _check_free(model: nn.Module) -> None:
@@ -299,12 +290,12 @@ def _check_uncached(model: nn.Module) -> None:
     """Refuse a model that another mechanism, or a graph of another model with its layers, already caches."""
     registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
     names = [name for registry in registries if registry is not None for name in registry.hooks]
-    if LAYER in names and _root_of(model) is None:
+    if LAYER in names and root_of(model) is None:
         raise ValueError(
             f"a cache graph is already applied to another model that has layers of this {class_name(model)}; call "
             "l2c.remove on that one first"
         )
-    harmless = (*HARMLESS, ROOT, LAYER, SILENT)
+    harmless = (*HARMLESS, *KINDS)
     foreign = next((name for name in names if not name.startswith(harmless)), None)
     if getattr(model, "is_cache_enabled", False) or foreign is not None:
         by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from types import MethodType
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
-from diffusers.hooks.hooks import BaseState, CacheContext, HookRegistry, ModelHook, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import Branch, LayerForm, over
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
-from l2c.integrations.diffusers.layers import module_of
 from l2c.integrations.diffusers.timesteps import GraphSchedule, conditions_of, timestep_of
 from l2c.io.locks import OwnLock
 from l2c.sampling.correction import Correction
@@ -147,79 +144,6 @@ class SilentHook(_UncopiedHook):
 
 def _tokenless(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x.new_empty((*shape[:-2], 0, shape[-1]))
-
-
-ROOT, LAYER, SILENT = "l2c_cache_graph", "l2c_layer", "l2c_silent"  # names of the hooks
-OUTER = ("cp_input", "cp_output")  # of context parallelism: they give a module its part of the tokens
-
-
-def put(module: Any, hook: ModelHook, name: str) -> None:
-    """Register a hook beneath those that move weights or split tokens, whichever came first.
-
-    Accelerate puts back the forward that it found, model offload so after every call: a hook above it would be lost.
-    """
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    with _beneath_accelerate(module):
-        outer = [(name, hook) for name, hook in registry.hooks.items() if name.startswith(OUTER)]
-        for other, _ in reversed(outer):
-            registry.remove_hook(other, recurse=False)
-        registry.register_hook(hook, name)
-        if name in _FORWARDS:  # one function for all modules: torch.compile compiles blocks that are alike once
-            setattr(module, name, hook)
-            module.forward = MethodType(_FORWARDS[name], module)
-        for other, above in outer:
-            registry.register_hook(above, other)
-
-
-def take(module: Any, name: str) -> None:
-    """Take a hook off, and no other; without one of that name nothing happens."""
-    if hasattr(module, "_diffusers_hook"):
-        with _beneath_accelerate(module):
-            module._diffusers_hook.remove_hook(name, recurse=False)
-        vars(module).pop(name, None)
-
-
-def _forward(name: str) -> Callable[..., Any]:
-    return lambda module, *args, **kwargs: getattr(module, name).new_forward(module, *args, **kwargs)
-
-
-_FORWARDS = {name: _forward(name) for name in (LAYER, SILENT)}
-
-
-@contextmanager
-def _beneath_accelerate(module: Any) -> Iterator[None]:
-    """Let `module.forward` be the one that accelerate's hook calls, where there is such a hook."""
-    covered = "_old_forward" in vars(module)
-    if covered:
-        outer, module.forward = module.forward, module._old_forward
-    try:
-        yield
-    finally:
-        if covered:
-            module._old_forward, module.forward = module.forward, outer
-
-
-class HookedModules:
-    """The modules that carry hooks, by name; a module that replaces one (a LoRA layer) takes over its hooks.
-
-    Args:
-        model: the model.
-        placed: modules of it, each with its hook and the hook's name.
-
-    """
-
-    def __init__(self, model: nn.Module, placed: Sequence[tuple[nn.Module, ModelHook, str]]) -> None:
-        names = {module: name for name, module in model.named_modules()}
-        self._placed = [(names[module], module, hook, kind) for module, hook, kind in placed]
-
-    def look(self, model: nn.Module) -> None:
-        """Move the hooks of modules that were replaced."""
-        for place, (name, before, hook, kind) in enumerate(self._placed):
-            if (now := module_of(model, name)) is not before:
-                take(before, kind)
-                put(now, hook, kind)
-                HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
-                self._placed[place] = (name, now, hook, kind)
 
 
 class BranchName(StateManager):

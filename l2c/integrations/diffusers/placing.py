@@ -1,0 +1,183 @@
+"""Puts hooks on the modules of models and takes them off: those of all denoisers, or none."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from types import MethodType
+from typing import Any
+
+from diffusers.hooks.hooks import HookRegistry, ModelHook
+from diffusers.utils.torch_utils import unwrap_module
+from torch import nn
+
+from l2c.integrations.diffusers.denoisers import denoisers_of
+from l2c.integrations.diffusers.layers import module_of
+
+log = logging.getLogger(__name__)
+Placed = Sequence[tuple[nn.Module, ModelHook, str]]  # modules, each with its hook and the hook's name
+ROOT, SILENT, LAYER = KINDS = "l2c_cache_graph", "l2c_silent", "l2c_layer"  # names of the hooks, the outer ones first
+OUTER = ("cp_input", "cp_output")  # of context parallelism: they give a module its part of the tokens
+
+
+def put(module: Any, hook: ModelHook, name: str) -> None:
+    """Register a hook beneath those that move weights or split tokens, whichever came first.
+
+    Accelerate puts back the forward that it found, model offload so after every call: a hook above it would be lost.
+    """
+    registry = HookRegistry.check_if_exists_or_initialize(module)
+    with _beneath_accelerate(module):
+        outer = [(name, hook) for name, hook in registry.hooks.items() if name.startswith(OUTER)]
+        for other, _ in reversed(outer):
+            registry.remove_hook(other, recurse=False)
+        registry.register_hook(hook, name)
+        if name in _FORWARDS:  # one function for all modules: torch.compile compiles blocks that are alike once
+            setattr(module, name, hook)
+            module.forward = MethodType(_FORWARDS[name], module)
+        for other, above in outer:
+            registry.register_hook(above, other)
+
+
+def take(module: Any, name: str) -> None:
+    """Take a hook off, and no other; without one of that name nothing happens."""
+    if hasattr(module, "_diffusers_hook"):
+        with _beneath_accelerate(module):
+            module._diffusers_hook.remove_hook(name, recurse=False)
+        vars(module).pop(name, None)
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    return lambda module, *args, **kwargs: getattr(module, name).new_forward(module, *args, **kwargs)
+
+
+_FORWARDS = {name: _forward(name) for name in (LAYER, SILENT)}
+
+
+@contextmanager
+def _beneath_accelerate(module: Any) -> Iterator[None]:
+    """Let `module.forward` be the one that accelerate's hook calls, where there is such a hook."""
+    covered = "_old_forward" in vars(module)
+    if covered:
+        outer, module.forward = module.forward, module._old_forward
+    try:
+        yield
+    finally:
+        if covered:
+            module._old_forward, module.forward = module.forward, outer
+
+
+class HookedModules:
+    """The modules that carry hooks, by name; a module that replaces one (a LoRA layer) takes over its hooks.
+
+    Args:
+        model: the model.
+        placed: modules of it, each with its hook and the hook's name.
+
+    """
+
+    def __init__(self, model: nn.Module, placed: Placed) -> None:
+        names = {module: name for name, module in model.named_modules()}
+        self._placed = [(names[module], module, hook, kind) for module, hook, kind in placed]
+
+    def look(self, model: nn.Module) -> None:
+        """Move the hooks of modules that were replaced."""
+        for place, (name, before, hook, kind) in enumerate(self._placed):
+            if (now := module_of(model, name)) is not before:
+                take(before, kind)
+                put(now, hook, kind)
+                HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
+                self._placed[place] = (name, now, hook, kind)
+
+
+def root_of(model: nn.Module) -> Any:
+    """Return the hook of the graph that is applied to a model, a `GraphHook`; None without one."""
+    registry: Any = getattr(model, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(ROOT)
+
+
+def hooks_on(model: nn.Module) -> Placed:
+    """Return the hooks of the graph that is applied to a model, in the order in which they were put."""
+    registries = [(module, getattr(module, "_diffusers_hook", None)) for module in model.modules()]
+    named = [(module, registry.hooks.items()) for module, registry in registries if registry is not None]
+    return [(module, hook, kind) for module, hooks in named for kind, hook in hooks if kind in KINDS]
+
+
+def exchange(hooks: Mapping[nn.Module, Placed]) -> None:
+    """Put hooks on models in the place of those of earlier graphs; if that fails, the earlier ones are there again.
+
+    Args:
+        hooks: for each model the hooks on its modules, the one on the model itself last.
+
+    """
+    before = {model: hooks_on(model) for model in hooks}
+    try:
+        for model, placed in hooks.items():
+            _put_all(model, placed)
+    except BaseException:
+        for model, placed in before.items():
+            _put_all(model, placed)
+        raise
+
+
+def _put_all(model: nn.Module, placed: Placed) -> None:
+    root = root_of(model)
+    with nullcontext() if root is None else root.lock:  # a forward that runs in another thread ends first
+        for module in model.modules():
+            for name in KINDS:
+                take(module, name)
+        for module, hook, name in placed:
+            put(module, hook, name)
+    # diffusers remembers which modules below have hooks, and hands the guidance branch's name to those alone.
+    HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
+
+
+class ReplacedDenoisers:
+    """Says at the end of a pipeline's call that a denoiser was replaced after a graph was applied, and ran without.
+
+    diffusers tells all components of a pipeline that a call has ended, those that have such a method; the scheduler
+    gets one. Nothing of it is called before.
+
+    Args:
+        pipe: the pipeline; its denoisers have graphs. None = a copy, which says nothing.
+
+    """
+
+    METHOD = "_reset_stateful_cache"
+
+    def __init__(self, pipe: Any = None) -> None:
+        self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
+        models = {} if pipe is None else denoisers_of(pipe)
+        self._models = {name: weakref.ref(unwrap_module(model)) for name, model in models.items()}
+
+    def __call__(self) -> None:
+        """Look at the denoisers."""
+        pipe = self._pipe()
+        for name, before in self._models.items():
+            model, now = before(), getattr(pipe, name, None)
+            replaced = isinstance(now, nn.Module) and root_of(unwrap_module(now)) is None
+            if replaced and (model is None or root_of(model) is not None):
+                log.warning(
+                    "%s.%s was replaced after the cache graph was applied, so that this call ran uncached; call "
+                    "l2c.apply(pipe, graph) again, or l2c.remove(pipe) to do without",
+                    type(pipe).__name__,
+                    name,
+                )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReplacedDenoisers, ()
+
+    @classmethod
+    def watch(cls, pipe: Any) -> None:
+        """Watch the calls of a pipeline with a scheduler."""
+        scheduler = getattr(pipe, "scheduler", None)
+        if scheduler is not None:
+            setattr(scheduler, cls.METHOD, cls(pipe))
+
+    @classmethod
+    def unwatch(cls, pipe: Any) -> None:
+        """Watch them no longer."""
+        scheduler = getattr(pipe, "scheduler", None)
+        if isinstance(getattr(scheduler, cls.METHOD, None), cls):
+            delattr(scheduler, cls.METHOD)
