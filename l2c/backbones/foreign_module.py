@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -102,6 +103,16 @@ def check_runs(name: str, module: nn.Module) -> None:
 def _matches(name: str, pattern: str) -> bool:
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
+
+
+def shape_of(input_shape: Any) -> tuple[int, ...] | None:
+    """Return the shape of one x, None where it is not known; refuse one without sides, or whose sides are none."""
+    if input_shape is None:
+        return None
+    sides = tuple(whole_number("a side of input_shape", n, low=1) for n in each("input_shape", input_shape))
+    if not sides:
+        raise ValueError("input_shape is empty; give (C, H, W), or leave it out")
+    return sides
 
 
 def labels_of(labels: str | None, num_labels: int, null_label: int | None) -> tuple[int | None, int]:

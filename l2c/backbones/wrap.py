@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone, Conventions, class_name
-from l2c.backbones.foreign_module import around, bare, check_parameters, labels_of, match_layers, modules_of
+from l2c.backbones.foreign_module import around, bare, check_parameters, labels_of, match_layers, modules_of, shape_of
 from l2c.backbones.forwards import compiled, in_turn, replaced, uncompiled
 from l2c.backbones.layer_cache import Fresh, LayerOutput, Pass, mix
 from l2c.backbones.layer_form import (
@@ -30,7 +30,6 @@ from l2c.graph.given import each, text
 from l2c.graph.layer_names import block_of
 from l2c.io.locks import OwnLock
 from l2c.io.names import listed, near_keywords
-from l2c.io.numbers import whole_number
 from l2c.io.tensors import leaves_of
 
 # They may run as one kernel, none of their parts being called.
@@ -305,8 +304,6 @@ def wrap(
     module = _unwrapped(module)
     check_parameters(module, timestep=text("timestep", timestep), labels=labels)
     null_label, num_labels = labels_of(labels, num_labels, null_label)
-    if input_shape is not None:
-        input_shape = tuple(whole_number("a side of input_shape", n, low=1) for n in each("input_shape", input_shape))
     names, found = match_layers(module, layers), modules_of(module)
     whole, name = _whole(module, names, residual), text("name", class_name(module) if name is None else name)
     return WrappedModule(
@@ -315,7 +312,7 @@ def wrap(
         timestep=timestep,
         labels=labels,
         conventions=_conventions(name, schedule, first_timestep, guidance, null_label, prediction),
-        input_shape=input_shape,
+        input_shape=shape_of(input_shape),
         num_embedded_labels=num_labels + (null_label is not None) if labels else 0,
     )
 

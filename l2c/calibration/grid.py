@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from l2c.diffusion import Solver
+from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.io.json_fields import items, known_fields
 from l2c.io.numbers import finite_number
 
 FIELDS = ("timesteps", "ends", "coefficients", "direct")
-MOST_ON_A_GRID = 10_000
 SMALL = 1e-4  # outputs of this size reach no clip of a scheduler, so that its steps are linear
 
 
@@ -43,9 +43,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         count = len(self.timesteps)
-        if not 2 <= count <= MOST_ON_A_GRID:
+        if not 2 <= count <= MAX_EVALUATIONS:
             raise ValueError(
-                f"a calibration makes graphs for 2 to {MOST_ON_A_GRID} evaluations, got {count}; take as many steps"
+                f"a calibration makes graphs for 2 to {MAX_EVALUATIONS} evaluations, got {count}; take as many steps"
             )
         for name in FIELDS:
             if len(getattr(self, name)) != count:

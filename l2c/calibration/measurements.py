@@ -18,10 +18,12 @@ from l2c.calibration.other_times import ResponsesOnGrid, carry
 from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import names, takes
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.bundled import at_home
 from l2c.io.json_fields import as_form
-from l2c.io.names import chosen, shown
+from l2c.io.names import chosen, quoted, shown
+from l2c.io.numbers import truth_value
 from l2c.io.tensors import opened, write_tensors
 
 Kind = TypeVar("Kind", bound="Measurements")
@@ -34,6 +36,13 @@ HOW = {
         ("responses", "responses_ahead"), "run `l2c calibrate measure=[responses]` and give the file that it writes"
     ),
 }
+
+
+def solver_or_grid(name: str, value: Any) -> Solver | Grid:
+    """Return the evaluations of a graph; refuse what says none."""
+    if not isinstance(value, (Solver, Grid)):
+        raise ValueError(f"{name} must be a Solver, or its evaluations as a Grid, got {quoted(value)}")
+    return value
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,6 +107,7 @@ class Measurements:
             )
         return self.tensors[name]
 
+    @takes(graph=CacheGraph, any_times=truth_value)
     def check(self, graph: CacheGraph, *, any_times: bool = False) -> None:
         """Refuse a calibration of another model or sampler than a graph is to be made for.
 
@@ -133,7 +143,8 @@ class Measurements:
             output_corrections=(),
         )
 
-    def part(self: Kind, layers: Sequence[str]) -> Kind:
+    @takes(layers=names)
+    def part(self: Kind, layers: str | Sequence[str]) -> Kind:
         """Return the one of `parts` that has these layers, `("output",)` for one; the first where none has."""
         return next((part for part in self.parts if part.binding.layers == tuple(layers)), self.parts[0])
 
@@ -146,6 +157,7 @@ class Measurements:
         alone = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(file.OF_OUTPUT)}
         return replace(self, tensors=alone, output_corrections=()), whole
 
+    @takes(graph=CacheGraph, solver=solver_or_grid)
     def at(self: Kind, graph: CacheGraph, solver: Solver | Grid) -> Kind:
         """Return the calibration for the times of a graph: itself, or with responses carried there.
 

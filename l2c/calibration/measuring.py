@@ -15,11 +15,11 @@ from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import Grid, oldest_age
 from l2c.calibration.measurements import Kind
 from l2c.calibration.responses import check_gradients, measure_both_ways
-from l2c.calibration.settings import AT_ONCE, CHANGES, FORWARD, GRADIENT, RESPONSES, WHAT, Changes, Responses
+from l2c.calibration.settings import CHANGES, FORWARD, GRADIENT, RESPONSES, WHAT, Changes, Responses
 from l2c.diffusion import SOLVERS, Solver
 from l2c.graph.given import table
 from l2c.io.names import near_keywords
-from l2c.io.numbers import whole_number
+from l2c.io.numbers import AT_ONCE, whole_number
 from l2c.io.settings import Settings
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.binding import binding_of

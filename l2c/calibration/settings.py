@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from l2c.io.numbers import AT_ONCE, LARGEST_SEED
 from l2c.io.settings import Items, Settings, Text, ruled, text, whole
 
 CHANGES, RESPONSES = "changes", "responses"
 GRADIENT, FORWARD = "gradient", "forward"
-AT_ONCE = 10**6  # trajectories that are held in memory together
 WHAT = Items(item=Text(choices=(CHANGES, RESPONSES)), single=True)
 
 
@@ -29,7 +29,7 @@ class CalibrationSettings(Settings):
     measure: Any = ruled(WHAT, [CHANGES])
     num_trajectories: int = whole(64, at_least=1, at_most=AT_ONCE)
     batch_size: int = whole(8, at_least=1, at_most=AT_ONCE)
-    seed: int = whole(7, at_least=0, at_most=2**32 - 1)
+    seed: int = whole(7, at_least=0, at_most=LARGEST_SEED)
     true_errors: int = whole(64, at_least=0, at_most=AT_ONCE)
 
 

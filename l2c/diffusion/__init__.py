@@ -8,6 +8,7 @@ from l2c.diffusion.flow import FlowDPM2M, FlowEuler
 from l2c.diffusion.guidance import Guidance
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, Schedule, schedule_of
 from l2c.diffusion.solver import Evaluation, Model, Solver, Trajectory
+from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.io.names import chosen, quoted
 from l2c.io.numbers import whole_number
 
@@ -22,11 +23,11 @@ def make_solver(name: str, schedule: Schedule, num_evaluations: int, **options: 
 
     Raises:
         ValueError: if the name is unknown, the solver cannot follow the schedule, it has no such option, or the
-            number is no whole number of at least 1.
+            number is no whole number in 1..4096.
 
     """
     chosen("solver", name, SOLVERS)
-    num_evaluations = whole_number("num_evaluations", num_evaluations, low=1)
+    num_evaluations = whole_number("num_evaluations", num_evaluations, low=1, high=MAX_EVALUATIONS)
     if not isinstance(schedule, Schedule):
         raise ValueError(f"a solver needs a noise schedule (l2c.diffusion.NoiseSchedule), got {quoted(schedule)}")
     fitting = [kind.name for kind in _KINDS if kind.follows(schedule)]

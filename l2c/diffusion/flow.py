@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l2c.diffusion.schedule import FLOW, FlowSchedule
 from l2c.diffusion.solver import Evaluation, NoiseSource, Solver, Trajectory
+from l2c.graph.checks import MAX_OPTION
 from l2c.io.numbers import finite_number
 
 FIRST_FINITE = 0.999  # the noisiest s at which log(alpha / sigma) is taken, as in diffusers
@@ -25,16 +26,14 @@ class FlowSolver(Solver):
     Args:
         schedule: the flow of the weights.
         times: s of each evaluation before the shift, decreasing, in (0, 1].
-        shift: k > 0; 1 leaves the times alone.
+        shift: k in [1e-6, 1e6]; 1 leaves the times alone, 3 is common.
 
     """
 
     schedules = (FLOW,)
 
     def __init__(self, schedule: FlowSchedule, times: Sequence[float], shift: float) -> None:
-        shift = finite_number("shift", shift)
-        if shift <= 0:
-            raise ValueError(f"shift must be a number above 0, got {shift}; 1 leaves the times alone, 3 is common")
+        shift = finite_number("shift", shift, low=1 / MAX_OPTION, high=MAX_OPTION)
         shifted = [shift * s / (1 + (shift - 1) * s) for s in times]
         super().__init__(
             schedule, tuple(schedule.num_steps * s for s in shifted), tuple((e,) for e in range(len(shifted)))

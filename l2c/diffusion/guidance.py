@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from l2c.graph.binding import GUIDANCES, NEUTRAL_SCALE
+from l2c.graph.checks import MAX_SCALE
 from l2c.io.names import chosen
+from l2c.io.numbers import finite_number
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Guidance:
 
     def __post_init__(self) -> None:
         chosen("guidance", self.mode, GUIDANCES)
+        if self.scale is not None:
+            scale = finite_number("the guidance scale", self.scale, low=-MAX_SCALE, high=MAX_SCALE)
+            object.__setattr__(self, "scale", scale)
 
     @property
     def active(self) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 from l2c.diffusion.prediction import check_prediction
 from l2c.graph.given import floats
 from l2c.io.names import chosen
+from l2c.io.numbers import whole_number
 from l2c.io.seeds import Stream
 
 VARIANCE_PRESERVING = ("linear", "scaled_linear", "cosine")
@@ -27,6 +28,7 @@ OWN = "own"  # the name of one that is given by its betas
 FLOW = "flow"
 SCHEDULES = (*VARIANCE_PRESERVING, FLOW)
 UNIFORM_SHARE = 0.25
+MOST_STEPS = 10**6  # of training; published weights have 1000
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Schedule(ABC):
     def __post_init__(self) -> None:
         chosen("noise schedule", self.name, (*SCHEDULES, OWN))
         check_prediction(self.prediction)
+        for name, low, high in (("first_timestep", 0, 1000), ("num_steps", 2, MOST_STEPS)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low=low, high=high))
 
     def timestep(self, index: float) -> float:
         """Return the t that the network is given at a (fractional) index."""
@@ -83,6 +87,7 @@ class NoiseSchedule(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "given", floats("given", self.given))
         if len(self.given) != (self.num_steps if self.name == OWN else 0):
             raise ValueError(
                 f"the noise schedule {self.name} of {self.num_steps} steps has {len(self.given)} betas; {OWN} alone "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2c.diffusion.prediction import data_of, noise_of, velocity_of
 from l2c.diffusion.schedule import OWN, VARIANCE_PRESERVING, Schedule
+from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.io.numbers import whole_number
 
 
@@ -31,7 +32,6 @@ class Evaluation:
     t: float
 
 
-MOST_EVALUATIONS = 10**6
 Model: TypeAlias = Callable[[Tensor, float], Tensor]
 Trajectory: TypeAlias = Generator[Evaluation, Tensor, Tensor]
 NoiseSource: TypeAlias = "torch.Generator | Callable[[tuple[int, ...]], Tensor]"
@@ -84,13 +84,13 @@ class Solver(ABC):
             least: the smallest that the solver can do.
 
         Raises:
-            ValueError: if it is no whole number in least..10^6, or the solver cannot follow the schedule.
+            ValueError: if it is no whole number in least..4096, or the solver cannot follow the schedule.
 
         """
         if not isinstance(schedule, Schedule) or not cls.follows(schedule):
             got = f"one named {schedule.name}" if isinstance(schedule, Schedule) else type(schedule).__name__
             raise ValueError(f"{cls.name} follows a noise schedule named {' or '.join(cls.schedules)}, got {got}")
-        return whole_number(f"num_evaluations of {cls.name}", num_evaluations, low=least, high=MOST_EVALUATIONS)
+        return whole_number(f"num_evaluations of {cls.name}", num_evaluations, low=least, high=MAX_EVALUATIONS)
 
     @property
     def num_evaluations(self) -> int:

@@ -18,6 +18,7 @@ from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
 from l2c.drawing.lit_drawing import LitSampler, ShardsToDraw
 from l2c.drawing.settings import DrawingSettings
+from l2c.graph.given import table, takes, text
 from l2c.io.bundled import at_home
 from l2c.io.memory import halved, memory_explained, remedies
 from l2c.sampling.correction import plan_digest
@@ -54,6 +55,7 @@ class Drawn:
         return write_archive(path, shards.batches(512), len(shards), shards.shape, shards.labels())
 
 
+@takes(sampler=Sampler, vae_name=text, trainer=table, settings=table)
 def sample_images(
     sampler: Sampler,
     folder: str | Path,

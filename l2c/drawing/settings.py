@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from l2c.io.numbers import LARGEST_SEED
 from l2c.io.settings import Settings, text, whole
 
 LABELS = ("balanced", "random")
@@ -23,7 +24,7 @@ class DrawingSettings(Settings):
     """
 
     num_images: int = whole(50_000, at_least=1, at_most=10**9)
-    seed: int = whole(0, at_least=0, at_most=2**32 - 1)
+    seed: int = whole(0, at_least=0, at_most=LARGEST_SEED)
     labels: str = text("balanced", choices=LABELS)
     batch_size: int = whole(32, at_least=1, at_most=10**6)
     shard_size: int = whole(512, at_least=1)

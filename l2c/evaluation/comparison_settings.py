@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from l2c.io.numbers import LARGEST_SEED
 from l2c.io.settings import Anything, Items, Settings, Table, Text, flag, ruled, text, whole
 from l2c.policies.budget import Budget
 from l2c.policies.settings import BudgetRule
@@ -44,7 +45,7 @@ class ComparisonSettings(Settings):
     graphs: Mapping[str, str] | None = ruled(Table(item=Text(), optional=True), None)
     num_images: int = whole(1000, at_least=2, at_most=10**6)
     batch_size: int = whole(100, at_least=1, at_most=10**6)
-    seed: int = whole(1000, at_least=0, at_most=2**32 - 1)
+    seed: int = whole(1000, at_least=0, at_most=LARGEST_SEED)
     num_seeds: int = whole(3, at_least=1, at_most=1000)
     timing_batch: int = whole(16, at_least=1, at_most=10**6)
     timing_repetitions: int = whole(5, at_least=1)

@@ -7,17 +7,23 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration.cost import Cost
 from l2c.evaluation.metrics import ImageError, Reader, frechet_distance, image_error
+from l2c.graph.given import each, table, takes
+from l2c.io.names import quoted
+from l2c.io.numbers import AT_ONCE, LARGEST_SEED, whole_number
 from l2c.report.samples import SampleRow
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import standard_error
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.speed.latency import Latency, alternate
+
+COUNT = partial(whole_number, low=1, high=AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,31 @@ class GraphEvaluation:
     guidance: str
 
 
+def methods_with_draws(name: str, value: Any) -> dict[str, list[Sampler]]:
+    """Return samplers by the name of their method; refuse what is none."""
+    methods = {
+        str(method): list(each(f"the draws of {method}", draws)) for method, draws in table(name, value).items()
+    }
+    for method, draws in methods.items():
+        if not draws or not all(isinstance(draw, Sampler) for draw in draws):
+            got = quoted(draws[0]) if draws else "none"
+            raise ValueError(
+                f"{name} must be lists of samplers by the name of their method, got {got} for {quoted(method)}"
+            )
+    if not methods:
+        raise ValueError(f"{name} is empty; give the uncached sampler first, {{'uncached': [sampler], ...}}")
+    return methods
+
+
+@takes(
+    samplers=methods_with_draws,
+    cost=Cost,
+    num_images=partial(whole_number, low=2, high=AT_ONCE),
+    seed=partial(whole_number, low=0, high=LARGEST_SEED),
+    batch_size=COUNT,
+    timing_batch=COUNT,
+    timing_repetitions=COUNT,
+)
 def evaluate_samplers(
     samplers: Mapping[str, Sequence[Sampler]],
     *,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.io.names import chosen
 from l2c.io.settings import Number, Rule, Text, full_name
 from l2c.policies.settings import COUNT, FROM_0, NEEDS, OPTIONS, SEED, check_options, check_values
@@ -17,10 +18,11 @@ FEWER_STEPS = "fewer_steps"
 BY_RESPONSES = tuple(
     name for name, needs in NEEDS.items() if "responses" in needs
 )  # made anew from each calibration; may have another solver
+EVALUATIONS = Number(whole=True, at_least=1, at_most=MAX_EVALUATIONS)
 SHARE = Number(at_least=0, at_most=1)
 OTHER_SOLVER: dict[str, Rule] = {
     "solver": Text(choices=tuple(name for name in SOLVER_NAMES if name != "pipeline")),
-    "num_evaluations": COUNT,  # of that solver, uncached
+    "num_evaluations": EVALUATIONS,  # of that solver, uncached
 }
 _SEARCHED: dict[str, Rule] = {"num_trajectories": COUNT, "seed": SEED, "steps": COUNT}  # how a threshold is found
 DYNAMIC_OPTIONS: dict[str, dict[str, Rule]] = {

@@ -19,6 +19,7 @@ from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.fields import GraphFields
 from l2c.graph.predictor import HOLD, Weights
 from l2c.graph.statistics import removed_fraction_of, statistics_of
+from l2c.io.bundled import at_home
 from l2c.io.json_fields import parse
 from l2c.io.names import chosen, quoted, shown
 from l2c.io.numbers import finite_number, whole_number
@@ -149,7 +150,7 @@ class CacheGraph(GraphFields):
 
         """
         content = parse(given.text("the text of a graph", text))
-        graph = cls(**file.fields_of(content, folder))
+        graph = cls(**file.fields_of(content, at_home(folder)))
         file.check_content(content)
         return graph
 

@@ -1,11 +1,15 @@
-"""Attributes of a graph as code gives them, numpy's and torch's included, turned into Python's own; or refused."""
+"""Arguments as code gives them, numpy's and torch's included, turned into Python's own; or refused."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from l2c.io.names import quoted
+from l2c.io.names import Function, near_keywords, quoted
+
+Check = Callable[[str, Any], Any]
 
 
 def each(name: str, values: Any) -> Iterable[Any]:
@@ -82,4 +86,51 @@ def table(name: str, value: Any) -> Mapping[str, Any]:
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} must be values by name, got {quoted(value)} ({type(value).__name__})")
+    return value
+
+
+def names(name: str, values: Any) -> tuple[str, ...]:
+    """Return names, of which one may stand without brackets.
+
+    Raises:
+        ValueError: if it is no list, or one of them is no text.
+
+    """
+    return (values,) if isinstance(values, str) else tuple(text(name, value) for value in each(name, values))
+
+
+def takes(**checks: Check | type) -> Callable[[Function], Function]:
+    """Let a function check arguments by name before it begins; None passes where it is the default.
+
+    An argument that the function does not have is refused with the near ones, by a TypeError.
+
+    Args:
+        checks: of an argument the class that it must be of, or a function of its name and value that returns what the
+            function gets, or raises a ValueError.
+
+    """
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> Any:
+            bound = signature.bind(*args, **given)
+            for name, check in checks.items():
+                value = bound.arguments.get(name)
+                if name in bound.arguments and not (value is None and signature.parameters[name].default is None):
+                    bound.arguments[name] = _checked(name, value, check)
+            return function(*bound.args, **bound.kwargs)
+
+        return near_keywords()(call)  # type: ignore[return-value]
+
+    return decorate
+
+
+def _checked(name: str, value: Any, check: Check | type) -> Any:
+    if not isinstance(check, type):
+        return check(name, value)
+    if not isinstance(value, check):
+        kind = check.__name__
+        raise ValueError(f"{name} must be {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, got {quoted(value)}")
     return value

@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from l2c.graph.given import each
 from l2c.io.names import chosen
 
 WHOLE_OUTPUT = "output"  # the one layer of a graph that reuses what the whole network returns
 LAYER_KINDS = ("layer", "block", "resnet", WHOLE_OUTPUT)  # of a diffusers model, see `find_layers`
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
+
+
+def kinds_asked(layers: Any) -> tuple[str, ...] | None:
+    """Return kinds of layers, of which one may stand without brackets; None = the usual ones.
+
+    Raises:
+        ValueError: if there are none, one is unknown, or `output` stands beside others.
+
+    """
+    if layers is None:
+        return None
+    asked = tuple(
+        chosen("kind of layers", kind, LAYER_KINDS)
+        for kind in ((layers,) if isinstance(layers, str) else each("layers", layers))
+    )
+    if not asked:
+        raise ValueError(
+            f"layers is empty; give one of {', '.join(LAYER_KINDS)} at least, or None for the usual ones"
+        )
+    if WHOLE_OUTPUT in asked and len(set(asked)) > 1:
+        raise ValueError(f"layers of kind {WHOLE_OUTPUT} stand alone, got {', '.join(asked)}; say [{WHOLE_OUTPUT}]")
+    return tuple(dict.fromkeys(asked))
 
 
 def block_of(name: str) -> str:

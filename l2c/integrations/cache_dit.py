@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import takes
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import write_json
+from l2c.io.numbers import finite_number
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class StepMask:
         )
 
 
+@takes(graph=CacheGraph)
 def step_mask(graph: CacheGraph, *, share: float = 0.5) -> StepMask:
     """Return the mask that skips the evaluations which reuse at least a share of their layers.
 
@@ -46,6 +49,7 @@ def step_mask(graph: CacheGraph, *, share: float = 0.5) -> StepMask:
         ValueError: if the share is not in (0, 1].
 
     """
+    share = finite_number("share", share)
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}; 0.5 skips steps that reuse half of their layers")
     skipped = [row.count(False) >= share * len(row) for row in graph.rows]

@@ -16,6 +16,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.presets import ModelPreset
 from l2c.backbones.shapes import backbone_shapes
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import each, takes
 from l2c.graph.layer_names import kind_of
 from l2c.graph.predictor import HOLD
 from l2c.graph.statistics import made_by
@@ -71,6 +72,8 @@ def import_smoothcache(
             f"{path} names {len(named)} blocks, but {conventions.name} has {depth}; "
             "give the backbone that it was made for"
         )
+    if routed is not None and not isinstance(routed, str):
+        routed = tuple(each("routed", routed))
     if isinstance(routed, str):
         if routed != "l2c":
             raise ValueError(f"routed must be indices, 'l2c' or None, got {routed!r}")
@@ -85,6 +88,7 @@ def import_smoothcache(
     )
 
 
+@takes(graph=CacheGraph)
 def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
     """Write a graph's rows as a SmoothCache schedule: `attn` and `mlp` where all blocks agree, else per block.
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from l2c.io.names import quoted
 
+LARGEST_SEED = 2**32 - 1
+AT_ONCE = 10**6  # images or trajectories that are held in memory together, at most
+
 
 def scalar(value: Any) -> Any:
     """Return the number in a 0-d array or tensor as Python's own; anything else as it is."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from l2c.io.names import quoted
-from l2c.io.numbers import scalar
+from l2c.io.numbers import LARGEST_SEED, scalar
 
 
 class Stream:
@@ -36,9 +36,9 @@ class Stream:
     """
 
     def __init__(self, purpose: str, *numbers: int) -> None:
-        whole = [number if isinstance(number, int) else _whole(number) for number in numbers]
+        whole = [number if type(number) is int else _whole(number) for number in numbers]
         for number in whole:
-            if not 0 <= number < 2**32:
+            if not 0 <= number <= LARGEST_SEED:
                 raise _no_seed(number)
         mixed = np.random.SeedSequence([zlib.crc32(purpose.encode()), *whole])
         self._source = np.random.Generator(np.random.PCG64(mixed))
@@ -62,13 +62,15 @@ class Stream:
 
 def _whole(number: Any) -> int:
     try:
-        return operator.index(scalar(number))
+        if isinstance(found := scalar(number), bool):
+            raise TypeError
+        return operator.index(found)
     except (TypeError, RuntimeError):
         raise _no_seed(number) from None
 
 
 def _no_seed(number: object) -> ValueError:
-    return ValueError(f"a seed must be a whole number in 0..{2**32 - 1}, got {quoted(number)}; choose e.g. seed=0")
+    return ValueError(f"a seed must be a whole number in 0..{LARGEST_SEED}, got {quoted(number)}; choose e.g. seed=0")
 
 
 def draw_normal(shape: tuple[int, ...], purpose: str, *numbers: int) -> Tensor:

@@ -16,15 +16,16 @@ from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.calibration.settings import FORWARD, RESPONSES
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.checks import MAX_EVALUATIONS, MAX_SCALE
 from l2c.graph.collection import CacheGraphs
 from l2c.graph.given import each, table
-from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
+from l2c.graph.layer_names import WHOLE_OUTPUT, kinds_asked
 from l2c.io.atomic import check_writable, write_text
 from l2c.io.bundled import at_home, cache_folder
 from l2c.io.names import chosen, near_keywords, quoted
-from l2c.io.numbers import finite_number, whole_number
+from l2c.io.numbers import AT_ONCE, LARGEST_SEED, finite_number, whole_number
 from l2c.io.version import code_version
-from l2c.policies.budget import Budget, evaluations_worth
+from l2c.policies.budget import Budget, check_reach, evaluations_worth
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import POLICIES, make_graph
@@ -69,17 +70,18 @@ class _Asked:
         from l2c.integrations.diffusers.options import Names, check_options
 
         check_options(pipe, options, Names())
-        scale = None if scale is None else finite_number("guidance_scale", scale)
+        scale = None if scale is None else finite_number("guidance_scale", scale, low=-MAX_SCALE, high=MAX_SCALE)
         scale = guidance_of(pipe).asked(pipe, options, scale)
         return cls(_read(prompts, pipe), _steps(pipe, steps), scale, policy, options, *others)
 
     def __post_init__(self) -> None:
         for name, value in (
-            ("steps", whole_number("num_inference_steps", self.steps, low=2)),  # of one nothing can be reused
+            # Of one step nothing can be reused.
+            ("steps", whole_number("num_inference_steps", self.steps, low=2, high=MAX_EVALUATIONS)),
             ("policy", None if self.policy is None else chosen("policy", self.policy, POLICIES)),
-            ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1)),
+            ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1, high=AT_ONCE)),
             ("num_probes", whole_number("num_probes", self.num_probes, low=1, high=1000)),
-            ("seed", whole_number("seed", self.seed, low=0)),
+            ("seed", whole_number("seed", self.seed, low=0, high=LARGEST_SEED)),
         ):
             object.__setattr__(self, name, value)
 
@@ -148,8 +150,7 @@ def accelerate(
 
     denoisers_of(pipe)  # refuses what is no pipeline
     options = {} if options is None else table("options", options)
-    kinds = layers if layers is None else _kinds(layers)
-    settings = policy, options, num_trajectories, num_probes, seed, kinds
+    settings = policy, options, num_trajectories, num_probes, seed, kinds_asked(layers)
     asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
     with set_aside(pipe):
@@ -162,12 +163,6 @@ def accelerate(
         _apply(pipe, graph := kind.load(path), place, budget)
     tqdm.write(note.read_text(encoding="utf-8").rstrip())
     return graph
-
-
-def _kinds(layers: Any) -> tuple[str, ...]:
-    """Return kinds of layers, of which one may stand without brackets."""
-    given = (layers,) if isinstance(layers, str) else each("layers", layers)
-    return tuple(chosen("kind of layers", kind, LAYER_KINDS) for kind in given)
 
 
 def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
@@ -227,6 +222,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
         options=asked.options,
     )
     steps = backbone.own_solver.num_evaluations  # timesteps or sigmas of the call's own count, not its steps
+    check_reach(evaluations_worth(budget, steps), 0.0, steps)  # more than all is not found out after calibrating
     sampler = Sampler(backbone, solver="pipeline", num_evaluations=steps, cfg_scale=asked.scale)
     refusals: list[str] = []
     for name in AUTO if asked.policy is None else (asked.policy,):

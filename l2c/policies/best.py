@@ -20,7 +20,7 @@ from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.candidates import rule_graphs
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 from l2c.policies.exchange import Make, exchanged, makers
 from l2c.policies.gram import gram
 from l2c.policies.methods.l2p import measure_products
@@ -71,6 +71,7 @@ class Training:
         return noise.to(device), None if labels is None else labels.to(device)
 
 
+@policy
 def best(
     context: PolicyContext,
     *,

@@ -11,17 +11,18 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
-from l2c.calibration.grid import MOST_ON_A_GRID, Grid
+from l2c.calibration.grid import Grid
 from l2c.calibration.measurements import Measurements
-from l2c.calibration.settings import AT_ONCE, RESPONSES
+from l2c.calibration.settings import RESPONSES
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.given import each, floats, table
+from l2c.graph.checks import MAX_EVALUATIONS
+from l2c.graph.given import each, floats, table, takes
 from l2c.graph.statistics import ERROR, WORTH
 from l2c.io.names import near_keywords, shown
-from l2c.io.numbers import finite_number, whole_number
+from l2c.io.numbers import AT_ONCE, finite_number, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
@@ -81,7 +82,7 @@ class Calibration(Measurements):
         size = calibration.settings["batch_size"]
         return calibration.corrected(sampler, num_trajectories=true_errors, batch_size=size)
 
-    @near_keywords()
+    @takes(whole_outputs=truth_value)
     def graph(
         self,
         budget: Budget,
@@ -123,7 +124,7 @@ class Calibration(Measurements):
         )
         return graph
 
-    @near_keywords()
+    @takes(whole_outputs=truth_value)
     def ladder(
         self,
         budgets: Sequence[Budget],
@@ -140,6 +141,7 @@ class Calibration(Measurements):
         target = self._target(num_steps, timesteps, solver, solver_options)
         return Ladder(self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs))
 
+    @near_keywords()
     def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> Ladder:
         """Return the graphs of those of some budgets that can be reached, from the largest.
 
@@ -207,7 +209,7 @@ class Calibration(Measurements):
         solver: Solver | str | None,
         options: Mapping[str, float] | None,
     ) -> _Target:
-        num_steps = None if num_steps is None else whole_number("num_steps", num_steps, low=2, high=MOST_ON_A_GRID)
+        num_steps = None if num_steps is None else whole_number("num_steps", num_steps, low=2, high=MAX_EVALUATIONS)
         given = [value for value in (num_steps, timesteps) if value is not None]
         if len(given) == 2 or (given and isinstance(solver, Solver)):
             raise ValueError("give num_steps, timesteps or a solver that has them; not two of these")
@@ -253,6 +255,7 @@ class Calibration(Measurements):
         moved = tuple(unit * (end - t) for t, end in zip(times, ends, strict=True))
         return Grid(times, ends, moved, (True,) * len(times))
 
+    @near_keywords()
     def corrected(self, sampler: Sampler, *, num_trajectories: int = 64, batch_size: int = 64) -> Calibration:
         """Return the calibration with true errors beside those that its responses predict, at several budgets.
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from l2c.calibration.cost import Cost, count_macs
 from l2c.calibration.measurements import Measurements
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.fields import Entry
+from l2c.graph.given import takes
 from l2c.graph.predictor import Weights
 from l2c.graph.statistics import made_by
+from l2c.io.names import near_keywords, quoted
+from l2c.io.numbers import scalar, truth_value
 from l2c.policies.budget import Budget, check_reach, evaluations_worth, rows_in_order
+from l2c.policies.settings import check_values
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler
 
+Function = TypeVar("Function", bound=Callable[..., CacheGraph])
 FAR = 0.5  # evaluations' worth of MACs that a budget may be missed by without a word
 
 
@@ -43,6 +49,7 @@ class PolicyContext:
     measured: Measurements | None = None
 
     @classmethod
+    @takes(sampler=Sampler, calibration=Measurements, weights_bound=truth_value)
     def of(
         cls, sampler: Sampler, calibration: Measurements | None = None, *, weights_bound: bool = True
     ) -> PolicyContext:
@@ -181,3 +188,29 @@ class PolicyContext:
                 stacklevel=2,
             )
         return found
+
+
+def check_context(context: Any) -> PolicyContext:
+    """Return what policies make graphs for.
+
+    Raises:
+        ValueError: if it is no context.
+
+    """
+    if not isinstance(context, PolicyContext):
+        raise ValueError(
+            f"a policy makes graphs for a PolicyContext, got {quoted(context)}; PolicyContext.of has one"
+        )
+    return context
+
+
+def policy(function: Function) -> Function:
+    """Let a policy check its context and its options, as `make_graph` and the commands check them."""
+
+    @functools.wraps(function)
+    def call(context: Any, **options: Any) -> CacheGraph:
+        own = {name: scalar(value) for name, value in options.items()}
+        check_values(function.__name__, own, prefix="")
+        return function(check_context(context), **own)
+
+    return near_keywords()(call)  # type: ignore[return-value]

@@ -13,7 +13,7 @@ from l2c.graph.predictor import FITTED
 from l2c.io.names import counted
 from l2c.policies.allocation import Allocation
 from l2c.policies.budget import SLACK, Budget, check_reach
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 from l2c.policies.expected_error import expected_error
 from l2c.policies.settings import GRAM_REUSES, ORDER
 
@@ -22,6 +22,7 @@ DIRECTIONS_OF_3 = 256  # responses that weights of three outputs are fitted on a
 NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 
+@policy
 def gram(
     context: PolicyContext,
     *,

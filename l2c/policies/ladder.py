@@ -12,7 +12,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
-from l2c.io.names import quoted
+from l2c.io.names import chosen, quoted
 from l2c.io.numbers import finite_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 
@@ -74,6 +74,7 @@ class Ladder(Sequence[CacheGraph]):
 
     def figures(self, name: str) -> list[float]:
         """Return a measured figure of all graphs: `WORTH` in evaluations, `ERROR` or `SPREAD` per pixel."""
+        chosen("figure", name, (WORTH, ERROR, SPREAD))
         return [float(graph.measured[name]) for graph in self._graphs]
 
     @property

@@ -11,7 +11,7 @@ import torch
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.best import best
 from l2c.policies.budget import FORMS
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, check_context
 from l2c.policies.gram import gram
 from l2c.policies.methods.block_caching import block_caching
 from l2c.policies.methods.budcache import budcache
@@ -60,7 +60,7 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     check_options(name, options)
     check_values(name, options)
     needs = needs_of(name, options)
-    if needs and context.calibration is None:
+    if needs and check_context(context).calibration is None:
         raise ValueError(
             f"policy {name} needs a calibration; run l2c calibrate measure=[{','.join(needs)}] and pass "
             "calibration=PATH"
@@ -72,7 +72,7 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     ]
     if required:
         raise ValueError(f"policy {name} needs a {required[0]}: give {FORMS}")
-    return POLICIES[name](context.for_any_weights() if name in UNMEASURED else context, **options)
+    return POLICIES[name](check_context(context).for_any_weights() if name in UNMEASURED else context, **options)
 
 
 def with_defaults(policy: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

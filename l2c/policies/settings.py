@@ -8,12 +8,13 @@ from typing import Any
 
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, MAX_OUTPUTS, RULES
 from l2c.io.names import chosen
+from l2c.io.numbers import LARGEST_SEED
 from l2c.io.settings import Flag, Items, Number, Rule, Text, full_name
 from l2c.policies.budget import FORMS, OLD_WORDS, evaluations_worth
 
 COUNT = Number(whole=True, at_least=1)
 AT_ONCE = Number(whole=True, at_least=1, at_most=10**6)
-SEED = Number(whole=True, at_least=0, at_most=2**32 - 1)
+SEED = Number(whole=True, at_least=0, at_most=LARGEST_SEED)
 # What `l2c calibrate` must have measured for a policy; the others need no calibration. See `needs_of`.
 NEEDS = {
     **dict.fromkeys(("gram", "best"), ("responses",)),

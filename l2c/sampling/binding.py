@@ -20,7 +20,7 @@ from l2c.graph.binding import (
     scale_in_use,
 )
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.checks import MAX_SCALE, OWN_SOLVER
+from l2c.graph.checks import MAX_EVALUATIONS, MAX_SCALE, OWN_SOLVER
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number, whole_number
 
@@ -74,7 +74,8 @@ def agreed(
     any_weights: bool,
 ) -> tuple[str, int, dict[str, float]]:
     """Return the solver, number of evaluations and options in use; refuse those that contradict the graph."""
-    num_evaluations = None if num_evaluations is None else whole_number("num_evaluations", num_evaluations, low=1)
+    if num_evaluations is not None:
+        num_evaluations = whole_number("num_evaluations", num_evaluations, low=1, high=MAX_EVALUATIONS)
     if graph is None:
         if solver is None or num_evaluations is None:
             raise ValueError(

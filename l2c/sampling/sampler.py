@@ -17,8 +17,9 @@ from l2c.backbones.whole_output import under_layers
 from l2c.diffusion import Solver
 from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import takes, text
 from l2c.io.names import near_keywords, shown
-from l2c.io.numbers import finite_number, truth_value, whole_number
+from l2c.io.numbers import AT_ONCE, finite_number, truth_value, whole_number
 from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.binding import agreed, checked_own, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
 from l2c.sampling.correction import Correction
@@ -28,13 +29,17 @@ from l2c.sampling.execution.runner import Runner, cache_explained
 from l2c.sampling.inputs import as_labels, check_images, checked_count
 from l2c.sampling.store import LayerStore, Stores
 
-MOST_IMAGES = 10**6  # of one batch
-
 
 def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 0) -> Tensor:
     """Return noise (count, *shape) on the CPU; image `first + i` always gets the same, however it is batched."""
+    count = whole_number("a number of images", count, low=0, high=AT_ONCE)
     images = [draw_normal(shape, "start of a trajectory", seed, i) for i in range(first, first + count)]
     return torch.stack(images) if images else torch.empty(0, *shape)
+
+
+def named_or_called(name: str, value: Any) -> Any:
+    """Return a compiler, by its name or as a function; refuse what is neither."""
+    return value if callable(value) else text(name, value)
 
 
 class Sampler:
@@ -265,6 +270,7 @@ class Sampler:
         dtype = self._stores.dtype or next(self.backbone.parameters()).dtype
         return self.lifetimes.num_slots * rows * numbers * dtype.itemsize
 
+    @takes(backend=named_or_called, progress=truth_value)
     def compile(
         self, num_images: int = 1, *, backend: str | Callable[..., Any] = "inductor", progress: bool = True
     ) -> Sampler:
@@ -277,7 +283,7 @@ class Sampler:
             MemoryError: if the warm-up runs out of memory; sampling so many images would too.
 
         """
-        num_images = whole_number("num_images", num_images, low=1, high=MOST_IMAGES)
+        num_images = whole_number("num_images", num_images, low=1, high=AT_ONCE)
         rows = self.guidance.rows(num_images)
         with matmuls(self.matmul), cache_explained(num_images, self.cache_bytes(num_images)):
             self._runner.compile(self.backbone, self.graph, rows, backend=backend, progress=progress)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from l2c.io.numbers import LARGEST_SEED
 from l2c.io.settings import Settings, number, text, whole
 from l2c.training.routers.settings import DataSettings
-from l2c.training.settings import LARGEST_SEED, THREADS
+from l2c.training.settings import THREADS
 
 OPTIMIZERS = ("adamw", "muon")
 SKIN_TONES = ("all", "none")

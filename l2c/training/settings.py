@@ -8,7 +8,6 @@ from typing import Any
 
 from l2c.io.settings import Either, Items, Number, Settings, Text, flag, number, ruled, text, whole
 
-LARGEST_SEED = 2**32 - 1
 THREADS = min(8 * (os.cpu_count() or 1), 512)  # each takes addresses: many end the process where those are limited
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 DEVICES = Either(

@@ -93,6 +93,22 @@ def test_unknown_settings_are_refused(command):
         ("sample_many", "shard_size=-1", "shard_size must be a whole number >= 1, got -1"),
         ("sample", "cfg_scale=nan", "cfg_scale must be a number >= 0 and <= 1000 or null, got nan"),
         ("compare", "methods.gram={max_span: 0}", "methods.gram.max_span must be a whole number >= 1 or null, got 0"),
+        (
+            "sample",
+            "labels=[]",
+            "labels must be a list of at least one item, each a whole number >= 0 or null, got []",
+        ),
+        (
+            "calibrate",
+            "model.layers=[]",
+            "model.layers must be a list of at least one item, each output or null, got []",
+        ),
+        ("sample", "num_evaluations=4097", "num_evaluations must be a whole number >= 1 and <= 4096 or null, got 4"),
+        (
+            "calibrate",
+            "solver.num_evaluations=4097",
+            "solver.num_evaluations must be a whole number >= 1 and <= 4096",
+        ),
         ("make_graph", "policy.routed=never", "policy.routed must be auto, alternate or all, got 'never'"),
     ],
 )

@@ -144,6 +144,16 @@ def test_output_stands_alone(pipe):
     assert find_layers(pipe.transformer, of=("output",)) == ("output",)
     with pytest.raises(ValueError, match=r"layers of kind output stand alone, got output, block; say \[output\]"):
         find_layers(pipe.transformer, of=("output", "block"))
+    with pytest.raises(ValueError, match="layers is empty; give one of layer, block, resnet, output at least"):
+        find_layers(pipe.transformer, of=())
+    with pytest.raises(ValueError, match="unknown kind of layers 'l'; known are layer, block, resnet, output"):
+        find_layers(pipe.transformer, of=tuple("layer"))
+
+
+def test_one_kind_of_layers_may_stand_without_brackets(make_pipeline):
+    for of in ("output", ["output"]):
+        backbone = pipeline_backbone(make_pipeline("dit"), [3], num_evaluations=STEPS, guidance_scale=3.0, of=of)
+        assert backbone.layer_names == ("output",)
 
 
 def test_a_model_without_usual_layers_has_its_whole_output_as_one(caplog):

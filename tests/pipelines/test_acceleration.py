@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 import diffusers
 from PIL import Image
 from without_backward import WithoutBackward
+from wrong_arguments import WRONG, check_sentence
 
 import l2c
 from l2c.integrations.diffusers import remove
@@ -195,15 +198,18 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     with pytest.raises(ValueError, match="unknown policy 'magic'"):
         accelerated(pipe, tmp_path, policy="magic")
     for wrong, sentence in (
-        ({"num_inference_steps": "20"}, "num_inference_steps must be a whole number of at least 2, got '20'"),
-        ({"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
-        ({"num_trajectories": 0}, "num_trajectories must be a whole number of at least 1, got 0"),
-        ({"seed": None}, "seed must be a whole number of at least 0, got None"),
+        ({"num_inference_steps": "20"}, "num_inference_steps must be a whole number in [2, 4096], got '20'"),
+        ({"guidance_scale": math.nan}, "guidance_scale must be a finite number in [-1000, 1000], got nan"),
+        ({"num_trajectories": 0}, "num_trajectories must be a whole number in [1, 1e+06], got 0"),
+        ({"seed": None}, "seed must be a whole number in [0, "),
+        ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number in [2, 4096], got 1000000000"),
+        ({"layers": []}, "layers is empty; give one of layer, block, resnet, output at least, or None for the usual"),
+        ({"layers": ["output", "block"]}, "layers of kind output stand alone, got output, block; say [output]"),
         ({"options": [8]}, "options must be values by name, got list"),
         ({"prompts": 5}, "prompts must be a list, got 5"),
         ({"budget": True}, "a budget is a share"),
     ):
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=re.escape(sentence)):
             acceleration.accelerate(pipe, **wrong)
     words = r"accelerate has no argument 'sharpness'; known are .*; arguments of the pipeline's own call go into"
     with pytest.raises(TypeError, match=words):
@@ -226,6 +232,12 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
 def test_prompts_that_do_not_fit_are_refused(pipe, prompts, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         acceleration.accelerate(pipe, prompts, folder=tmp_path)
+
+
+def test_a_budget_of_more_than_all_is_refused_before_the_calibration(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(l2c.Calibration, "measure", None)
+    with pytest.raises(ValueError, match=r"a budget of 6 evaluations' worth of MACs is out of reach.* 0\.00\.\.5"):
+        accelerated(pipe, tmp_path, budget=6)
 
 
 def test_what_is_no_pipeline_and_no_graph_is_refused(pipe, tmp_path):
@@ -287,3 +299,31 @@ def test_a_text_alone_is_no_file_of_prompts(pipe, text, tmp_path):
 def test_no_graphs_are_none(pipe):
     with pytest.raises(ValueError, match="graphs is empty; give a cache graph by the name of each denoiser"):
         l2c.apply(pipe, {})
+
+
+ACCELERATED = (
+    *("pipe", "prompts", "budget", "num_inference_steps", "guidance_scale", "policy", "options", "num_trajectories"),
+    *("num_probes", "seed", "layers", "folder"),
+)
+APPLIED = ("pipe_or_model", "graph", "budget", "resample", "any_weights", "any_adapters", "any_guidance")
+RIGHT = {("budget", "huge"), ("guidance_scale", "negative")}  # the first is refused when the steps are known
+
+
+def test_a_wrong_argument_is_one_sentence(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(acceleration, "_make", None)  # nothing is calibrated before
+    assert tuple(inspect.signature(acceleration.accelerate).parameters) == ACCELERATED
+    assert tuple(inspect.signature(l2c.apply).parameters) == APPLIED
+    right = {"pipe": pipe, "prompts": [1], "folder": tmp_path, "num_inference_steps": 5}
+    graph = l2c.CacheGraph.load("dit_digits_ddim20")
+    for call, names, given in (
+        (acceleration.accelerate, ACCELERATED, right),
+        (l2c.apply, APPLIED, {"pipe_or_model": pipe, "graph": graph}),
+        (l2c.remove, ("pipe_or_model",), {}),
+    ):
+        for name in names:
+            for what, value in WRONG.items():
+                if (name, what) in RIGHT:
+                    continue
+                with pytest.raises((ValueError, TypeError, OSError)) as caught:
+                    call(**{**given, name: value})
+                check_sentence(caught.value, f"{call.__name__}({name}={what})")

@@ -28,6 +28,7 @@ def test_responses_to_the_output_are_those_measured_alone(sampler, calibration):
     whole = l2c.Sampler(l2c.WholeOutput(sampler.backbone), solver="ddim", num_evaluations=8, cfg_scale=2.0)
     alone = l2c.Calibration.measure(whole, true_errors=0, **SETTINGS)
     part = calibration.of_output()
+    assert calibration.part("output").binding == calibration.part(["output"]).binding == part.binding
     assert set(part.tensors) == set(alone.tensors) == {"responses", "responses_ahead"}
     for name, tensor in alone.tensors.items():
         assert torch.allclose(part.tensors[name], tensor, atol=1e-4 * float(tensor.abs().max()))

@@ -256,3 +256,14 @@ def test_every_option_of_a_policy_has_a_rule(name):
     options = [key for key in inspect.signature(POLICIES[name]).parameters if key != "context"]
     assert sorted(options) == sorted([*OPTIONS[name], "budget"])
     assert set(OPTIONS) == set(POLICIES)
+
+
+def test_a_policy_that_is_called_by_itself_checks_its_options(make_dit):
+    context = PolicyContext.of(Sampler(make_dit(), solver="ddim", num_evaluations=6))
+    with pytest.raises(ValueError, match=r"^first must be a whole number >= 1, got 0"):
+        POLICIES["interval"](context, n=2, first=0)
+    with pytest.raises(TypeError, match=r"^interval has no argument 'fist'; did you mean first"):
+        POLICIES["interval"](context, n=2, fist=1)
+    with pytest.raises(ValueError, match=r"a policy makes graphs for a PolicyContext, got Sampler"):
+        POLICIES["interval"](context.sampler, n=2)
+    assert POLICIES["interval"](context, n=np.float32(2), first=np.int64(1)) == POLICIES["interval"](context, n=2)

@@ -14,6 +14,7 @@ from l2c.commands.frame.command_settings import (
     optional_text,
     scale,
 )
+from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.io.settings import Flag, Items, Number, Table, Text, flag, number, ruled, text
 from l2c.sampling.solver_settings import LARGEST_SCALE
 from l2c.training.settings import THREADS
@@ -54,7 +55,7 @@ class BenchmarkDiffusers(CommandSettings):
     LOWERS: ClassVar[tuple[str, ...]] = ("num_labels", "size=tiny")
 
     size: str = text("tiny", choices=("tiny", "xl"))
-    steps: int = count(5)
+    steps: int = count(5, at_most=MAX_EVALUATIONS)
     num_labels: int = count(1)
     guidance_scale: float = number(1.0, at_least=0, at_most=LARGEST_SCALE)
     compare: Any = ruled(Items(item=Text()), ["overhead"])
@@ -72,7 +73,7 @@ class BenchmarkScale(CommandSettings):
     batch_sizes: Any = ruled(Items(item=COUNT), [1])
     tokens: Any = ruled(Items(item=COUNT), [64])
     depth: Any = ruled(Items(item=COUNT), [6])
-    num_evaluations: Any = ruled(Items(item=COUNT), [10])
+    num_evaluations: Any = ruled(Items(item=Number(whole=True, at_least=1, at_most=MAX_EVALUATIONS)), [10])
     centre: Any = ruled(Table(item=COUNT, names=("batch_size", "tokens", "depth", "num_evaluations")), {})
     hidden_size: int = count(384)
     repetitions: int = count(3)

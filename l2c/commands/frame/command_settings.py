@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from l2c.calibration.settings import AT_ONCE, CalibrationSettings
+from l2c.calibration.settings import CalibrationSettings
 from l2c.drawing.settings import DrawingSettings
 from l2c.evaluation.comparison_settings import ComparisonSettings
+from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT
+from l2c.io.numbers import AT_ONCE, LARGEST_SEED
 from l2c.io.settings import (
     Anything,
     Either,
@@ -30,7 +32,7 @@ from l2c.policies.settings import BUDGET
 from l2c.sampling.solver_settings import LARGEST_SCALE
 from l2c.testbeds.settings import PIXEL_SETTINGS, SKIN_TONES, BackboneTraining, ClassifierTraining
 from l2c.training.corrections.settings import CorrectionSettings
-from l2c.training.settings import LARGEST_SEED, THREADS
+from l2c.training.settings import THREADS
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 MATMULS = ("default", "onednn")
@@ -60,7 +62,7 @@ def scale() -> Any:
 
 def _kinds_of_layers(*choices: str) -> Items:
     """Return the rule of a setting for one of some kinds of layers, a list of them, or null."""
-    return Items(item=Text(choices=choices), single=True, nonempty=False, optional=True, example=(choices[0],))
+    return Items(item=Text(choices=choices), single=True, optional=True, example=(choices[0],))
 
 
 @dataclass(frozen=True)
@@ -159,10 +161,8 @@ class Sample(Sampling):
     DOING: ClassVar[str] = "sampling images"
     LOWERS: ClassVar[tuple[str, ...]] = ("num_images", "labels")
 
-    num_evaluations: int | None = count()
-    labels: Any = ruled(
-        Items(item=Number(whole=True, at_least=0), single=True, nonempty=False, optional=True, example=(3, 7)), None
-    )
+    num_evaluations: int | None = count(at_most=MAX_EVALUATIONS)
+    labels: Any = ruled(Items(item=Number(whole=True, at_least=0), single=True, optional=True, example=(3, 7)), None)
     num_images: int = count(10, at_most=AT_ONCE)
     seed: int = seed(0)
     device: str | None = optional_text()
@@ -268,7 +268,7 @@ class ImportRouter(CommandSettings):
     file: str | None = optional_text()
     graph: str | None = optional_text()
     checkpoint: str | None = optional_text()
-    num_evaluations: int | None = count()
+    num_evaluations: int | None = count(at_most=MAX_EVALUATIONS)
     threshold: float | None = number(None, at_least=0, at_most=1, optional=True, example=0.1)
     routed: Any = ruled(
         Either(

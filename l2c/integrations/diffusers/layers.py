@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from l2c.backbones.foreign_module import check_runs
 from l2c.backbones.layer_form import Branch, OutputForm, ResidualForm, WholeOutputForm
 from l2c.backbones.wrap import WrappedLayer
-from l2c.graph.layer_names import LAYER_KINDS, WHOLE_OUTPUT, block_of
+from l2c.graph.layer_names import WHOLE_OUTPUT, block_of, kinds_asked
 from l2c.integrations.diffusers.adapters import bare, plain_parts
 
 STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of a U-Net, in the order in which they run
@@ -65,14 +65,10 @@ def find_layers(
 
     """
     unet = is_unet(model)
-    of = of or (("block",) if unet else ("layer",))
-    unknown = [kind for kind in of if kind not in LAYER_KINDS]
-    if unknown:
-        raise ValueError(f"cannot look for layers of kind {unknown[0]!r}; known are {', '.join(LAYER_KINDS)}")
-    if WHOLE_OUTPUT in of:
-        if len(set(of)) > 1:
-            raise ValueError(f"layers of kind {WHOLE_OUTPUT} stand alone, got {', '.join(of)}; say [{WHOLE_OUTPUT}]")
-        return (WHOLE_OUTPUT,)
+    asked = kinds_asked(of)
+    of = (("block",) if unet else ("layer",)) if asked is None else asked
+    if of == (WHOLE_OUTPUT,):
+        return of
     names: list[str] = []
     if "layer" in of:
         names += [name for prefix, block in _blocks(model) for name in _layers_of(prefix, block)]

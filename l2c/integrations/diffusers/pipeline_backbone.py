@@ -23,7 +23,7 @@ from l2c.backbones.parts import alike, in_order, part_of
 from l2c.backbones.whole_output import under_layers
 from l2c.backbones.wrap import WrappedModule
 from l2c.graph.binding import NEUTRAL_SCALE
-from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.graph.layer_names import WHOLE_OUTPUT, kinds_asked
 from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
 from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
@@ -211,7 +211,7 @@ def pipeline_backbone(
     *,
     num_evaluations: int,
     guidance_scale: float | None = None,
-    of: tuple[str, ...] | None = None,
+    of: str | Sequence[str] | None = None,
     options: Mapping[str, Any] | None = None,
     fewer_steps: bool = False,
 ) -> Backbone:
@@ -232,6 +232,7 @@ def pipeline_backbone(
     """
     if not prompts:
         raise ValueError("no prompts given; one at least is needed")
+    asked = kinds_asked(of)
     check_inside(pipe, {**defaults_of(pipe), **(options or {})})
     model, guidance = denoiser_of(pipe), guidance_of(pipe)
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
@@ -246,7 +247,7 @@ def pipeline_backbone(
         timesteps, end = trajectory_of(pipe, recording.calls[0].t)
         solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around)
         fewer = _fewer_steps(pipe, model, recording) if fewer_steps else None
-    of = _kinds(model, of, recording)
+    asked = _kinds(model, asked, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     if recording.own_way is not None and not off:
         log.warning(recording.own_way)
@@ -254,12 +255,12 @@ def pipeline_backbone(
         model,
         recording,
         solver,
-        of=of,
+        of=asked,
         fewer_steps=fewer,
         guidance=guidance.mode if off else recording.guidance or guidance.mode,
         second=second_of(pipe, solver.timesteps),
     )
-    return under_layers(backbone, of or ())
+    return under_layers(backbone, asked or ())
 
 
 def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -> tuple[str, ...] | None:
@@ -322,13 +323,12 @@ def load_pipeline(
     """
     pipe = read_pipeline(settings)
     check_options(pipe, settings.get("options"), OF_COMMANDS)
-    of = settings.get("layers")
     return pipeline_backbone(
         pipe,
         read_prompts(settings.get("prompts"), pipe),
         num_evaluations=num_evaluations,
         guidance_scale=guidance_scale,
-        of=None if of is None else tuple(of),
+        of=settings.get("layers"),
         options=settings.get("options"),
         fewer_steps=fewer_steps,
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
 from l2c.policies.budget import Budget
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 
 GRANULARITIES = ("layer", "block")
 
@@ -33,6 +33,7 @@ def accumulate_rows(change: Tensor, delta: float, max_span: int | None = None) -
     return rows
 
 
+@policy
 def block_caching(
     context: PolicyContext,
     *,

@@ -16,7 +16,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
 from l2c.io.seeds import Stream
 from l2c.policies.budget import Budget
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 from l2c.policies.rules import FixedRule
 from l2c.policies.true_error import TrueError
 
@@ -26,6 +26,7 @@ Chosen: TypeAlias = tuple[int, ...]  # the evaluations that compute, in order
 Errors: TypeAlias = Callable[[Chosen], float]
 
 
+@policy
 def budcache(
     context: PolicyContext,
     *,

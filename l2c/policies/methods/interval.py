@@ -10,7 +10,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import blocks
 from l2c.graph.predictor import HOLD
 from l2c.policies.budget import Budget
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 from l2c.policies.rules import FixedRule
 
 WHOLE = FixedRule()
@@ -54,6 +54,7 @@ def _at(
     return context.meet(worth, lambda x: _thinned(context, reused, method, 1 + x, **options), highest - 1)
 
 
+@policy
 def interval(
     context: PolicyContext,
     *,
@@ -90,6 +91,7 @@ def interval(
     return _at(context, reused, "interval", n, budget, rule=rule, shift=phase, said=said)
 
 
+@policy
 def pab(
     context: PolicyContext,
     *,
@@ -124,6 +126,7 @@ def pab(
     return _at(context, rule.layers(context.blank.layers), "pab", n, budget, rule=rule, said=said)
 
 
+@policy
 def deepcache(
     context: PolicyContext, *, outer: int = 1, n: float = EVERY, budget: Budget | None = None
 ) -> CacheGraph:
@@ -136,6 +139,7 @@ def deepcache(
     return _at(context, inner, "deepcache", n, budget, outer=outer)
 
 
+@policy
 def faster_diffusion(context: PolicyContext, *, n: float = EVERY, budget: Budget | None = None) -> CacheGraph:
     """Between every n-th evaluation reuse the first half of the blocks (Faster Diffusion, arXiv 2312.09608)."""
     of_block = blocks(context.blank.layers)

@@ -17,7 +17,7 @@ from torch import Tensor
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD, WEIGHTED, Rows, Weights, computed_before, from_slopes
 from l2c.policies.budget import Budget
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 from l2c.policies.methods.interval import interval
 from l2c.policies.settings import ORDER
 from l2c.sampling.batches import in_batches, labels_in_turn
@@ -27,6 +27,7 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 RIDGE = 1e-6  # of the mean square of the differences between outputs
 
 
+@policy
 def l2p(
     context: PolicyContext,
     *,

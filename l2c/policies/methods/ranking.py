@@ -11,12 +11,13 @@ from l2c.graph.predictor import HOLD
 from l2c.io.bundled import at_home
 from l2c.io.tensors import BAD_ARRAY
 from l2c.policies.budget import Budget
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 from l2c.policies.methods.random_layers import random_layers
 from l2c.policies.rules import FixedRule
 from l2c.policies.settings import NEEDED_SCORES
 
 
+@policy
 def late_first(
     context: PolicyContext,
     *,
@@ -52,6 +53,7 @@ def late_first(
     return context.graph(rows, "late_first", **rule.stand_ins(context, rows), budget=worth, routed=routed, **said)
 
 
+@policy
 def random(context: PolicyContext, *, budget: Budget, seed: int = 0, routed: str = "auto") -> CacheGraph:
     """Reuse random layers of the routed evaluations."""
     worth = context.evaluations(budget)
@@ -60,6 +62,7 @@ def random(context: PolicyContext, *, budget: Budget, seed: int = 0, routed: str
     return context.graph(drawn.rows, "random", budget=worth, seed=seed, routed=routed)
 
 
+@policy
 def top_k(context: PolicyContext, *, budget: Budget, score: str = "layer_change", routed: str = "auto") -> CacheGraph:
     """Reuse the entries with the smallest score.
 

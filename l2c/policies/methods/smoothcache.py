@@ -10,7 +10,7 @@ from torch import Tensor
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import kinds
 from l2c.policies.budget import Budget
-from l2c.policies.context import PolicyContext
+from l2c.policies.context import PolicyContext, policy
 
 
 def longest_spans(errors: Tensor, alpha: float) -> list[bool]:
@@ -34,6 +34,7 @@ def longest_spans(errors: Tensor, alpha: float) -> list[bool]:
     return bits
 
 
+@policy
 def smoothcache(
     context: PolicyContext,
     *,

@@ -11,6 +11,8 @@ from l2c.backbones.whole_output import under_layers
 from l2c.calibration.distillation import Distillation
 from l2c.data.noise import NoiseDataModule
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import takes
+from l2c.io.bundled import at_home
 from l2c.io.memory import halved, memory_explained, remedies
 from l2c.io.version import __version__
 from l2c.sampling.correction import plan_digest, save_correction
@@ -26,6 +28,7 @@ from l2c.training.trainer import make_run_trainer, seed_everything
 RESULTS = ("cache_graph.json", "cache_graph.safetensors")
 
 
+@takes(graph=CacheGraph, sampler=Sampler, settings=CorrectionSettings)
 def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSettings, folder: str | Path) -> Path:
     """Train what replaces a graph's reused outputs; write graph and scales, return the graph's path.
 
@@ -43,7 +46,7 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
         SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
-    place = Path(folder)
+    place = at_home(folder)
     seed_everything(settings.seed)
     distillation = Distillation(
         sampler,

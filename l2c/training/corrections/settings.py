@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from l2c.io.numbers import LARGEST_SEED
 from l2c.io.settings import Settings, flag, number, text, whole
-from l2c.training.settings import LARGEST_SEED
 
 LOSSES = ("image", "output")
 

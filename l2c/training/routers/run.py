@@ -16,11 +16,15 @@ from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.given import takes, text
 from l2c.graph.predictor import stand_ins
 from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
+from l2c.io.bundled import at_home
 from l2c.io.lazy import needed
 from l2c.io.memory import memory_explained, remedies
+from l2c.io.names import quoted
+from l2c.io.numbers import truth_value
 from l2c.report.figures import graph_heatmap, save_figure
 from l2c.sampling.binding import binding_of, solver_for
 from l2c.sampling.gradients import check_weights
@@ -57,6 +61,21 @@ class TrainedRouters:
     advice: str | None = None
 
 
+def own_objective(name: str, value: Any) -> type[LearningToCache]:
+    """Return a class of an objective; refuse what is none."""
+    if not (isinstance(value, type) and issubclass(value, LearningToCache)):
+        raise ValueError(f"{name} must be a class derived from LearningToCache, got {quoted(value)}")
+    return value
+
+
+@takes(
+    backbone=Backbone,
+    settings=RouterTraining,
+    images=pl.LightningDataModule,
+    objective=own_objective,
+    any_weights=truth_value,
+    config=text,
+)
 def train_routers(
     backbone: Backbone,
     settings: RouterTraining,
@@ -86,7 +105,7 @@ def train_routers(
         SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143, `last.ckpt` is of the last whole step.
 
     """
-    place = Path(folder)
+    place = at_home(folder)
     check_weights(backbone, backbone.conventions.name)
     backbone.recompute_activations = settings.recompute_activations
     solver = solver_for(backbone, settings.solver.name, settings.solver.num_evaluations, **settings.solver.options)

@@ -8,11 +8,12 @@ from typing import Any
 
 from l2c.graph.predictor import HOLD, RULES
 from l2c.io.names import chosen
+from l2c.io.numbers import LARGEST_SEED
 from l2c.io.settings import Either, Number, Settings, Text, flag, number, ruled, text, whole
 from l2c.policies.budget import Budget
 from l2c.policies.settings import BudgetRule
 from l2c.sampling.solver_settings import SolverSettings
-from l2c.training.settings import LARGEST_SEED, LoggerSettings, TrainerSettings
+from l2c.training.settings import LoggerSettings, TrainerSettings
 
 FROM_NOISE = ("noise", "prompts")
 
