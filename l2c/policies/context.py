@@ -210,7 +210,8 @@ def policy(function: Function) -> Function:
     @functools.wraps(function)
     def call(context: Any, **options: Any) -> CacheGraph:
         own = {name: scalar(value) for name, value in options.items()}
-        check_values(function.__name__, own, prefix="")
+        rest = {name: value for name, value in own.items() if name != "budget"}  # which has sentences of its own
+        check_values(function.__name__, rest, prefix="")
         return function(check_context(context), **own)
 
     return near_keywords()(call)  # type: ignore[return-value]
