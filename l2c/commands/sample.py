@@ -13,9 +13,8 @@ from l2c.commands.frame.sampler import make_sampler
 from l2c.commands.frame.table import command_line
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import replacing
 from l2c.io.tensors import check_finite, write_tensors
-from l2c.report.figures import save_figure
+from l2c.report.figures import save_figure, save_pixels
 from l2c.report.sample_grid import sample_grid
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import seeded_noise
@@ -74,8 +73,7 @@ def draw_by_pipeline(cfg: DictConfig) -> None:
     folder = cli.run_folder()
     write_tensors(folder / "samples.safetensors", {"images": images})
     for i, pixels in enumerate(to_pixels(images).movedim(1, -1)):
-        with replacing(folder / f"image-{i:04d}.png") as temporary:
-            Image.fromarray(pixels.numpy()).save(temporary, format="png")
+        save_pixels(Image.fromarray(pixels.numpy()), folder / f"image-{i:04d}.png")
     print(f"wrote {folder / 'samples.safetensors'} {tuple(images.shape)} and {folder}/image-*.png")
     print(f"next: {_next(cfg)}")
 

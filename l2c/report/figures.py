@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import HOLD
@@ -28,6 +30,7 @@ from l2c.report.decisions import (
     printable,
     wrapped,
 )
+from l2c.report.own_results import DRAWN, DRAWN_BY
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -208,5 +211,15 @@ def graph_heatmap(*graphs: CacheGraph) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure; the file appears whole or not at all."""
+    suffix = Path(path).suffix
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=Path(path).suffix.lstrip("."))
+        said = {DRAWN[suffix]: DRAWN_BY} if suffix in DRAWN else None
+        figure.savefig(temporary, format=suffix.lstrip("."), metadata=said)
+
+
+def save_pixels(image: Image.Image, path: str | Path) -> None:
+    """Write an image as PNG; the file appears whole or not at all."""
+    said = PngInfo()
+    said.add_text(DRAWN[".png"], DRAWN_BY)
+    with replacing(path) as temporary:
+        image.save(temporary, format="png", pnginfo=said)

@@ -19,8 +19,8 @@ KEYS = {
     "samples.safetensors": {"images"},
     "settings.json": {"made_by", "settings"},
 }
-PLOTTED = ("graph.png", "routers.png", "samples.png", "evaluations.png", "pareto.png", "pareto.svg")
-PLOTTER, NEAR = b"Matplotlib", 4096  # a picture of ours says by what it was drawn, in its first bytes or its last
+DRAWN_BY, NEAR = "drawn by l2c", 4096  # what pictures and pages of ours say, in their first bytes or their last
+DRAWN = {".png": "Comment", ".svg": "Description", ".pdf": "Subject", ".html": "generator"}  # and under which name
 
 
 def check_results(folder: Path, patterns: Sequence[str]) -> None:
@@ -50,10 +50,10 @@ def check_results(folder: Path, patterns: Sequence[str]) -> None:
 
 def is_ours(path: Path) -> bool:
     """Say from the content of a file whether it is a result of this package; True where only its folder tells."""
-    if path.name not in KEYS and path.name not in PLOTTED:
+    if path.name not in KEYS and path.suffix not in DRAWN:
         return True
     try:
-        if path.name in PLOTTED:
+        if path.suffix in DRAWN:
             return is_drawn(path)
         with path.open("rb") as file:
             head = file.read(HEAD)
@@ -68,7 +68,7 @@ def is_ours(path: Path) -> bool:
 
 
 def is_drawn(path: Path) -> bool:
-    """Say whether a picture was drawn by what draws the pictures of this package.
+    """Say whether a picture or a page says that this package has drawn it; what others drew with Matplotlib does not.
 
     Raises:
         OSError: if it cannot be read.
@@ -77,4 +77,4 @@ def is_drawn(path: Path) -> bool:
     with path.open("rb") as file:
         leading = file.read(NEAR)
         file.seek(max(0, path.stat().st_size - NEAR))
-        return PLOTTER in leading + file.read(NEAR)
+        return DRAWN_BY.encode() in leading + file.read(NEAR)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from l2c.io.atomic import write_text
 from l2c.report.decisions import printable
+from l2c.report.own_results import DRAWN, DRAWN_BY
 
 # What the page may load: nothing but what lies in it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -73,6 +74,7 @@ def page_html(title: str, lead: str, facts: Mapping[str, str], sections: Sequenc
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="{DRAWN[".html"]}" content="{DRAWN_BY}">'
         f'<link rel="icon" href="data:,"><title>{text_html(title)}</title><style>\n{style}</style></head>\n'
         f"<body><h1>{text_html(title)}</h1>{paragraph(lead)}{list_html(facts)}<nav>{links}</nav>\n"
         f"{parts}\n<script>\n{script}</script></body></html>\n"

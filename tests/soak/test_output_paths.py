@@ -8,6 +8,7 @@ import pytest
 import torch
 from cheap import commands
 from forked import run
+from matplotlib.figure import Figure
 from test_kills import inputs  # noqa: F401 - a fixture
 
 FOREIGN = b"\xff\xd8 a photograph, of which there is no other " * 9
@@ -108,3 +109,22 @@ def test_nothing_of_others_in_a_run_folder_is_overwritten(name, tmp_path, inputs
     again = run(line, tmp_path / "whole")
     assert again.code == 0, again.err  # what the command wrote itself is replaced
     counted(files=len(written[::step]))
+
+
+@pytest.mark.parametrize("name", list(commands(Path())))
+def test_a_drawing_of_others_beside_an_earlier_result_stays(name, tmp_path, inputs, times, counted):  # noqa: F811
+    most = times(1 if name == "graph" else 0, 100)
+    line = commands(inputs)[name].line
+    assert run(line, tmp_path).code == 0
+    drawn = [file for file in visible(tmp_path / "run") if Path(file).suffix in (".png", ".svg") and "/" not in file]
+    for file in drawn[:most]:
+        path = tmp_path / "run" / file
+        before = path.read_bytes()
+        Figure().savefig(path)
+        theirs = path.read_bytes()
+        ended = run(line, tmp_path)
+        assert ended.sentence, (file, ended.code, ended.err[-400:])
+        assert file in ended.sentence
+        assert path.read_bytes() == theirs
+        path.write_bytes(before)
+    counted(files=len(drawn[:most]))
