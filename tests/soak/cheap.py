@@ -100,6 +100,16 @@ def commands(inputs: Path) -> dict[str, Cheap]:
             ("run/targets.safetensors",),
             large=("num_images=100000", "batch_size=100000"),
         ),
+        "benchmark": Cheap(
+            ("benchmark", *RANDOM, "mode=[eager]", "repetitions=1", "by_evaluation=false", "device=cpu"),
+            (),  # times
+            large=("batch_sizes=[300000]",),
+        ),
+        "score": Cheap(("evaluate", "samples=digits", "reference=digits"), ("run/scores.json",)),
+        "schedule": Cheap(
+            ("import", "graph=dit_digits_ddim20", "output=s.json"),
+            ("s.json",),
+        ),
         "encode": Cheap(
             ("encode", f"images={inputs}/images", f"vae={inputs}/vae", "image_size=16", "shard_size=2", *latents),
             ("latents/*",),
