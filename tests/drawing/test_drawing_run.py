@@ -189,7 +189,7 @@ def test_labels_depend_on_the_image_alone():
     assert image_labels(range(3), 0, "balanced", 0) is None
 
 
-def test_other_settings_are_refused(draw):
+def test_other_settings_are_refused(draw, monkeypatch):
     draw("run", solver="ddim", num_images=2)
     with pytest.raises(ValueError, match="holds samples with seed 5, not 6"):
         draw("run", solver="ddim", num_images=2, seed=6)
@@ -197,6 +197,9 @@ def test_other_settings_are_refused(draw):
         draw("run", num_images=2)
     with pytest.raises(ValueError, match="labels must be balanced or random, got 'all'"):
         draw("run", labels="all")
+    monkeypatch.setattr("l2c.drawing.run.__version__", "9.9")
+    with pytest.raises(ValueError, match=r"holds samples with l2c 0.*, not 9\.9; continue with the same settings or"):
+        draw("run", solver="ddim", num_images=2)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypatch):
