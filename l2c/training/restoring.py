@@ -22,8 +22,9 @@ from l2c.training.checkpoints import read_checkpoint
 GIVE = "give the last.ckpt that a training wrote"
 BAD_INPUT = (ValueError, OSError, MemoryError)
 BATCHES = "epoch_loop.batch_progress"  # of a checkpoint's loops
-SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")  # what no schedule does without
-SETTINGS = ("lr", "betas", "eps", "weight_decay", "momentum")  # of an optimiser, what no version does without
+SCHEDULE = ("base_lrs", "last_epoch", "_step_count", "_last_lr", "lr_lambdas")  # what no schedule does without
+# Of an optimiser, what no version does without.
+SETTINGS = ("lr", "betas", "eps", "weight_decay", "momentum", "params", "muon")
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a weight; Muon keeps its momentum
 
 
@@ -100,8 +101,8 @@ def check_restorable(path: str | Path | None, module: pl.LightningModule, traine
         loops = {name: getattr(trainer, name).state_dict() for name in content["loops"] if hasattr(trainer, name)}
         _check_form(path, "loops", content["loops"], loops)
     _check_counters(path, content)
-    _check_callbacks(path, content.get("callbacks", {}), trainer)
-    _check_optimiser(path, content, module)
+    _check_callbacks(path, content.get("callbacks"), trainer)
+    _check_optimiser(path, content, module, may_skip=trainer.precision == "16-mixed")
 
 
 def _version(path: str | Path, content: Mapping[str, Any]) -> str:
@@ -180,8 +181,13 @@ def _check_callbacks(path: str | Path, states: Any, trainer: pl.Trainer) -> None
                 _refuse(path, f"it names {shown(odd[0], 200)} as a checkpoint")
 
 
-def _check_optimiser(path: str | Path, content: Mapping[str, Any], module: pl.LightningModule) -> None:
-    """Refuse states of the optimiser and of its schedule that are not of this training at this step."""
+def _check_optimiser(
+    path: str | Path, content: Mapping[str, Any], module: pl.LightningModule, *, may_skip: bool
+) -> None:
+    """Refuse states of the optimiser and of its schedule that are not of this training at this step.
+
+    Where the optimiser may skip steps, whose gradients overflow in 16 bits, states may be missing.
+    """
     made: Any = module.configure_optimizers()
     optimiser, scheduler, step = made, None, content["global_step"]
     if isinstance(made, Mapping):
@@ -207,6 +213,14 @@ def _check_optimiser(path: str | Path, content: Mapping[str, Any], module: pl.Li
         if type(number) is not int or not 0 <= number < len(weights) or not isinstance(state, Mapping):
             _refuse(path, f"its optimiser holds a state of {shown(number)}, which is none of its weights")
         _check_moments(path, number, state, *weights[number], step)
+    if may_skip:
+        return
+    idle = {id(weight) for weight in getattr(module, "idle", ())}
+    missing = [number for number in range(len(weights)) if number not in states["state"]]
+    if step and (gone := [number for number in missing if id(weights[number][0]) not in idle]):
+        _refuse(path, f"its optimiser holds no state of weight {gone[0]}")
+    if missing and sum(float(state["step"]) for state in states["state"].values()) < step:
+        _refuse(path, f"its optimiser holds the states of fewer steps than {step}")
 
 
 def _check_schedule(path: str | Path, there: Mapping[str, Any], scheduler: LRScheduler, step: int) -> None:
@@ -228,7 +242,7 @@ def _check_group(path: str | Path, found: Any, wanted: Mapping[str, Any]) -> Non
         there = found.get(name)
         same = name == "lr" and isinstance(there, (int, float)) and math.isclose(there, value, rel_tol=1e-9)
         off = name not in found and (value is None or value is False or name not in SETTINGS)
-        if isinstance(there, Tensor) or not (same or off or there == value):
+        if any(leaves_of(there)) or not (same or off or there == value):
             _refuse(path, f"{name} of its optimiser is {shown(there)}, not {shown(value)}")
 
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from l2c.calibration.distillation import Distillation
+from l2c.sampling.correction import has_slopes
 
 
 class LitCorrection(pl.LightningModule):
@@ -35,6 +36,11 @@ class LitCorrection(pl.LightningModule):
             self.log("train/error", error)
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    @property
+    def idle(self) -> list[Tensor]:
+        """Weights that the optimiser has no state of: slopes that nothing of the graph reads."""
+        return [] if has_slopes(self.distillation.graph) else [self.distillation.slopes]
 
     def configure_optimizers(self) -> Any:
         """Return the distillation's optimiser, its schedule stepped once per training step."""

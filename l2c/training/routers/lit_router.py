@@ -79,6 +79,11 @@ class LitRouter(pl.LightningModule):
         """Log the share of layers that the threshold would remove."""
         self.log("removed", self.routers.removed_fraction(self.threshold), prog_bar=True)
 
+    @property
+    def idle(self) -> list[Tensor]:
+        """Weights that the optimiser may have no state of: routers that no step has visited yet."""
+        return list(self.routers.parameters())
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return AdamW over the routers."""
         return torch.optim.AdamW(self.routers.parameters(), lr=self.learning_rate, weight_decay=0.0)
