@@ -225,7 +225,11 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     check_reach(evaluations_worth(budget, steps), 0.0, steps)  # more than all is not found out after calibrating
     sampler = Sampler(backbone, solver="pipeline", num_evaluations=steps, cfg_scale=asked.scale)
     refusals: list[str] = []
-    for name in AUTO if asked.policy is None else (asked.policy,):
+    ways = [(name, sampler) for name in (AUTO if asked.policy is None else (asked.policy,))]
+    if asked.policy is None and asked.layers is None and sampler.backbone.layer_names != (WHOLE_OUTPUT,):
+        whole = uncached_like(sampler, layers=(WHOLE_OUTPUT,))  # for budgets that layers do not reach
+        ways.append((AUTO[-1], whole))
+    for place, (name, sampler) in enumerate(ways):
         try:
             calibration = _calibration(sampler, asked, path.parent, name, refusals)
             context = PolicyContext.of(sampler, calibration)
@@ -235,7 +239,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
                 graph = make_graph(name, context, budget=budget)
             break
         except REFUSALS as error:
-            if asked.policy is not None or name == AUTO[-1]:
+            if place == len(ways) - 1:
                 raise
             refusals.append(f"policy {name} is not possible here: {error}")
     lines = [*refusals, *_summary(sampler, asked, graph, context)]
@@ -250,7 +254,7 @@ def _calibration(
     needs = needs_of(policy, {})
     if not needs:
         return None
-    path = _file_of(folder, needs)
+    path = _file_of(folder, needs, sampler.backbone.layer_names)
     if not path.is_file():
         _reason(path).unlink(missing_ok=True)
         size = 1 if RESPONSES in needs else 4
@@ -277,8 +281,10 @@ def _reason(path: Path) -> Path:
     return path.with_suffix(".txt")
 
 
-def _file_of(folder: Path, needs: Sequence[str]) -> Path:
-    return folder / f"calibration_{'_'.join(needs)}.safetensors"
+def _file_of(folder: Path, needs: Sequence[str], layers: Sequence[str]) -> Path:
+    """Return the file of a calibration; responses of layers hold those of the whole output too."""
+    alone = RESPONSES not in needs and tuple(layers) == (WHOLE_OUTPUT,)
+    return folder / f"calibration_{'_'.join([*needs, *(layers if alone else ())])}.safetensors"
 
 
 def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Budget) -> None:
@@ -286,7 +292,7 @@ def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Bud
     from l2c.integrations.diffusers import apply
 
     if isinstance(graph, CacheGraph) and graph.provenance.get("method") == GRAM:
-        calibration = Calibration.load(_file_of(folder, NEEDS[GRAM]))
+        calibration = Calibration.load(_file_of(folder, NEEDS[GRAM], graph.layers))
         if calibration.grid is not None:
             apply(pipe, calibration.part(graph.layers), budget=budget)
             return

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusers.hooks._common import _ATTENTION_CLASSES, _FEEDFORWARD_CLASSES
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.resnet import ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from l2c.backbones.foreign_module import check_runs
@@ -19,7 +19,6 @@ from l2c.integrations.diffusers.adapters import bare, plain_parts
 
 STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of a U-Net, in the order in which they run
 _MODULATED = ("ada_norm_zero", "ada_norm_single")  # norms of blocks whose norms are modulated: DiT's, PixArt's
-_CONVOLUTIONS = (ResnetBlock2D, SpatioTemporalResBlock, TemporalConvLayer)
 
 
 class ResnetForm:
@@ -134,8 +133,8 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
 
 
 def is_unet(model: nn.Module) -> bool:
-    """Return whether a model has the ResNet blocks of a U-Net."""
-    return any(isinstance(module, (ResnetBlock2D, SpatioTemporalResBlock)) for module in model.modules())
+    """Return whether a model has the stages of a U-Net."""
+    return all(isinstance(getattr(model, stage, None), nn.ModuleList) for stage in ("down_blocks", "up_blocks"))
 
 
 def _norms_before(block: Any, module: nn.Module) -> tuple[nn.Module, ...]:
@@ -250,9 +249,14 @@ def _with_attention(model: nn.Module) -> list[str]:
         if any(name.startswith(f"{outer}.") for outer in found):
             continue
         parts = list(module.modules())
-        if any(map(_is_attention, parts)) and not any(isinstance(part, _CONVOLUTIONS) for part in parts):
+        if any(map(_is_attention, parts)) and not any(map(_is_convolution, parts)):
             found.append(name)
     return found
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Return whether a module mixes places next to each other."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and max(module.kernel_size) > 1
 
 
 def _plain_resnet(module: Any) -> bool:
