@@ -48,6 +48,11 @@ class Perturbed(Called):
         """Take the scale of perturbed attention too."""
 
 
+class Edited(Called):
+    def __call__(self, prompt, image=None, guidance_scale=7.5, image_guidance_scale=1.5):
+        """Take the scale of a branch with the picture alone."""
+
+
 class OfNothing(Called):
     def __call__(self, num_inference_steps=2):
         """Take nothing to draw."""
@@ -107,6 +112,9 @@ def test_further_branches_are_switched_off_and_named():
     assert perturbed.left_out({"pag_scale": 0.0}) == plain.left_out({"guidance_scale": 7.5}) == {}
     assert true.left_out({"true_cfg_scale": 4.0, "negative_prompt": "blurred"}) == {"true_cfg_scale": 4.0}
     assert true.left_out({"true_cfg_scale": 4.0}) == {}  # off without a negative prompt
+    edited = guidance_of(Edited())
+    assert edited.left_out({"image_guidance_scale": 1.5, "image": "a picture"}) == {"image_guidance_scale": 1.5}
+    assert edited.left_out({"image_guidance_scale": 1.5}) == {}  # off without a picture
 
 
 class Degraded(Called):

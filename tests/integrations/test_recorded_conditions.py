@@ -12,13 +12,15 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.conditions import (
     ALONE,
+    SHARED,
     differ_in_length,
+    digest_of,
     groups_of,
     places_of,
     rows_of,
     tabled,
 )
-from l2c.integrations.diffusers.recorded.recording import SCALE, _of_pairs
+from l2c.integrations.diffusers.recorded.recording import SCALE, _of_batches
 from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of
 
 
@@ -54,6 +56,25 @@ def test_prompts_that_run_alone_are_told_apart_wherever_they_are_in_a_batch():
     assert first != second  # lengths of streams are remembered by these
 
 
+class Kept:
+    """Keys and values of pictures, which a model reads or passes over."""
+
+    def __init__(self, mode, size=2):
+        self.mode, self.kept = mode, [torch.ones(size)]
+
+
+def test_objects_are_shared_where_they_hold_the_same():
+    def table(*kept):
+        return tabled([{"kept": one} for one in kept], {"kept": SHARED})
+
+    assert isinstance(table(Kept("read"), Kept("read"))["kept"], Kept)
+    for other in (Kept("skip"), Kept("read", size=3)):
+        parts = table(Kept("read"), Kept("read"), other)
+        assert list(groups_of(parts, [0, 1, 2]).values()) == [[0, 1], [2]]
+        assert rows_of(parts, torch.tensor([2]))["kept"] is other
+    assert digest_of(table(Kept("read"))) == digest_of(table(Kept("read"))) != digest_of(table(Kept("skip")))
+
+
 def test_forwards_of_a_model_that_is_called_twice_a_step_are_counted_once():
     inner = torch.nn.Identity()
     model = torch.nn.Sequential(inner, torch.nn.Identity(), inner)
@@ -73,16 +94,48 @@ def test_branches_that_are_in_one_batch_at_any_scale_are_recorded_apart(sign):
     uncond, cond = torch.tensor([[[1.0, 2.0, 3.0]], [[3.0, 1.0, 0.0]]])
     plain = RecordedStep(calls=[paired([1.0])], predictions=[torch.cat([uncond, cond])], taken=sign * cond)
     guided = replace(plain, taken=sign * (uncond + SCALE * (cond - uncond)))
-    calls = [paired([1.0]), paired([2.0])]
-    found = _of_pairs(plain, guided, (), calls, lambda: paired([1.0, 1.0]), "cfg")
+    calls, model = [paired([1.0]), paired([2.0])], torch.nn.Identity()
+    found = _of_batches(model, plain, guided, calls, {"text": 0}, "cfg")
     assert [call.conditions["text"].item() for call in found.calls] == [
         1.0,
         2.0,
         0.0,
     ]  # the unconditional one is last
     assert (found.sign, found.guidance) == (sign, "cfg")
-    assert _of_pairs(replace(plain, taken=cond + 1), guided, (), calls, lambda: paired([1.0, 1.0]), "cfg") is None
-    assert _of_pairs(plain, RecordedStep(), (), calls, lambda: paired([1.0, 1.0]), "cfg") is None
+    assert _of_batches(model, replace(plain, taken=cond + 1), guided, calls, {"text": 0}, "cfg") is None
+    assert _of_batches(model, plain, RecordedStep(), calls, {"text": 0}, "cfg") is None
+
+
+class Sums(torch.nn.Module):
+    """Predicts the sum of x (N, 3) and a text (N, 1), whose rows it may mix."""
+
+    def __init__(self, mixed=0.0):
+        super().__init__()
+        self.mixed = mixed
+
+    def forward(self, x, t, text):
+        return x + text + self.mixed * text.sum()
+
+
+def of_three(prompt):
+    text = torch.tensor([[0.0], [0.5], [prompt]])
+    return RecordedCall(torch.ones(3, 3), 1.0, {"text": text}, "x", ("t",), listed=False)
+
+
+def test_branches_of_a_pipeline_that_takes_one_prompt_a_call_are_told_apart_by_their_rows():
+    calls = [of_three(1.0), of_three(2.0)]
+    predictions = Sums()(calls[0].x, 1.0, calls[0].conditions["text"])
+    uncond, pictures, cond = predictions.chunk(3)
+    plain = RecordedStep(calls=calls[:1], predictions=[predictions], taken=cond)
+    guided = replace(plain, taken=pictures + SCALE * (cond - pictures))
+    found = _of_batches(Sums(), plain, guided, calls, ALONE, "cfg")
+    assert [call.conditions["text"].item() for call in found.calls] == [1.0, 2.0, 0.5]
+    assert (found.places, found.guidance) == ({"text": 0}, "cfg")
+    both = replace(plain, taken=uncond + SCALE * (cond - pictures) + 3 * (pictures - uncond))
+    found = _of_batches(Sums(), plain, both, calls, ALONE, "cfg")
+    assert [call.conditions["text"].item() for call in found.calls] == [1.0, 2.0, 0.0]  # the farthest one
+    assert found.guidance is None
+    assert _of_batches(Sums(mixed=0.1), plain, guided, calls, ALONE, "cfg") is None  # rows do not run alone
 
 
 def test_a_condition_that_guidance_brings_is_not_left_out_of_the_unconditional_branch():

@@ -276,7 +276,8 @@ def _hooks_of(
             watch.look(model)
         hooked.look(model)
 
-    schedule = GraphSchedule(rows, None if pipe is None else weakref.ref(pipe), any_guidance=any_guidance)
+    seen = [getattr(getattr(pipe, "scheduler", None), "timesteps", None)]
+    schedule = GraphSchedule(rows, None if pipe is None else weakref.ref(pipe), seen, any_guidance=any_guidance)
     return [*placed, (model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from l2c.integrations.diffusers.denoisers import NAMES
+from l2c.integrations.diffusers.denoisers import denoisers_in
 
 
 def calls_in(thread: int | None = None) -> Iterator[tuple[FrameType, Any]]:
@@ -77,5 +77,4 @@ def _calls_elsewhere() -> Iterator[Any]:
 
 def _has(pipe: Any, model: nn.Module) -> bool:
     """Return whether a model is one of a pipeline's denoisers."""
-    parts = (getattr(pipe, name, None) for name in NAMES)
-    return any(part is not None and unwrap_module(part) is model for part in parts)
+    return any(unwrap_module(part) is model for part in denoisers_in(pipe).values())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
+from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from l2c.backbones.digest import known_digest
@@ -14,6 +17,25 @@ from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.adapters import effective_weights
 
 NAMES = ("transformer", "transformer_2", "unet", "unet_2")
+TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
+
+
+@lru_cache(maxsize=64)
+def parameters_of(kind: Any) -> tuple[str, ...]:
+    """Return the names of a class's positional parameters, in their order."""
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+@lru_cache(maxsize=64)
+def needed_by(kind: Any) -> frozenset[str]:
+    """Return the names of the arguments that a class's forward has no default for."""
+    parameters = inspect.signature(kind.forward).parameters.values()
+    return frozenset(parameter.name for parameter in parameters if parameter.default is parameter.empty)
+
+
+def is_time(name: str) -> bool:
+    """Return whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
+    return name in TIMES or (name.endswith(("_timestep", "_timesteps")) and not name.startswith("r_"))
 
 
 def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
@@ -25,14 +47,27 @@ def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
     """
     if isinstance(pipe_or_model, nn.Module):
         return {"model": pipe_or_model}
-    found = {name: getattr(pipe_or_model, name, None) for name in NAMES}
-    models = {name: model for name, model in found.items() if isinstance(model, nn.Module)}
+    models = denoisers_in(pipe_or_model)
     if not models:
         raise ValueError(
-            f"{type(pipe_or_model).__name__} has neither a transformer nor a unet; give a diffusers pipeline, or the "
-            "model that is called at every step"
+            f"{type(pipe_or_model).__name__} has neither a transformer nor a unet, nor another part that takes a "
+            "time; give a diffusers pipeline, or the model that is called at every step"
         )
     return models
+
+
+def denoisers_in(pipe: Any) -> dict[str, nn.Module]:
+    """Return the denoisers of a pipeline by their names there, none of what has none.
+
+    Where none has a usual name, they are the components that take a time (those of Stable Cascade).
+    """
+    named = {name: getattr(pipe, name, None) for name in NAMES}
+    found = {name: model for name, model in named.items() if isinstance(model, nn.Module)}
+    if found or not isinstance(getattr(pipe, "components", None), Mapping):
+        return found
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    kinds: dict[str, Any] = {name: type(unwrap_module(part)) for name, part in parts.items()}
+    return {name: parts[name] for name, kind in kinds.items() if any(map(is_time, parameters_of(kind)))}
 
 
 def denoiser_of(pipe_or_model: Any) -> Any:

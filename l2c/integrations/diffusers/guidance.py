@@ -12,11 +12,12 @@ from l2c.backbones.backbone import class_name
 from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.integrations.diffusers.denoisers import denoiser_of
 
-TRUE, EMBEDDED = "true_cfg_scale", "guidance_scale"
+TRUE, EMBEDDED, OF_PICTURES = "true_cfg_scale", "guidance_scale", "image_guidance_scale"
 NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
-BESIDE = {  # of further branches, where off: perturbed or own attention, skipped blocks, sound, streams apart
+BESIDE = {  # of further branches, where off: perturbed or own attention, skipped blocks, sound, pictures
     **dict.fromkeys(("pag_scale", "sag_scale", "stg_scale", "audio_stg_scale"), 0.0),
     **dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0),
+    OF_PICTURES: 1.0,
 }
 INSIDE = ("sag_scale",)  # of branches that are made from attention maps, which the pipeline reads inside its model
 
@@ -67,7 +68,8 @@ class PipelineGuidance:
     def left_out(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Return the scales of a call with these arguments whose further branches `off` leaves out."""
         beside = {name: call.get(name) for name in self.off if name != self.argument}
-        beside = {name: scale for name, scale in beside.items() if name != TRUE or negative(call)}
+        unmet = {TRUE: not negative(call), OF_PICTURES: call.get("image") is None}  # what they need is not given
+        beside = {name: scale for name, scale in beside.items() if not unmet.get(name)}
         return {name: scale for name, scale in beside.items() if scale is not None and scale > self.off[name]}
 
     def scale_of(self, call: Mapping[str, Any]) -> float | None:

@@ -203,8 +203,11 @@ class GraphHook(_UncopiedHook):
         """Replace the model's forward: decide for every layer, run, keep outputs that are read later."""
         with self.lock:
             try:
-                evaluation, history = self._decide(module, args, kwargs)
+                decided = self._decide(module, args, kwargs)
                 output = self.fn_ref.original_forward(*args, **kwargs)
+                if decided is None:
+                    return output
+                evaluation, history = decided
                 self._keep(evaluation, history)
                 if evaluation == self.schedule.graph.num_evaluations - 1:
                     self.schedule.end()
@@ -214,8 +217,16 @@ class GraphHook(_UncopiedHook):
             return output
 
     @torch.compiler.disable
-    def _decide(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, BranchHistory]:
+    def _decide(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[int, BranchHistory] | None:
         t = timestep_of(module, args, kwargs)
+        for hook in self.hooks:
+            hook.turn = 0
+        if self.schedule.before_first(module, t):
+            for layer in self.layers:
+                layer.fresh, layer.wanted = True, False
+            return None
         anew = self.schedule.begins_anew(module, t)
         if anew:
             self._forget()
@@ -229,8 +240,6 @@ class GraphHook(_UncopiedHook):
         x = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
         history.begin(e, t, tuple(x.shape) if isinstance(x, Tensor) else None)
         graph = self.schedule.graph
-        for hook in self.hooks:
-            hook.turn = 0
         for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
             if layer.follows:
                 continue

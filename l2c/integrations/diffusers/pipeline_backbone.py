@@ -245,7 +245,7 @@ def pipeline_backbone(
     with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, model, prompts, guidance, **settings)
         timesteps, end = trajectory_of(pipe, recording.calls[0].t)
-        solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around)
+        solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around, rowed=recording.rowed)
         fewer = _fewer_steps(pipe, model, recording) if fewer_steps else None
     asked = _kinds(model, asked, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
@@ -286,7 +286,7 @@ def _fewer_steps(pipe: Any, model: nn.Module, recording: Recording) -> dict[int,
         if around is None and recording.around is not None:
             continue
         with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
-            found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end], around=around)
+            found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end], around=around, rowed=recording.rowed)
     return found
 
 

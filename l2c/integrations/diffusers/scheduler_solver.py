@@ -46,6 +46,7 @@ class SchedulerSolver(Solver):
         timesteps: t that the model is given at each of the scheduler's evaluations, which some pipelines scale.
         first: evaluation of the scheduler that trajectories begin at (image-to-image).
         around: what the pipeline does between scheduler and network; None = what the scheduler does alone.
+        rowed: whether the scheduler takes a timestep for each row (Stable Cascade's).
 
     Raises:
         ValueError: if the scheduler evaluates twice at one timestep.
@@ -61,6 +62,7 @@ class SchedulerSolver(Solver):
         *,
         first: int = 0,
         around: Preconditioning | None = None,
+        rowed: bool = False,
     ) -> None:
         name = type(scheduler).__name__
         rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1
@@ -77,7 +79,7 @@ class SchedulerSolver(Solver):
         self.steps = tuple((e,) for e in range(len(self.timesteps)))
         self._scheduler = copy.deepcopy(scheduler)
         self._first = first
-        self.around = around
+        self.around, self.rowed = around, rowed
         self.own_times = around is not None
         if hasattr(scheduler, "set_begin_index"):
             self._scheduler.set_begin_index(first)
@@ -103,6 +105,7 @@ class SchedulerSolver(Solver):
             predicted, _ = split_variance(output, x.shape[1])
             if around is not None:
                 predicted = around.outputs[e] * predicted + around.states[e] * x
+            t = t.expand(len(x)) if self.rowed else t
             history = {name: value for name, value in before.items() if name in self._takes}
             given = {"model_output": predicted, "timestep": t, "sample": x, "return_dict": False}
             x, *others = scheduler.step(**given, **options, **history)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -15,29 +13,18 @@ from torch import Tensor, nn
 
 from l2c.graph.resampling import nearest
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere, caller_of
+from l2c.integrations.diffusers.denoisers import TIMES, is_time, parameters_of
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.rows import Rows, tolerance
 
-TIMES = ("timestep", "timesteps", "t")
 ANGLE = 1.571  # the largest that is a time: 90 degrees, as schedulers round it
-
-
-@lru_cache(maxsize=64)
-def _parameters(kind: Any) -> tuple[str, ...]:
-    """Return the names of a class's positional parameters, in their order."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return all arguments of a model's forward by their names, the noisy input first."""
     kind: Any = type(module)
-    names = _parameters(kind)
+    names = parameters_of(kind)
     return {**dict(zip(names, args, strict=False)), **{n: kwargs[n] for n in names if n in kwargs}, **kwargs}
-
-
-def is_time(name: str) -> bool:
-    """Return whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
-    return name in TIMES or (name.endswith(("_timestep", "_timesteps")) and not name.startswith("r_"))
 
 
 def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:
@@ -72,7 +59,7 @@ def timestep_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         found = time_argument(arguments_of(module, args, kwargs))
         if found is None:
             kind: Any = type(module)
-            known = ", ".join(_parameters(kind))
+            known = ", ".join(parameters_of(kind))
             raise ValueError(
                 f"{type(module).__name__} was called without a timestep, by which a cache graph finds its row; "
                 f"looked for an argument named {', '.join(TIMES)} or ..._timestep among {known}"
@@ -102,6 +89,8 @@ class GraphSchedule(threading.local):
         rows: where the graph of a call comes from.
         pipe: returns the pipeline whose scheduler is followed outside of calls, None once it is gone; None without a
             pipeline: no scheduler is followed.
+        seen: one member, the scheduler's timesteps as any thread saw them last; those of a call that is over, until
+            the next one sets its own.
         any_guidance: accept another guidance scale than the graph's.
 
     Attributes:
@@ -110,7 +99,9 @@ class GraphSchedule(threading.local):
 
     """
 
-    def __init__(self, rows: Rows, pipe: Callable[[], Any] | None, *, any_guidance: bool = False) -> None:
+    def __init__(
+        self, rows: Rows, pipe: Callable[[], Any] | None, seen: list[Any], *, any_guidance: bool = False
+    ) -> None:
         self.graph = rows.first
         self.given_rows: Sequence[int] = range(self.graph.num_evaluations)
         self.rows = rows
@@ -118,6 +109,7 @@ class GraphSchedule(threading.local):
         self.any_guidance = any_guidance
         self._scheduled: Any = None
         self._call: FrameType | None = None  # in which the trajectory that runs began
+        self._seen = seen
 
     def begins_anew(self, model: nn.Module, t: float) -> bool:
         """Return whether the pipeline that calls the model has set its timesteps since the last forward.
@@ -142,11 +134,20 @@ class GraphSchedule(threading.local):
                 f"{type(pipe).__name__} is being called in another thread, and both calls would share its scheduler; "
                 "let them take turns, or give each thread a pipeline and scheduler of its own"
             )
-        self._scheduled, self._call = timesteps, call
+        self._scheduled, self._call, self._seen[0] = timesteps, call, timesteps
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
         check_call(self.graph, pipe, any_guidance=self.any_guidance)
         return True
+
+    def before_first(self, model: nn.Module, t: float) -> bool:
+        """Return whether a pipeline calls the model before it sets its timesteps, at none of the graph's."""
+        if self.pipe is None or self._at(t) is not None:
+            return False
+        pipe = caller_of(model, self.pipe())
+        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+        call = call_of(pipe)
+        return call is not None and call is not self._call and timesteps is not None and timesteps is self._seen[0]
 
     def end(self) -> None:
         """Forget the pipeline's call after the end of its trajectory."""
@@ -160,13 +161,19 @@ class GraphSchedule(threading.local):
 
         """
         timesteps = self.graph.timesteps
-        e = nearest(timesteps, t)
-        if abs(timesteps[e] - t) > tolerance(timesteps, t):
+        e = self._at(t)
+        if e is None:
             raise ValueError(
                 f"the model is called at t = {float(t):g}, but the graph's {len(timesteps)} evaluations lie at "
                 f"{_shown(timesteps)}; use its scheduler and number of steps, or apply it with resample=True"
             )
         return e
+
+    def _at(self, t: float) -> int | None:
+        """Return the evaluation of the graph in use that takes place at t; None = there is none."""
+        timesteps = self.graph.timesteps
+        e = nearest(timesteps, t)
+        return e if abs(timesteps[e] - t) <= tolerance(timesteps, t) else None
 
 
 def _shown(timesteps: Sequence[float]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c.integrations.diffusers.recorded.conditions import halves
+from l2c.integrations.diffusers.denoisers import needed_by
+from l2c.integrations.diffusers.recorded.conditions import in_parts
 from l2c.integrations.diffusers.recorded.feeders import Path, filled, handed_on, looked_at, member_of
 from l2c.integrations.diffusers.recorded.regions import Region, TokenTimes, blank, narrowed, placed
 from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
@@ -66,7 +67,9 @@ class RecordedCall:
         assert found is not None, "timestep_of refuses this"
         given = _without(given, found[0])
         given.pop("return_dict", None)
-        conditions = filled({key: value for key, value in given.items() if value is not None}, {})  # models pop lists
+        kind: Any = type(module)
+        kept = {key: value for key, value in given.items() if value is not None or key in needed_by(kind)}
+        conditions = filled(kept, {})  # models pop lists
         also = tuple(name for name, value in conditions.items() if _is_also(name, value, found[1]))
         conditions = {name: value for name, value in conditions.items() if name not in also}
         listed = isinstance(x, list)
@@ -80,11 +83,10 @@ class RecordedCall:
         conditions = {**self.conditions, BESIDE: blank(self.x, region)}
         return replace(self, x=narrowed(self.x, region), conditions=conditions, region=region)
 
-    def halved(self, places: Any) -> tuple[RecordedCall, RecordedCall]:
-        """Return the two calls of which this one is the batch; `places` are those of its conditions."""
-        parts = zip(self.x.chunk(2), halves(self.conditions, places), strict=True)
-        first, second = (replace(self, x=x, conditions=conditions) for x, conditions in parts)
-        return first, second
+    def in_parts(self, places: Any, count: int) -> list[RecordedCall]:
+        """Return the `count` calls of which this one is the batch; `places` are those of its conditions."""
+        parts = zip(self.x.chunk(count), in_parts(self.conditions, places, count), strict=True)
+        return [replace(self, x=x, conditions=conditions) for x, conditions in parts]
 
     def fed(self) -> RecordedCall:
         """Return the call with the feeders' own conditions in the place of what they made from the same x and t."""

@@ -49,9 +49,18 @@ class PerPrompt:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Return whether two conditions, or members of conditions, are equal; tensors in form and place too."""
+    """Return whether two conditions, or members of conditions, are equal; tensors in form and place too.
+
+    Objects of other kinds (GLM-Image's keys and values of pictures) are compared by what they hold.
+    """
     if ours is theirs:
         return True
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if type(ours) is type(theirs) and not isinstance(ours, PLAIN):
+        return same(getattr(ours, "__dict__", {}), getattr(theirs, "__dict__", {}))
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
         return alike and torch.equal(ours, theirs)
@@ -91,7 +100,7 @@ def tabled(values: Sequence[Any], places: Any) -> Any:
     if isinstance(places, (list, tuple)):
         columns = zip(zip(*values, strict=True), places, strict=True)
         return type(places)(tabled(parts, place) for parts, place in columns)
-    if places == SHARED and (not isinstance(head, PLAIN) or all(same(head, value) for value in values)):
+    if places == SHARED and all(same(head, value) for value in values):
         return head
     return PerPrompt(tuple(values), None if places == LISTED else places)
 
@@ -118,20 +127,29 @@ def rows_of(table: Any, y: Tensor) -> Any:
     return torch.cat([table.parts[prompt] for prompt in y.tolist()], dim=table.axis).to(y.device)
 
 
-def halves(value: Any, place: Any) -> tuple[Any, Any]:
-    """Return the first and the second half of a condition of twice as many prompts."""
+def places_in(value: Any, count: int) -> Any:
+    """Return where the axis of rows lies in each condition of a call of `count` rows, taken to be the first one."""
+    if isinstance(value, Mapping):
+        return {key: places_in(member, count) for key, member in value.items()}
+    if isinstance(value, (list, tuple)):
+        return LISTED if len(value) == count else type(value)(places_in(member, count) for member in value)
+    return 0 if isinstance(value, Tensor) and value.ndim and len(value) == count else SHARED
+
+
+def in_parts(value: Any, place: Any, count: int) -> list[Any]:
+    """Return the parts of a condition of `count` times as many prompts, in their order."""
     if isinstance(place, Mapping):
-        both = {key: halves(value[key], place[key]) for key in place}
-        return {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
+        parts = {key: in_parts(value[key], place[key], count) for key in place}
+        return [{key: parts[key][i] for key in parts} for i in range(count)]
     if isinstance(place, (list, tuple)):
-        pairs = [halves(part, inner) for part, inner in zip(value, place, strict=True)]
-        return type(place)(pair[0] for pair in pairs), type(place)(pair[1] for pair in pairs)
+        members = [in_parts(part, inner, count) for part, inner in zip(value, place, strict=True)]
+        return [type(place)(member[i] for member in members) for i in range(count)]
     if place == SHARED:
-        return value, value
+        return [value] * count
     if place == LISTED:
-        return value[: len(value) // 2], value[len(value) // 2 :]
-    first, second = value.chunk(2, dim=place)
-    return first, second
+        size = len(value) // count
+        return [value[i * size : (i + 1) * size] for i in range(count)]
+    return list(value.chunk(count, dim=place))
 
 
 def groups_of(table: Any, prompts: Sequence[int]) -> dict[Any, list[int]]:
@@ -159,7 +177,9 @@ def digest_of(table: Any) -> str:
         table = table.parts
     if isinstance(table, (list, tuple)):
         return str([digest_of(member) for member in table])
-    return weights_digest({"": table}) if isinstance(table, Tensor) else str(table)
+    if isinstance(table, Tensor):
+        return weights_digest({"": table})
+    return f"{type(table).__name__} {digest_of(vars(table))}" if hasattr(table, "__dict__") else str(table)
 
 
 def _per_prompt(table: Any) -> list[PerPrompt]:

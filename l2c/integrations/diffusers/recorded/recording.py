@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,18 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2c.backbones.layer_form import first
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
 from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.call import BESIDE
-from l2c.integrations.diffusers.recorded.conditions import ALONE, places_of
+from l2c.integrations.diffusers.recorded.conditions import ALONE, places_in, places_of
+from l2c.integrations.diffusers.recorded.guided import moved_on
 from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
-from l2c.integrations.diffusers.recorded.regions import Region, region_of
+from l2c.integrations.diffusers.recorded.regions import Region, narrowed, region_of
 from l2c.integrations.diffusers.recorded.steps import (
     CLOSE,
     RecordedCall,
     RecordedStep,
     difference,
+    distance,
     first_step,
     recorded_call,
 )
@@ -62,6 +66,7 @@ class Recording:
             were not found.
         given: arguments of the call for the first prompt.
         own_way: that guided calls combine the branches in another way than any of ours, in words; None = they do not.
+        rowed: see `RecordedStep`.
 
     """
 
@@ -73,6 +78,7 @@ class Recording:
     given: Mapping[str, Any] = field(default_factory=dict)
     own_way: str | None = None
     around: Preconditioning | None = None
+    rowed: bool = False
 
 
 def record(
@@ -107,34 +113,67 @@ def record(
     def call(*batch: Any, **changes: Any) -> RecordedCall:
         return recorded_call(pipe, model, **given(*batch, **changes)).split(region).fed()
 
-    guided = RecordedStep()
+    guided, on = RecordedStep(), _with_texts(guidance.on, listed)
     if guidance.branches:
-        on = _with_texts(guidance.on, listed)
         with guidance.at(SCALE) as scaled:
             guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled}).split(region)
-    first, sign, around = given(prompts[0]), step.sign(region), None
+    of_first, sign, around = given(prompts[0]), step.sign(region), None
     if sign is None:
-        whole = _of_pairs(step, guided, region, calls, lambda: call(prompts[0], prompts[0]), guidance.mode)
+        places = _axes(calls[0], (lambda: call(prompts[0], prompts[0]),))
+        whole = _of_batches(model, step.split(region), guided, calls, places, guidance.mode)
         if whole is not None:
-            return replace(whole, given=first)
-        sign, around = 1.0, _around(pipe, model, step, calls[0], first)
+            own_way = None if whole.guidance else OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
+            return replace(whole, given=of_first, own_way=own_way, rowed=step.rowed)
+        sign, around = 1.0, _around(pipe, model, step, calls[0], of_first)
     pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
     places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
-    uncond, mode, own_way = None, None, None
-    if guided.calls:
-        found = guided.unconditional(calls[0], places)
-        if found is not None:
-            uncond, *predictions = found
-            pair = [guided.changed(sign * prediction, around, region) for prediction in reversed(predictions)]
-            mode = _combination(guided.taken, pair, guidance.mode, SCALE, region, normed=around is None)
-        several = sum(len(made.x) for made in guided.calls) > 2 * len(calls[0].x)  # a picture's guidance too
-        if mode is None and (several or found is not None):
-            own_way = OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
+
+    def by_effect() -> str | None:
+        with guidance.at(SCALE) as scaled:
+            return _by_effect(pipe, model, {**on, **of_first, **scaled}, sign or 1.0, guidance.mode, region)
+
+    uncond, mode, known = _unconditional(guided, calls[0], places, sign, around, guidance.mode, by_effect)
+    own_way = None if known else OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
         uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
     every = (*calls, replace(calls[0], conditions=uncond))
-    return Recording(every, places, step.runs, sign, mode, first, own_way, around)
+    return Recording(every, places, step.runs, sign, mode, of_first, own_way, around, step.rowed)
+
+
+def _unconditional(
+    guided: RecordedStep,
+    call: RecordedCall,
+    places: Any,
+    sign: float,
+    around: Preconditioning | None,
+    usual: str,
+    by_effect: Callable[[], str | None],
+) -> tuple[Any, str | None, bool]:
+    """Return conditions of the unconditional branch, its mode of guidance, and whether that is one of ours.
+
+    Args:
+        guided: the first step under guidance; without calls there is none.
+        call: the call without guidance.
+        places: axes of prompts in the conditions.
+        sign: of predictions.
+        around: what the pipeline does between scheduler and model.
+        usual: the pipeline's mode.
+        by_effect: finds the mode by the next step, as the scheduler may be given both branches.
+
+    """
+    if not guided.calls:
+        return None, None, True
+    found, region = guided.unconditional(call, places), call.region
+    several = sum(len(made.x) for made in guided.calls) > 2 * len(call.x)  # a picture's guidance too
+    if found is None:
+        return None, None, not several
+    uncond, *predictions = found
+    pair = [guided.changed(sign * prediction, around, region) for prediction in reversed(predictions)]
+    mode = _combination(guided.taken, pair, usual, SCALE, region, normed=around is None)
+    if mode is None and around is None:
+        mode = by_effect()
+    return uncond, mode, mode is not None
 
 
 def _around(
@@ -149,36 +188,59 @@ def _around(
     raise ValueError(NOT_REPEATABLE.format(type(pipe).__name__, type(model).__name__))
 
 
-def _of_pairs(
+def _of_batches(
+    model: nn.Module,
     step: RecordedStep,
     guided: RecordedStep,
-    region: Region,
     calls: Sequence[RecordedCall],
-    twice: Callable[[], RecordedCall],
+    places: Any,
     usual: str,
 ) -> Recording | None:
-    """Return the recording of a pipeline whose batch holds both branches at any scale; None where it does not.
+    """Return the recording of a pipeline whose batch holds all branches at any scale; None where it does not.
 
     Args:
+        model: its model.
         step: the first step of a prompt at the neutral scale, at which the scheduler gets the conditional prediction.
         guided: that at `SCALE`.
-        region: of the model's input, see `regions`.
         calls: the call for each prompt.
-        twice: makes the call for one prompt twice.
+        places: axes of prompts in the conditions; `ALONE` where the pipeline takes one prompt a call.
         usual: the pipeline's mode of guidance.
 
     """
-    places = _axes(calls[0], (twice,)) if len(step.predictions) == len(guided.predictions) == 1 else ALONE
-    if step.taken is None or len(step.predictions[0]) != 2 * len(step.taken) or places == ALONE:
+    if step.taken is None or not len(step.predictions) == len(guided.predictions) == 1:
         return None
-    for place, prediction in enumerate(step.predictions[0].chunk(2)):
+    count, region = len(step.predictions[0]) // len(step.taken), calls[0].region
+    if count < 2 or len(step.predictions[0]) % len(step.taken):
+        return None
+    if places == ALONE:
+        places = places_in(calls[0].conditions, len(calls[0].x))
+        if not _rows_run_alone(model, step, places):
+            return None
+    for place, prediction in enumerate(step.predictions[0].chunk(count)):
         sign = replace(step, predictions=[prediction]).sign(region)
-        if sign is not None:
-            pairs = [call.halved(places) for call in calls]
-            both = [sign * half for half in guided.predictions[0].chunk(2)]
-            mode = _combination(guided.taken, [both[place], both[1 - place]], usual, SCALE, region)
-            return Recording((*(pair[place] for pair in pairs), pairs[0][1 - place]), places, step.runs, sign, mode)
+        if sign is None:
+            continue
+        parts = [call.in_parts(places, count) for call in calls]
+        branches = [sign * branch for branch in guided.predictions[0].chunk(count)]
+        others = sorted(set(range(count)) - {place}, key=lambda i: _far(parts[0], i, place), reverse=True)
+        modes = {i: _combination(guided.taken, [branches[place], branches[i]], usual, SCALE, region) for i in others}
+        uncond = next((i for i in others if modes[i] is not None), others[0])
+        made = (*(part[place] for part in parts), parts[0][uncond])
+        return Recording(made, places, step.runs, sign, modes[uncond])
     return None
+
+
+def _far(parts: Sequence[RecordedCall], one: int, other: int) -> float:
+    return distance(parts[one].conditions, parts[other].conditions)
+
+
+@torch.no_grad()
+def _rows_run_alone(model: nn.Module, step: RecordedStep, places: Any) -> bool:
+    """Return whether the model predicts for one row of a call alone what it does for it in the batch."""
+    call, whole = step.calls[0], step.predictions[0]
+    one = call.in_parts(places, len(call.x))[-1]
+    alone = first(model(**one.arguments(one.x, torch.tensor([one.t]), one.conditions)), listed=True)
+    return difference(alone, whole[-len(alone) :]) < CLOSE
 
 
 def _first_step(
@@ -257,6 +319,24 @@ def _combination(
     far = {mode: difference(merged[mode], taken, region) for mode in merged}
     best = min(far, key=lambda mode: far[mode])
     return best if far[best] < CLOSE else None
+
+
+def _by_effect(
+    pipe: Any, model: nn.Module, settings: Mapping[str, Any], sign: float, usual: str, region: Region
+) -> str | None:
+    """Return the mode of guidance that leads from a guided step's predictions to the input of the next one."""
+    step = moved_on(pipe, model, **settings)
+    if step is None:
+        return None
+    now, after = narrowed(step.start, region), narrowed(step.end, region)
+    modes: dict[str, float] = {}
+    for mode in dict.fromkeys((usual, "cfg", "uvit")):
+        for cond, uncond in itertools.permutations(sign * prediction for prediction in step.predictions):
+            made = step.onward(Guidance(mode, SCALE).combine(cond.float(), uncond.float()))
+            far = float((narrowed(made, region) - after).abs().max() / (after - now).abs().max())
+            modes[mode] = min(far, modes.get(mode, far))
+    best = min(modes, key=lambda mode: modes[mode])
+    return best if modes[best] < CLOSE else None
 
 
 def twice_of(option: Any) -> Any:

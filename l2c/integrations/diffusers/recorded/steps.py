@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from l2c.backbones.layer_form import first
 from l2c.integrations.diffusers.recorded.call import RecordedCall, timed_calls
-from l2c.integrations.diffusers.recorded.conditions import halves
+from l2c.integrations.diffusers.recorded.conditions import in_parts
 from l2c.integrations.diffusers.recorded.regions import Region, narrowed
 from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.io.memory import out_of_memory
@@ -73,6 +73,20 @@ def ended(pipe: Any, settings: Mapping[str, Any]) -> bool:
     return False
 
 
+class Unset:
+    """Tells calls of a model that come before a pipeline sets its timesteps, which are none of the trajectory.
+
+    GLM-Image keeps keys and values of pictures by such calls.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._scheduler = pipe.scheduler
+        self._before = getattr(pipe.scheduler, "timesteps", None)
+
+    def __bool__(self) -> bool:
+        return self._before is not None and self._scheduler.timesteps is self._before
+
+
 def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
     """Call a pipeline up to the first call of its model.
 
@@ -82,10 +96,13 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
     """
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if unset:
+            return
         calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
         raise RecordedError
 
     calls: list[RecordedCall] = []
+    unset = Unset(pipe)
     hook = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with timed_calls(pipe, model) as before:
@@ -110,6 +127,7 @@ class RecordedStep:
         taken: what the scheduler was given as the prediction; None = not known.
         sample: what the scheduler was given as the noisy sample; None = not known.
         repeatable: whether the scheduler does the same where it is given these and the timestep alone.
+        rowed: whether the scheduler is given a timestep for each row.
 
     """
 
@@ -119,6 +137,7 @@ class RecordedStep:
     taken: Tensor | None = None
     sample: Tensor | None = None
     repeatable: bool = True
+    rowed: bool = False
 
     def split(self, region: Region) -> RecordedStep:
         """Return the step with its calls as `RecordedCall.split` and `fed` make them."""
@@ -166,11 +185,11 @@ class RecordedStep:
             call = self.calls[0].conditions
             if not _placed(call, places):
                 return None
-            both = list(halves(call, places))
+            both = in_parts(call, places, 2)
             predictions = list(self.predictions[0].chunk(2))
         else:
             return None
-        far = [_distance(conditions, alone.conditions) for conditions in both]
+        far = [distance(conditions, alone.conditions) for conditions in both]
         if far[0] == far[1]:
             return None
         uncond = far.index(max(far))
@@ -187,15 +206,15 @@ def _placed(conditions: Any, places: Any) -> bool:
     return True
 
 
-def _distance(ours: Any, theirs: Any) -> float:
+def distance(ours: Any, theirs: Any) -> float:
     """Return how far apart two conditions are: a sum of differences, infinite for other shapes."""
     if isinstance(ours, Mapping):
         if set(ours) != set(theirs):
             return float("inf")
-        return sum(_distance(value, theirs[key]) for key, value in ours.items())
+        return sum(distance(value, theirs[key]) for key, value in ours.items())
     if isinstance(ours, (list, tuple)):
         same = len(ours) == len(theirs)
-        return sum(map(_distance, ours, theirs)) if same else float("inf")
+        return sum(map(distance, ours, theirs)) if same else float("inf")
     if isinstance(ours, Tensor):
         same = isinstance(theirs, Tensor) and ours.shape == theirs.shape
         return float((ours.float() - theirs.float()).abs().sum()) if same else float("inf")
@@ -212,16 +231,22 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
     def record(*args: Any, **kwargs: Any) -> None:
         given = taken_by.bind(*args, **kwargs).arguments
         step.taken, step.sample = given.get("model_output"), given.get("sample")
+        t = given.get("timestep")
+        step.rowed = isinstance(t, Tensor) and t.shape == given["sample"].shape[:1]
         turned = _turned(pipe.scheduler, taken_by, given)
         step.repeatable = turned is not None
         step.taken = step.taken if turned is None or step.taken is None else turned * step.taken
         raise RecordedError
 
+    unset = Unset(pipe)
+
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step.calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
+        if not unset:
+            step.calls.append(replace(RecordedCall.of(module, args, kwargs), before=tuple(before)))
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        step.predictions.append(first(output, listed=True))
+        if not unset:
+            step.predictions.append(first(output, listed=True))
 
     hooks = [model.register_forward_pre_hook(look, with_kwargs=True), model.register_forward_hook(keep)]
     pipe.scheduler.step = record

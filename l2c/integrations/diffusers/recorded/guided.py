@@ -1,0 +1,87 @@
+"""A guided step of a pipeline and where it leads, for pipelines that combine their branches after the scheduler."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l2c.backbones.layer_form import first
+from l2c.integrations.diffusers.recorded.call import RecordedCall
+from l2c.integrations.diffusers.recorded.steps import RecordedError, Unset, ended
+
+
+@dataclass
+class GuidedStep:
+    """One evaluation of two branches, and where the pipeline is after it.
+
+    Attributes:
+        predictions: of the two branches.
+        start: what the model was given.
+        end: what it is given at the next evaluation.
+        scheduler: as it stood before.
+        given: arguments of its first step in this evaluation.
+
+    """
+
+    predictions: list[Tensor]
+    start: Tensor
+    end: Tensor
+    scheduler: Any
+    given: dict[str, Any]
+
+    def onward(self, prediction: Tensor) -> Tensor:
+        """Return what the model is given at the next evaluation where the scheduler is given a prediction."""
+        scheduler = copy.deepcopy(self.scheduler)
+        t, x = self.given["timestep"], self.given["sample"][: len(prediction)]
+        x = scheduler.step(prediction, t, x, return_dict=False)[0]
+        place = int((scheduler.timesteps == t).nonzero()[0]) + 1
+        scales = hasattr(scheduler, "scale_model_input")
+        return scheduler.scale_model_input(x, scheduler.timesteps[place]) if scales else x
+
+
+@torch.no_grad()
+def moved_on(pipe: Any, model: nn.Module, **settings: Any) -> GuidedStep | None:
+    """Call a pipeline up to its second evaluation; None where the first one is not of two branches run apart."""
+    calls: list[RecordedCall] = []
+    predictions: list[Tensor] = []
+    before: list[tuple[Any, dict[str, Any]]] = []
+    step = pipe.scheduler.step
+    taken_by = inspect.signature(step)
+
+    unset = Unset(pipe)
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if unset:
+            return
+        calls.append(RecordedCall.of(module, args, kwargs))
+        if calls[-1].t != calls[0].t:
+            raise RecordedError
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not unset:
+            predictions.append(first(output, listed=True))
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        if not before:
+            own = copy.copy(pipe.scheduler)
+            del own.step
+            before.append((copy.deepcopy(own), dict(taken_by.bind(*args, **kwargs).arguments)))
+        return step(*args, **kwargs)
+
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True), model.register_forward_hook(keep)]
+    pipe.scheduler.step = record
+    try:
+        ended(pipe, settings)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        del pipe.scheduler.step
+    apart = len(calls) == 3 and len(predictions) == 2 and calls[2].x.shape == calls[0].x.shape
+    if not apart or not before or not isinstance(before[0][1].get("sample"), Tensor):
+        return None
+    return GuidedStep(predictions, calls[0].x, calls[2].x, *before[0])
