@@ -73,7 +73,7 @@ def drawn(output: Any) -> torch.Tensor:
     """Return the pictures, frames or sound in what a pipeline returns."""
     found = next(
         getattr(output, name)
-        for name in ("images", "frames", "audios", "image", "prediction")
+        for name in ("images", "frames", "audios", "image", "prediction", "image_embeddings")
         if hasattr(output, name)
     )
     return torch.stack(list(found)) if isinstance(found, list) else torch.as_tensor(found)
@@ -549,6 +549,8 @@ PIPELINES: dict[str, Callable[[], TinyPipeline]] = {
 
 def makers() -> dict[str, Callable[[], TinyPipeline]]:
     """Return the makers of all pipelines by name, variants of these included."""
+    from tiny_cascades import CASCADES
+    from tiny_edits import EDITS
     from tiny_images import IMAGES
     from tiny_other_images import OTHER_IMAGES
     from tiny_preconditioned import PRECONDITIONED
@@ -556,7 +558,17 @@ def makers() -> dict[str, Callable[[], TinyPipeline]]:
     from tiny_variants import VARIANTS
     from tiny_videos import VIDEOS
 
-    return {**PIPELINES, **VARIANTS, **IMAGES, **VIDEOS, **SOUNDS, **OTHER_IMAGES, **PRECONDITIONED}
+    return {
+        **PIPELINES,
+        **VARIANTS,
+        **IMAGES,
+        **VIDEOS,
+        **SOUNDS,
+        **OTHER_IMAGES,
+        **PRECONDITIONED,
+        **EDITS,
+        **CASCADES,
+    }
 
 
 def tiny_pipeline(name: str, seed: int = 0) -> TinyPipeline:

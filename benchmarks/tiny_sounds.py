@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tiny_parts import frozen, make_t5, make_tokenizer
-from tiny_pipelines import TEXT, TinyPipeline, denoiser, flow, stable_audio
+from tiny_pipelines import ATTENTIVE, TEXT, TinyPipeline, denoiser, flow, stable_audio
 from tiny_variants import varied
 
 
@@ -61,52 +62,73 @@ def ace_step() -> TinyPipeline:
     return TinyPipeline(pipe, {"audio_duration": 1.0, "lyrics": "a red"}, scale=1.0)
 
 
-def audioldm2() -> TinyPipeline:
-    """Sound of a U-Net with two texts, one of which a language model makes."""
+LEVELS = {"block_out_channels": (8, 16), "norm_num_groups": 8}  # of a U-Net of sounds, and of their autoencoder
+
+
+def _heard() -> dict[str, Any]:
+    """Return the parts of pipelines that draw spectrograms: a reader of texts and sounds, ends, a vocoder."""
     import diffusers
-    from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2ProjectionModel
     from transformers import (
         ClapConfig,
         ClapFeatureExtractor,
         ClapModel,
-        GPT2Config,
-        GPT2LMHeadModel,
-        PreTrainedTokenizerFast,
         SpeechT5HifiGan,
         SpeechT5HifiGanConfig,
     )
 
-    # It tells T5's tokenizer by its class.
-    importlib.import_module(diffusers.AudioLDM2Pipeline.__module__).T5TokenizerFast = PreTrainedTokenizerFast  # type: ignore[attr-defined]
     small = {"num_hidden_layers": 1, "projection_dim": 8}
     texts = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, **small}
     sounds = {"spec_size": 64, "window_size": 4, "num_mel_bins": 64, "patch_size": 2, "depths": [1, 1], **small}
     sounds |= {"num_attention_heads": [1, 1], "hidden_size": 192, "patch_embeds_hidden_size": 8}
-    clap = ClapModel(
-        ClapConfig(text_config={**texts, "max_position_embeddings": 24}, audio_config=sounds, projection_dim=8)
-    ).eval()
-    words = {"vocab_size": 32, "n_positions": 99, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
+    clap = ClapConfig(text_config={**texts, "max_position_embeddings": 24}, audio_config=sounds, projection_dim=8)
     speech = {"model_in_dim": 8, "sampling_rate": 16000, "upsample_initial_channel": 16, "normalize_before": False}
     rates = {"upsample_rates": [2, 2], "upsample_kernel_sizes": [4, 4]}
-    levels = {"block_out_channels": (8, 16), "norm_num_groups": 8}
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return {
+        "vae": diffusers.AutoencoderKL(in_channels=1, out_channels=1, latent_channels=4, **LEVELS, **ends),
+        "text_encoder": ClapModel(clap).eval(),
+        "tokenizer": make_tokenizer(16),
+        "feature_extractor": ClapFeatureExtractor(feature_size=8),
+        "scheduler": diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+        "vocoder": SpeechT5HifiGan(SpeechT5HifiGanConfig(**speech, **rates)).eval(),
+    }
+
+
+def audioldm2() -> TinyPipeline:
+    """Sound of a U-Net with two texts, one of which a language model makes."""
+    import diffusers
+    from diffusers.pipelines.audioldm2.modeling_audioldm2 import AudioLDM2ProjectionModel
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    # It tells T5's tokenizer by its class.
+    importlib.import_module(diffusers.AudioLDM2Pipeline.__module__).T5TokenizerFast = PreTrainedTokenizerFast  # type: ignore[attr-defined]
+    words = {"vocab_size": 32, "n_positions": 99, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1}
     down, up = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
     width = {"sample_size": 32, "layers_per_block": 1, "cross_attention_dim": (8, 16)}
-    unet = diffusers.AudioLDM2UNet2DConditionModel(**levels, **width, down_block_types=down, up_block_types=up)
-    ends = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    unet = diffusers.AudioLDM2UNet2DConditionModel(**LEVELS, **width, down_block_types=down, up_block_types=up)
     pipe = diffusers.AudioLDM2Pipeline(
-        vae=diffusers.AutoencoderKL(in_channels=1, out_channels=1, latent_channels=4, **levels, **ends),
-        text_encoder=clap,
+        **_heard(),
         text_encoder_2=make_t5(),
         projection_model=AudioLDM2ProjectionModel(text_encoder_dim=8, text_encoder_1_dim=TEXT, langauge_model_dim=16),
         language_model=GPT2LMHeadModel(GPT2Config(n_embd=16, n_head=2, n_layer=2, **words)).eval(),
-        tokenizer=make_tokenizer(16),
         tokenizer_2=make_tokenizer(16),
-        feature_extractor=ClapFeatureExtractor(feature_size=8),
         unet=frozen(unet),
-        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
-        vocoder=SpeechT5HifiGan(SpeechT5HifiGanConfig(**speech, **rates)).eval(),
     )
     return TinyPipeline(pipe, {"audio_length_in_s": 0.016, "max_new_tokens": 4, "transcription": None})
+
+
+def musicldm() -> TinyPipeline:
+    """Texts are classes of a U-Net, which it joins to its times."""
+    import diffusers
+
+    kinds = {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 8}
+    attentive = {**ATTENTIVE, "block_out_channels": (8, 16), "cross_attention_dim": (8, 16), "norm_num_groups": 8}
+    unet = denoiser("UNet2DConditionModel", **attentive, **kinds, class_embeddings_concat=True)
+    heard = _heard()
+    features = heard["text_encoder"].get_text_features
+    # transformers 5 returns an output object, the pipeline expects its tensor.
+    heard["text_encoder"].get_text_features = lambda *args, **given: features(*args, **given).pooler_output
+    return TinyPipeline(diffusers.MusicLDMPipeline(**heard, unet=unet), {"audio_length_in_s": 0.016})
 
 
 def ltx2() -> TinyPipeline:
@@ -171,5 +193,5 @@ def ltx2() -> TinyPipeline:
 
 
 SOUNDS: dict[str, Callable[[], TinyPipeline]] = {
-    maker.__name__: maker for maker in (stable_audio_init, longcat_audio, ace_step, audioldm2, ltx2)
+    maker.__name__: maker for maker in (stable_audio_init, longcat_audio, ace_step, audioldm2, musicldm, ltx2)
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from tiny_parts import make_t5, make_tokenizer, make_vae, make_vision
 from tiny_pipelines import (
     GLOBAL,
@@ -204,6 +205,14 @@ def cogvideox_control() -> TinyPipeline:
     sizes = {"text_embed_dim": TEXT, "in_channels": 8, "sample_width": 2, "sample_height": 2, "sample_frames": 9}
     parts = {"transformer": denoiser("CogVideoXTransformer3DModel", **sizes)}
     return varied(cogvideox(), "CogVideoXFunControlPipeline", parts, control_video=moving(9))
+
+
+def consisid() -> TinyPipeline:
+    """Latents of a picture beside the noisy ones, and features of a face; needs the package OpenCV."""
+    small = {"sample_width": 2, "sample_height": 2, "sample_frames": 9, "text_embed_dim": TEXT}
+    transformer = denoiser("ConsisIDTransformer3DModel", **small, in_channels=8, out_channels=4)
+    face = {"id_vit_hidden": [torch.ones(1, 2, 2)], "id_cond": torch.ones(1, 2)}
+    return varied(cogvideox(), "ConsisIDPipeline", {"transformer": transformer}, image=picture(16), **face)
 
 
 def skyreels_i2v() -> TinyPipeline:
@@ -408,6 +417,7 @@ VIDEOS: dict[str, Callable[[], TinyPipeline]] = {
         *(skyreels, skyreels_df, skyreels_df_i2v, cosmos25, sana_video, sana_video_i2v),
         skyreels_i2v,
         *(ltx_i2v, ltx_condition, ltx_condition_text, cogvideox_dpm, cogvideox_v2v, cogvideox_control),
+        consisid,
         *(hunyuan_i2v, hunyuan_skyreels, framepack, hunyuan15, latte, allegro),
         *(kandinsky5, kandinsky5_i2v, easyanimate, helios, motif, anyflow, animatediff),
     )

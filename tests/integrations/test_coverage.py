@@ -24,6 +24,7 @@ CLASSES = (
     "MiniMaxMusic3Transformer1DModel",  # a feed-forward that is no module
     "LTX2VideoTransformer3DModel",  # streams of two widths
     "WanVACETransformer3DModel",  # a stream that was added to nothing
+    "StableCascadeUNet",  # a U-Net of other blocks, `timestep_ratio`
     "UNet2DModel",
     "UNetSpatioTemporalConditionModel",
 )

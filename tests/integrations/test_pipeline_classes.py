@@ -12,7 +12,7 @@ from tiny_pipelines import STEPS, tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied
-from l2c.integrations.diffusers.denoisers import graphs_of
+from l2c.integrations.diffusers.denoisers import denoisers_of, graphs_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.policies.context import PolicyContext
 
@@ -28,6 +28,9 @@ GUIDANCE = {
     "ltx": "cfg",  # latents are tokens
     "wan22": "cfg",  # two denoisers
     "svd": "cfg",  # pictures beside the noisy frames
+    "musicldm": "cfg",  # the model needs an argument that is None
+    "glm_image_edit": "cfg",  # the model is called before the timesteps are set
+    "cosmos": "uvit",  # branches are combined after a step of the scheduler
 }
 
 
@@ -59,3 +62,22 @@ def test_recorded_sampled_applied_removed(name, random_rows):
             torch.testing.assert_close(cached, ours.reshape(plain.shape), rtol=2e-3, atol=2e-3)
     assert not torch.allclose(cached, plain, rtol=1e-4, atol=1e-4)
     assert torch.equal(latents(), plain)
+
+
+def test_a_network_of_another_name_whose_scheduler_adds_noise(tmp_path):
+    """Stable Cascade's prior; the budget is out of reach of its layers, so that its whole output is taken."""
+    tiny = tiny_pipeline("cascade_prior")
+    assert list(denoisers_of(tiny.pipe)) == ["prior"]
+    plain = tiny.draw()
+    settings = {"num_inference_steps": STEPS, "guidance_scale": tiny.scale, "options": tiny.options}
+    graph = l2c.accelerate(tiny.pipe, tiny.prompts, budget=0.5, num_trajectories=2, folder=tmp_path, **settings)
+    assert graph.layers == ("output",)
+    cached = tiny.draw()
+    assert not torch.equal(cached, plain)
+    assert torch.equal(tiny.draw(), cached)
+    settings |= {"layers": "block", "policy": "block_caching", "folder": tmp_path}
+    with pytest.raises(ValueError, match="out of reach"):
+        l2c.accelerate(tiny.pipe, tiny.prompts, budget=0.5, **settings)
+    assert torch.equal(tiny.draw(), cached)
+    l2c.remove(tiny.pipe)
+    assert torch.equal(tiny.draw(), plain)

@@ -25,6 +25,9 @@ PIPELINES = (
     "wan_ti2v_image",  # the scheduler is given all frames, the model the picture in the place of the first
     "wan_vace",  # takes a prompt, not a list of prompts
     "sana_video_i2v",  # a time for each token, with the axes of the input
+    "cosmos_video",  # a little noise is added to the frames that stay, guidance comes after a step
+    "dreamlite",  # both branches at any scale, one prompt a call
+    "flux2_klein_kv",  # tokens that stay are given at the first step alone
     "cosmos25",  # times are the scheduler's sigmas, frames that stay are given another prediction
 )
 
@@ -32,6 +35,11 @@ PIPELINES = (
 @pytest.mark.parametrize("name", PIPELINES)
 def test_calibrated_as_drawn(name):
     assert calibrated_as_drawn(tiny_pipeline(name)) == "yes"
+
+
+def test_calibrated_as_drawn_from_a_face():
+    pytest.importorskip("cv2", reason="needs the package OpenCV: pip install opencv-python-headless")
+    assert calibrated_as_drawn(tiny_pipeline("consisid")) == "yes"
 
 
 def test_what_two_draws_share_lies_beside():
@@ -46,6 +54,8 @@ def test_what_two_draws_share_lies_beside():
     assert torch.equal(beside, blank(other, region))
     assert torch.equal(placed(beside, narrowed(one, region), region), one)
     assert narrowed(one[:, 2:, :3], region).shape == (1, 4, 3, 3)  # a prediction of this part alone
+    one[:, :2] += 1e-3 * torch.randn(1, 2, 5, 3)  # noise that is added to what stays
+    assert region_of(one, other, None) == region
 
 
 def test_what_is_drawn_too_follows_the_sample():
