@@ -20,6 +20,8 @@ from l2c.policies.settings import OPTIONS
 from l2c.sampling.solver_settings import SolverSettings
 from l2c.training.corrections.run import train_correction
 from l2c.training.corrections.settings import CorrectionSettings
+from l2c.training.routers.objectives import LearningToCache
+from l2c.training.routers.routers import Routers
 from l2c.training.routers.run import train_routers
 from l2c.training.routers.settings import RouterTraining
 
@@ -37,7 +39,13 @@ FITS = {
         "given",
         "layers of part",
     },
-    "negative": {"cfg_scale of CacheGraph", "cfg_scale of replace", "num_classes of UViT", "scale of Guidance"},
+    "negative": {
+        "cfg_scale of CacheGraph",
+        "cfg_scale of replace",
+        "num_classes of UViT",
+        "scale of Guidance",
+        "init",
+    },
     "huge": {"num_images of cache_bytes", "max_span of graph", "max_span of ladder"},
 }
 FITS["huge"] |= {"budget of rung", "budget of preferred", "error", "budget of evaluations_worth"}
@@ -146,6 +154,15 @@ def callables(tmp_path_factory):
                 **dict.fromkeys(("images", "objective", "any_weights", "config")),
             },
         ),
+        "RouterTraining": (
+            RouterTraining,
+            {"solver": SolverSettings(name="ddim", num_evaluations=4), **dict.fromkeys(TRAINING)},
+        ),
+        "Routers": (Routers, {"evaluations": [1, 3], "num_layers": 3, "init": 2.0, "seed": 0}),
+        "LearningToCache": (
+            LearningToCache,
+            {"backbone": backbone, "penalty": 0.1, "layer_weights": torch.ones(3), **dict.fromkeys(OBJECTIVE)},
+        ),
         "train_correction": (
             train_correction,
             {"graph": graph, "sampler": sampler, "settings": CorrectionSettings(), "folder": folder / "run"},
@@ -181,6 +198,11 @@ SCHEDULE = dict.fromkeys(("first_timestep", "num_steps", "prediction"))
 DRAWN = {"num_images": 1, "batch_size": 1, "trainer": {"accelerator": "cpu"}}
 DRAWN |= dict.fromkeys(("seed", "labels", "shard_size", "vae_name", "settings"))
 EVALUATED = {"batch_size": 1, "timing_batch": 1, "timing_repetitions": 1}
+OBJECTIVE = ("error", "threshold", "straight_through")
+TRAINING = (
+    *("router", "data", "trainer", "logger", "seed", "resume", "recompute_activations"),
+    *("checkpoint_every_n_steps", "heatmap_every_n_steps"),
+)
 ROUTER = {"solver": "ddim", "num_evaluations": 4, "threshold": 0.1}
 NAMES = (
     *("wrap", "load_backbone", "DiT", "UViT", "Sampler", "sample", "cache_bytes", "compile", "measure", "graph"),
@@ -192,7 +214,7 @@ BESIDE = (
     *("load_calibration", "load_ladder", "load_graphs", "CacheGraphs", "WholeOutput", "part", "preferred", "check"),
     *("at", "figures", "context", "make_graph", "import_smoothcache", "export_smoothcache", "export_cache_dit"),
     *("Guidance", "NoiseSchedule", "FlowSchedule", "sample_images", "evaluate_samplers", "train_routers"),
-    *("train_correction", *(f"policy {name}" for name in OPTIONS)),
+    *("RouterTraining", "Routers", "LearningToCache", "train_correction", *(f"policy {name}" for name in OPTIONS)),
 )
 # Arguments that a test of their own looks at, or that are objects of any kind.
 OTHERS = {"remedy", "others", "changes", "options", "store", "vae", "classifier", "advance"}

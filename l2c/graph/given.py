@@ -119,7 +119,8 @@ def takes(**checks: Check | type) -> Callable[[Function], Function]:
             for name, check in checks.items():
                 value = bound.arguments.get(name)
                 if name in bound.arguments and not (value is None and signature.parameters[name].default is None):
-                    bound.arguments[name] = _checked(name, value, check)
+                    checked = instance(name, value, check) if isinstance(check, type) else check(name, value)
+                    bound.arguments[name] = checked
             return function(*bound.args, **bound.kwargs)
 
         return near_keywords()(call)  # type: ignore[return-value]
@@ -127,10 +128,14 @@ def takes(**checks: Check | type) -> Callable[[Function], Function]:
     return decorate
 
 
-def _checked(name: str, value: Any, check: Check | type) -> Any:
-    if not isinstance(check, type):
-        return check(name, value)
-    if not isinstance(value, check):
-        kind = check.__name__
-        raise ValueError(f"{name} must be {'an' if kind[0] in 'AEIOU' else 'a'} {kind}, got {quoted(value)}")
+def instance(name: str, value: Any, kind: type) -> Any:
+    """Return an object of a class.
+
+    Raises:
+        ValueError: if it is of none such.
+
+    """
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(f"{name} must be {article} {kind.__name__}, got {quoted(value)}")
     return value

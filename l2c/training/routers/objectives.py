@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
+from l2c.graph.given import takes
+from l2c.io.names import quoted
+from l2c.io.numbers import finite_number, truth_value
+from l2c.io.settings import LARGEST
 from l2c.training.routers.pairs import Pair
 from l2c.training.routers.routers import Routers, straight_through
 
@@ -47,6 +52,13 @@ class LearningToCache:
 
     """
 
+    @takes(
+        backbone=Backbone,
+        penalty=partial(finite_number, low=0.0, high=LARGEST),
+        layer_weights=Tensor,
+        threshold=partial(finite_number, low=0.0, high=1.0),
+        straight_through=truth_value,
+    )
     def __init__(
         self,
         backbone: Backbone,
@@ -57,10 +69,13 @@ class LearningToCache:
         threshold: float = 0.5,
         straight_through: bool = False,
     ) -> None:
-        if error not in ("mean", "sum"):
-            raise ValueError(f"router.error must be mean or sum, got {error!r}")
-        if penalty < 0:
-            raise ValueError(f"router.penalty must not be negative, got {penalty}")
+        if not isinstance(error, str) or error not in ("mean", "sum"):
+            raise ValueError(f"router.error must be mean or sum, got {quoted(error)}")
+        if layer_weights.shape != (backbone.num_layers,):
+            shape = tuple(layer_weights.shape)
+            raise ValueError(
+                f"layer_weights must be one for each of {backbone.num_layers} layers, got a shape {shape}"
+            )
         self.backbone = backbone
         self.penalty = penalty
         self.layer_weights = layer_weights

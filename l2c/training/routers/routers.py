@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l2c.diffusion.routed import routed_evaluations
+from l2c.graph.checks import MAX_EVALUATIONS, MAX_LAYERS
+from l2c.graph.given import each, takes
+from l2c.io.numbers import LARGEST_SEED, finite_number, whole_number
 from l2c.io.seeds import draw_normal
+from l2c.io.settings import LARGEST
 
 __all__ = ["Routers", "routed_evaluations"]
 RANDOM_INIT = "normal"
@@ -18,6 +24,18 @@ def straight_through(row: Tensor, threshold: float) -> Tensor:
     """Return the row (2L,) thresholded to 0 and 1 in its values, with the gradient of the soft row."""
     hard = (row > threshold).to(row)
     return hard + (row - row.detach())  # this order keeps 0 and 1 exact
+
+
+def places(name: str, values: Any) -> tuple[int, ...]:
+    """Return the numbers of evaluations; refuse what is none."""
+    return tuple(whole_number(f"one of {name}", one, low=1, high=MAX_EVALUATIONS) for one in each(name, values))
+
+
+def start_of(name: str, value: Any) -> float | str:
+    """Return the value that logits start at, or the word for random ones."""
+    if isinstance(value, str) and value != RANDOM_INIT:
+        raise ValueError(f"router.{name} must be a number or {RANDOM_INIT!r}, got {value!r}")
+    return value if isinstance(value, str) else finite_number(name, value, low=-LARGEST, high=LARGEST)
 
 
 class Routers(nn.Module):
@@ -34,14 +52,18 @@ class Routers(nn.Module):
 
     """
 
+    @takes(
+        evaluations=places,
+        num_layers=partial(whole_number, low=1, high=MAX_LAYERS),
+        init=start_of,
+        seed=partial(whole_number, low=0, high=LARGEST_SEED),
+    )
     def __init__(
         self, evaluations: Sequence[int], num_layers: int, *, init: float | str = 2.0, seed: int = 0
     ) -> None:
         super().__init__()
         if not evaluations:
             raise ValueError("there is no evaluation to route; use more evaluations (at least 3)")
-        if isinstance(init, str) and init != RANDOM_INIT:
-            raise ValueError(f"router.init must be a number or {RANDOM_INIT!r}, got {init!r}")
         self.evaluations = tuple(evaluations)
         self.num_layers = num_layers
         self.logits = nn.ParameterDict()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from l2c.graph.given import instance
 from l2c.graph.predictor import HOLD, RULES
 from l2c.io.names import chosen
 from l2c.io.numbers import LARGEST_SEED
@@ -226,7 +227,15 @@ class RouterTraining(Settings):
     heatmap_every_n_steps: int = whole(100, at_least=1)
 
     def check_together(self) -> None:
-        """Refuse data that the routers cannot be trained on."""
+        """Refuse groups that are none, and data that the routers cannot be trained on."""
+        groups = {
+            "solver": SolverSettings,
+            "router": RouterSettings,
+            "data": DataSettings,
+            "trainer": TrainerSettings,
+        }
+        for name, kind in {**groups, "logger": LoggerSettings}.items():
+            instance(name, getattr(self, name), kind)
         from_noise = self.data.name in FROM_NOISE
         if isinstance(self.router, HarmonicaSettings) and not from_noise:
             raise ValueError(
