@@ -28,7 +28,6 @@ GUIDANCE = {
     "ltx": "cfg",  # latents are tokens
     "wan22": "cfg",  # two denoisers
     "svd": "cfg",  # pictures beside the noisy frames
-    "musicldm": "cfg",  # the model needs an argument that is None
     "glm_image_edit": "cfg",  # the model is called before the timesteps are set
     "cosmos": "uvit",  # branches are combined after a step of the scheduler
 }

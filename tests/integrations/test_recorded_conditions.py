@@ -56,6 +56,18 @@ def test_prompts_that_run_alone_are_told_apart_wherever_they_are_in_a_batch():
     assert first != second  # lengths of streams are remembered by these
 
 
+class Needing(torch.nn.Module):
+    def forward(self, sample, timestep, text, mask=None):
+        """Take a text, which may be None but must be given (MusicLDM)."""
+
+
+def test_arguments_that_must_be_given_are_recorded_though_they_are_none():
+    given = {"timestep": torch.tensor([3.0]), "text": None, "mask": None}
+    call = RecordedCall.of(Needing(), (torch.zeros(1, 3),), given)
+    assert call.conditions == {"text": None}
+    assert set(call.arguments(call.x, torch.tensor([2.0]), call.conditions)) == {"sample", "timestep", "text"}
+
+
 class Kept:
     """Keys and values of pictures, which a model reads or passes over."""
 

@@ -230,3 +230,45 @@ def test_a_graph_is_not_changed_under_a_call_of_another_thread(make_pipeline, ra
         goes_on.clear()
         remove(pipe)
         apply(pipe, graph)
+
+
+def test_calls_of_a_model_before_the_timesteps_are_set(make_pipeline, caplog):
+    """They compute everything; a call without evaluations is told of, one that goes on is not."""
+    import diffusers
+
+    import l2c
+
+    class Looking(diffusers.DiTPipeline):
+        def __call__(self, goes_on):
+            x, label = torch.ones(1, 4, 8, 8), torch.tensor([3])
+            looked = self.transformer(x, timestep=torch.tensor([7]), class_labels=label).sample
+            if goes_on:
+                self.scheduler.set_timesteps(2)
+            for t in self.scheduler.timesteps if goes_on else ():
+                x = x + self.transformer(x, timestep=t[None], class_labels=label).sample[:, :4]
+            self.maybe_free_model_hooks()
+            return looked, x
+
+    pipe = make_pipeline("dit")
+    pipe.__class__ = Looking
+    pipe.scheduler.set_timesteps(2)
+    layers = find_layers(pipe.transformer)
+    plain, _ = pipe(True)
+    graph = l2c.CacheGraph(
+        rows=((True,) * len(layers), (False,) * len(layers)),
+        layers=layers,
+        timesteps=tuple(pipe.scheduler.timesteps.tolist()),
+        model="DiTTransformer2DModel",
+        solver="ddim",
+    )
+    with applied(pipe, graph):
+        (looked, drawn), (again, once_more) = pipe(True), pipe(True)
+        assert torch.equal(looked, plain)
+        assert torch.equal(again, plain)
+        assert torch.equal(drawn, once_more)
+        assert not caplog.messages
+        assert torch.equal(pipe(False)[0], plain)
+    (message,) = caplog.messages
+    assert message.startswith(
+        "the pipeline set no timesteps in this call and called its model at none of the graph's (50"
+    )

@@ -38,9 +38,9 @@ from l2c.integrations.diffusers.placing import (
     OUTER,
     ROOT,
     SILENT,
+    EndOfCall,
     HookedModules,
     Placed,
-    ReplacedDenoisers,
     exchange,
     hooks_on,
     root_of,
@@ -110,7 +110,7 @@ def apply(
     else:
         hooks = _hooks_of_graphs(pipe_or_model, graph, of_weights, resample=resample, any_guidance=any_guidance)
     exchange(hooks)
-    ReplacedDenoisers.watch(pipe_or_model)
+    EndOfCall.watch(pipe_or_model)
 
 
 def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adapters: bool) -> WeightsWatch | None:
@@ -214,7 +214,7 @@ def remove(pipe_or_model: Any) -> None:
         if root_of(model) is not None:
             check_idle(model, "remove the graph")
     exchange(dict.fromkeys(models, ()))
-    ReplacedDenoisers.unwatch(pipe_or_model)
+    EndOfCall.unwatch(pipe_or_model)
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def set_aside(pipe_or_model: Any) -> Iterator[None]:
     except BaseException:
         exchange(before)
         if any(before.values()):
-            ReplacedDenoisers.watch(pipe_or_model)
+            EndOfCall.watch(pipe_or_model)
         raise
 
 

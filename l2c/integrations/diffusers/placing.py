@@ -133,11 +133,11 @@ def _put_all(model: nn.Module, placed: Placed) -> None:
     HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
 
 
-class ReplacedDenoisers:
-    """Says at the end of a pipeline's call that a denoiser was replaced after a graph was applied, and ran without.
+class EndOfCall:
+    """Tells the graphs of a pipeline that a call has ended, and says which denoisers ran without one.
 
-    diffusers tells all components of a pipeline that a call has ended, those that have such a method; the scheduler
-    gets one. Nothing of it is called before.
+    These were put in after the graph was applied. diffusers tells the components of a pipeline that have such a
+    method, but not every model has; the scheduler gets one.
 
     Args:
         pipe: the pipeline; its denoisers have graphs. None = a copy, which says nothing.
@@ -156,8 +156,12 @@ class ReplacedDenoisers:
         pipe = self._pipe()
         for name, before in self._models.items():
             model, now = before(), getattr(pipe, name, None)
-            replaced = isinstance(now, nn.Module) and root_of(unwrap_module(now)) is None
-            if replaced and (model is None or root_of(model) is not None):
+            if not isinstance(now, nn.Module):
+                continue
+            root = root_of(unwrap_module(now))
+            if root is not None:
+                root.schedule.end()  # diffusers does not tell every model
+            elif model is None or root_of(model) is not None:
                 log.warning(
                     "%s.%s was replaced after the cache graph was applied, so that this call ran uncached; call "
                     "l2c.apply(pipe, graph) again, or l2c.remove(pipe) to do without",
@@ -166,7 +170,7 @@ class ReplacedDenoisers:
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ReplacedDenoisers, ()
+        return EndOfCall, ()
 
     @classmethod
     def watch(cls, pipe: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,11 @@ from l2c.integrations.diffusers.denoisers import TIMES, is_time, parameters_of
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.rows import Rows, tolerance
 
+log = logging.getLogger(__name__)
+UNCACHED = (
+    "the pipeline set no timesteps in this call and called its model at none of the graph's (%s), so that the call "
+    "ran uncached; let it set them (scheduler.set_timesteps)"
+)
 ANGLE = 1.571  # the largest that is a time: 90 degrees, as schedulers round it
 
 
@@ -110,6 +116,7 @@ class GraphSchedule(threading.local):
         self._scheduled: Any = None
         self._call: FrameType | None = None  # in which the trajectory that runs began
         self._seen = seen
+        self._early = False  # whether all calls of the model so far came before the timesteps were set
 
     def begins_anew(self, model: nn.Module, t: float) -> bool:
         """Return whether the pipeline that calls the model has set its timesteps since the last forward.
@@ -134,7 +141,7 @@ class GraphSchedule(threading.local):
                 f"{type(pipe).__name__} is being called in another thread, and both calls would share its scheduler; "
                 "let them take turns, or give each thread a pipeline and scheduler of its own"
             )
-        self._scheduled, self._call, self._seen[0] = timesteps, call, timesteps
+        self._scheduled, self._call, self._seen[0], self._early = timesteps, call, timesteps, False
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
         check_call(self.graph, pipe, any_guidance=self.any_guidance)
@@ -147,11 +154,15 @@ class GraphSchedule(threading.local):
         pipe = caller_of(model, self.pipe())
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
         call = call_of(pipe)
-        return call is not None and call is not self._call and timesteps is not None and timesteps is self._seen[0]
+        self._early = call is not None and call is not self._call and timesteps is not None
+        self._early = self._early and timesteps is self._seen[0]
+        return self._early
 
     def end(self) -> None:
         """Forget the pipeline's call after the end of its trajectory."""
-        self._call = None
+        if self._early:
+            log.warning(UNCACHED, _shown(self.graph.timesteps))
+        self._call, self._early = None, False
 
     def evaluation(self, t: float) -> int:
         """Return the evaluation that takes place at t.
@@ -167,6 +178,7 @@ class GraphSchedule(threading.local):
                 f"the model is called at t = {float(t):g}, but the graph's {len(timesteps)} evaluations lie at "
                 f"{_shown(timesteps)}; use its scheduler and number of steps, or apply it with resample=True"
             )
+        self._early = False
         return e
 
     def _at(self, t: float) -> int | None:
