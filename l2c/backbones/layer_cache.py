@@ -71,6 +71,10 @@ class Pass(ABC):
     def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """Run block `index` on its inputs, the tokens x (N, T, D) first; return x after it."""
 
+    def whole(self, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the network's output for x (N, C, H, W): what `compute` gives, or what this pass reuses."""
+        return compute()
+
 
 class LayerPlan(Pass):
     """A pass whose decisions and cache are plain data.

@@ -16,11 +16,11 @@ from torch import nn
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import DiT
 from l2c.backbones.uvit import UViT
-from l2c.backbones.whole_output import WholeOutput
+from l2c.backbones.whole_output import LayersAndOutput, WholeOutput
 from l2c.backbones.wrap import WrappedModule
 from l2c.calibration.measured_cost import measure_macs
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import MACS, SPEED_UP, WORTH
 
 MIDWAY = 0.25  # MACs, which are whole numbers
@@ -54,12 +54,14 @@ class Cost:
         return self.fixed + sum(macs for macs, fresh in zip(self.layers, row, strict=True) if fresh)
 
     def of_graph(self, graph: CacheGraph) -> int:
-        """Return the MACs of a whole trajectory."""
+        """Return the MACs of a whole trajectory; an evaluation that reuses the whole output costs nothing."""
+        if ends_in_output(graph.layers):
+            return sum(self.of_row(layers) for *layers, output in graph.rows if output)
         cost = self.under(graph)
         return sum(cost.of_row(row) for row in graph.rows)
 
     def under(self, graph: CacheGraph) -> Cost:
-        """Return the cost by the layers of a graph, which may be the whole output."""
+        """Return the cost by the layers of a graph, which may be the whole output alone."""
         return self.of_output if graph.layers == (WHOLE_OUTPUT,) and len(self.layers) > 1 else self
 
     @property
@@ -145,6 +147,8 @@ def count_macs(backbone: Backbone) -> Cost:
         return Cost(layers, fixed)
     if isinstance(backbone, WholeOutput):
         return count_macs(backbone.network).of_output
+    if isinstance(backbone, LayersAndOutput):
+        return count_macs(backbone.network)
     if isinstance(backbone, WrappedModule):
         return Cost(*measure_macs(backbone))
     raise TypeError(

@@ -9,6 +9,7 @@ from itertools import pairwise
 from l2c.graph.binding import GUIDANCES
 from l2c.graph.correction_file import DIGEST
 from l2c.graph.fields import GraphFields
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.predictor import FITTED, MAX_OUTPUTS, MAX_SLOPE, REUSES, WEIGHTED, counts_before
 from l2c.io.names import listed, quoted, shown
 from l2c.io.numbers import finite_number
@@ -58,6 +59,11 @@ def check_names(graph: GraphFields) -> None:
     """Refuse layers that share a name."""
     if len(set(graph.layers)) != len(graph.layers):
         raise ValueError("layer names must differ from each other; name each layer of the backbone once")
+    if WHOLE_OUTPUT in graph.layers[:-1]:
+        raise ValueError(
+            f"the layer {WHOLE_OUTPUT} stands for what the whole network returns and must be the last one, got "
+            f"{shown(graph.layers[-1])} after it; put it last, or give the layer another name"
+        )
 
 
 def check_row_lengths(graph: GraphFields) -> None:
@@ -78,6 +84,16 @@ def check_first_row(graph: GraphFields) -> None:
             f"the first row reuses layer {shown(first)}, but nothing is kept before evaluation 0; "
             "the first row must compute every layer"
         )
+
+
+def check_whole_output(graph: GraphFields) -> None:
+    """Refuse a row that reuses the whole output and computes a layer all the same."""
+    for e, row in enumerate(graph.rows if ends_in_output(graph.layers) else ()):
+        if not row[-1] and any(row):
+            raise ValueError(
+                f"row {e} reuses the whole output, but computes layer {shown(graph.layers[row.index(True)])}, which "
+                f"nothing would read; compute {WHOLE_OUTPUT} too, or no layer"
+            )
 
 
 def check_timesteps(graph: GraphFields) -> None:
@@ -113,8 +129,8 @@ def check_slopes(graph: GraphFields) -> None:
         raise ValueError(
             f"slopes has {len(graph.slopes)} entries, but the graph has {len(graph.rows)} rows; give one list per row"
         )
-    for e, (row, slopes) in enumerate(zip(graph.rows, graph.slopes, strict=True)):
-        reused = len(row) - sum(row)
+    for e, (layers, slopes) in enumerate(zip(graph.reused, graph.slopes, strict=True)):
+        reused = len(layers)
         wanted = reused if graph.reuse[e] == FITTED else 0
         if len(slopes) != wanted or not all(abs(slope) <= MAX_SLOPE for slope in slopes):
             raise ValueError(
@@ -131,10 +147,9 @@ def check_predictor_weights(graph: GraphFields) -> None:
             f"weights has {len(graph.weights)} entries, but the graph has {len(graph.rows)} rows; "
             "give one list per row"
         )
-    for e, (row, given, computed) in enumerate(
-        zip(graph.rows, graph.weights, counts_before(graph.rows), strict=True)
+    for e, (reused, given, computed) in enumerate(
+        zip(graph.reused, graph.weights, counts_before(graph.rows), strict=True)
     ):
-        reused = [layer for layer, fresh in enumerate(row) if not fresh]
         wanted = len(reused) if graph.reuse[e] == WEIGHTED else 0
         if len(given) != wanted:
             raise ValueError(
@@ -199,6 +214,7 @@ CHECKS: tuple[Callable[[GraphFields], None], ...] = (
     check_names,
     check_row_lengths,
     check_first_row,
+    check_whole_output,
     check_timesteps,
     check_reuse,
     check_slopes,

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from l2c.graph.correction_file import CorrectionFile
-from l2c.graph.predictor import Weights, entry_weights, held_outputs, slopes_of
+from l2c.graph.layer_names import ends_in_output
+from l2c.graph.predictor import Weights, entry_weights, held_outputs, reused_layers, slopes_of
 
 Entry: TypeAlias = tuple[int, int]  # an evaluation and a layer
 
@@ -19,7 +20,8 @@ class GraphFields:
 
     Attributes:
         rows: one row per evaluation, noisiest first; each has one bool per layer, True = compute.
-        layers: names of the layers, index `2 b` attention and `2 b + 1` MLP of block b.
+        layers: names of the layers, index `2 b` attention and `2 b + 1` MLP of block b; the last one may be `output`,
+            what the whole network returns. An evaluation that reuses it runs no layer, and its row has no 1.
         timesteps: t that the backbone is given at each evaluation, strictly falling (or rising, for models that
             count up from noise to image).
         model: name of the backbone.
@@ -69,7 +71,7 @@ class GraphFields:
 
     @property
     def num_reused(self) -> int:
-        """Number of (evaluation, layer) entries that reuse."""
+        """Number of (evaluation, layer) entries that are not computed."""
         return sum(row.count(False) for row in self.rows)
 
     @property
@@ -84,6 +86,12 @@ class GraphFields:
         return self.num_reused / (self.num_evaluations * self.num_layers)
 
     @cached_property
+    def reused(self) -> tuple[tuple[int, ...], ...]:
+        """For each evaluation the layers that reuse, in order: the whole output alone where it is reused."""
+        whole = ends_in_output(self.layers)
+        return tuple(reused_layers(row, whole=whole) for row in self.rows)
+
+    @cached_property
     def held(self) -> tuple[tuple[int, ...], ...]:
         """For each evaluation, how many computed outputs of each layer (0..4) are held, because read later."""
         return held_outputs(self.rows, self.entry_weights)
@@ -91,12 +99,12 @@ class GraphFields:
     @cached_property
     def entry_slopes(self) -> tuple[tuple[float, ...], ...]:
         """The slope of each entry: 0 where it is computed, held or `weighted`, that of the line in t for `linear`."""
-        return slopes_of(self.rows, self.timesteps, self.reuse, self.slopes)
+        return slopes_of(self.rows, self.timesteps, self.reuse, self.slopes, reused=self.reused)
 
     @cached_property
     def entry_weights(self) -> tuple[tuple[Weights, ...], ...]:
-        """The weights of the past outputs that predict each entry, the last one first; none where computed."""
-        return entry_weights(self.rows, self.entry_slopes, self.reuse, self.weights)
+        """The weights of the past outputs that predict each entry, the last one first; none where it reads none."""
+        return entry_weights(self.rows, self.entry_slopes, self.reuse, self.weights, reused=self.reused)
 
     @cached_property
     def keep(self) -> tuple[tuple[bool, ...], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from l2c.graph.given import each
 from l2c.io.names import chosen
 
-WHOLE_OUTPUT = "output"  # the one layer of a graph that reuses what the whole network returns
+WHOLE_OUTPUT = "output"  # the layer of a graph that reuses what the whole network returns: its one, or its last
 LAYER_KINDS = ("layer", "block", "resnet", WHOLE_OUTPUT)  # of a diffusers model, see `find_layers`
 KINDS = {"attn": ("attn",), "mlp": ("mlp", "ff", "proj_out")}  # as ours and diffusers' layers are called
 
@@ -33,6 +33,16 @@ def kinds_asked(layers: Any) -> tuple[str, ...] | None:
     if WHOLE_OUTPUT in asked and len(set(asked)) > 1:
         raise ValueError(f"layers of kind {WHOLE_OUTPUT} stand alone, got {', '.join(asked)}; say [{WHOLE_OUTPUT}]")
     return tuple(dict.fromkeys(asked))
+
+
+def ends_in_output(layers: Sequence[str]) -> bool:
+    """Return whether the last one of several layers is the whole output: where it is reused, no other one runs."""
+    return len(layers) > 1 and layers[-1] == WHOLE_OUTPUT
+
+
+def own_layers(layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers without the whole output, which is no part of the network."""
+    return tuple(layers[:-1] if layers and layers[-1] == WHOLE_OUTPUT else layers)
 
 
 def block_of(name: str) -> str:

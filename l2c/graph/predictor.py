@@ -134,6 +134,19 @@ FORECASTS: dict[str, Callable[[int, Sequence[int]], Weights]] = {
 RULES = (HOLD, LINEAR, *FORECASTS)  # predictors of a fixed form, with nothing to measure
 
 
+def reused_layers(row: Sequence[bool], *, whole: bool = False) -> tuple[int, ...]:
+    """Return the layers of a row that reuse, in order.
+
+    Args:
+        row: one bool per layer, True = compute.
+        whole: the last layer is the whole output; where it is reused, no other layer runs.
+
+    """
+    if whole and not row[-1]:
+        return (len(row) - 1,)
+    return tuple(layer for layer, fresh in enumerate(row) if not fresh)
+
+
 def computed_before(rows: Rows) -> list[list[tuple[int, ...]]]:
     """Return for each entry (evaluation, layer) the evaluations before that computed the layer, the last first."""
     past: list[tuple[int, ...]] = [()] * len(rows[0])
@@ -170,7 +183,12 @@ def stand_ins(rows: Rows, reuse: str) -> dict[str, Any]:
 
 
 def slopes_of(
-    rows: Rows, timesteps: Sequence[float], reuse: Sequence[str], fitted: Sequence[Sequence[float]]
+    rows: Rows,
+    timesteps: Sequence[float],
+    reuse: Sequence[str],
+    fitted: Sequence[Sequence[float]],
+    *,
+    reused: Sequence[Sequence[int]],
 ) -> Slopes:
     """Return the slope of each entry: 0 where the layer is computed or held, that of the line in t for `linear`.
 
@@ -179,45 +197,47 @@ def slopes_of(
         timesteps: t of each evaluation, strictly monotone.
         reuse: one of `REUSES` per evaluation; slopes of `weighted` ones are left at 0.
         fitted: per evaluation the slopes of its reused layers, in order, where its reuse is `fitted`.
+        reused: those layers, see `reused_layers`.
 
     """
     t, found = timesteps, []
-    computed: list[list[int]] = [[] for _ in rows[0]]
-    for e, row in enumerate(rows):
-        slopes, given = [0.0] * len(row), iter(fitted[e])
-        for layer, fresh in enumerate(row):
-            past = computed[layer]
-            value = next(given) if reuse[e] == FITTED and not fresh else None
-            if fresh:
-                past.append(e)
-            elif reuse[e] in (LINEAR, FITTED) and len(past) > 1:
-                slopes[layer] = line_slope(t[e], t[past[-1]], t[past[-2]]) if value is None else value
+    for e, (layers, past) in enumerate(zip(reused, computed_before(rows), strict=True)):
+        slopes, given = [0.0] * len(rows[e]), iter(fitted[e])
+        for layer in layers:
+            value = next(given) if reuse[e] == FITTED else None
+            if reuse[e] in (LINEAR, FITTED) and len(past[layer]) > 1:
+                last, before = past[layer][:2]
+                slopes[layer] = line_slope(t[e], t[last], t[before]) if value is None else value
         found.append(tuple(slopes))
     return tuple(found)
 
 
 def entry_weights(
-    rows: Rows, slopes: Slopes, reuse: Sequence[str], given: Sequence[Sequence[Weights]]
+    rows: Rows,
+    slopes: Slopes,
+    reuse: Sequence[str],
+    given: Sequence[Sequence[Weights]],
+    *,
+    reused: Sequence[Sequence[int]],
 ) -> tuple[tuple[Weights, ...], ...]:
-    """Return the weights of the past outputs that predict each entry: none if it is computed, `(1.0,)` if it is held.
+    """Return the weights of the past outputs that predict each entry: none if it reads none, `(1.0,)` if it is held.
 
     Args:
         rows: one row per evaluation, one bool per layer, True = compute.
         slopes: see `slopes_of`.
         reuse: one of `REUSES` per evaluation.
         given: per evaluation the weights of its reused layers, in order, where its reuse is `weighted`.
+        reused: those layers, see `reused_layers`.
 
     """
     found = []
-    for e, row in enumerate(rows):
+    for e, layers in enumerate(reused):
         of_entry = iter(given[e])
-        lines = [weights_of(slope) if slope else (1.0,) for slope in slopes[e]]
-        found.append(
-            tuple(
-                () if fresh else next(of_entry) if reuse[e] == WEIGHTED else line
-                for fresh, line in zip(row, lines, strict=True)
-            )
-        )
+        sets: list[Weights] = [()] * len(rows[e])
+        for layer in layers:
+            slope = slopes[e][layer]
+            sets[layer] = next(of_entry) if reuse[e] == WEIGHTED else weights_of(slope) if slope else (1.0,)
+        found.append(tuple(sets))
     return tuple(found)
 
 

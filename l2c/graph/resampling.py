@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import floats
-from l2c.graph.predictor import DIGITS, FITTED, LINEAR, WEIGHTED, slopes_of
+from l2c.graph.layer_names import ends_in_output
+from l2c.graph.predictor import DIGITS, FITTED, LINEAR, WEIGHTED, reused_layers, slopes_of
 from l2c.graph.selection import with_evaluations
 
 
@@ -51,10 +52,11 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     rows = [graph.rows[i] for i in nearest]
     rows[0] = (True,) * graph.num_layers
     reuse = [graph.reuse[i] for i in nearest]
-    old, new = _lines(graph.rows, graph.timesteps), _lines(rows, timesteps)
+    whole = ends_in_output(graph.layers)
+    old, new = _lines(graph.rows, graph.timesteps, whole=whole), _lines(rows, timesteps, whole=whole)
     fitted: list[tuple[float, ...]] = []
     for e, (i, row) in enumerate(zip(nearest, rows, strict=True)):
-        reused = [layer for layer, fresh in enumerate(row) if not fresh] if reuse[e] == FITTED else []
+        reused = reused_layers(row, whole=whole) if reuse[e] == FITTED else ()
         slopes = (graph.entry_slopes[i][layer] * new[e][layer] / (old[i][layer] or 1.0) for layer in reused)
         fitted.append(tuple(round(slope, DIGITS) for slope in slopes))
     return with_evaluations(
@@ -66,6 +68,7 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
     )
 
 
-def _lines(rows: Sequence[Sequence[bool]], timesteps: Sequence[float]) -> Sequence[Sequence[float]]:
+def _lines(rows: Sequence[Sequence[bool]], timesteps: Sequence[float], *, whole: bool) -> Sequence[Sequence[float]]:
     """Return the slope of the line in t of each reused entry; 0 where fewer than two outputs came before."""
-    return slopes_of(rows, timesteps, (LINEAR,) * len(rows), ((),) * len(rows))
+    reused = [reused_layers(row, whole=whole) for row in rows]
+    return slopes_of(rows, timesteps, (LINEAR,) * len(rows), ((),) * len(rows), reused=reused)

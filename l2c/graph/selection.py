@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.predictor import Weights
+from l2c.graph.layer_names import ends_in_output
+from l2c.graph.predictor import Weights, reused_layers
 from l2c.graph.statistics import MACS
 
 
@@ -24,14 +25,14 @@ def with_evaluations(graph: CacheGraph, chosen: Sequence[int], **changes: Any) -
     """
     others = chosen[1:]
     rows = ((True,) * graph.num_layers, *(graph.rows[e] for e in others))
-    computed = [0] * graph.num_layers
+    computed, whole = [0] * graph.num_layers, ends_in_output(graph.layers)
     weighted: list[tuple[Weights, ...]] = []
     for e, row in zip(chosen, rows, strict=True):
         given = iter(graph.weights[e])
         sets: list[Weights] = []
-        for layer, fresh in enumerate(row):
-            computed[layer] += fresh
-            weights = None if fresh else next(given, None)
+        computed = [count + fresh for count, fresh in zip(computed, row, strict=True)]
+        for layer in reused_layers(row, whole=whole):
+            weights = next(given, None)
             if weights is not None:
                 sets.append(weights if len(weights) <= computed[layer] else (1.0,))
         weighted.append(tuple(sets))

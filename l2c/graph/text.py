@@ -27,7 +27,7 @@ def short(graph: GraphFields) -> str:
 
 
 def summary(graph: GraphFields) -> str:
-    """Return a few lines: what the graph is for, what it removes, each row (`#` computes, `.` reuses)."""
+    """Return a few lines: what the graph is for, what it removes, each row (`#` computes, `.` reuses, `-` idles)."""
     assert graph.routed is not None
     routed = set(graph.routed)
     lines = [
@@ -39,9 +39,10 @@ def summary(graph: GraphFields) -> str:
         + ("" if graph.correction is None else f"; corrected by {shown(graph.correction.path.name)}"),
         *_measured(graph),
     ]
-    for e, (t, row) in enumerate(zip(graph.timesteps, graph.rows, strict=True)):
+    for e, (t, row, weights) in enumerate(zip(graph.timesteps, graph.rows, graph.entry_weights, strict=True)):
+        marks = "".join("#" if bit else "." if reads else "-" for bit, reads in zip(row, weights, strict=True))
         mark = ("routed" if e in routed else "full") + ("" if graph.reuse[e] == HOLD else f", {graph.reuse[e]}")
-        lines.append(f"{e:4d}  t {t:8.2f}  {''.join('#' if bit else '.' for bit in row)}  {mark}")
+        lines.append(f"{e:4d}  t {t:8.2f}  {marks}  {mark}")
     return "\n".join(lines)
 
 

@@ -19,7 +19,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.checks import MAX_EVALUATIONS, MAX_SCALE
 from l2c.graph.collection import CacheGraphs
 from l2c.graph.given import each, table
-from l2c.graph.layer_names import WHOLE_OUTPUT, kinds_asked
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output, kinds_asked, own_layers
 from l2c.io.atomic import check_writable, write_text
 from l2c.io.bundled import at_home, cache_folder
 from l2c.io.names import chosen, near_keywords, quoted
@@ -294,7 +294,8 @@ def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Bud
     if isinstance(graph, CacheGraph) and graph.provenance.get("method") == GRAM:
         calibration = Calibration.load(_file_of(folder, NEEDS[GRAM], graph.layers))
         if calibration.grid is not None:
-            apply(pipe, calibration.part(graph.layers), budget=budget)
+            both = ends_in_output(graph.layers)
+            apply(pipe, calibration if both else calibration.part(graph.layers), budget=budget)
             return
     apply(pipe, graph)
 
@@ -309,11 +310,22 @@ def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: Policy
     cached = cached_like(sampler, graph).sample(labels, noise=noise, progress=True)
     error = float((cached - plain).norm() / plain.norm())
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
-    whole = graph.layers == (WHOLE_OUTPUT,)
-    entries = graph.num_evaluations * graph.num_layers
     return [
-        f"{graph.provenance.get('method', 'graph')}: {graph.num_reused} of {entries} "
-        f"{'evaluations reuse the whole output' if whole else 'layers are reused'}; {100 * share:.0f} % of the "
-        "denoiser's MACs are left",
+        f"{graph.provenance.get('method', 'graph')}: {_reuse(graph)}; {100 * share:.0f} % of the denoiser's MACs "
+        "are left",
         f"latents of the same noise differ by {100 * error:.1f} % (L2, relative; {NUM_JUDGED} new noises)",
     ]
+
+
+def _reuse(graph: CacheGraph) -> str:
+    """Return what a graph reuses, in words."""
+    count = graph.num_evaluations
+    whole = sum(not row[-1] for row in graph.rows) if graph.layers[-1] == WHOLE_OUTPUT else 0
+    said = [f"{whole} of {count} evaluations reuse the whole output"] if graph.layers[-1] == WHOLE_OUTPUT else []
+    layers = own_layers(graph.layers)
+    if layers:
+        reused = sum(map(len, graph.reused)) - whole
+        said.append(
+            f"{reused} of {(count - whole) * len(layers)} layers {'of the others ' if whole else ''}are reused"
+        )
+    return ", ".join(said)

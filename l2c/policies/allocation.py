@@ -53,6 +53,7 @@ class Allocation:
         max_span: evaluations in a row that a layer may be reused.
         reuses: predictors to choose from, of `hold`, `linear` and `fitted`.
         order: past outputs that `fitted` may read, 2..4.
+        offset: change of the image (M,) that something else makes, such as whole outputs; None = none.
 
     """
 
@@ -66,6 +67,7 @@ class Allocation:
         max_span: int = 4,
         reuses: Sequence[str] = (HOLD, LINEAR),
         order: int = 2,
+        offset: Array | None = None,
     ) -> None:
         self._known = np.asarray(
             np.isfinite(responses).all(axis=3)
@@ -83,6 +85,7 @@ class Allocation:
         self.rows = np.ones((num_evaluations, num_layers), dtype=bool)
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
+        self._offset = np.zeros(size, dtype=np.float32) if offset is None else offset
         self._weights: dict[tuple[int, int, tuple[int, ...]], Weights] = {}
         self._entries: dict[tuple[int, int, tuple[int, ...], str], Array | None] = {}
         self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
@@ -93,8 +96,12 @@ class Allocation:
     @property
     def predicted(self) -> float:
         """Predicted mean squared error per pixel."""
-        total = self.columns.sum(axis=0)
-        return float(total @ total)
+        return float(self.total @ self.total)
+
+    @property
+    def total(self) -> Array:
+        """Predicted change of the image (M,)."""
+        return self._offset + self.columns.sum(axis=0)
 
     @property
     def saved(self) -> float:
@@ -173,18 +180,18 @@ class Allocation:
 
     def stand_ins(self) -> dict[str, Any]:
         """Return the predictors, as `reuse`, `slopes` and `weights` of a graph."""
-        fitted, weighted = [], []
-        for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True)):
-            layers = [int(layer) for layer in np.flatnonzero(~row)] if reuse == FITTED else []
-            weights = [self._weights_now(e, layer) for layer in layers]
-            fitted.append(tuple(0.0 if len(of_entry) == 1 else -of_entry[1] for of_entry in weights))
-            weighted.append(tuple(weights))
+        weighted = self.fitted_sets()
         if self.order == 2:
-            return {"reuse": self.reuse, "slopes": tuple(fitted)}
-        return {
-            "reuse": [WEIGHTED if reuse == FITTED else reuse for reuse in self.reuse],
-            "weights": tuple(weighted),
-        }
+            fitted = tuple(tuple(0.0 if len(one) == 1 else -one[1] for one in sets) for sets in weighted)
+            return {"reuse": self.reuse, "slopes": fitted}
+        return {"reuse": [WEIGHTED if reuse == FITTED else reuse for reuse in self.reuse], "weights": weighted}
+
+    def fitted_sets(self) -> tuple[tuple[Weights, ...], ...]:
+        """Return for each evaluation the weights of its reused layers, in order, where its reuse is `fitted`."""
+        return tuple(
+            tuple(self._weights_now(e, int(layer)) for layer in np.flatnonzero(~row)) if reuse == FITTED else ()
+            for e, (row, reuse) in enumerate(zip(self.rows, self.reuse, strict=True))
+        )
 
     def _weights_now(self, e: int, layer: int) -> Weights:
         past = _computed_before(self.rows[:, layer].tolist(), e, self.order)
@@ -240,7 +247,7 @@ class Allocation:
 
         To reuse costs error, to compute gains it: either way the smallest change per MAC comes first.
         """
-        total = self.columns.sum(axis=0)
+        total = self.total
         change = 2 * self._flips @ total + self._squares  # (L, E)
         fitting = self._saving & (self.macs <= room + self._least / 2)
         allowed = self._possible & (to != self.rows.T) & fitting[:, None]
@@ -268,7 +275,7 @@ class Allocation:
         for e in self.routed:
             if self.rows[e].all():
                 continue
-            total, changes = self.columns.sum(axis=0), self._changes_by_reuse(e)
+            total, changes = self.total, self._changes_by_reuse(e)
             errors = {reuse: float(np.square(total + change.sum(axis=0)).sum()) for reuse, change in changes.items()}
             best = min((error, reuse) for reuse, error in errors.items())[1]
             if errors[best] < errors[self.reuse[e]]:

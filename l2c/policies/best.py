@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,12 +18,14 @@ from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
-from l2c.policies.budget import Budget, BudgetOutOfReach
+from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.candidates import rule_graphs
 from l2c.policies.context import PolicyContext, policy
 from l2c.policies.exchange import Make, exchanged, makers
 from l2c.policies.gram import gram
 from l2c.policies.methods.l2p import measure_products
+from l2c.policies.mixed import ORDERS as MIXED_ORDERS
+from l2c.policies.mixed import Mixed, same_directions
 from l2c.policies.true_error import TrueError
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import has_slopes
@@ -91,7 +93,7 @@ def best(
     """Return the graph of least true error among those of `gram` and of fixed rules; then train its slopes.
 
     Below half of the MACs neighbouring rows of the best graph are exchanged before, while its true error falls.
-    Graphs whose one layer is the network's whole output are among the candidates.
+    Graphs whose one layer is the network's whole output are among the candidates, and so are graphs of both.
 
     Args:
         context: a context with `responses` in its calibration and the sampler itself.
@@ -107,8 +109,8 @@ def best(
         steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: learning rate of the slopes.
-        whole_outputs: also try graphs of the whole output, see `WholeOutput`; where the calibration holds no
-            responses to it, they are measured first, as the others were.
+        whole_outputs: also try graphs of the whole output, see `WholeOutput`, and of layers and whole output, see
+            `Mixed`; where the calibration holds no responses to it, they are measured first, as the others were.
         seed: seed of the noises; evaluation uses others.
 
     Raises:
@@ -116,13 +118,19 @@ def best(
 
     """
     sampler = context.deterministic_sampler("best")
-    worth = context.evaluations(budget)
+    worth = evaluations_worth(budget, context.blank.num_evaluations)
+    context.check_reach(worth, 1.0 if whole_outputs else context.least(context.all_but_first))
     more = FINAL_NOISES if FINAL_NOISES * num_trajectories < pool else 1  # the pool is more than is chosen from it
     judge = TrueError.of(sampler, more * num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
     true_error = judge.thinned(more)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
-    contexts = _contexts(context, worth, num_evaluations, whole_outputs=whole_outputs)
-    starts = list(_starts(contexts, true_error, Search(worth, max_span, exchanges, seed)))
+    contexts = list(_contexts(context, worth, num_evaluations, whole_outputs=whole_outputs))
+    search = Search(worth, max_span, exchanges, seed)
+    refusals: list[BudgetOutOfReach] = []
+    starts = list(_starts(contexts, true_error, search, refusals))
+    starts += _mixed_starts(context, contexts[-1], true_error, search)
+    if not starts:
+        raise refusals[-1]
     least = min(start.error for start in starts)
     promising = [start for start in starts if start.error <= PROMISING * least]
     final = [start.worked_out(true_error, training) for start in promising]
@@ -167,7 +175,7 @@ class Start:
     Attributes:
         context: the context that it was made in.
         search: what it was looked for with.
-        makes: functions that turn rows into a graph, see `makers`.
+        makes: functions that turn rows into a graph, see `makers` and `Mixed.of_rows`.
         error: its true error.
         graph: the graph.
 
@@ -175,7 +183,7 @@ class Start:
 
     context: PolicyContext
     search: Search
-    makes: tuple[Make, Make]
+    makes: tuple[Make, ...]
     error: float
     graph: CacheGraph
 
@@ -191,14 +199,40 @@ class Start:
         return found[1]
 
 
-def _starts(contexts: Iterator[PolicyContext], true_error: TrueError, search: Search) -> Iterator[Start]:
-    """Yield the starts of the contexts within whose reach the budget is; the first one must be."""
-    for place, context in enumerate(contexts):
+def _starts(
+    contexts: Iterable[PolicyContext], true_error: TrueError, search: Search, refusals: list[BudgetOutOfReach]
+) -> Iterator[Start]:
+    """Yield the starts of the contexts within whose reach the budget is; append the refusals of the others."""
+    for context in contexts:
         try:
+            context.evaluations(search.worth)
             yield _best_start(context, true_error, search)
-        except BudgetOutOfReach:
-            if not place:
-                raise
+        except BudgetOutOfReach as error:
+            refusals.append(error)
+
+
+def _mixed_starts(
+    layers: PolicyContext, whole: PolicyContext, true_error: TrueError, search: Search
+) -> Iterator[Start]:
+    """Yield the best graph of layers and whole output, if there are contexts of both and one meets the budget."""
+    if whole is layers or whole.blank.layers != (WHOLE_OUTPUT,):
+        return
+    assert layers.sampler is not None
+    of_output = whole.required_calibration()
+    if not same_directions(layers.required_calibration(), of_output):
+        return
+    kinds = [Mixed(layers, of_output, search.max_span, order) for order in MIXED_ORDERS]
+    few = _fewer(true_error)
+    found: list[tuple[float, Start]] = []
+    for kind in kinds:
+        graphs = tqdm(kind.graphs(search.worth), desc="layers and whole outputs", unit="graph")
+        ranked = [graph for _, graph in _ranked(graphs, few)[: NUM_FINAL // len(kinds)]]
+        if ranked:
+            error, graph = _ranked(ranked, true_error)[0]
+            context = replace(layers, sampler=uncached_like(layers.sampler, layers=graph.layers))
+            found.append((error, Start(context, search, (kind.of_rows,), error, graph)))
+    if found:
+        yield min(found, key=itemgetter(0))[1]
 
 
 def reference_evaluations(graph: CacheGraph) -> int:
@@ -251,7 +285,7 @@ def _best_start(context: PolicyContext, true_error: TrueError, search: Search) -
     """
     assert context.sampler is not None
     worth, max_span = search.worth, search.max_span
-    few = true_error.thinned(max(1, len(true_error.noise) // NUM_JUDGED))
+    few = _fewer(true_error)
     products = measure_products(context.sampler, NUM_MEASURED, batch_size=8, seed=search.seed)
     makes = makers(context, products, worth)
     rules = _ranked(likely_rules(context, worth, true_error.thinned(8)), few)
@@ -262,6 +296,11 @@ def _best_start(context: PolicyContext, true_error: TrueError, search: Search) -
     found = sorted([*rules, *_ranked([*others, *bar], few)], key=itemgetter(0))
     error, start = _ranked([graph for _, graph in found[:NUM_FINAL]], true_error)[0]
     return Start(context, search, makes, error, start)
+
+
+def _fewer(true_error: TrueError) -> TrueError:
+    """Return the estimate on the few noises that all starts are measured on."""
+    return true_error.thinned(max(1, len(true_error.noise) // NUM_JUDGED))
 
 
 def _grams(context: PolicyContext, worth: float, max_span: int, *, needed: bool) -> Iterator[CacheGraph]:

@@ -20,14 +20,16 @@ from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.graph.given import each, floats, table, takes
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import ERROR, WORTH
 from l2c.io.names import near_keywords, shown
 from l2c.io.numbers import AT_ONCE, finite_number, truth_value, whole_number
-from l2c.policies.budget import Budget, BudgetOutOfReach
+from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
 from l2c.policies.gram import NEAR, gram
 from l2c.policies.ladder import Ladder
+from l2c.policies.mixed import of_both, same_directions
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_like
 
@@ -96,9 +98,10 @@ class Calibration(Measurements):
     ) -> CacheGraph:
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
 
-        Where responses to the whole output were measured too, a graph of it as the one layer is made as well. It is
-        returned if its expected error is the smaller one, or ties (1.5 x) at no more MACs: on the clock it is at the
-        bound of its MACs. `part(["output"]).graph(...)` makes no other.
+        Where responses to the whole output were measured too, a graph of it as the one layer is made as well, and one
+        of both, see `policies.mixed`. The one of the least expected error is returned, or the one of the whole output
+        where that ties (1.5 x) at no more MACs: on the clock it is at the bound of its MACs.
+        `part(["output"]).graph(...)` makes no other.
 
         Args:
             budget: a share of the uncached MACs, a speed-up or evaluations' worth, see `policies.budget`.
@@ -158,15 +161,16 @@ class Calibration(Measurements):
                 raise
         return Ladder(found)
 
-    def preferred(self, budget: Budget) -> Calibration:
-        """Return the one of `parts` that `graph` prefers; it makes graphs of its kind of layers alone.
+    def preferred(self, budget: Budget) -> Calibration | OfBoth:
+        """Return what makes graphs of the one kind of layers that `graph` prefers, and no others.
 
         Args:
             budget: what a graph of the measured sampler may cost; one out of its reach leaves that of the layers.
 
         """
         with contextlib.suppress(BudgetOutOfReach):
-            return self.part(self.graph(budget).layers)
+            layers = self.graph(budget).layers
+            return OfBoth(self) if ends_in_output(layers) else self.part(layers)
         return self.parts[0]
 
     def _graphs(
@@ -178,22 +182,44 @@ class Calibration(Measurements):
         whole_outputs: bool = True,
     ) -> Iterator[CacheGraph]:
         """Yield the graph of each budget."""
-        parts = self.parts if whole_outputs else self.parts[:1]
+        layers, *whole = self.parts
+        both = whole and same_directions(layers, whole[0])
+        kinds = [*(part._graph for part in whole), *([self._of_both] if both else []), layers._graph]
         for budget in budgets:
-            yield _preferred(partial(part._graph, target, budget, max_span) for part in reversed(parts))
+            yield _preferred(
+                partial(make, target, budget, max_span) for make in (kinds if whole_outputs else kinds[-1:])
+            )
+
+    def _of_both(self, target: _Target, budget: Budget, max_span: int | None) -> CacheGraph:
+        """Return the graph of layers and whole output; see `_graph`."""
+        key = (target.key, str(budget), max_span, "both")
+        if key not in self._made:
+            context, whole = (part._context_of(target) for part in self.parts)
+            worth = evaluations_worth(budget, context.blank.num_evaluations)
+            graph = of_both(context, whole.required_calibration(), worth, max_span=max_span or _span(context))
+            self._remember(key, graph)
+        return self._made[key]
 
     def _graph(self, target: _Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of a budget; those of the last `REMEMBERED` are made once."""
         key = (target.key, str(budget), max_span)
         if key not in self._made:
-            context = self._contexts.get(target.key)
-            if context is None:
-                self._contexts.clear()
-                context = self._contexts[target.key] = self._context(target)
-            self._made[key] = gram(context, budget=budget, max_span=max_span or _span(context))
-            for old in list(self._made)[:-REMEMBERED]:
-                self._made.pop(old, None)
+            context = self._context_of(target)
+            self._remember(key, gram(context, budget=budget, max_span=max_span or _span(context)))
         return self._made[key]
+
+    def _remember(self, key: Any, graph: CacheGraph) -> None:
+        self._made[key] = graph
+        for old in list(self._made)[:-REMEMBERED]:
+            self._made.pop(old, None)
+
+    def _context_of(self, target: _Target) -> PolicyContext:
+        """Return the context of a target; the last one is remembered."""
+        context = self._contexts.get(target.key)
+        if context is None:
+            self._contexts.clear()
+            context = self._contexts[target.key] = self._context(target)
+        return context
 
     def _context(self, target: _Target) -> PolicyContext:
         if self.cost is None:
@@ -303,6 +329,28 @@ class Calibration(Measurements):
             if own and not isinstance(error, BudgetOutOfReach):
                 raise
             return []
+
+
+@dataclass(frozen=True)
+class OfBoth:
+    """A calibration that makes graphs of layers and whole output alone; see `policies.mixed`.
+
+    Attributes:
+        calibration: has responses to both.
+
+    """
+
+    calibration: Calibration
+
+    @property
+    def binding(self) -> Binding:
+        """The binding of its graphs at the measured times."""
+        binding = self.calibration.binding
+        return replace(binding, layers=(*binding.layers, WHOLE_OUTPUT))
+
+    def graph(self, budget: Budget, *, solver: Solver | str | None = None) -> CacheGraph:
+        """Return a graph of a budget; see `Calibration.graph`."""
+        return self.calibration._of_both(self.calibration._target(None, None, solver, None), budget, None)
 
 
 def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:

@@ -10,7 +10,7 @@ from typing import overload
 from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each
-from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.graph.layer_names import own_layers
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.io.names import chosen, quoted
 from l2c.io.numbers import finite_number
@@ -140,6 +140,6 @@ class Ladder(Sequence[CacheGraph]):
 
 
 def _alike(graph: CacheGraph, other: CacheGraph) -> bool:
-    """Return whether graphs are for one model and sampler; one may be of the layers and one of the whole output."""
-    layers = {graph.layers, other.layers} - {(WHOLE_OUTPUT,)}
+    """Return whether graphs are for one model and sampler; they may be of layers, of the whole output or of both."""
+    layers = {own_layers(graph.layers), own_layers(other.layers)} - {()}
     return len(layers) <= 1 and replace(graph.binding, layers=other.layers) == other.binding

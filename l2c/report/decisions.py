@@ -11,15 +11,23 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import block_of, blocks, kind_of
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED
 
-COMPUTE = "compute"
+COMPUTE, IDLE = "compute", "idle"
 MEANINGS = {
     COMPUTE: "computed",
     HOLD: "reused: the last output, held",
     LINEAR: "reused: linear in t",
     FITTED: "reused: fitted slope",
     WEIGHTED: "reused: weighted sum of past outputs",
+    IDLE: "not run: the whole output is reused",
 }
-COLOURS = {COMPUTE: "#20455f", HOLD: "#f3c35b", LINEAR: "#d9713c", FITTED: "#5aa9a3", WEIGHTED: "#7fb069"}
+COLOURS = {
+    COMPUTE: "#20455f",
+    HOLD: "#f3c35b",
+    LINEAR: "#d9713c",
+    FITTED: "#5aa9a3",
+    WEIGHTED: "#7fb069",
+    IDLE: "#e4e4e4",
+}
 OTHER_COLOURS = ("#b38fc4", "#8c8c8c", "#c9687f", "#93b35a")
 KINDS = {"attn": "attention", "mlp": "MLP", "ff": "MLP", "proj_out": "MLP"}
 
@@ -66,13 +74,13 @@ def named_blocks(layers: Sequence[str]) -> tuple[Block, ...]:
 
 
 def decisions(graph: CacheGraph) -> tuple[tuple[str, ...], ...]:
-    """Return the decision of each entry: `compute`, or the predictor of the output.
+    """Return the decision of each entry: `compute`, the predictor of the output, or `idle` where no layer runs.
 
     An entry that is predicted from one output counts as `hold`, whatever its evaluation's predictor is.
     """
     return tuple(
         tuple(
-            COMPUTE if fresh else (reuse if len(weights) > 1 else HOLD)
+            COMPUTE if fresh else (reuse if len(weights) > 1 else HOLD) if weights else IDLE
             for fresh, weights in zip(row, of_row, strict=True)
         )
         for row, reuse, of_row in zip(graph.rows, graph.reuse, graph.entry_weights, strict=True)

@@ -29,16 +29,13 @@ Rows: TypeAlias = "Tensor | Sequence[Tensor]"  # (R, D), or R of (D,) where laye
 
 def reused_entries(graph: CacheGraph) -> list[Entry]:
     """Return the R entries (evaluation, layer) that a graph reuses, in the order of a correction's rows."""
-    return [(e, layer) for e, row in enumerate(graph.rows) for layer, fresh in enumerate(row) if not fresh]
+    return [(e, layer) for e, layers in enumerate(graph.reused) for layer in layers]
 
 
 def has_slopes(graph: CacheGraph) -> bool:
     """Return whether an entry that reuses has two computed outputs before it, on whose difference a slope acts."""
-    return any(
-        count >= 2 and not fresh
-        for row, computed in zip(graph.rows, counts_before(graph.rows), strict=True)
-        for count, fresh in zip(computed, row, strict=True)
-    )
+    counts = zip(graph.reused, counts_before(graph.rows), strict=True)
+    return any(computed[layer] >= 2 for layers, computed in counts for layer in layers)
 
 
 def plan_digest(graph: CacheGraph) -> str:

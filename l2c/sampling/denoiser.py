@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -138,11 +138,13 @@ class _ScheduledPass(Pass):
         self._lifetimes = lifetimes
         self._correction = correction
         self._steps: tuple[BlockStep, ...] = ()
+        self._whole: BlockStep | None = None
 
     def begin(self, evaluation: int) -> None:
         """Start an evaluation."""
         if self._lifetimes is not None:
             self._steps = self._lifetimes.steps[evaluation]
+            self._whole = self._lifetimes.whole[evaluation] if self._lifetimes.whole else None
 
     def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """Run block `index` on its inputs, the tokens x (N, T, D) first; return x after it."""
@@ -156,11 +158,25 @@ class _ScheduledPass(Pass):
             attention, mlp = step.sources
             cached = (attention and self._value(attention, like), mlp and self._value(mlp, like))
             x, outputs = self._call(block, *inputs, step.fresh, cached)
+        self._keep(step, outputs)
+        return x
+
+    def whole(self, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
+        """Return the network's output for x (N, C, H, W), computed or predicted; see `Pass.whole`."""
+        step = self._whole
+        if step is None:
+            return compute()
+        source, _ = step.sources
+        output = compute() if source is None else self._value(source, x)
+        self._keep(step, (output,))
+        return output
+
+    def _keep(self, step: BlockStep, outputs: tuple[Tensor, ...]) -> None:
+        """Free and store what a step says."""
         for slot in step.frees:
             self.store.drop(slot)
         for part, slot in step.stores:
             self.store.put(slot, outputs[0] + outputs[1] if part == SUM else outputs[part])
-        return x
 
     def _value(self, source: Source, like: Tensor) -> Tensor:
         """Return the prediction of a reused output (N, T, D)."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import ends_in_output
 from l2c.graph.predictor import Weights
 
 ATTENTION, MLP, SUM = range(3)  # the parts of a block that can be stored
@@ -59,11 +61,15 @@ class Lifetimes:
     Attributes:
         steps: the steps of each evaluation and block.
         num_slots: outputs (N, T, D) that the cache holds at its peak.
+        whole: the steps of each evaluation for the whole output, where it is the last of several layers.
+        num_whole: whole outputs (N, C, H, W) that the cache holds at its peak, in slots after the others.
 
     """
 
     steps: tuple[tuple[BlockStep, ...], ...]
     num_slots: int
+    whole: tuple[BlockStep, ...] = ()
+    num_whole: int = 0
 
     @classmethod
     def of(cls, graph: CacheGraph, *, sums: bool = False, layers_per_block: int = 2) -> Lifetimes:
@@ -77,21 +83,28 @@ class Lifetimes:
                 name may run in another order, none stores where another one has read at the same evaluation.
 
         """
-        blocks = _blocks_of(graph, layers_per_block)
+        num_layers = graph.num_layers - ends_in_output(graph.layers)
+        blocks = _blocks_of(graph, range(num_layers), layers_per_block)
         for block in blocks if sums and graph.correction is None else ():
             block.merge()
         slots = _Slots(at_once=layers_per_block > 1)
         steps = []
         for e in range(graph.num_evaluations):
-            steps.append(tuple(_step(block, e, b, slots, layers_per_block) for b, block in enumerate(blocks)))
+            steps.append(tuple(_step(block, e, b * layers_per_block, slots) for b, block in enumerate(blocks)))
             slots.end_row()
-        return cls(tuple(steps), slots.count)
+        last = _Slots(at_once=False, first=slots.count)
+        whole = [
+            _step(block, e, num_layers, last)
+            for block in _blocks_of(graph, range(num_layers, graph.num_layers), 1)
+            for e in range(graph.num_evaluations)
+        ]
+        return cls(tuple(steps), slots.count, tuple(whole), last.count - slots.count)
 
 
-def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
-    """Return the computed and read outputs of each block."""
-    columns = list(zip(*graph.rows, strict=True))
-    weights = list(zip(*graph.entry_weights, strict=True))
+def _blocks_of(graph: CacheGraph, layers: Sequence[int], layers_per_block: int) -> list[_Block]:
+    """Return the computed and read outputs of each block of some layers."""
+    columns = [tuple(row[layer] for row in graph.rows) for layer in layers]
+    weights = [tuple(row[layer] for row in graph.entry_weights) for layer in layers]
     if layers_per_block == 1:
         columns = [column for layer in columns for column in (layer, (True,) * graph.num_evaluations)]
         weights = [of_layer for layer in weights for of_layer in (layer, layer)]
@@ -100,14 +113,14 @@ def _blocks_of(graph: CacheGraph, layers_per_block: int) -> list[_Block]:
     return [_Block((a, m), (reads_a, reads_m)) for a, m, reads_a, reads_m in pairs]
 
 
-def _step(block: _Block, e: int, b: int, slots: _Slots, layers_per_block: int) -> BlockStep:
-    """Return the actions at block b of evaluation e, and assign and free its slots."""
+def _step(block: _Block, e: int, first: int, slots: _Slots) -> BlockStep:
+    """Return the actions at evaluation e of the block whose first layer is `first`, and assign and free its slots."""
     found: list[Source | None] = [None] * 3
     for part, read in block.reads[e].items():
-        of = tuple(slots.of[b, source, part] for source, _ in read)
-        found[part] = Source(of, tuple(weight for _, weight in read), (e, layers_per_block * b + part))
-    frees = slots.give_back([(b, source, part) for source, part in block.lives.dying[e]])
-    stores = tuple((part, slots.take((b, e, part))) for part in block.lives.born[e])
+        of = tuple(slots.of[first, source, part] for source, _ in read)
+        found[part] = Source(of, tuple(weight for _, weight in read), (e, first + part))
+    frees = slots.give_back([(first, source, part) for source, part in block.lives.dying[e]])
+    stores = tuple((part, slots.take((first, e, part))) for part in block.lives.born[e])
     return BlockStep(block.fresh[e], (found[0], found[1]), found[SUM], frees, stores)
 
 
@@ -116,15 +129,16 @@ class _Slots:
 
     Args:
         at_once: whether a slot may be taken again within the evaluation that gives it back.
+        first: number of the first slot.
 
     Attributes:
-        count: slots in use at the peak.
-        of: the slot of each stored output (block, evaluation, part).
+        count: slots in use at the peak, those before the first one included.
+        of: the slot of each stored output (first layer of its block, evaluation, part).
 
     """
 
-    def __init__(self, *, at_once: bool) -> None:
-        self.count = 0
+    def __init__(self, *, at_once: bool, first: int = 0) -> None:
+        self.count = first
         self.of: dict[tuple[int, int, int], int] = {}
         self._at_once = at_once
         self._free: list[int] = []

@@ -13,7 +13,7 @@ from l2c.backbones.backbone import Backbone
 from l2c.backbones.digest import weights_in
 from l2c.backbones.forwards import INSIDE_COMPILED
 from l2c.backbones.layer_cache import BlockCall
-from l2c.backbones.whole_output import under_layers
+from l2c.backbones.whole_output import LayersAndOutput, under_layers
 from l2c.diffusion import Solver
 from l2c.graph.binding import check_noise, check_times
 from l2c.graph.cache_graph import CacheGraph
@@ -263,12 +263,14 @@ class Sampler:
 
         """
         num_images = whole_number("num_images", num_images, low=0)
-        numbers = self.backbone.kept_numbers
-        if self.lifetimes is None or numbers is None:
+        lifetimes, backbone = self.lifetimes, self.backbone
+        if lifetimes is None or backbone.kept_numbers is None:
             return 0
-        rows = self.guidance.rows(num_images)
-        dtype = self._stores.dtype or next(self.backbone.parameters()).dtype
-        return self.lifetimes.num_slots * rows * numbers * dtype.itemsize
+        numbers = lifetimes.num_slots * backbone.kept_numbers
+        if isinstance(backbone, LayersAndOutput):
+            numbers += lifetimes.num_whole * (backbone.output_numbers or 0)
+        dtype = self._stores.dtype or next(backbone.parameters()).dtype
+        return numbers * self.guidance.rows(num_images) * dtype.itemsize
 
     @takes(backend=named_or_called, progress=truth_value)
     def compile(

@@ -75,7 +75,7 @@ class _Student:
         e, row = self._evaluation, self.graph.rows[self._evaluation]
         backbone, y = self.network.backbone, self.network.y
         batch, times = self.network.inputs(x, t)
-        output, outputs = backbone.forward_cached(batch, times, y, row, self.reuse.cache(e, row))
+        output, outputs = backbone.forward_cached(batch, times, y, row, self.reuse.cache(e))
         if self.teach and not all(row):
             with torch.no_grad():
                 teacher = backbone(batch, times, y)
@@ -104,11 +104,13 @@ class _Reuse:
         self.corrections = corrections
         self.detach = detach
         self._index = {entry: i for i, entry in enumerate(reused_entries(graph))}
+        self._reused = graph.reused
         self._computed: list[list[Tensor]] = [[] for _ in graph.layers]  # of each layer, newest first
 
-    def cache(self, evaluation: int, row: Sequence[bool]) -> list[Tensor | None]:
-        """Return the prediction for each layer that a row reuses; None for the others."""
-        return [None if fresh else self._value(evaluation, layer) for layer, fresh in enumerate(row)]
+    def cache(self, evaluation: int) -> list[Tensor | None]:
+        """Return the prediction for each layer that an evaluation reuses; None for the others."""
+        reused = self._reused[evaluation]
+        return [self._value(evaluation, layer) if layer in reused else None for layer in range(len(self._computed))]
 
     def _value(self, evaluation: int, layer: int) -> Tensor:
         i, outputs = self._index[evaluation, layer], self._computed[layer]
@@ -158,10 +160,10 @@ def with_slopes(graph: CacheGraph, slopes: Tensor) -> CacheGraph:
     """Return a graph whose reused entries have the slopes (R,) or (R, K - 1), see `start_slopes`."""
     given = iter(slopes.tolist())
     if slopes.ndim == 1:
-        fitted = tuple(tuple(round(next(given), DIGITS) for fresh in row if not fresh) for row in graph.rows)
+        fitted = tuple(tuple(round(next(given), DIGITS) for _ in layers) for layers in graph.reused)
         return graph.replace(reuse=(FITTED,) * len(graph.rows), slopes=fitted, weights=())
     weighted_rows = tuple(
-        tuple(from_slopes(next(given)[: count - 1]) for count, fresh in zip(computed, row, strict=True) if not fresh)
-        for row, computed in zip(graph.rows, counts_before(graph.rows), strict=True)
+        tuple(from_slopes(next(given)[: computed[layer] - 1]) for layer in layers)
+        for layers, computed in zip(graph.reused, counts_before(graph.rows), strict=True)
     )
     return graph.replace(reuse=(WEIGHTED,) * len(graph.rows), slopes=(), weights=weighted_rows)

@@ -141,13 +141,15 @@ def test_a_call_of_one_evaluation_computes_it(calibrated):
     plain = draw(pipe, options, 1)
     with l2c.applied(pipe, calibration, budget=BUDGET):
         assert torch.equal(draw(pipe, options, 1), plain)
-        assert schedule_of(pipe).graph.rows == ((True,) * len(calibration.binding.layers),)
+        graph = schedule_of(pipe).graph
+        assert graph.rows == ((True,) * graph.num_layers,)
 
 
 def test_a_call_that_ends_early_gets_a_graph_of_its_evaluations(calibrated):
     pipe, options, calibration, _ = calibrated
     draw(pipe, options, 12)
-    rows = CalibratedRows(calibration, BUDGET, l2c.CacheGraph.blank(calibration.binding))
+    makes = calibration.preferred(BUDGET)
+    rows = CalibratedRows(makes, BUDGET, l2c.CacheGraph.blank(makes.binding))
     times = tuple(float(t) / 1000 for t in pipe.scheduler.timesteps)
     graph, given = rows.at(times, times[2], pipe.scheduler, 9)
     assert (graph.timesteps, len(given)) == (times[2:9], 7)

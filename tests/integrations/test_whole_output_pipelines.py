@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from l2c.integrations.diffusers import layers
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.policies.calibration import OfBoth
 from l2c.policies.context import PolicyContext
 
 STEPS = 5
@@ -165,3 +167,79 @@ def test_a_model_without_usual_layers_has_its_whole_output_as_one(caplog, monkey
     assert "found no layers of kind block in Kandinsky3UNet" in caplog.text
     with pytest.raises(ValueError, match=r"take its whole output, layers=\['output'\], or wrap it"):
         pipeline_backbone(tiny.pipe, tiny.prompts, **made, of=("block",))
+
+
+MIXED = {
+    1: (True, True),
+    2: (False, False),
+    3: (False, True),
+    4: (False, False),
+}  # (one layer computes, the model runs)
+
+
+def mixed_by_hand(pipe, layer):
+    """Return the latents of a call in which one layer and the model's output are held where MIXED says so."""
+    model, module, kept = pipe.transformer, pipe.transformer.get_submodule(layer), {}
+    plain, of_layer, calls = model.forward, module.forward, []
+
+    def layer_forward(*args, **kwargs):
+        if MIXED.get(len(calls) - 1, (True, True))[0]:
+            kept["layer"] = of_layer(*args, **kwargs)
+        return kept["layer"]
+
+    def forward(*args, **kwargs):
+        calls.append(1)
+        if MIXED.get(len(calls) - 1, (True, True))[1]:
+            kept["output"] = plain(*args, **kwargs)
+        return (kept["output"][0].clone(),)
+
+    model.forward, module.forward = forward, layer_forward
+    try:
+        return call(pipe)
+    finally:
+        del model.forward, module.forward
+
+
+def test_layers_and_outputs_are_those_replaced_by_hand(pipe, tmp_path):
+    own = find_layers(pipe.transformer)
+    layer = own[0]
+    blank = graph_of(pipe).binding
+    rows = [[True] * len(own) + [True] for _ in range(STEPS)]
+    for e, (computes, runs) in MIXED.items():
+        rows[e] = [computes, *[True] * len(own)] if runs else [False] * (len(own) + 1)
+    graph = l2c.CacheGraph.blank(replace(blank, layers=(*own, "output")), rows=rows)
+    graph.save(tmp_path / "graph.json")
+    plain, expected = call(pipe), mixed_by_hand(pipe, layer)
+    ran = []
+    pipe.transformer.get_submodule(own[-1]).register_forward_hook(lambda *_: ran.append(1))
+    l2c.apply(pipe, tmp_path / "graph.json")
+    cached, again = call(pipe), call(pipe)
+    assert torch.allclose(cached, expected, atol=1e-5)
+    assert torch.equal(cached, again)
+    assert len(ran) == 2 * sum(row[-1] for row in rows)
+    assert not torch.allclose(cached, plain, atol=1e-3)
+    l2c.remove(pipe)
+    assert torch.equal(call(pipe), plain)
+
+
+def test_a_calibration_of_both_is_applied_at_any_number_of_steps(pipe):
+    small = {"height": 8, "width": 8, "use_resolution_binning": False, "clean_caption": False}
+    backbone = pipeline_backbone(pipe, ["a cat"], num_evaluations=8, options=small)
+    sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=8, cfg_scale=4.5)
+    how = {"num_trajectories": 2, "batch_size": 1, "responses": {"num_probes": 2}}
+    calibration = l2c.Calibration.measure(sampler, true_errors=0, **how)
+    both = OfBoth(calibration)
+    graph = both.graph(0.5)
+    expected = l2c.Sampler(backbone, graph=graph, cfg_scale=4.5).sample([0], seed=0)
+    assert expected.isfinite().all()
+    seeded = torch.Generator().manual_seed(0)
+    with l2c.applied(pipe, graph):
+        fixed = pipe("a cat", num_inference_steps=8, output_type="latent", generator=seeded, **small).images
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(l2c.Calibration, "preferred", lambda self, budget: both)
+        l2c.apply(pipe, calibration, budget=0.5)
+    seeded = torch.Generator().manual_seed(0)
+    made = pipe("a cat", num_inference_steps=8, output_type="latent", generator=seeded, **small).images
+    assert torch.allclose(made, fixed, atol=1e-5)
+    assert pipe("a cat", num_inference_steps=6, output_type="latent", **small).images.isfinite().all()
+    l2c.remove(pipe)

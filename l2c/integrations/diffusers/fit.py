@@ -20,7 +20,7 @@ from l2c.graph.binding import (
     wrong_layers,
 )
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.graph.layer_names import own_layers
 from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import check_inside, guidance_of
@@ -43,7 +43,7 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     """
     name = class_name(model)
     layers = diffusers_layer_names(graph.layers, model)
-    known = layers == (WHOLE_OUTPUT,) or all(_has(model, layer) for layer in layers)
+    known = all(_has(model, layer) for layer in own_layers(layers))
     if not known:
         raise wrong_layers(graph.binding, name, _own_layers(model))
     if layers == graph.layers and graph.model != name:
@@ -165,10 +165,11 @@ def _has(model: nn.Module, name: str) -> bool:
 
 def _same_kind(graph: CacheGraph, model: nn.Module) -> list[str]:
     """Return the layers that a model has beyond the graph's, in lists of blocks that the graph names."""
-    if graph.layers == (WHOLE_OUTPUT,):
+    layers = own_layers(graph.layers)
+    if not layers:
         return []
-    kinds = {_shape_of(name) for name in graph.layers}
-    of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in graph.layers) else {"block"}
+    kinds = {_shape_of(name) for name in layers}
+    of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in layers) else {"block"}
     return [name for name in _own_layers(model, of) if _shape_of(name) in kinds and name not in graph.layers]
 
 

@@ -240,10 +240,12 @@ class GraphHook(_UncopiedHook):
         x = args[0] if args else next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
         history.begin(e, t, tuple(x.shape) if isinstance(x, Tensor) else None)
         graph = self.schedule.graph
-        for index, (layer, fresh, held) in enumerate(zip(self.layers, graph.rows[e], graph.held[e], strict=True)):
+        reused = frozenset(graph.reused[e])
+        for index, (layer, held) in enumerate(zip(self.layers, graph.held[e], strict=True)):
             if layer.follows:
                 continue
-            layer.cached = None if fresh else self._corrected(e, index, history.stand_in(graph, e, index, t))
+            reads = index in reused
+            layer.cached = self._corrected(e, index, history.stand_in(graph, e, index, t)) if reads else None
             layer.fresh = layer.cached is None
             layer.wanted = held > 0
         return e, history

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from l2c.calibration.cost import Cost
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import made_by
 from l2c.io.seeds import Stream
 from l2c.policies.budget import check_reach, rows_in_order
@@ -15,7 +17,8 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
     """Return a graph that holds random layers of the routed evaluations of another graph.
 
     Layers are drawn without replacement until the MACs have come down to the budget. They hold their last output;
-    predictors, slopes and corrections of the other graph are not taken over.
+    predictors, slopes and corrections of the other graph are not taken over. Where that reuses layers and the whole
+    output, whole outputs are drawn.
 
     Args:
         like: gives backbone, sampler and routed evaluations.
@@ -27,8 +30,11 @@ def random_layers(like: CacheGraph, cost: Cost, *, seed: int, evaluations_worth:
         ValueError: if the budget lies outside what the routed evaluations can reach.
 
     """
-    assert like.routed is not None
     worth = cost.evaluations_worth(like) if evaluations_worth is None else evaluations_worth
+    if ends_in_output(like.layers):
+        outputs = tuple(row[-1:] for row in like.rows)
+        like = CacheGraph.blank(replace(like.binding, layers=(WHOLE_OUTPUT,)), rows=outputs, routed=like.routed)
+    assert like.routed is not None
     cost = cost.under(like)
     least = like.num_evaluations - len(like.routed) * cost.removable
     reason = f"with {len(like.routed)} routed evaluations of {like.num_evaluations}"

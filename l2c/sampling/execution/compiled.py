@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
+from l2c.backbones.whole_output import LayersAndOutput
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import ends_in_output
 from l2c.io.memory import out_of_memory
 
 KEPT_GRAPHS = 64  # four for each class, shape and precision
@@ -64,7 +66,8 @@ class CompiledBlocks:
         self, backbone: Backbone, graph: CacheGraph | None, x: Tensor, y: Tensor | None, *, progress: bool = False
     ) -> None:
         """Compile what a graph needs, for the batch of x (N, C, H, W) and labels y (N,)."""
-        rows = _covering_rows(graph, backbone.layers_per_block) if graph is not None else []
+        backbone = backbone.network if isinstance(backbone, LayersAndOutput) else backbone
+        rows = _covering_rows(graph, backbone.num_layers, backbone.layers_per_block) if graph is not None else []
         t = torch.full((len(x),), 500.0, device=x.device)
         condition = backbone.condition(t, y)
         everything = (True,) * backbone.num_layers
@@ -78,12 +81,13 @@ class CompiledBlocks:
                 bar.update()
 
 
-def _covering_rows(graph: CacheGraph, per_block: int) -> list[tuple[bool, ...]]:
-    """Return few rows in which every block does, between them, what it does in any."""
+def _covering_rows(graph: CacheGraph, num_layers: int, per_block: int) -> list[tuple[bool, ...]]:
+    """Return few rows of the first layers in which every block does, between them, what it does in any."""
     seen: set[tuple[int, tuple[bool, ...]]] = set()
     chosen = []
-    for row in graph.rows:
-        ways = {(first, row[first : first + per_block]) for first in range(0, len(row), per_block)}
+    ran = [row[:num_layers] for row in graph.rows if not ends_in_output(graph.layers) or row[-1]]
+    for row in ran:
+        ways = {(first, row[first : first + per_block]) for first in range(0, num_layers, per_block)}
         if ways - seen:
             chosen.append(row)
             seen |= ways
