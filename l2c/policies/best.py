@@ -125,12 +125,7 @@ def best(
     true_error = judge.thinned(more)
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     contexts = list(_contexts(context, worth, num_evaluations, whole_outputs=whole_outputs))
-    search = Search(worth, max_span, exchanges, seed)
-    refusals: list[BudgetOutOfReach] = []
-    starts = list(_starts(contexts, true_error, search, refusals))
-    starts += _mixed_starts(context, contexts[-1], true_error, search)
-    if not starts:
-        raise refusals[-1]
+    starts = _starts(contexts, true_error, Search(worth, max_span, exchanges, seed))
     least = min(start.error for start in starts)
     promising = [start for start in starts if start.error <= PROMISING * least]
     final = [start.worked_out(true_error, training) for start in promising]
@@ -199,16 +194,25 @@ class Start:
         return found[1]
 
 
-def _starts(
-    contexts: Iterable[PolicyContext], true_error: TrueError, search: Search, refusals: list[BudgetOutOfReach]
-) -> Iterator[Start]:
-    """Yield the starts of the contexts within whose reach the budget is; append the refusals of the others."""
+def _starts(contexts: Sequence[PolicyContext], true_error: TrueError, search: Search) -> list[Start]:
+    """Return the starts of the contexts within whose reach the budget is, and of layers and whole output together.
+
+    Raises:
+        BudgetOutOfReach: if there is none; it is the last context's refusal.
+
+    """
+    found: list[Start] = []
+    refusals: list[BudgetOutOfReach] = []
     for context in contexts:
         try:
             context.evaluations(search.worth)
-            yield _best_start(context, true_error, search)
+            found.append(_best_start(context, true_error, search))
         except BudgetOutOfReach as error:
             refusals.append(error)
+    found += _mixed_starts(contexts[0], contexts[-1], true_error, search)
+    if not found:
+        raise refusals[-1]
+    return found
 
 
 def _mixed_starts(

@@ -11,19 +11,18 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
-from l2c.calibration.grid import Grid
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.settings import RESPONSES
-from l2c.diffusion import SOLVERS, Solver, make_solver
+from l2c.calibration.target import Target, target_of
+from l2c.diffusion import Solver
 from l2c.diffusion.routed import routed_evaluations
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.checks import MAX_EVALUATIONS
-from l2c.graph.given import each, floats, table, takes
+from l2c.graph.given import each, takes
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import ERROR, WORTH
-from l2c.io.names import near_keywords, shown
-from l2c.io.numbers import AT_ONCE, finite_number, truth_value, whole_number
+from l2c.io.names import near_keywords
+from l2c.io.numbers import AT_ONCE, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
@@ -37,22 +36,6 @@ TIE = 1.5  # expected errors that differ by less say nothing about which is smal
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
 REMEMBERED = 256  # graphs
-EULER = ("flow_euler", "FlowMatchEulerDiscreteScheduler")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What a graph is made for: binding, evaluations as responses see them, and those of each solver step."""
-
-    binding: Binding
-    grid: Grid | None
-    steps: Sequence[Sequence[int]]
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Key that identifies this target in the memo."""
-        options = tuple(sorted(self.binding.solver_options.items()))
-        return self.binding.solver, options, self.binding.timesteps, self.grid
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,7 +124,7 @@ class Calibration(Measurements):
     ) -> Ladder:
         """Return the graphs of several budgets, each as `graph` makes it."""
         max_span = None if max_span is None else whole_number("max_span", max_span, low=1)
-        target = self._target(num_steps, timesteps, solver, solver_options)
+        target = target_of(self, num_steps, timesteps, solver, solver_options)
         return Ladder(self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs))
 
     @near_keywords()
@@ -154,7 +137,7 @@ class Calibration(Measurements):
         """
         found: list[CacheGraph] = []
         try:
-            for graph in self._graphs(self._target(num_steps, None, None, None), each("budgets", budgets)):
+            for graph in self._graphs(target_of(self, num_steps), each("budgets", budgets)):
                 found.append(graph)
         except BudgetOutOfReach:
             if not found:
@@ -175,7 +158,7 @@ class Calibration(Measurements):
 
     def _graphs(
         self,
-        target: _Target,
+        target: Target,
         budgets: Iterable[Budget],
         max_span: int | None = None,
         *,
@@ -190,7 +173,7 @@ class Calibration(Measurements):
                 partial(make, target, budget, max_span) for make in (kinds if whole_outputs else kinds[-1:])
             )
 
-    def _of_both(self, target: _Target, budget: Budget, max_span: int | None) -> CacheGraph:
+    def _of_both(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of layers and whole output; see `_graph`."""
         key = (target.key, str(budget), max_span, "both")
         if key not in self._made:
@@ -200,7 +183,7 @@ class Calibration(Measurements):
             self._remember(key, graph)
         return self._made[key]
 
-    def _graph(self, target: _Target, budget: Budget, max_span: int | None) -> CacheGraph:
+    def _graph(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of a budget; those of the last `REMEMBERED` are made once."""
         key = (target.key, str(budget), max_span)
         if key not in self._made:
@@ -213,7 +196,7 @@ class Calibration(Measurements):
         for old in list(self._made)[:-REMEMBERED]:
             self._made.pop(old, None)
 
-    def _context_of(self, target: _Target) -> PolicyContext:
+    def _context_of(self, target: Target) -> PolicyContext:
         """Return the context of a target; the last one is remembered."""
         context = self._contexts.get(target.key)
         if context is None:
@@ -221,65 +204,12 @@ class Calibration(Measurements):
             context = self._contexts[target.key] = self._context(target)
         return context
 
-    def _context(self, target: _Target) -> PolicyContext:
+    def _context(self, target: Target) -> PolicyContext:
         if self.cost is None:
             raise ValueError("the calibration does not hold the MACs of its layers; run l2c calibrate again")
         blank = CacheGraph.blank(replace(target.binding, layers=self.binding.layers))
         calibration = self if target.grid is None else self.at(blank, target.grid)
         return PolicyContext(blank, self.cost, routed_evaluations(target.steps), calibration)
-
-    def _target(
-        self,
-        num_steps: int | None,
-        timesteps: Sequence[float] | None,
-        solver: Solver | str | None,
-        options: Mapping[str, float] | None,
-    ) -> _Target:
-        num_steps = None if num_steps is None else whole_number("num_steps", num_steps, low=2, high=MAX_EVALUATIONS)
-        given = [value for value in (num_steps, timesteps) if value is not None]
-        if len(given) == 2 or (given and isinstance(solver, Solver)):
-            raise ValueError("give num_steps, timesteps or a solver that has them; not two of these")
-        binding = self.binding
-        if timesteps is not None:
-            name = binding.solver if solver is None else shown(solver)
-            grid = self._euler_grid(name, timesteps)
-            binding = replace(binding, solver=name, timesteps=grid.timesteps, solver_options={})
-            return _Target(binding, grid, [(e,) for e in range(len(grid.timesteps))])
-        if num_steps is None and solver is None and options is None:
-            return _Target(binding, self.grid, [(e,) for e in range(binding.num_evaluations)])
-        found = solver if isinstance(solver, Solver) else self._solver(num_steps, solver, options)
-        binding = replace(binding, solver=found.name, timesteps=found.timesteps, solver_options=dict(found.options))
-        return _Target(binding, Grid.of(found), found.steps)
-
-    def _solver(self, num_steps: int | None, name: str | None, options: Mapping[str, float] | None) -> Solver:
-        binding = self.binding
-        name = binding.solver if name is None else name
-        if self.schedule is None or not isinstance(name, str) or name not in SOLVERS:
-            raise ValueError(
-                f"the calibration does not hold the noise schedule of {shown(name)}; pass the scheduler's steps as "
-                "solver=, or timesteps= where it takes Euler steps of a flow"
-            )
-        if options is None:
-            options = binding.solver_options if name == binding.solver else {}
-        given = {str(key): finite_number(str(key), value) for key, value in table("solver_options", options).items()}
-        return make_solver(name, self.schedule, num_steps or binding.num_evaluations, **given)
-
-    def _euler_grid(self, name: str, timesteps: Sequence[float]) -> Grid:
-        """Return the grid of Euler steps of a flow, whose state moves by the output times the difference of times."""
-        if name not in EULER or self.binding.solver not in EULER or self.grid is None:
-            raise ValueError(
-                f"timesteps alone do not say what the steps of {name} are; they do for {' and '.join(EULER)}: pass "
-                "num_steps, or the solver itself"
-            )
-        times, own = floats("timesteps", timesteps), self.grid
-        if len(times) < 2:
-            raise ValueError(
-                f"timesteps must be at least 2, got {len(times)}; give one per evaluation, noisiest first"
-            )
-        unit = own.coefficients[0] / (own.ends[0] - own.timesteps[0])  # models count to 1000, or to 1, or up
-        ends = (*times[1:], 0.0 if own.timesteps[-1] < own.timesteps[0] else 1 / abs(unit))
-        moved = tuple(unit * (end - t) for t, end in zip(times, ends, strict=True))
-        return Grid(times, ends, moved, (True,) * len(times))
 
     @near_keywords()
     def corrected(self, sampler: Sampler, *, num_trajectories: int = 64, batch_size: int = 64) -> Calibration:
@@ -350,7 +280,7 @@ class OfBoth:
 
     def graph(self, budget: Budget, *, solver: Solver | str | None = None) -> CacheGraph:
         """Return a graph of a budget; see `Calibration.graph`."""
-        return self.calibration._of_both(self.calibration._target(None, None, solver, None), budget, None)
+        return self.calibration._of_both(target_of(self.calibration, solver=solver), budget, None)
 
 
 def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:

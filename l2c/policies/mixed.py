@@ -42,6 +42,7 @@ def of_both(context: PolicyContext, whole: Measurements, worth: float, *, max_sp
         BudgetOutOfReach: if no number leads to the budget.
 
     """
+    context.check_reach(worth, 1.0)
     kinds = [Mixed(context, whole, max_span, order) for order in ORDERS]
     found = [graph for kind in kinds for graph in kind.graphs(worth, times=RUNS)]
     if not found:
