@@ -127,8 +127,7 @@ def best(
     contexts = list(_contexts(context, worth, num_evaluations, whole_outputs=whole_outputs))
     starts = _starts(contexts, true_error, Search(worth, max_span, exchanges, seed))
     least = min(start.error for start in starts)
-    promising = [start for start in starts if start.error <= PROMISING * least]
-    final = [start.worked_out(true_error, training) for start in promising]
+    final = [start.worked_out(true_error, training) for start in starts if start.error <= PROMISING * least]
     chosen = final[0] if len(final) == 1 else _ranked(final, judge)[0][1]
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
