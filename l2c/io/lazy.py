@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 
@@ -74,6 +74,7 @@ class _Thread(threading.local):
 _LOCK = threading.RLock()  # held while a package runs, and while stand-ins are put in place
 _HERE = _Thread()
 _PATIENCE = 30.0  # seconds: threads that import what the other one waits for go on with what is there
+_LONGER = 300.0  # those that import nothing wait until these have gone on
 _READ = ("__path__", "__all__", "__version__")  # special names that run a package; others are looked for in passing
 
 
@@ -106,12 +107,20 @@ class _Running(ModuleType):
 @contextmanager
 def _alone() -> Iterator[None]:
     """Hold the lock, or go on without it after some time: another import may wait for this thread."""
-    held = _LOCK.acquire(timeout=_PATIENCE)
+    held = _LOCK.acquire(timeout=_PATIENCE if _importing() else _LONGER)
     try:
         yield
     finally:
         if held:
             _LOCK.release()
+
+
+def _importing() -> bool:
+    """Say whether this thread is inside the import of a module, which others then wait for."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "_find_and_load":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _spec(package: ModuleType) -> ModuleSpec:

@@ -117,3 +117,31 @@ def test_threads_outside_run_the_package_meanwhile(package):
         thread.join(30)
         assert has_run()
     assert part() is sys.modules["l2c_outer"].Part
+
+
+def test_a_thread_that_imports_nothing_waits_for_imports_that_wait_for_each_other(package, monkeypatch):
+    """The package runs and wants `side`, which another thread imports and which wants a name of the package."""
+    monkeypatch.setattr("l2c.io.lazy._PATIENCE", 0.2)
+    (package.parent / "__init__.py").write_text("import time\ntime.sleep(0.1)\nfrom . import side\nversion = 3\n")
+    side = "import time, l2c_outer\ntime.sleep(0.3)\nEARLY = getattr(l2c_outer, 'version', None)\n"
+    (package.parent / "side.py").write_text(side)
+    part()
+    found = {}
+
+    def read(name):
+        found[name] = sys.modules["l2c_outer"].version
+
+    runs = threading.Thread(target=read, args=("the one that runs it",))
+    runs.start()
+    while "time" not in vars(sys.modules["l2c_outer"]):
+        pass
+    others = [
+        threading.Thread(target=lambda: importlib.import_module("l2c_outer.side")),
+        threading.Thread(target=read, args=("another",)),
+    ]
+    for thread in others:
+        thread.start()
+    for thread in (runs, *others):
+        thread.join(30)
+    assert found == {"the one that runs it": 3, "another": 3}
+    assert sys.modules["l2c_outer.side"].EARLY is None
