@@ -309,3 +309,9 @@ def test_a_file_that_never_ends_is_not_copied_beside_a_graph(tmp_path):
     own.write_text("kept")
     graph.save_pretrained(own.parent, files=[own])
     assert own.read_text() == "kept"
+
+
+@pytest.mark.parametrize(("function", "missing"), [(PolicyContext.of, "sampler"), (Routers, "evaluations")])
+def test_a_missing_argument_is_told_with_the_name_of_its_function(function, missing):
+    with pytest.raises(TypeError, match=rf"\w+\(\) missing .* '{missing}'"):
+        function()

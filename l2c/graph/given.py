@@ -115,7 +115,10 @@ def takes(**checks: Check | type) -> Callable[[Function], Function]:
 
         @functools.wraps(function)
         def call(*args: Any, **given: Any) -> Any:
-            bound = signature.bind(*args, **given)
+            try:
+                bound = signature.bind(*args, **given)
+            except TypeError:  # whose sentence does not name the function, as Python's own does
+                return function(*args, **given)
             for name, check in checks.items():
                 value = bound.arguments.get(name)
                 if name in bound.arguments and not (value is None and signature.parameters[name].default is None):

@@ -88,6 +88,7 @@ def truth_value(name: str, value: object) -> bool:
 def _range(low: float, high: float) -> str:
     if low == -math.inf and high == math.inf:
         return ""
+    least, most = (f"{limit:g}" if isinstance(limit, float) else str(limit) for limit in (low, high))
     if high == math.inf:
-        return f" of at least {low:g}"
-    return f" up to {high:g}" if low == -math.inf else f" in [{low:g}, {high:g}]"
+        return f" of at least {least}"
+    return f" up to {most}" if low == -math.inf else f" in [{least}, {most}]"

@@ -41,6 +41,11 @@ def test_numbers_out_of_range_are_refused(value):
         whole_number("x", value, low=0, high=2)
 
 
+def test_limits_of_whole_numbers_are_written_out():
+    with pytest.raises(ValueError, match=r"^x must be a whole number in \[0, 4294967295\], got -1$"):
+        whole_number("x", -1, low=0, high=2**32 - 1)
+
+
 def test_a_fraction_is_no_whole_number():
     with pytest.raises(ValueError, match=r"x must be a whole number of at least 1, got 2\.5"):
         whole_number("x", 2.5, low=1)

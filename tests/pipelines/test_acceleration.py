@@ -200,7 +200,7 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     for wrong, sentence in (
         ({"num_inference_steps": "20"}, "num_inference_steps must be a whole number in [2, 4096], got '20'"),
         ({"guidance_scale": math.nan}, "guidance_scale must be a finite number in [-1000, 1000], got nan"),
-        ({"num_trajectories": 0}, "num_trajectories must be a whole number in [1, 1e+06], got 0"),
+        ({"num_trajectories": 0}, "num_trajectories must be a whole number in [1, 1000000], got 0"),
         ({"seed": None}, "seed must be a whole number in [0, "),
         ({"num_inference_steps": 10**9}, "num_inference_steps must be a whole number in [2, 4096], got 1000000000"),
         ({"layers": []}, "layers is empty; give one of layer, block, resnet, output at least, or None for the usual"),
