@@ -43,8 +43,8 @@ def check_results(folder: Path, patterns: Sequence[str]) -> None:
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
         raise ValueError(
-            f"{shown(wrong[0], 300)}{more} would be overwritten, which is no result of an earlier run; move it away, "
-            "or choose another folder with hydra.run.dir=PATH"
+            f"{shown(wrong[0], 300)}{more} would be overwritten, which is no result of an earlier run, or one of an "
+            "older l2c, which did not mark it; move it away, or choose another folder with hydra.run.dir=PATH"
         )
 
 
