@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+
+from diffusers import DDIMScheduler
 
 from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.conditions import (
@@ -20,6 +23,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
     rows_of,
     tabled,
 )
+from l2c.integrations.diffusers.recorded.guided import moved_on
 from l2c.integrations.diffusers.recorded.recording import SCALE, _of_batches
 from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of
 
@@ -85,6 +89,36 @@ def test_objects_are_shared_where_they_hold_the_same():
         assert list(groups_of(parts, [0, 1, 2]).values()) == [[0, 1], [2]]
         assert rows_of(parts, torch.tensor([2]))["kept"] is other
     assert digest_of(table(Kept("read"))) == digest_of(table(Kept("read"))) != digest_of(table(Kept("skip")))
+
+
+def test_arrays_are_told_apart_by_their_values():
+    rows = [{"sizes": np.arange(2000) == place} for place in (1000, 1001, 1000)]
+    table = tabled(rows, {"sizes": SHARED})
+    assert list(groups_of(table, [0, 1, 2]).values()) == [[0, 2], [1]]
+    assert digest_of(rows[0]) == digest_of(rows[2]) != digest_of(rows[1])
+
+
+class Branches:
+    """A pipeline that runs its branches apart and steps its scheduler at times `late` after the model's."""
+
+    def __init__(self, late):
+        self.scheduler, self.late, self.model = DDIMScheduler(), late, Sums()
+
+    def __call__(self, texts):
+        self.scheduler.set_timesteps(4)
+        x = torch.ones(1, 3)
+        for t in self.scheduler.timesteps:
+            one, other = (self.model(x, t, text=text) for text in texts)
+            x = self.scheduler.step(one - other, t - self.late, x, return_dict=False)[0]
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_guided_step_is_repeated_where_its_time_is_one_of_the_schedulers(late):
+    pipe = Branches(late)
+    step = moved_on(pipe, pipe.model, texts=[torch.ones(1, 1), torch.zeros(1, 1)])
+    assert (step is None) == bool(late)
+    if step is not None:
+        assert torch.equal(step.onward(step.predictions[0] - step.predictions[1]), step.end)
 
 
 def test_forwards_of_a_model_that_is_called_twice_a_step_are_counted_once():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,8 @@ def same(ours: Any, theirs: Any) -> bool:
         return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in ours)
     if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if isinstance(ours, np.ndarray) and isinstance(theirs, np.ndarray):
+        return ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
     if type(ours) is type(theirs) and not isinstance(ours, PLAIN):
         return same(getattr(ours, "__dict__", {}), getattr(theirs, "__dict__", {}))
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
@@ -177,8 +180,8 @@ def digest_of(table: Any) -> str:
         table = table.parts
     if isinstance(table, (list, tuple)):
         return str([digest_of(member) for member in table])
-    if isinstance(table, Tensor):
-        return weights_digest({"": table})
+    if isinstance(table, (Tensor, np.ndarray)):
+        return weights_digest({"": torch.as_tensor(table)})
     return f"{type(table).__name__} {digest_of(vars(table))}" if hasattr(table, "__dict__") else str(table)
 
 

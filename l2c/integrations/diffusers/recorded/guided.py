@@ -46,7 +46,10 @@ class GuidedStep:
 
 @torch.no_grad()
 def moved_on(pipe: Any, model: nn.Module, **settings: Any) -> GuidedStep | None:
-    """Call a pipeline up to its second evaluation; None where the first one is not of two branches run apart."""
+    """Call a pipeline up to its second evaluation; None where the first one is not of two branches run apart.
+
+    None too where the scheduler is given another time than one of its own.
+    """
     calls: list[RecordedCall] = []
     predictions: list[Tensor] = []
     before: list[tuple[Any, dict[str, Any]]] = []
@@ -84,4 +87,7 @@ def moved_on(pipe: Any, model: nn.Module, **settings: Any) -> GuidedStep | None:
     apart = len(calls) == 3 and len(predictions) == 2 and calls[2].x.shape == calls[0].x.shape
     if not apart or not before or not isinstance(before[0][1].get("sample"), Tensor):
         return None
-    return GuidedStep(predictions, calls[0].x, calls[2].x, *before[0])
+    scheduler, given = before[0]
+    if not bool((scheduler.timesteps == given.get("timestep")).any()):  # a time of the pipeline's own
+        return None
+    return GuidedStep(predictions, calls[0].x, calls[2].x, scheduler, given)
