@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 from l2c.io.atomic import sweep, write_json
 from l2c.io.digests import DIGEST, check_sealed, sealed
 from l2c.io.json_fields import items, known_fields, member, parse, read_text
-from l2c.io.names import quoted, shown
+from l2c.io.names import differences, quoted, shown
 from l2c.io.numbers import whole_number
 
 VERSION = 1
@@ -75,12 +75,10 @@ class Shards:
             self.save(folder)
             return
         here, there = self.settings_to_agree(), type(self).load(folder).settings_to_agree()
-        different = [name for name in here if here[name] != there.get(name)]
-        if different:
-            name = different[0]
+        if different := differences(there, here):
             raise ValueError(
-                f"{folder} holds {self.WORD} with {name} {there.get(name)}, not {here[name]}; continue with the same "
-                "settings or choose another folder"
+                f"{folder} holds {self.WORD} with other settings: {different}; continue with the same settings or "
+                "choose another folder"
             )
 
     def save(self, folder: Path) -> None:

@@ -169,7 +169,7 @@ def test_latents_of_something_else_are_refused(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             LatentsDataModule(path, **{**FITS, **change})
-    with pytest.raises(ValueError, match="holds latents with shard_size 5, not 6"):
+    with pytest.raises(ValueError, match="holds latents with other settings: shard_size is 5 there, 6 here"):
         encode(folder, path, shard_size=6)
     with pytest.raises(FileNotFoundError, match="no latents at"):
         LatentsDataModule(tmp_path, **FITS)
