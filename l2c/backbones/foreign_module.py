@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from l2c.backbones.forwards import INSIDE_COMPILED, without_wrapper
 from l2c.graph.given import each, text
+from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.names import quoted, shown
 from l2c.io.numbers import whole_number
 
@@ -66,7 +67,7 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
     A pattern has as many parts as the name, separated by dots; `*` stands for any one part or a piece of it.
 
     Raises:
-        ValueError: if a pattern matches nothing, or one layer lies inside another.
+        ValueError: if a pattern matches nothing, one layer lies inside another, or one is called `output`.
 
     """
     patterns = [without_wrapper(text("a pattern of layers", one)) for one in each("patterns of layers", patterns)]
@@ -81,6 +82,11 @@ def match_layers(module: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
                 f"{', '.join(list(some)[:12])}"
             )
     chosen = {name for matched in found.values() for name in matched}
+    if WHOLE_OUTPUT in chosen:
+        raise ValueError(
+            f"layer {WHOLE_OUTPUT} has the name that stands for what the whole network returns; leave it out of the "
+            "patterns, or wrap a module that holds the network, net say, so that the layer is net.output"
+        )
     for name in chosen:
         check_runs(name, modules[name])
     for name in chosen:

@@ -198,6 +198,20 @@ class LayersAndOutput(OutputOf):
         return layers.whole(x, lambda: self.network.run(x, condition, layers))
 
 
+def check_one_kind(backbone: Backbone) -> None:
+    """Refuse a backbone with layers and whole output, for what measures or chooses one kind at a time.
+
+    Raises:
+        ValueError: if it has both.
+
+    """
+    if isinstance(backbone, LayersAndOutput):
+        raise ValueError(
+            "the backbone has layers and its whole output, as a graph of both gave it; take the network itself, "
+            "sampler.backbone.network"
+        )
+
+
 class _Whole(nn.Module):
     """The network as one block of a pass."""
 

@@ -54,15 +54,19 @@ class Cost:
         return self.fixed + sum(macs for macs, fresh in zip(self.layers, row, strict=True) if fresh)
 
     def of_graph(self, graph: CacheGraph) -> int:
-        """Return the MACs of a whole trajectory; an evaluation that reuses the whole output costs nothing."""
+        """Return the MACs of a whole trajectory."""
+        return sum(self.of_evaluations(graph))
+
+    def of_evaluations(self, graph: CacheGraph) -> list[int]:
+        """Return the MACs of each evaluation of a graph; one that reuses the whole output costs nothing."""
         if ends_in_output(graph.layers):
-            return sum(self.of_row(layers) for *layers, output in graph.rows if output)
+            return [self.of_row(layers) if output else 0 for *layers, output in graph.rows]
         cost = self.under(graph)
-        return sum(cost.of_row(row) for row in graph.rows)
+        return [cost.of_row(row) for row in graph.rows]
 
     def under(self, graph: CacheGraph) -> Cost:
         """Return the cost by the layers of a graph, which may be the whole output alone."""
-        return self.of_output if graph.layers == (WHOLE_OUTPUT,) and len(self.layers) > 1 else self
+        return self.of_output if graph.layers == (WHOLE_OUTPUT,) else self
 
     @property
     def of_output(self) -> Cost:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2c.backbones.whole_output import check_one_kind
 from l2c.calibration.changes import measure_changes
 from l2c.calibration.cost import count_macs
 from l2c.calibration.forward_responses import measure_forward
@@ -92,7 +93,7 @@ def check_sampler(sampler: Sampler) -> None:
     """Refuse what is no uncached sampler.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if it is none, or its backbone has layers and its whole output.
 
     """
     if not isinstance(sampler, Sampler):
@@ -102,6 +103,7 @@ def check_sampler(sampler: Sampler) -> None:
             "a calibration is measured on an uncached sampler, got one with a cache graph; make it without graph=, "
             f"by solver={sampler.solver.name!r} and num_evaluations={sampler.solver.num_evaluations}"
         )
+    check_one_kind(sampler.backbone)
 
 
 def _settings(what: Any, given: Mapping[str, Any], solver: Solver) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from l2c.graph import file as graph_file
 from l2c.graph.fields import GraphFields
 from l2c.graph.given import each
-from l2c.graph.layer_names import layers_of
+from l2c.graph.layer_names import ends_in_output, layers_of
 from l2c.graph.statistics import statistics_of
 from l2c.graph.text import summary
 from l2c.io.atomic import copy_file, write_text
@@ -147,6 +147,7 @@ def card(graph: GraphFields, files: Sequence[str] = ()) -> str:
         if key not in absent
     )
     pictures = "\n".join(f"![{name}]({name})" for name in files if Path(name).suffix in PICTURES)
+    idle = ", and which do not run (`-`) because the whole output is reused" if ends_in_output(graph.layers) else ""
     return f"""---
 library_name: l2c
 tags: [diffusion, caching, cache-graph]
@@ -154,9 +155,9 @@ tags: [diffusion, caching, cache-graph]
 
 # {title}
 
-A cache graph of l2c: which layers are computed (`#`) and reused (`.`) at each evaluation. It holds no weights, and
-is refused by a model or sampler that it was not made for. To use it, install l2c with `pip install .` from a clone of
-its repository.
+A cache graph of l2c: which layers are computed (`#`) and reused (`.`) at each evaluation{idle}. It holds no weights,
+and is refused by a model or sampler that it was not made for. To use it, install l2c with `pip install .` from a
+clone of its repository.
 
 ```
 {summary(graph)}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import takes
+from l2c.graph.layer_names import ends_in_output
 from l2c.graph.predictor import HOLD
 from l2c.io.atomic import write_json
 from l2c.io.numbers import finite_number
@@ -52,12 +53,13 @@ def step_mask(graph: CacheGraph, *, share: float = 0.5) -> StepMask:
     share = finite_number("share", share)
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}; 0.5 skips steps that reuse half of their layers")
-    skipped = [row.count(False) >= share * len(row) for row in graph.rows]
+    rows = [row[:-1] for row in graph.rows] if ends_in_output(graph.layers) else graph.rows  # of the layers alone
+    skipped = [row.count(False) >= share * len(row) for row in rows]
     return StepMask(
         mask=tuple(int(not skip) for skip in skipped),
-        now_reused=sum(row.count(True) for row, skip in zip(graph.rows, skipped, strict=True) if skip),
-        now_computed=sum(row.count(False) for row, skip in zip(graph.rows, skipped, strict=True) if not skip),
-        num_entries=graph.num_evaluations * graph.num_layers,
+        now_reused=sum(row.count(True) for row, skip in zip(rows, skipped, strict=True) if skip),
+        now_computed=sum(row.count(False) for row, skip in zip(rows, skipped, strict=True) if not skip),
+        num_entries=sum(map(len, rows)),
         linear=sum(skip and way != HOLD for way, skip in zip(graph.reuse, skipped, strict=True)),
     )
 

@@ -23,7 +23,7 @@ from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
 from l2c.io.bundled import at_home
 from l2c.io.json_fields import parse_file
-from l2c.io.names import quoted
+from l2c.io.names import quoted, shown
 from l2c.sampling.binding import binding_of, solver_for
 
 KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
@@ -105,10 +105,13 @@ def export_smoothcache(graph: CacheGraph, path: str | Path) -> None:
             f"a SmoothCache schedule reuses outputs as they are, but this graph has reuse {forecast!r}; "
             "make one with reuse=hold"
         )
-    if any(kind_of(name).startswith("attn") == bool(i % 2) for i, name in enumerate(graph.layers)):
+    other = next(
+        (name for i, name in enumerate(graph.layers) if kind_of(name).startswith("attn") == bool(i % 2)), None
+    )
+    if other is not None:
         raise ValueError(
-            f"a SmoothCache schedule has attention and MLP in turn, but this graph's layers are {graph.layers[0]}, "
-            f"{graph.layers[1]}, ...; it cannot be written in that form: keep the cache graph"
+            f"a SmoothCache schedule has attention and MLP in turn, but this graph has the layer {shown(other)} in "
+            "their place; it cannot be written in that form: keep the cache graph"
         )
     columns = [[int(row[i]) for row in graph.rows] for i in range(graph.num_layers)]
     alike = all(column == columns[i % 2] for i, column in enumerate(columns))

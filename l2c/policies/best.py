@@ -148,7 +148,7 @@ def _contexts(
     for count in dict.fromkeys(num_evaluations):
         if worth < count < own:
             yield _with_evaluations(context, count)
-    if whole_outputs and len(context.blank.layers) > 1:
+    if whole_outputs and context.blank.layers != (WHOLE_OUTPUT,):
         yield _with_whole_output(context)
 
 

@@ -28,7 +28,7 @@ from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
 from l2c.policies.gram import NEAR, gram
 from l2c.policies.ladder import Ladder
-from l2c.policies.mixed import of_both, same_directions
+from l2c.policies.mixed import as_both, of_both, same_directions
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_like
 
@@ -82,8 +82,9 @@ class Calibration(Measurements):
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
 
         Where responses to the whole output were measured too, a graph of it as the one layer is made as well, and one
-        of both, see `policies.mixed`. The one of the least expected error is returned, or the one of the whole output
-        where that ties (1.5 x) at no more MACs: on the clock it is at the bound of its MACs.
+        of both, see `policies.mixed`. The one of the least expected error is returned, or one that ties with it
+        (1.5 x) at no more MACs: of the whole output first, then of both, because on the clock an evaluation that runs
+        nothing is at the bound of its MACs.
         `part(["output"]).graph(...)` makes no other.
 
         Args:
@@ -279,8 +280,14 @@ class OfBoth:
         return replace(binding, layers=(*binding.layers, WHOLE_OUTPUT))
 
     def graph(self, budget: Budget, *, solver: Solver | str | None = None) -> CacheGraph:
-        """Return a graph of a budget; see `Calibration.graph`."""
-        return self.calibration._of_both(target_of(self.calibration, solver=solver), budget, None)
+        """Return a graph of a budget, of one kind alone where both do not reach it; see `Calibration.graph`."""
+        target = target_of(self.calibration, solver=solver)
+        try:
+            return self.calibration._of_both(target, budget, None)
+        except BudgetOutOfReach:
+            layers, whole = self.calibration.parts
+            found = _preferred(partial(part._graph, target, budget, None) for part in (whole, layers))
+            return as_both(found, layers.binding.layers)
 
 
 def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from l2c.backbones.whole_output import check_one_kind
 from l2c.calibration.cost import Cost, count_macs
 from l2c.calibration.measurements import Measurements
 from l2c.diffusion.routed import routed_evaluations
@@ -64,10 +65,12 @@ class PolicyContext:
             weights_bound: bind graphs to the weights; false skips their digest, for graphs that are not saved.
 
         Raises:
-            ValueError: if the calibration belongs to another model or sampler.
+            ValueError: if the calibration belongs to another model or sampler, or the backbone has layers and its
+                whole output.
 
         """
         backbone, solver = sampler.backbone, sampler.solver
+        check_one_kind(backbone)
         has_weights = weights_bound and not next(backbone.parameters()).is_meta
         blank = CacheGraph.blank(binding_of(backbone, solver, weights_bound=has_weights, guidance=sampler.guidance))
         own = None if calibration is None else calibration.part(blank.layers).at(blank, solver)

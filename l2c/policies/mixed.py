@@ -39,7 +39,8 @@ def of_both(context: PolicyContext, whole: Measurements, worth: float, *, max_sp
         max_span: see `Mixed`.
 
     Raises:
-        BudgetOutOfReach: if no number leads to the budget.
+        BudgetOutOfReach: if the budget lies outside of one evaluation's worth and all of them, or no number of
+            evaluations leads to it.
 
     """
     context.check_reach(worth, 1.0)
@@ -151,6 +152,19 @@ class Mixed:
         beyond = max(1.0, true_over_predicted(self.whole.corrections, len(rows), share))  # of the outputs, too
         expected = expected_error(layers.total, calibration, share).items()
         return graph.replace(measured={**context.cost.measured(graph), **{what: beyond * x for what, x in expected}})
+
+
+def as_both(graph: CacheGraph, layers: Sequence[str]) -> CacheGraph:
+    """Return a graph of the layers or of the whole output as one of both that computes and reuses the same.
+
+    Args:
+        graph: the graph.
+        layers: the network's own layers.
+
+    """
+    whole = graph.layers == (WHOLE_OUTPUT,)
+    rows = tuple(row * (len(layers) + 1) if whole else (*row, True) for row in graph.rows)
+    return graph.replace(layers=(*layers, WHOLE_OUTPUT), rows=rows)
 
 
 def same_directions(layers: Measurements, whole: Measurements) -> bool:

@@ -81,7 +81,10 @@ def _svg(graph: CacheGraph, decided: tuple[tuple[str, ...], ...], colours: dict[
         if block.layers[0]:
             lines.append(f"M{left - 0.5} {TOP - 6}V{height}")
         if left >= free:  # names that would touch the one before are left to the pointer
-            label = block.label if block.label.isdigit() else block.label[: SIZE * len(block.layers) // 6]
+            last = block.layers[-1] + 1 == graph.num_layers  # it has the room beside the drawing
+            whole = block.label.isdigit() or last
+            label = block.label if whole else block.label[: SIZE * len(block.layers) // 6]
+            width = max(width, left + 4 + 6 * len(label)) if last else width
             heads.append(f'<text x="{left + 2}" y="{TOP - 5}">{escape(printable(label))}</text>')
             free = left + 4 + 6 * len(label)
     return (

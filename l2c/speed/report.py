@@ -84,8 +84,7 @@ def evaluations_figure(speed: Speed, cost: Cost, graph: CacheGraph) -> Figure:
     places = range(len(cached))
     axis.bar(places, uncached, color=REUSED, width=0.8, label="uncached")
     axis.bar(places, cached, color=COMPUTED, width=0.8, label="cached")
-    cost = cost.under(graph)
-    said = [u * cost.of_row(row) / cost.evaluation for u, row in zip(uncached, graph.rows, strict=True)]
+    said = [u * macs / cost.evaluation for u, macs in zip(uncached, cost.of_evaluations(graph), strict=True)]
     axis.plot(places, said, "_", color="white", markersize=9, markeredgewidth=1.6)
     axis.plot(places, said, "_", color="crimson", markersize=9, markeredgewidth=1.0, label="as the MACs say")
     axis.set_xlabel("evaluation, noise first")

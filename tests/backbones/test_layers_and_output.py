@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import l2c
 from l2c.backbones.whole_output import LayersAndOutput, under_layers
-from l2c.calibration.cost import count_macs
+from l2c.calibration.cost import Cost, count_macs
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.hub import card
 from l2c.graph.resampling import resampled
+from l2c.integrations.cache_dit import step_mask
+from l2c.integrations.smoothcache import export_smoothcache
+from l2c.policies.context import PolicyContext
 from l2c.policies.methods.random_layers import random_layers
 from l2c.report.decisions import decisions
+from l2c.report.page_graph import graph_html
 from l2c.sampling.binding import binding_of
 from l2c.sampling.correction import reused_entries, save_correction
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.sampler import seeded_noise
+from l2c.sampling.uncached import uncached_like
 from l2c.sampling.unrolled import start_slopes, unroll, with_slopes
+from l2c.speed.bench import Bench, Setting
+from l2c.speed.report import write_speed_report
 
 STEPS = 7
 LABELS = torch.tensor([0, 3])
@@ -34,7 +44,7 @@ def sampler_of(backbone, graph=None, **settings):
 
 def off(images, expected):
     """Return the largest difference over the largest value."""
-    return float((images - expected).abs().max() / expected.abs().max())
+    return float((images - expected).detach().abs().max() / expected.abs().max())
 
 
 def layer_rows(num_layers):
@@ -137,7 +147,8 @@ def test_an_evaluation_that_reuses_the_output_runs_no_block_and_costs_nothing(ba
     sampler.sample(LABELS, seed=0)
     assert len(ran) == sum(RUNS) * len(backbone.blocks)
     rows = zip(layer_rows(len(backbone.layer_names)), RUNS, strict=True)
-    assert cost.of_graph(graph) == sum(cost.of_row(row) for row, runs in rows if runs)
+    assert cost.of_evaluations(graph) == [cost.of_row(row) if runs else 0 for row, runs in rows]
+    assert cost.of_graph(graph) == sum(cost.of_evaluations(graph))
     assert count_macs(sampler.backbone) == cost
 
 
@@ -190,6 +201,44 @@ def test_pictures_and_texts_tell_idle_layers(make_dit):
     assert set(drawn[3][:-1]) == {"idle"}
     assert drawn[3][-1] == "weighted"
     assert "-" * (graph.num_layers - 1) + "." in graph.summary()
+    assert ">output</text>" in graph_html(graph, caption="it")
+
+
+def test_costs_of_a_network_of_one_layer():
+    cost = Cost((30,), 10)
+    whole = CacheGraph(rows=((True,), (False,)), layers=("output",), timesteps=(9.0, 1.0), model="Net", solver="ddim")
+    both = whole.replace(rows=((True, True), (False, False)), layers=("block", "output"))
+    layer = whole.replace(layers=("block",))
+    assert [cost.of_evaluations(graph) for graph in (whole, both, layer)] == [[40, 0], [40, 0], [40, 10]]
+    assert cost.of_output.of_evaluations(whole) == [40, 0]
+
+
+def test_a_report_of_its_speed_is_written(backbone, tmp_path):
+    graph, cost = mixed_graph(backbone), count_macs(backbone)
+    bench = Bench(backbone, graph, cost, cfg_scale=SCALE[backbone.conventions.guidance])
+    speeds = bench.run([Setting(1, "fp32", "default", "eager")], repetitions=1, by_evaluation=True)
+    write_speed_report(tmp_path, graph, cost, speeds, command="it", notes=[])
+    assert (tmp_path / "evaluations.png").stat().st_size > 1000
+
+
+def test_other_forms_take_the_layers_or_refuse(make_dit, tmp_path):
+    graph = mixed_graph(make_dit())
+    mask = step_mask(graph)
+    assert mask.mask == (1, 1, 0, 0, 0, 0, 0)  # half of the layers are reused at 2, three of four at 4
+    assert (mask.now_reused, mask.now_computed, mask.num_entries) == (3, 0, 4 * STEPS)
+    held = graph.replace(reuse=(), weights=())
+    for alone in (held, CacheGraph.blank(replace(graph.binding, layers=("output",)))):
+        with pytest.raises(ValueError, match="attention and MLP in turn, but this graph has the layer output in"):
+            export_smoothcache(alone, tmp_path / "out.json")
+    assert "which do not run (`-`) because the whole output is reused" in card(graph)
+
+
+def test_one_kind_at_a_time_is_measured(make_dit):
+    backbone = make_dit()
+    uncached = uncached_like(sampler_of(backbone, mixed_graph(backbone)))
+    for use in (l2c.Calibration.measure, PolicyContext.of):
+        with pytest.raises(ValueError, match=r"has layers and its whole output, .* sampler\.backbone\.network"):
+            use(uncached)
 
 
 def test_random_outputs_at_the_same_cost(backbone):

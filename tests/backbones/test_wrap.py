@@ -250,6 +250,9 @@ def test_bad_input_is_one_sentence(mixer, wrapped):
         l2c.wrap(mixer, ["joint"], "when", residual=["tail"])
     with pytest.raises(ValueError, match=r"layer blocks is a ModuleList, which never runs itself; .* blocks.\*$"):
         l2c.wrap(mixer, ["blocks"], "when")
+    mixer.output = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="layer output has the name that stands for what the whole network returns"):
+        l2c.wrap(mixer, ["joint", "output"], "when")
     mixer.idle = nn.Linear(2, 2)
     idle = l2c.wrap(mixer, ["joint", "idle"], "when")
     with pytest.raises(ValueError, match="layer idle did not run"):
