@@ -74,7 +74,7 @@ class Mixed:
     def graphs(self, worth: float, *, times: Sequence[float] = ()) -> Iterator[CacheGraph]:
         """Yield graphs of a budget, one for each number of evaluations that run, from the largest down.
 
-        Numbers whose graphs miss the budget are left out.
+        Numbers whose graphs miss the budget are left out, and the number of all, which graphs of the layers have.
 
         Args:
             worth: the budget in evaluations' worth of MACs.
@@ -83,9 +83,9 @@ class Mixed:
         """
         count, cost = self.context.blank.num_evaluations, self.context.cost
         least = math.ceil(worth - SLACK)
-        wanted = {min(max(round(worth * times), least), count) for times in times} or range(least, count + 1)
+        wanted = {min(max(round(worth * each), least), count - 1) for each in times} or set(range(least, count))
         outputs = self._outputs()
-        for runs in sorted(wanted, reverse=True):
+        for runs in sorted(wanted.intersection(range(least, count)), reverse=True):
             outputs.grow(count - runs)
             if int(outputs.rows.sum()) != runs:  # no more can be reused within the span
                 return
