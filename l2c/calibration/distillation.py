@@ -9,20 +9,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import timestep_embedding
 from l2c.graph.cache_graph import CacheGraph
+from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import has_slopes, layer_widths, reused_entries
 from l2c.sampling.gradients import check_weights, differentiable
-from l2c.sampling.sampler import Sampler
+from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.unrolled import image_loss, start_slopes, unroll, with_slopes
 
 LOSSES = ("image", "output")
 EMBEDDING_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of the training of slopes.
+
+    Attributes:
+        steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
+        batch_size: trajectories per step.
+        learning_rate: learning rate of the slopes.
+        seed: seed of the noises.
+        first: number of the first noise.
+
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    first: int
+
+    def batch(self, backbone: Backbone, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return noise (N, C, H, W) and labels (N,) of a step, on the backbone's device."""
+        device = next(backbone.parameters()).device
+        begin = self.first + step * self.batch_size
+        noise = seeded_noise(backbone.input_shape, self.seed, self.batch_size, first=begin)
+        labels = labels_in_turn(backbone.num_labels, self.batch_size, first=begin)
+        return noise.to(device), None if labels is None else labels.to(device)
 
 
 class Distillation(nn.Module):

@@ -8,15 +8,13 @@ from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.backbones.backbone import Backbone
-from l2c.calibration.distillation import Distillation, distil
+from l2c.calibration.distillation import Distillation, Training, distil
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.measuring import measure
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.layer_names import WHOLE_OUTPUT
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.predictor import FITTED, HOLD, LINEAR
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.candidates import rule_graphs
@@ -27,10 +25,9 @@ from l2c.policies.methods.l2p import measure_products
 from l2c.policies.mixed import ORDERS as MIXED_ORDERS
 from l2c.policies.mixed import Mixed, same_directions
 from l2c.policies.true_error import TrueError
-from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.correction import has_slopes
 from l2c.sampling.gradients import check_differentiable
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_like
 
 STARTS = ((HOLD,), (HOLD, LINEAR), (FITTED,))
@@ -43,34 +40,6 @@ NUM_FINAL = 6  # starts that are measured on all noises: those of least error on
 FINAL_NOISES = 4  # times as many noises for the last choice
 PROMISING = 2.0  # times the least error of a start: so far starts of other contexts are worked on further
 EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
-
-
-@dataclass(frozen=True)
-class Training:
-    """Settings of the training of slopes.
-
-    Attributes:
-        steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
-        batch_size: trajectories per step.
-        learning_rate: learning rate of the slopes.
-        seed: seed of the noises.
-        first: number of the first noise.
-
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    seed: int
-    first: int
-
-    def batch(self, backbone: Backbone, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return noise (N, C, H, W) and labels (N,) of a step, on the backbone's device."""
-        device = next(backbone.parameters()).device
-        begin = self.first + step * self.batch_size
-        noise = seeded_noise(backbone.input_shape, self.seed, self.batch_size, first=begin)
-        labels = labels_in_turn(backbone.num_labels, self.batch_size, first=begin)
-        return noise.to(device), None if labels is None else labels.to(device)
 
 
 @policy
@@ -126,8 +95,7 @@ def best(
     training = Training(steps, batch_size, learning_rate, seed, first=pool)
     contexts = list(_contexts(context, worth, num_evaluations, whole_outputs=whole_outputs))
     starts = _starts(contexts, true_error, Search(worth, max_span, exchanges, seed))
-    least = min(start.error for start in starts)
-    final = [start.worked_out(true_error, training) for start in starts if start.error <= PROMISING * least]
+    final = [start.worked_out(true_error, training) for start in _promising(starts)]
     chosen = final[0] if len(final) == 1 else _ranked(final, judge)[0][1]
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
@@ -212,6 +180,16 @@ def _starts(contexts: Sequence[PolicyContext], true_error: TrueError, search: Se
     if not found:
         raise refusals[-1]
     return found
+
+
+def _promising(starts: Sequence[Start]) -> list[Start]:
+    """Return the starts that are worked out: those of little error beside the others of one kind of layers.
+
+    Starts of layers and whole output count apart: working out lowers their error less.
+    """
+    kinds = [ends_in_output(start.graph.layers) for start in starts]
+    least = {kind: min(s.error for s, k in zip(starts, kinds, strict=True) if k <= kind) for kind in set(kinds)}
+    return [start for start, kind in zip(starts, kinds, strict=True) if start.error <= PROMISING * least[kind]]
 
 
 def _mixed_starts(
