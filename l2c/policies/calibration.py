@@ -82,9 +82,8 @@ class Calibration(Measurements):
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
 
         Where responses to the whole output were measured too, a graph of it as the one layer is made as well, and one
-        of both, see `policies.mixed`. The one of the least expected error is returned, or one that ties with it
-        (1.5 x) at no more MACs: of the whole output first, then of both, because on the clock an evaluation that runs
-        nothing is at the bound of its MACs.
+        of both, see `policies.mixed`. The one of the least expected error is returned, or the one of the whole output
+        where that ties (1.5 x) at no more MACs: on the clock it is at the bound of its MACs.
         `part(["output"]).graph(...)` makes no other.
 
         Args:
@@ -168,10 +167,10 @@ class Calibration(Measurements):
         """Yield the graph of each budget."""
         layers, *whole = self.parts
         both = whole and same_directions(layers, whole[0])
-        kinds = [*(part._graph for part in whole), *([self._of_both] if both else []), layers._graph]
+        kinds = [*(part._graph for part in whole), layers._graph, *([self._of_both] if both else [])]
         for budget in budgets:
             yield _preferred(
-                partial(make, target, budget, max_span) for make in (kinds if whole_outputs else kinds[-1:])
+                partial(make, target, budget, max_span) for make in (kinds if whole_outputs else [layers._graph])
             )
 
     def _of_both(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
@@ -291,7 +290,7 @@ class OfBoth:
 
 
 def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
-    """Return the graph of the least expected error within reach of its budget, or an earlier one that ties."""
+    """Return the graph of the least expected error within reach of its budget, or the first kind's where it ties."""
     found: list[CacheGraph] = []
     refusals: list[BudgetOutOfReach] = []
     for make in makes:
@@ -300,9 +299,9 @@ def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
         except BudgetOutOfReach as error:
             refusals.append(error)
     if not found:
-        raise refusals[-1]
+        raise refusals[0]  # the first kind reaches furthest
     least = min(found, key=lambda graph: float(graph.measured[ERROR]))
-    return next(graph for graph in found if graph is least or _ties(graph, least))
+    return found[0] if _ties(found[0], least) else least
 
 
 def _ties(graph: CacheGraph, least: CacheGraph) -> bool:

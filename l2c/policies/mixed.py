@@ -9,7 +9,7 @@ that ran: their responses are those to such outputs. What both kinds change in t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,8 +44,10 @@ def of_both(context: PolicyContext, whole: Measurements, worth: float, *, max_sp
 
     """
     context.check_reach(worth, 1.0)
+    count, least = context.blank.num_evaluations, math.ceil(worth - SLACK)
+    numbers = {min(max(round(worth * each), least), count - 1) for each in RUNS}
     kinds = [Mixed(context, whole, max_span, order) for order in ORDERS]
-    found = [graph for kind in kinds for graph in kind.graphs(worth, times=RUNS)]
+    found = [graph for kind in kinds for graph in kind.graphs(worth, numbers)]
     if not found:
         raise BudgetOutOfReach(
             f"no evaluations that run with some layers reused cost {worth:g} evaluations' worth of MACs in all; "
@@ -71,21 +73,20 @@ class Mixed:
     max_span: int
     order: int = 2
 
-    def graphs(self, worth: float, *, times: Sequence[float] = ()) -> Iterator[CacheGraph]:
+    def graphs(self, worth: float, numbers: Collection[int] = ()) -> Iterator[CacheGraph]:
         """Yield graphs of a budget, one for each number of evaluations that run, from the largest down.
 
         Numbers whose graphs miss the budget are left out, and the number of all, which graphs of the layers have.
 
         Args:
             worth: the budget in evaluations' worth of MACs.
-            times: numbers of evaluations that run, as multiples of the budget; none = all numbers that can be.
+            numbers: numbers of evaluations that run; none = all that can be.
 
         """
         count, cost = self.context.blank.num_evaluations, self.context.cost
-        least = math.ceil(worth - SLACK)
-        wanted = {min(max(round(worth * each), least), count - 1) for each in times} or set(range(least, count))
+        possible = range(math.ceil(worth - SLACK), count)
         outputs = self._outputs()
-        for runs in sorted(wanted.intersection(range(least, count)), reverse=True):
+        for runs in sorted(set(numbers or possible).intersection(possible), reverse=True):
             outputs.grow(count - runs)
             if int(outputs.rows.sum()) != runs:  # no more can be reused within the span
                 return
