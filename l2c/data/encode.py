@@ -15,6 +15,7 @@ from l2c.data.latent_shards import Manifest, look_into, write_shard
 from l2c.data.share import Share
 from l2c.data.vae import Vae
 from l2c.io.bundled import at_home
+from l2c.io.names import listed, shown
 
 log = logging.getLogger(__name__)
 WHOLE = Share()
@@ -64,7 +65,7 @@ def encode_folder(
         progress: show a bar.
 
     Raises:
-        ValueError: if the folder holds latents made with other settings, or a damaged shard.
+        ValueError: if the folder holds latents made with other settings, or a damaged shard, or no image can be read.
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
 
     """
@@ -95,7 +96,13 @@ def encode_folder(
             written += len(labels) // (2 if mirrored else 1)
     missing = wanted.missing(folder)
     there = [wanted.path(folder, k) for k in range(wanted.num_shards) if k not in set(missing)]
-    return Encoded(written, tuple(name for path in there for name in look_into(path, wanted)[1]), len(missing))
+    skipped = tuple(name for path in there for name in look_into(path, wanted)[1])
+    if not missing and len(skipped) == len(images):
+        raise ValueError(
+            f"none of the {len(images)} images can be read {listed(skipped, 3)}, so that the latents in "
+            f"{shown(folder, 300)} hold none; give images, and remove that folder"
+        )
+    return Encoded(written, skipped, len(missing))
 
 
 def _encode(

@@ -23,7 +23,7 @@ from l2c.graph.statistics import made_by
 from l2c.io.atomic import write_text
 from l2c.io.bundled import at_home
 from l2c.io.json_fields import parse_file
-from l2c.io.names import quoted, shown
+from l2c.io.names import listed, quoted, shown
 from l2c.sampling.binding import binding_of, solver_for
 
 KINDS = {"attn": 0, "attn1": 0, "mlp": 1, "ff": 1}
@@ -151,7 +151,8 @@ def _read(path: Path) -> dict[tuple[int, int | None], list[int]]:
                 f"{path} names an unknown layer {quoted(key)}; known are attn, mlp (attn1, ff) and attn-0, ..."
             )
         if not isinstance(bits, list) or not bits or any(bit not in (0, 1) for bit in bits):
-            raise ValueError(f"{path}: {key!r} must be a list of 1 (compute) and 0 (reuse), got {str(bits)[:60]}")
+            got = listed(bits) if isinstance(bits, list) else quoted(bits)
+            raise ValueError(f"{path}: {key!r} must be a list of 1 (compute) and 0 (reuse), got {got}")
         columns[KINDS[match[1]], None if match[2] is None else int(match[2])] = bits
     lengths = {len(bits) for bits in columns.values()}
     if len(lengths) > 1:

@@ -113,8 +113,8 @@ def copy_file(source: str | Path, path: str | Path) -> None:
     if not Path(source).is_file():
         raise FileNotFoundError(f"no file at {shown(source, 300)}; give the path of a plain file")
     if not (Path(path).exists() and Path(source).samefile(path)):
-        with replacing(path) as temporary:
-            shutil.copyfile(source, temporary)
+        with replacing(path) as temporary, Path(source).open("rb") as read, temporary.open("wb") as written:
+            shutil.copyfileobj(read, written)  # copyfile would lay a full disk to the source
 
 
 def _to_disk(path: Path) -> None:

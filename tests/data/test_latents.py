@@ -133,6 +133,14 @@ def test_unreadable_images_are_skipped_counted_and_named(folder, tmp_path, caplo
     assert torch.equal(images.read_next(6)[0], images.read(7))
 
 
+def test_a_folder_of_no_readable_image_is_an_error(folder, tmp_path):
+    for image in folder.glob("*/*.png"):
+        image.write_bytes(b"no image")
+    for _ in range(2):  # also where the shards are there already
+        with pytest.raises(ValueError, match=r"none of the \d+ images can be read \[class0/.*remove that folder"):
+            encode(folder, tmp_path / "latents")
+
+
 def test_a_continued_encode_counts_all_unreadable_images(folder, tmp_path):
     for name in ("class0/1.png", "class2/3.png"):
         (folder / name).write_bytes(b"no image")

@@ -59,6 +59,8 @@ def test_what_goes_out_comes_in_again(make_dit, make_graph, tmp_path):
         ({"conv": [1, 0]}, "unknown layer 'conv'"),
         ({"attn": [1, 2]}, "must be a list of 1"),
         ({"attn": "10"}, "must be a list of 1"),
+        ({"attn": "\x1b]0;owned\x07"}, r"must be a list of 1 .*got '\\x1b\]0;owned"),
+        ({"attn": ["\x1b]0;owned\x07"]}, r"must be a list of 1 .*got \[[^\x1b\x07]*owned[^\x1b\x07]*$"),
         ({"attn": [1, 0], "mlp": [1]}, "different lengths"),
         ({"attn-2": [1, 0]}, "names block 2, but DiT has 2 blocks"),
         ({"attn-0": [1, 0], "mlp-0": [1, 0]}, "names 1 blocks, but DiT has 2"),

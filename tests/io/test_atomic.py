@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from l2c.io.atomic import check_output, check_writable, replacing, sweep, write_text
+from l2c.io.atomic import check_output, check_writable, copy_file, replacing, sweep, write_text
 from l2c.io.folder_lock import NAME, locked
 from l2c.io.tensors import check_finite, not_finite
 
@@ -131,3 +131,21 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
     write_text(path, "{}")
     check_writable(path)
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_copy_to_a_full_disk_names_the_copy(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"0" * 100)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("l2c.io.atomic.shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left") as failed:
+        copy_file(source, target)
+    monkeypatch.undo()
+    assert str(target) in str(failed.value)
+    assert str(source) not in str(failed.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes()
