@@ -94,12 +94,17 @@ def encode_folder(
             mean, std, labels = _encode(images, vae, places, batch_size, mirrored, torch.device(device), shape, bar)
             write_shard(wanted.path(folder, k), mean, std, labels, images.unreadable[before:])
             written += len(labels) // (2 if mirrored else 1)
+    return _said(wanted, folder, written)
+
+
+def _said(wanted: Manifest, folder: Path, written: int) -> Encoded:
+    """Return what is in a folder of shards and what is missing; refuse one in which no image could be read."""
     missing = wanted.missing(folder)
     there = [wanted.path(folder, k) for k in range(wanted.num_shards) if k not in set(missing)]
     skipped = tuple(name for path in there for name in look_into(path, wanted)[1])
-    if not missing and len(skipped) == len(images):
+    if not missing and len(skipped) == wanted.num_images:
         raise ValueError(
-            f"none of the {len(images)} images can be read {listed(skipped, 3)}, so that the latents in "
+            f"none of the {wanted.num_images} images can be read {listed(skipped, 3)}, so that the latents in "
             f"{shown(folder, 300)} hold none; give images, and remove that folder"
         )
     return Encoded(written, skipped, len(missing))
