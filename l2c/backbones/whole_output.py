@@ -182,15 +182,13 @@ class LayersAndOutput(OutputOf):
                 )
         decided = SinglePlan((WHOLE_OUTPUT,), row[-1:], None if cache is None else cache[-1:], None)
         (fresh, _), (cached, _) = decided.block(0)
-        own_cache, own_keep = None if cache is None else cache[:-1], None if keep is None else keep[:-1]
         layers: LayerCache = (None,) * self.network.num_layers
-
-        def compute() -> Tensor:
-            nonlocal layers
+        if fresh:
+            own_cache, own_keep = None if cache is None else cache[:-1], None if keep is None else keep[:-1]
             output, layers = self.network.forward_cached(x, t, y, row[:-1], own_cache, own_keep)
-            return output
-
-        output = mix(fresh, compute, cached)
+        else:
+            assert cached is not None, "SinglePlan refuses this with a message"
+            output = cached
         return output, (*layers, output if keep is None or keep[-1] else None)
 
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:

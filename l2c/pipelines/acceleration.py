@@ -319,10 +319,11 @@ def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: Policy
 
 def _reuse(graph: CacheGraph) -> str:
     """Return what a graph reuses, in words."""
-    count = graph.num_evaluations
-    whole = sum(not row[-1] for row in graph.rows) if graph.layers[-1] == WHOLE_OUTPUT else 0
-    said = [f"{whole} of {count} evaluations reuse the whole output"] if graph.layers[-1] == WHOLE_OUTPUT else []
-    layers = own_layers(graph.layers)
+    count, layers = graph.num_evaluations, own_layers(graph.layers)
+    said, whole = [], 0
+    if layers != graph.layers:
+        whole = sum(not row[-1] for row in graph.rows)
+        said.append(f"{whole} of {count} evaluations reuse the whole output")
     if layers:
         reused = sum(map(len, graph.reused)) - whole
         said.append(

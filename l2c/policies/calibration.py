@@ -175,26 +175,30 @@ class Calibration(Measurements):
 
     def _of_both(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of layers and whole output; see `_graph`."""
-        key = (target.key, str(budget), max_span, "both")
-        if key not in self._made:
+
+        def make() -> CacheGraph:
             context, whole = (part._context_of(target) for part in self.parts)
             worth = evaluations_worth(budget, context.blank.num_evaluations)
-            graph = of_both(context, whole.required_calibration(), worth, max_span=max_span or _span(context))
-            self._remember(key, graph)
-        return self._made[key]
+            return of_both(context, whole.required_calibration(), worth, max_span=max_span or _span(context))
+
+        return self._remembered((target.key, str(budget), max_span, "both"), make)
 
     def _graph(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of a budget; those of the last `REMEMBERED` are made once."""
-        key = (target.key, str(budget), max_span)
-        if key not in self._made:
-            context = self._context_of(target)
-            self._remember(key, gram(context, budget=budget, max_span=max_span or _span(context)))
-        return self._made[key]
 
-    def _remember(self, key: Any, graph: CacheGraph) -> None:
-        self._made[key] = graph
-        for old in list(self._made)[:-REMEMBERED]:
-            self._made.pop(old, None)
+        def make() -> CacheGraph:
+            context = self._context_of(target)
+            return gram(context, budget=budget, max_span=max_span or _span(context))
+
+        return self._remembered((target.key, str(budget), max_span), make)
+
+    def _remembered(self, key: Any, make: Callable[[], CacheGraph]) -> CacheGraph:
+        """Return the graph of a key; it is made once."""
+        if key not in self._made:
+            self._made[key] = make()
+            for old in list(self._made)[:-REMEMBERED]:
+                self._made.pop(old, None)
+        return self._made[key]
 
     def _context_of(self, target: Target) -> PolicyContext:
         """Return the context of a target; the last one is remembered."""

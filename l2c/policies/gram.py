@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED
 from l2c.io.names import counted
-from l2c.policies.allocation import Allocation
+from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import SLACK, Budget, check_reach
 from l2c.policies.context import PolicyContext, policy
-from l2c.policies.expected_error import expected_error
+from l2c.policies.expected_error import expected_error, true_over_predicted
 from l2c.policies.settings import GRAM_REUSES, ORDER
 
 SHARE_OF_3 = 0.4  # of the MACs; below, long spans make weights of three outputs worse than those of two
@@ -128,11 +128,27 @@ def refitted(context: PolicyContext, graph: CacheGraph, worth: float, *, order: 
 
 
 def _graph_of(context: PolicyContext, allocation: Allocation, **made: Any) -> CacheGraph:
-    """Return the graph of an allocation, with the error that is expected and where responses were carried from."""
-    calibration = context.required_calibration()
+    """Return the graph of an allocation, see `with_expected`."""
     graph = context.graph(allocation.rows.tolist(), "gram", **allocation.stand_ins(), **made)
+    return with_expected(context, graph, allocation.total)
+
+
+def with_expected(
+    context: PolicyContext, graph: CacheGraph, change: Array, others: Iterable[Mapping[str, float]] = ()
+) -> CacheGraph:
+    """Return a graph that says the error that is expected and where responses were carried from.
+
+    Args:
+        context: a context with `responses` in its calibration.
+        graph: the graph, with its MACs.
+        change: (M,), the sum of all responses.
+        others: corrections of further layers that it reuses, which may only raise what is expected.
+
+    """
+    calibration = context.required_calibration()
     if calibration.carried_from is not None:
         graph = graph.replace(provenance={**graph.provenance, "carried_from": calibration.carried_from})
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
-    expected = expected_error(allocation.columns.sum(axis=0), calibration, share)
-    return graph.replace(measured={**graph.measured, **expected})
+    beyond = max(1.0, true_over_predicted(others, graph.num_evaluations, share))
+    expected = expected_error(change, calibration, share).items()
+    return graph.replace(measured={**graph.measured, **{name: beyond * value for name, value in expected}})

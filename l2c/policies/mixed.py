@@ -18,11 +18,11 @@ from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, WEIGHTED
-from l2c.graph.statistics import ERROR, made_by
+from l2c.graph.statistics import ERROR
 from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import SLACK, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
-from l2c.policies.expected_error import expected_error, true_over_predicted
+from l2c.policies.gram import with_expected
 
 NEAR = 0.1  # evaluations' worth by which a budget may be missed
 ORDERS = (2, 3)  # past outputs that are read
@@ -133,26 +133,24 @@ class Mixed:
         )
 
     def _graph(self, outputs: Allocation, layers: Allocation, worth: float | None = None) -> CacheGraph:
-        context, calibration = self.context, self.context.required_calibration()
-        runs, num_layers = np.flatnonzero(outputs.rows[:, 0]).tolist(), len(context.blank.layers)
-        rows = [(False,) * (num_layers + 1)] * len(outputs.rows)
+        context = self.context
+        runs, layer_names = np.flatnonzero(outputs.rows[:, 0]).tolist(), context.blank.layers
+        rows = [(False,) * (len(layer_names) + 1)] * len(outputs.rows)
         sets = list(outputs.fitted_sets())
         for e, row, of_row in zip(runs, layers.rows.tolist(), layers.fitted_sets(), strict=True):
             rows[e], sets[e] = (*row, True), of_row
-        binding = replace(context.blank.binding, layers=(*context.blank.layers, WHOLE_OUTPUT))
-        made = {"budget": worth, "runs": len(runs), "order": self.order, "max_span": self.max_span}
-        carried = {} if calibration.carried_from is None else {"carried_from": calibration.carried_from}
-        graph = CacheGraph.blank(
-            binding,
-            rows=tuple(rows),
+        blank = CacheGraph.blank(replace(context.blank.binding, layers=(*layer_names, WHOLE_OUTPUT)))
+        graph = replace(context, blank=blank).graph(
+            rows,
+            "gram",
             reuse=(WEIGHTED,) * len(rows),
             weights=tuple(sets),
-            provenance=made_by("gram", made, **carried),
+            budget=worth,
+            runs=len(runs),
+            order=self.order,
+            max_span=self.max_span,
         )
-        share = context.cost.evaluations_worth(graph) / len(rows)
-        beyond = max(1.0, true_over_predicted(self.whole.corrections, len(rows), share))  # of the outputs, too
-        expected = expected_error(layers.total, calibration, share).items()
-        return graph.replace(measured={**context.cost.measured(graph), **{what: beyond * x for what, x in expected}})
+        return with_expected(context, graph, layers.total, self.whole.corrections)
 
 
 def as_both(graph: CacheGraph, layers: Sequence[str]) -> CacheGraph:

@@ -45,7 +45,7 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     layers = diffusers_layer_names(graph.layers, model)
     known = all(_has(model, layer) for layer in own_layers(layers))
     if not known:
-        raise wrong_layers(graph.binding, name, _own_layers(model))
+        raise wrong_layers(graph.binding, name, _found_layers(model))
     if layers == graph.layers and graph.model != name:
         raise ValueError(
             f"the graph was made for {shown(graph.model)}, but the model is {shown(name)}, though it has such "
@@ -170,10 +170,10 @@ def _same_kind(graph: CacheGraph, model: nn.Module) -> list[str]:
         return []
     kinds = {_shape_of(name) for name in layers}
     of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in layers) else {"block"}
-    return [name for name in _own_layers(model, of) if _shape_of(name) in kinds and name not in graph.layers]
+    return [name for name in _found_layers(model, of) if _shape_of(name) in kinds and name not in graph.layers]
 
 
-def _own_layers(model: nn.Module, of: Iterable[str] | None = None) -> tuple[str, ...]:
+def _found_layers(model: nn.Module, of: Iterable[str] | None = None) -> tuple[str, ...]:
     """Return the layers that are found in a model, none where they are not known by their structure."""
     try:
         return find_layers(model, of=None if of is None else tuple(of))
