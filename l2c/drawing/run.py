@@ -25,6 +25,7 @@ from l2c.io.version import __version__
 from l2c.sampling.correction import plan_digest
 from l2c.sampling.sampler import Sampler
 from l2c.training.trainer import make_bare_trainer
+from l2c.training.watch import ended_by_signals
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def sample_images(
         ValueError: if the folder holds other samples, a setting is out of range, or images are not finite.
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
         MemoryError: if memory runs out; the message says what lowers its use.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143, and whole shards stay.
 
     """
     asked = DrawingSettings(
@@ -121,7 +123,7 @@ def sample_images(
 def _drawn(runner: pl.Trainer, module: LitSampler, shards: ShardsToDraw, place: Path) -> Drawn:
     """Draw the shards that are missing, wait for the other processes."""
     start = time.perf_counter()
-    with memory_explained(lambda: _memory_sentence(shards.batch_size)):
+    with memory_explained(lambda: _memory_sentence(shards.batch_size)), ended_by_signals(runner):
         runner.predict(module, shards, return_predictions=False)
     drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
     total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all

@@ -25,7 +25,7 @@ from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import READERS
 from l2c.testbeds.settings import ClassifierTraining
 from l2c.training.trainer import make_bare_trainer, seed_everything
-from l2c.training.watch import FiniteLoss
+from l2c.training.watch import FiniteLoss, ended_by_signals
 
 HELD_OUT = 5  # one of so many
 
@@ -154,6 +154,7 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
         FileNotFoundError: if the pictures are not there; the message says how to get them.
         ValueError: if the loss is not finite.
         OSError: if the file cannot be written.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
     torch.set_num_threads(settings.num_threads)
@@ -173,7 +174,8 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
     trainer = make_bare_trainer(
         accelerator="cpu", max_steps=settings.max_steps, callbacks=[FiniteLoss("lower learning_rate")]
     )
-    trainer.fit(module, parts.batches)
+    with ended_by_signals(trainer):
+        trainer.fit(module, parts.batches)
     classifier.eval()
     if isinstance(classifier, EmojiClassifier):
         classifier.keep_statistics(emoji())

@@ -18,6 +18,7 @@ from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
 from l2c.io.tensors import is_plain, leaves_of, not_finite
 from l2c.training.checkpoints import read_checkpoint
+from l2c.training.watch import ended_by_signals
 
 GIVE = "give the last.ckpt that a training wrote"
 BAD_INPUT = (ValueError, OSError, MemoryError)
@@ -52,12 +53,14 @@ def fit(
 
     Raises:
         ValueError: if the training cannot be restored, or ends before its last step.
+        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
 
     """
     restoring = _Restoring()
     trainer.callbacks.append(restoring)  # type: ignore[attr-defined]
     try:
-        trainer.fit(module, data, ckpt_path=checkpoint)
+        with ended_by_signals(trainer):
+            trainer.fit(module, data, ckpt_path=checkpoint)
     except Exception as error:
         if checkpoint is None or restoring.done or isinstance(error, BAD_INPUT) or out_of_memory(error):
             raise

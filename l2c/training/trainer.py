@@ -43,12 +43,15 @@ def seed_everything(seed: int) -> None:
     pl.seed_everything(seed, verbose=False)
 
 
-def make_trainer(*, max_steps: int, callbacks: Sequence[pl.Callback] = (), **settings: Any) -> pl.Trainer:
+def make_trainer(
+    *, max_steps: int, callbacks: Sequence[pl.Callback] = (), folder: Path | None = None, **settings: Any
+) -> pl.Trainer:
     """Return a Trainer that stops after `max_steps` steps of a loader without end.
 
     Args:
         max_steps: number of optimiser steps; gives the progress bar its length.
-        callbacks: others than the progress bar.
+        callbacks: others than the progress bar and what ends a run by signals.
+        folder: where a run that a signal ends leaves its checkpoint; None = nowhere.
         settings: passed on to `lightning.pytorch.Trainer`.
 
     Raises:
@@ -66,7 +69,7 @@ def make_trainer(*, max_steps: int, callbacks: Sequence[pl.Callback] = (), **set
             max_steps=max_steps,
             limit_train_batches=batches,
             enable_model_summary=False,
-            callbacks=[*callbacks, *bar],
+            callbacks=[*callbacks, StopBySignal(folder), *bar],
             **settings,
         )
     except MisconfigurationException as error:
@@ -138,10 +141,11 @@ def make_run_trainer(
         enable_version_counter=False,  # a second run's last.ckpt must not hide behind the first one's
     )
     settings.setdefault("logger", CSVLogger(folder, name="metrics"))
-    watching = [RunIdentity(identity), FiniteLoss(mend, folder), StopBySignal(folder)]
+    watching = [RunIdentity(identity), FiniteLoss(mend, folder)]
     return make_trainer(
         max_steps=max_steps,
         callbacks=[*callbacks, *watching, checkpoints],
+        folder=folder,
         plugins=[WholeCheckpoints()],
         **settings,
     )

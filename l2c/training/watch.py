@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.training.run_folder import LAST
+from l2c.training.run_folder import LAST, is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -49,32 +52,72 @@ class FiniteLoss(pl.Callback):
 
 
 class StopBySignal(pl.Callback):
-    """End a training after the step in which Ctrl-C or SIGTERM came, with a checkpoint to go on from.
+    """End the work of a Trainer by Ctrl-C or SIGTERM, with the usual exit codes.
 
-    The exit codes are the usual ones, 128 + the signal's number: 130 and 143. A second signal ends the process at
-    once.
+    They are 128 + the signal's number, 130 and 143. A training that keeps checkpoints ends after the step of the
+    signal, with a checkpoint to go on from; all else ends at once. A second signal ends the process.
 
     Args:
-        folder: folder of the run; gets `last.ckpt`.
+        folder: folder of the run, gets `last.ckpt`; None where no checkpoints are kept.
 
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._received: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
+        self._handles = False  # signals
+        self._waits = False  # for the end of a step
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Install the signal handlers; only possible in the main thread."""
+    @contextmanager
+    def watching(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Handle the signals in the `with` block, in which the Trainer fits or predicts.
+
+        Lightning alone would end Ctrl-C with the code 1, and take SIGTERM as a note until a step is done. Its own
+        handler, installed within, calls the one that it finds. Other threads than the main one get no signals.
+
+        Raises:
+            SystemExit: if a signal came that is not waited with.
+
+        """
+        self._received, before = None, {}
+        self._handles = threading.current_thread() is threading.main_thread()
+        if self._handles:
+            before = {number: signal.signal(number, self._note) for number in SIGNALS}
         try:
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        except ValueError:
-            self._before = {}
+            yield
+        except BaseException:
+            if self._received is None or self._waits:
+                raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._waits = self._handles = False
+        if self._received is not None:
+            self._leave(trainer, self._received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        if not self._waits:
+            raise SystemExit(128 + number)
+
+    def _leave(self, trainer: pl.Trainer, number: int) -> NoReturn:
+        """Say that nothing more is done, and end; processes that Lightning started end too."""
+        if (launcher := trainer.strategy.launcher) is not None:
+            launcher.kill(signal.SIGKILL)
+        if is_first_process():
+            kept = self.folder is not None and (self.folder / LAST).is_file()
+            more = " with resume=auto in this folder to go on" if kept else ""
+            sys.stderr.write(f"\nstopped by {signal.Signals(number).name}; run the same command again{more}\n")
+        raise SystemExit(128 + number)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait for the end of a step from now on, without Lightning's handler, which ends trainings too."""
+        if self.folder is not None and self._handles:
+            self._waits = True
+            for number in SIGNALS:
+                signal.signal(number, self._note)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -85,12 +128,12 @@ class StopBySignal(pl.Callback):
             SystemExit: if a signal came; the code is the signal's.
 
         """
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if self.folder is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         stop = self._received is not None
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if not stop or trainer.global_step >= trainer.max_steps:
+        if not stop:
             return
         path = self.folder / LAST
         trainer.save_checkpoint(path)
@@ -102,11 +145,24 @@ class StopBySignal(pl.Callback):
             )
         raise SystemExit(128 + number)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Restore the previous signal handlers."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait no longer: the last checkpoint is written.
+
+        Raises:
+            SystemExit: if a signal came after the last step.
+
+        """
+        self._waits = False
+        if self._received is not None:
+            raise SystemExit(128 + self._received)
+
+
+@contextmanager
+def ended_by_signals(trainer: pl.Trainer) -> Iterator[None]:
+    """Handle Ctrl-C and SIGTERM in the `with` block, in which a Trainer works; see `StopBySignal`."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    with next(one for one in callbacks if isinstance(one, StopBySignal)).watching(trainer):
+        yield
 
 
 class StepBar(ProgressBar):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -17,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
 from l2c.commands.frame import start
+from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.table import COMMANDS, command_line, override, python_line, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -312,3 +314,35 @@ def test_an_interrupt_while_a_command_loads_is_one_line(monkeypatch, capsys):
         start.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("made_of_it", [ValueError("the file is damaged"), None])
+def test_an_interrupt_that_a_library_makes_something_else_of_stays_one(made_of_it):
+    """Safetensors says that a file is damaged, omegaconf that a setting does not exist; destructors say nothing."""
+
+    def library():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:
+            if made_of_it:
+                raise made_of_it from None
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts_kept():
+        library()
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ValueError, match="its own"), interrupts_kept():
+        raise ValueError("its own")
+
+
+def test_an_interrupt_of_a_command_is_told_as_one(monkeypatch, command, tmp_path):
+    def damaged(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException as error:
+            raise ValueError("it is damaged") from error
+
+    monkeypatch.setattr(l2c.CacheGraph, "load", damaged)
+    for arguments in (("show", "dit_digits_ddim20"), ("sample", "graph=dit_digits_ddim20", "hydra.run.dir=run")):
+        ended = command(*arguments, cwd=tmp_path)
+        assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")

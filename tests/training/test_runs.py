@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from l2c.commands.train_router import train_by
+from l2c.drawing.lit_drawing import LitSampler
+from l2c.drawing.run import sample_images
 from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
+from l2c.sampling.sampler import Sampler
 from l2c.training.routers.lit_router import LitRouter
 from l2c.training.watch import shown_metrics
 
@@ -159,7 +164,66 @@ def start(folder, *overrides):
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+
+
+@SIGNALS
+@pytest.mark.parametrize("moment", ["setup", "configure_optimizers", "on_fit_start", "on_train_start", "on_fit_end"])
+def test_a_signal_outside_of_the_steps_has_the_usual_code(tmp_path, monkeypatch, capsys, moment, number, code):
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    arguments = ["trainer.max_steps=2", "checkpoint_every_n_steps=1", "resume=auto"]
+    with monkeypatch.context() as patch:
+        own = getattr(LitRouter, moment)
+
+        def interrupted(self, *given, **named):
+            os.kill(os.getpid(), number)
+            return own(self, *given, **named)
+
+        patch.setattr(LitRouter, moment, interrupted)
+        with pytest.raises(SystemExit) as stop:
+            train_by(config(*arguments), tmp_path)
+    assert stop.value.code == code
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
+    said = capsys.readouterr().err
+    assert f"stopped by {number.name}" in said
+    assert ("with resume=auto in this folder" in said) == (tmp_path / "last.ckpt").is_file()
+    train_by(config(*arguments), tmp_path)  # the same again
+
+
+@SIGNALS
+def test_a_signal_ends_drawing_with_the_usual_code(tmp_path, monkeypatch, capsys, make_dit, number, code):
+    sampler = Sampler(make_dit(), solver="ddim", num_evaluations=3)
+    draw = partial(sample_images, sampler, tmp_path, num_images=4, batch_size=2, shard_size=2)
+    draw = partial(draw, trainer={"accelerator": "cpu", "enable_progress_bar": False})
+    with monkeypatch.context() as patch:
+        own = LitSampler.predict_step
+
+        def interrupted(self, batch, index):
+            if index:
+                os.kill(os.getpid(), number)
+            return own(self, batch, index)
+
+        patch.setattr(LitSampler, "predict_step", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            draw()
+    assert stop.value.code == code
+    assert f"stopped by {number.name}; run the same command again\n" in capsys.readouterr().err
+    assert draw().num_images == 2  # the others
+
+
+def test_a_signal_that_is_swallowed_ends_the_training_all_the_same(tmp_path, monkeypatch):
+    def swallowing(self):
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LitRouter, "on_fit_start", swallowing)
+    with pytest.raises(SystemExit) as stop:
+        train_by(config("trainer.max_steps=3"), tmp_path)
+    assert stop.value.code == 143
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@SIGNALS
 def test_a_signal_writes_a_checkpoint_and_resume_goes_on_bit_for_bit(tmp_path, number, code):
     steps = 5000
     settings = [f"trainer.max_steps={steps}", "checkpoint_every_n_steps=100000", "router.learning_rate=0.02"]

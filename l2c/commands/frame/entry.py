@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
 from l2c.commands.frame.help import help_page
+from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.sentences import explained, sentence_of
 from l2c.commands.frame.settings import checked, memory_sentence
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, spelled
@@ -113,7 +114,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
         sys.argv = started  # Lightning starts further processes with it
         begun.append(config_name)
         try:
-            with memory_explained(lambda: NO_MEMORY):
+            with interrupts_kept(), memory_explained(lambda: NO_MEMORY):
                 checked(config_name, cfg)
                 _use_threads(cfg)
                 sentence = memory_sentence(config_name, cfg)  # made while there is memory
@@ -133,7 +134,8 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     configs = str(project_folder("configs"))
     sys.argv = [started[0], *_flags_first(arguments)]
     try:
-        hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(job)()
+        with interrupts_kept():
+            hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(job)()
     except BAD_INPUT as error:  # of composing the config, or of making the run folder
         _fail(explained(config_name, error))
     except (TypeError, AttributeError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, override
 from l2c.io.bundled import at_home
 from l2c.io.memory import NO_MEMORY, out_of_memory
@@ -136,7 +137,8 @@ def start(name: str, arguments: list[str]) -> None:
     module = f"l2c.commands.{command.module}"
     if not command.hydra:
         try:
-            import_module(module).main(arguments)
+            with interrupts_kept():
+                import_module(module).main(arguments)
         except (ValueError, OSError, MemoryError) as error:
             if isinstance(error, BrokenPipeError) or os.environ.get(TRACEBACK):
                 raise
