@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -15,6 +15,10 @@ from torch import Tensor
 
 from l2c.io.atomic import replacing
 from l2c.io.names import quoted, shown
+
+DEEPEST = 64  # levels
+MOST = 200_000  # mappings and lists in all, each counted as often as it occurs
+Members = Callable[[Any], Iterable[tuple[Any, Any]] | None]
 
 # What numpy raises for a damaged array; it reads an array's head as Python's words.
 BAD_ARRAY = (ValueError, EOFError, OSError, TokenError, SyntaxError, TypeError, OverflowError)
@@ -132,10 +136,55 @@ def opened(path: str | Path, *, what: str, again: str) -> Iterator[Any]:
         raise ValueError(f"cannot read {what} from {shown(path, 300)}: {shown(error, 200)}; {again}") from error
 
 
-def leaves_of(value: Any, kinds: type | tuple[type, ...] = Tensor, path: tuple[Any, ...] = ()) -> Iterator[Any]:
-    """Yield the members of some types in nested mappings, lists and tuples, each as (path, member)."""
-    if isinstance(value, (Mapping, list, tuple)):
-        for key, member in value.items() if isinstance(value, Mapping) else enumerate(value):
-            yield from leaves_of(member, kinds, (*path, key))
-    elif isinstance(value, kinds):
-        yield path, value
+def plain_members(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Return the members of a mapping, list or tuple with their keys or places; None for all else."""
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, (list, tuple)) else None
+
+
+def walked(value: Any, members: Members = plain_members) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield what has no members in nested values, in their order, each with its path.
+
+    Args:
+        value: the outermost one.
+        members: the members of a value with their keys; None where it is a leaf.
+
+    Raises:
+        ValueError: if the values are nested more than `DEEPEST` levels deep, or are more than `MOST`.
+
+    """
+    waiting: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    opened = 0
+    while waiting:
+        path, value = waiting.pop()
+        inner = members(value)
+        if inner is None:
+            yield path, value
+            continue
+        opened += 1
+        if len(path) >= DEEPEST or opened > MOST:
+            many = f"are more than {MOST} mappings and lists" if opened > MOST else f"lie {DEEPEST} levels deep"
+            raise ValueError(f"members {many}, or in a circle; give fewer, and none that holds itself")
+        waiting.extend(((*path, key), member) for key, member in reversed(list(inner)))
+
+
+def check_nested(what: str, value: Any, members: Members = plain_members) -> None:
+    """Refuse nested values that are too deep or too many to be looked into, see `walked`.
+
+    Args:
+        what: how the message names them.
+        value: the outermost one.
+        members: see `walked`.
+
+    """
+    try:
+        for _ in walked(value, members):
+            pass
+    except ValueError as error:
+        raise ValueError(f"{what} {error}") from None
+
+
+def leaves_of(value: Any, kinds: type | tuple[type, ...] = Tensor) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Yield the members of some types in nested mappings, lists and tuples, each as (path, member); see `walked`."""
+    return ((path, member) for path, member in walked(value) if isinstance(member, kinds))

@@ -17,7 +17,7 @@ from torch import Tensor
 from l2c.backbones.weights import reason_of
 from l2c.io.atomic import replacing
 from l2c.io.names import differences, shown
-from l2c.io.tensors import leaves_of, not_finite
+from l2c.io.tensors import check_nested, leaves_of, not_finite
 
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
 VERSION = 2
@@ -95,6 +95,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot resume from {path}: {reason_of(error)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"cannot resume from {path}: it is no checkpoint; give the last.ckpt of a run")
+    check_nested(f"cannot resume from {path}: its", content)
     run = content.get(RUN)
     missing = [key for key in LIGHTNING if key not in content]
     complete = (

@@ -26,6 +26,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
 from l2c.integrations.diffusers.recorded.guided import moved_on
 from l2c.integrations.diffusers.recorded.recording import SCALE, _of_batches
 from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of
+from l2c.integrations.diffusers.timesteps import time_argument
 
 
 def call_of(*lengths):
@@ -89,6 +90,19 @@ def test_objects_are_shared_where_they_hold_the_same():
         assert list(groups_of(parts, [0, 1, 2]).values()) == [[0, 1], [2]]
         assert rows_of(parts, torch.tensor([2]))["kept"] is other
     assert digest_of(table(Kept("read"))) == digest_of(table(Kept("read"))) != digest_of(table(Kept("skip")))
+
+
+def test_conditions_that_are_nested_too_deep_are_one_sentence():
+    deep, around = 1, {}
+    for _ in range(5000):
+        deep = [deep]
+    around["itself"] = around
+    kept = Kept("read")
+    kept.itself = kept
+    assert time_argument(around) is None
+    for given in (deep, around, kept):
+        with pytest.raises(ValueError, match=r"^the pipeline gives its model 'text', whose members lie 64"):
+            RecordedCall.of(Needing(), (torch.zeros(1, 3),), {"timestep": torch.tensor([3.0]), "text": given})
 
 
 def test_arrays_are_told_apart_by_their_values():

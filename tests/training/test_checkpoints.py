@@ -87,6 +87,14 @@ def without(key):
     return {name: value for name, value in content().items() if name != key}
 
 
+def nested(levels, around):
+    """Return a value inside that many others."""
+    value = 1
+    for _ in range(levels):
+        value = around(value)
+    return value
+
+
 def broken(kind):
     good = content()
     return {
@@ -109,6 +117,8 @@ def broken(kind):
         "a list": [1, 2],
         "weights alone": dict(WEIGHTS),
         "a bomb": {**good, "extra": Bomb()},
+        "depth": {**good, "extra": nested(200, lambda inner: [inner])},
+        "laughs": {**good, "hyper_parameters": nested(60, lambda inner: [inner, inner])},
     }[kind]
 
 
@@ -131,6 +141,8 @@ def broken(kind):
         ("a list", "it is no checkpoint"),
         ("weights alone", "it is no checkpoint"),
         ("a bomb", "holds Python objects beside tensors"),
+        ("depth", "its members lie 64 levels deep"),
+        ("laughs", "its members are more than 200000 mappings and lists"),
     ],
 )
 def test_foreign_checkpoints_are_refused(tmp_path, kind, sentence):

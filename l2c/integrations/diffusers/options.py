@@ -10,6 +10,7 @@ from typing import Any
 from l2c.integrations.diffusers.guidance import EMBEDDED, TRUE, guidance_of
 from l2c.integrations.diffusers.prompts import condition_of
 from l2c.io.names import quoted
+from l2c.io.tensors import check_nested
 
 PER_PROMPT = r"num_\w+_per_prompt"
 OF_CALLS = re.compile(rf"{PER_PROMPT}|output_type|return_dict|callback\w*")
@@ -38,7 +39,8 @@ def check_options(pipe: Any, options: Mapping[str, Any] | None, names: Names) ->
         names: of the settings that stand beside them.
 
     Raises:
-        ValueError: if there is such an option; the message says which setting has its place.
+        ValueError: if there is such an option; the message says which setting has its place. Also if one is nested
+            too deep.
 
     """
     condition, scale = condition_of(pipe), guidance_of(pipe).argument
@@ -48,9 +50,12 @@ def check_options(pipe: Any, options: Mapping[str, Any] | None, names: Names) ->
         **dict.fromkeys(("generator", "latents"), names.seed),
         **dict.fromkeys((scale, EMBEDDED) if scale == TRUE else (scale,), names.scale),
     }
-    for option in (name for name, value in (options or {}).items() if value is not None):
+    for option, value in (options or {}).items():
+        if value is None:
+            continue
         head, place = f"{names.options} holds {quoted(option)}", places.get(option)
         if place is not None:
             raise ValueError(f"{head}, which {place}= says; give {place}= and leave it out of the options")
         if OF_CALLS.fullmatch(str(option)):
             raise ValueError(f"{head}, which changes nothing here; give it to your own calls of the pipeline")
+        check_nested(f"{head}, whose", value)

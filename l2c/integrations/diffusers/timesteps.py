@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -35,14 +36,12 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
 
 def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:
     """Return the timestep's name among arguments (two names for one inside a dictionary) and its value."""
-    names = [*(name for name in TIMES if name in given), *filter(is_time, given)]
-    for name in names:
-        if isinstance(given[name], (Tensor, float, int)):
-            return (name,), given[name]
-    for name, value in given.items():
-        inside = time_argument(value) if isinstance(value, Mapping) else None
-        if inside is not None:
-            return (name, *inside[0]), inside[1]
+    inner = ((name, value) for name, value in given.items() if isinstance(value, Mapping))
+    places: Iterator[tuple[tuple[str, ...], Mapping[str, Any]]] = chain([((), given)], (((n,), v) for n, v in inner))
+    for path, around in places:
+        for name in (*(name for name in TIMES if name in around), *filter(is_time, around)):
+            if isinstance(around[name], (Tensor, float, int)):
+                return (*path, name), around[name]
     return None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.integrations.diffusers.denoisers import needed_by
-from l2c.integrations.diffusers.recorded.conditions import in_parts
+from l2c.integrations.diffusers.recorded.conditions import check_conditions, in_parts
 from l2c.integrations.diffusers.recorded.feeders import Path, filled, handed_on, looked_at, member_of
 from l2c.integrations.diffusers.recorded.regions import Region, TokenTimes, blank, narrowed, placed
 from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
@@ -60,7 +60,7 @@ class RecordedCall:
 
         """
         t = timestep_of(module, args, kwargs)
-        given = arguments_of(module, args, kwargs)
+        check_conditions(given := arguments_of(module, args, kwargs))
         noisy = next(iter(given))
         x = given.pop(noisy)
         found = time_argument(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from l2c.backbones.digest import weights_digest
+from l2c.io.digests import digest_of_text
+from l2c.io.names import quoted
+from l2c.io.tensors import check_nested, plain_members
 
 SHARED, LISTED = "shared", "listed"  # places of a condition that has no axis of prompts
 ALONE = "alone"  # of all conditions of a pipeline that takes one prompt a call
@@ -68,6 +71,24 @@ def same(ours: Any, theirs: Any) -> bool:
         alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype and ours.device == theirs.device
         return alike and torch.equal(ours, theirs)
     return not isinstance(ours, Tensor) and not isinstance(theirs, Tensor) and ours == theirs
+
+
+def check_conditions(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of a model that are nested too deep to be compared and told by their digest.
+
+    Raises:
+        ValueError: if they are, or hold themselves; the message names the first of them.
+
+    """
+    for name, value in given.items():
+        check_nested(f"the pipeline gives its model {quoted(name)}, whose", value, _members)
+
+
+def _members(value: Any) -> Iterable[tuple[Any, Any]] | None:
+    """Return what `same` and `digest_of` look at in a condition."""
+    if isinstance(value, (*PLAIN, np.ndarray, Mapping, list, tuple)):
+        return plain_members(value)
+    return getattr(value, "__dict__", {}).items()
 
 
 def places_of(one: Any, two: Any) -> Any:
@@ -173,13 +194,13 @@ def differ_in_length(table: Any) -> bool:
 
 
 def digest_of(table: Any) -> str:
-    """Return a digest of conditions."""
+    """Return a digest of conditions that `check_conditions` has seen."""
     if isinstance(table, Mapping):
-        return str({key: digest_of(value) for key, value in table.items()})
+        return digest_of_text(str({key: digest_of(value) for key, value in table.items()}))
     if isinstance(table, PerPrompt):
         table = table.parts
     if isinstance(table, (list, tuple)):
-        return str([digest_of(member) for member in table])
+        return digest_of_text(str([digest_of(member) for member in table]))
     if isinstance(table, (Tensor, np.ndarray)):
         return weights_digest({"": torch.as_tensor(table)})
     return f"{type(table).__name__} {digest_of(vars(table))}" if hasattr(table, "__dict__") else str(table)
