@@ -21,7 +21,7 @@ from l2c.drawing.settings import DrawingSettings
 from l2c.graph.given import table, takes, text
 from l2c.io.bundled import at_home
 from l2c.io.memory import halved, memory_explained, remedies
-from l2c.io.version import __version__
+from l2c.io.version import code_version
 from l2c.sampling.correction import plan_digest
 from l2c.sampling.sampler import Sampler
 from l2c.training.trainer import make_bare_trainer
@@ -172,7 +172,7 @@ def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict
     """Return the settings that determine the images drawn on a device."""
     cache_dtype, graph = sampler.cache_dtype, sampler.graph
     return {
-        "l2c": __version__,
+        "made_by": code_version(),
         "model": sampler.backbone.conventions.name,
         "weights": fingerprint(sampler.backbone),
         "dtype": str(next(sampler.backbone.parameters()).dtype).removeprefix("torch."),

@@ -6,10 +6,10 @@ import functools
 
 __version__ = "0.1.0"
 
-# The rooms whose code decides on calibrations, graphs and errors.
+# The rooms whose code decides on calibrations, graphs, errors and images.
 DECIDING = (
     *("graph", "diffusion", "backbones", "sampling", "calibration", "policies", "integrations", "pipelines"),
-    "evaluation",
+    *("evaluation", "drawing", "data"),
 )
 
 

@@ -22,7 +22,7 @@ from l2c.graph.given import each, table
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output, kinds_asked, own_layers
 from l2c.io.atomic import check_writable, write_text
 from l2c.io.bundled import at_home, cache_folder
-from l2c.io.names import chosen, near_keywords, quoted
+from l2c.io.names import chosen, near_keywords, quoted, shown
 from l2c.io.numbers import AT_ONCE, LARGEST_SEED, finite_number, whole_number
 from l2c.io.version import code_version
 from l2c.policies.budget import Budget, check_reach, evaluations_worth
@@ -37,6 +37,7 @@ from l2c.sampling.uncached import cached_like, uncached_like
 GRAM = "gram"
 AUTO = (GRAM, "block_caching")  # the better one first
 REFUSALS = (ValueError, MemoryError, torch.OutOfMemoryError)
+MADE_BY = "made_by.txt"
 NUM_JUDGED = 4  # new noises that the error is measured on
 
 
@@ -86,12 +87,11 @@ class _Asked:
             object.__setattr__(self, name, value)
 
     def key(self, pipe: Any) -> str:
-        """Return the name of the folder that keeps what belongs to these settings, these weights, this scheduler."""
+        """Return a digest of these settings, these weights, this scheduler."""
         from l2c.integrations.diffusers import denoisers_of
         from l2c.integrations.diffusers.adapters import effective_weights
 
         content = {
-            "made by": [code_version(), VERSION],  # what another version kept is not read
             "weights": [known_digest(model, effective_weights(model)) for model in denoisers_of(pipe).values()],
             "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
             "prompts": _named(self.prompts),
@@ -154,7 +154,7 @@ def accelerate(
     asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
     with set_aside(pipe):
-        place = (cache_folder() if folder is None else at_home(folder)) / asked.key(pipe)
+        place = _place(cache_folder() if folder is None else at_home(folder), asked.key(pipe))
         path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
         if not (path.is_file() and note.is_file()):
             check_writable(path)
@@ -163,6 +163,23 @@ def accelerate(
         _apply(pipe, graph := kind.load(path), place, budget)
     tqdm.write(note.read_text(encoding="utf-8").rstrip())
     return graph
+
+
+def _made_by() -> str:
+    return f"{code_version()}, calibrations of version {VERSION}"  # what another version kept is not read
+
+
+def _place(folder: Path, key: str) -> Path:
+    """Return the folder that keeps what this version makes of settings; say so where another version made it."""
+    place = folder / f"{key}-{hashlib.sha256(_made_by().encode()).hexdigest()[:8]}"
+    others = sorted(folder.glob(f"{key}-*/{MADE_BY}"), key=lambda path: path.stat().st_mtime)
+    if others and not place.is_dir():
+        theirs = shown(others[-1].read_text(encoding="utf-8", errors="replace"))
+        tqdm.write(
+            f"made again: what {folder} keeps for these settings is by l2c {theirs}, and this is {_made_by()}; "
+            "methods or defaults may differ"
+        )
+    return place
 
 
 def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
@@ -224,6 +241,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
     steps = backbone.own_solver.num_evaluations  # timesteps or sigmas of the call's own count, not its steps
     check_reach(evaluations_worth(budget, steps), 0.0, steps)  # more than all is not found out after calibrating
     sampler = Sampler(backbone, solver="pipeline", num_evaluations=steps, cfg_scale=asked.scale)
+    write_text(path.with_name(MADE_BY), _made_by())
     refusals: list[str] = []
     ways = [(name, sampler) for name in (AUTO if asked.policy is None else (asked.policy,))]
     if asked.policy is None and asked.layers is None and sampler.backbone.layer_names != (WHOLE_OUTPUT,):

@@ -197,8 +197,9 @@ def test_other_settings_are_refused(draw, monkeypatch):
         draw("run", num_images=2)
     with pytest.raises(ValueError, match="labels must be balanced or random, got 'all'"):
         draw("run", labels="all")
-    monkeypatch.setattr("l2c.drawing.run.__version__", "9.9")
-    with pytest.raises(ValueError, match=r"l2c is 0\.[\d.]+ there, 9\.9 here; continue with the same settings or"):
+    monkeypatch.setattr("l2c.drawing.run.code_version", lambda: "0.1.0, code of another commit")
+    said = r"made_by is 0\.1\.0, code \w{12} there, 0\.1\.0, code of another commit here; continue with the same"
+    with pytest.raises(ValueError, match=said):
         draw("run", solver="ddim", num_images=2)
 
 

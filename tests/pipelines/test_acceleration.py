@@ -19,6 +19,7 @@ from wrong_arguments import WRONG, check_sentence
 import l2c
 from l2c.integrations.diffusers import remove
 from l2c.integrations.diffusers.placing import root_of
+from l2c.io.version import code_version
 from l2c.pipelines import acceleration
 
 
@@ -83,7 +84,7 @@ def test_calls_with_other_steps_get_graphs_of_their_own_from_gram_alone(pipe, tm
         image(pipe, 7)
 
 
-def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypatch):
+def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypatch, capsys):
     accelerated(pipe, tmp_path, policy="interval")
     (before,) = tmp_path.iterdir()
     with torch.no_grad():
@@ -98,9 +99,15 @@ def test_other_weights_or_settings_are_calibrated_anew(pipe, tmp_path, monkeypat
     assert calls == [1]
     assert before.is_dir()
     count = len(list(tmp_path.iterdir()))
+    assert "made again" not in capsys.readouterr().out  # other weights and settings say it themselves
     monkeypatch.setattr(acceleration, "code_version", lambda: "0.1.0, code of another commit")
     accelerated(pipe, tmp_path, policy="interval")
     assert len(list(tmp_path.iterdir())) == count + 1
+    assert f"is by l2c {code_version()}, calibrations" in (said := capsys.readouterr().out)
+    assert said.startswith("made again: ")
+    assert "this is 0.1.0, code of another commit, calibrations of version" in said
+    accelerated(pipe, tmp_path, policy="interval")
+    assert "made again" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "probes"), [({}, 8), ({"num_probes": 2}, 2)])
