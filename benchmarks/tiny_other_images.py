@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import torch
-from tiny_parts import frozen, make_t5, make_tokenizer, make_vae
-from tiny_pipelines import ATTENTIVE, TEXT, TinyPipeline, denoiser, flow, sd
+from tiny_parts import frozen, make_qwen_vl, make_t5, make_tokenizer, make_vae
+from tiny_pipelines import ATTENTIVE, TEXT, TinyPipeline, denoiser, flow, flux2, sd
 from tiny_variants import picture, varied, without_ftfy
 
 
@@ -115,6 +116,25 @@ def kandinsky3() -> TinyPipeline:
     return TinyPipeline(pipe, {"height": 16, "width": 16})
 
 
+def ideogram4() -> TinyPipeline:
+    """Guidance by a second network, which is given neither text nor places for it; time rises."""
+    from diffusers import Ideogram4Pipeline
+
+    module = sys.modules[Ideogram4Pipeline.__module__]
+    module.QWEN3_VL_ACTIVATION_LAYERS = (0, 1)  # type: ignore[attr-defined]
+    parts = flux2().pipe
+    pipe = Ideogram4Pipeline(
+        scheduler=flow(),
+        vae=parts.vae,
+        text_encoder=make_qwen_vl(TEXT // 2),
+        tokenizer=parts.tokenizer,
+        transformer=denoiser("Ideogram4Transformer2DModel", in_channels=4, num_layers=4),
+        unconditional_transformer=denoiser("Ideogram4Transformer2DModel", in_channels=4, num_layers=4),
+    )
+    return TinyPipeline(pipe, {"height": 8, "width": 8, "max_sequence_length": 7})
+
+
 OTHER_IMAGES: dict[str, Callable[[], TinyPipeline]] = {
-    maker.__name__: maker for maker in (marigold_depth, marigold_normals, glm_image, prx, bria_fibo, kandinsky3)
+    maker.__name__: maker
+    for maker in (marigold_depth, marigold_normals, glm_image, prx, bria_fibo, kandinsky3, ideogram4)
 }

@@ -61,6 +61,19 @@ def make_clip(width: int, *, projected: bool = False, length: int = 7) -> Any:
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
+def make_qwen_vl(width: int = 12, num_layers: int = 2) -> Any:
+    """Return a text encoder with hidden states (N, T, width), its own `language_model`, and places of three axes."""
+    from transformers import Qwen3VLTextConfig
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
+
+    sizes = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": num_layers, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 1e4}
+    encoder = Qwen3VLTextModel(Qwen3VLTextConfig(vocab_size=8, **sizes, **heads, rope_parameters=rope)).eval()
+    encoder.__dict__["language_model"] = encoder  # beside its modules, which it is not one of
+    return encoder
+
+
 def make_vision(width: int, *, kind: Any = None) -> Any:
     """Return an encoder of pictures of 224 pixels with features (N, width), of a class of transformers."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection

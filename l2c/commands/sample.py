@@ -43,11 +43,12 @@ def _wanted(labels: object) -> list[int]:
 
 def draw_by_pipeline(cfg: DictConfig) -> None:
     """Call a pipeline as its users do, with the graph applied; write what it returns."""
+    from l2c.commands.frame.saved_pipeline import read_pipeline
     from l2c.drawing.image_shards import to_pixels  # its room imports Lightning
     from l2c.integrations.diffusers import apply
     from l2c.integrations.diffusers.images import pipeline_images
     from l2c.integrations.diffusers.options import OF_COMMANDS, check_options
-    from l2c.integrations.diffusers.pipeline_backbone import read_pipeline, read_prompts
+    from l2c.integrations.diffusers.prompts import read_prompts
 
     ours = [name for name in OUR_SAMPLER if cfg[name] not in (None, False, "default")]
     if ours:

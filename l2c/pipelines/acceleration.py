@@ -227,8 +227,8 @@ def _read(prompts: Any, pipe: Any) -> list[Any]:
 @torch.inference_mode(False)  # as in measuring, of conditions too
 def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:
     """Calibrate where that was not done yet; write the graph, and a note of a few lines for people."""
-    from l2c.integrations.diffusers.denoisers import graphs_of
     from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+    from l2c.integrations.diffusers.recorded.turns import graphs_of
 
     backbone: Any = pipeline_backbone(
         pipe,
@@ -261,7 +261,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
                 raise
             refusals.append(f"policy {name} is not possible here: {error}")
     lines = [*refusals, *_summary(sampler, asked, graph, context)]
-    graphs_of(graph, pipe).save(path)
+    graphs_of(graph, backbone).save(path)
     write_text(note, "\n".join(lines) + "\n")
 
 

@@ -16,6 +16,7 @@ import l2c
 from l2c.integrations.diffusers import applied
 from l2c.integrations.diffusers.guidance import check_inside, guidance_of
 from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.options import Names, check_options
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.prompts import check_prompts, condition_of, read_prompts
 
@@ -41,6 +42,11 @@ class OfPictures(Called):
 class Guided(Called):
     def __call__(self, prompt, guidance_scale=7.5):
         """Take the scale of most pipelines."""
+
+
+class Scheduled(Called):
+    def __call__(self, prompt, guidance_scale=None, guidance_schedule=(7.0, 7.0, 3.0)):
+        """Take a scale for each step, or one for all."""
 
 
 class Perturbed(Called):
@@ -87,6 +93,22 @@ def test_the_scale_is_an_input_of_models_of_latent_consistency():
     pipe = Guided(time_cond_proj_dim=16)
     assert guidance_of(pipe).mode == "embedded"
     assert guidance_of(pipe).asked(pipe, {}, 0.5) == 0.5
+
+
+def test_a_scale_for_each_step_counts_by_the_first_one_unless_one_is_given(caplog):
+    pipe = Scheduled()
+    guidance = guidance_of(pipe)
+    assert guidance.arguments(4.0) == {"guidance_scale": 4.0, "guidance_schedule": None}
+    assert guidance.asked(pipe, {}, 4.0) == 4.0
+    assert not caplog.messages
+    assert guidance.asked(pipe, {}) == 7.0
+    assert caplog.messages == [
+        "Scheduled is guided by a scale for each step; it is calibrated at that of the first one, 7"
+    ]
+    with guidance.at(5.0) as arguments:
+        assert arguments == {"guidance_scale": 5.0, "guidance_schedule": None}
+    with pytest.raises(ValueError, match=r"options holds 'guidance_schedule', which guidance_scale= says"):
+        check_options(pipe, {"guidance_schedule": [3.0]}, Names())
 
 
 def test_a_guider_holds_the_scale():

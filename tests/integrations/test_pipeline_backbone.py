@@ -18,7 +18,8 @@ from l2c.calibration.cost import count_macs
 from l2c.calibration.measurements import Measurements
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers import apply, denoiser_of
-from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone, read_prompts
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.integrations.diffusers.prompts import read_prompts
 from l2c.integrations.diffusers.recorded import recording
 from l2c.integrations.diffusers.recorded.steps import RecordedStep
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver

@@ -12,8 +12,9 @@ from tiny_pipelines import STEPS, tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied
-from l2c.integrations.diffusers.denoisers import denoisers_of, graphs_of
+from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
+from l2c.integrations.diffusers.recorded.turns import graphs_of
 from l2c.policies.context import PolicyContext
 
 # Each differs from the others in how the model is called or guided.
@@ -26,7 +27,8 @@ GUIDANCE = {
     "hidream": "cfg",  # prompts lie along the second axis of a condition
     "cogvideox": "cfg",  # blocks return (image, text)
     "ltx": "cfg",  # latents are tokens
-    "wan22": "cfg",  # two denoisers
+    "wan22": "cfg",  # two denoisers that take turns
+    "ideogram4": "cfg",  # ... each of which makes a guidance branch
     "svd": "cfg",  # pictures beside the noisy frames
     "glm_image_edit": "cfg",  # the model is called before the timesteps are set
     "cosmos": "uvit",  # branches are combined after a step of the scheduler
@@ -51,11 +53,12 @@ def test_recorded_sampled_applied_removed(name, random_rows):
     torch.testing.assert_close(sampler.sample([1], noise=noise).reshape(plain.shape), plain, rtol=2e-3, atol=2e-3)
     rows = [list(row) for row in random_rows(STEPS, backbone.num_layers, seed=1)]
     graph = PolicyContext.of(sampler).blank
-    if backbone.second is not None:
-        rows[sum(t >= backbone.boundary for t in graph.timesteps)] = [True] * backbone.num_layers
+    if backbone.turns.experts:
+        of = [backbone.turns.at(t) for t in graph.timesteps]
+        rows[next(e for e, model in enumerate(of) if model is not of[0])] = [True] * backbone.num_layers
     graph = graph.replace(rows=rows, routed=None)
     ours = l2c.Sampler(backbone, graph=graph).sample([1], noise=noise)
-    with applied(pipe, graphs_of(graph, pipe)):
+    with applied(pipe, graphs_of(graph, backbone)):
         for _ in range(2):
             cached = latents()
             torch.testing.assert_close(cached, ours.reshape(plain.shape), rtol=2e-3, atol=2e-3)

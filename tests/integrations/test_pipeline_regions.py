@@ -92,7 +92,6 @@ def test_what_is_the_timestep_once_more_follows_it():
 
 def test_guidance_beside_the_scale_is_off_and_named():
     class Pipe:
-        transformer = torch.nn.Module()
         _guidance_scale, _audio_guidance_scale = 3.0, 7.0  # of the last call
 
         @property
@@ -103,6 +102,7 @@ def test_guidance_beside_the_scale_is_off_and_named():
             pass
 
     pipe = Pipe()
+    pipe.transformer = torch.nn.Module()
     pipe.transformer.config = {}
     guidance = guidance_of(pipe)
     assert guidance.mode == "cfg"

@@ -208,5 +208,5 @@ def test_a_condition_that_guidance_brings_is_not_left_out_of_the_unconditional_b
         guided = replace(step, calls=[replace(both, conditions={**both.conditions, "more": more})])
         return guided.unconditional(alone, {"text": 0, "more": {}})
 
-    assert found({})[0]["text"].item() == 0.0
+    assert found({})[0].conditions["text"].item() == 0.0
     assert found({"mask": torch.ones(2, 1)}) is None

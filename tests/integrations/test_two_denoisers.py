@@ -1,4 +1,4 @@
-"""Pipelines with two denoisers that share a trajectory: Wan 2.2's experts."""
+"""Pipelines with two denoisers that share a trajectory: Wan 2.2's experts, and a branch for each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from diffusers.hooks import HookRegistry
 from tiny_parts import make_t5
+from tiny_pipelines import tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply, placing, remove
-from l2c.integrations.diffusers.denoisers import graphs_of
+from l2c.integrations.diffusers.denoisers import denoisers_in
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.placing import put, root_of
+from l2c.integrations.diffusers.recorded.answers import Answers
+from l2c.integrations.diffusers.recorded.turns import Turns, check_turns, graphs_of, turns_of
 
 STEPS = 6
 SIZES = {"height": 16, "width": 16, "num_frames": 1}
@@ -127,8 +130,88 @@ def test_calibrated_as_one_trajectory_and_split(pipe):
         solver="UniPCMultistepScheduler",
     )
     ours = l2c.Sampler(backbone, graph=graph).sample([0], noise=noise)
-    with applied(pipe, graphs_of(graph, pipe)):
+    with applied(pipe, graphs_of(graph, backbone)):
         torch.testing.assert_close(ours, latents(pipe), rtol=1e-4, atol=1e-4)
+
+
+def turns(pipe, steps=STEPS):
+    settings = {"prompt": ["a red cat"], "num_inference_steps": steps, "max_sequence_length": 7, **SIZES}
+    return turns_of(pipe, settings, steps, Answers())
+
+
+def test_turns_are_those_of_the_modules_called(pipe):
+    found = turns(pipe)
+    assert found.experts
+    for boundary in (0.8, 0.5):  # which the pipeline follows
+        pipe.register_to_config(boundary_ratio=boundary)
+        found = turns(pipe)
+        times = [float(t) for t in pipe.scheduler.timesteps]
+        first = [found.at(t) is pipe.transformer for t in times]
+        assert first == [t >= 1000 * boundary for t in times]
+        assert 0 < sum(first) < len(times)
+    assert set(found.called) < set(found.joined(turns(pipe, steps=4)).called)
+    pipe.register_to_config(boundary_ratio=None)
+    with pytest.raises(
+        ValueError, match="WanPipeline calls its transformer_2 at none of 6 steps; take more, or take"
+    ):
+        check_turns(turns(pipe), "WanPipeline")
+    pipe.transformer_2 = None
+    assert list(turns(pipe).models) == ["transformer"]
+
+
+def test_each_branch_is_made_by_a_denoiser_of_its_own():
+    tiny = tiny_pipeline("ideogram4")
+    backbone = pipeline_backbone(tiny.pipe, tiny.prompts, num_evaluations=3, options=tiny.options)
+    assert not backbone.turns.experts
+    y = torch.tensor([2, 0, 1, 2])  # 2 = none
+    assert [part.tolist() for part in backbone.parts(y)] == [[1, 2], [0, 3]]
+    x, t = torch.randn(4, *backbone.input_shape), torch.full((4,), backbone.usual_time)
+    calls = [counted_first(model) for model in backbone.turns.models.values()]
+    together = backbone(x, t, y)
+    assert calls == [[2], [2]]  # rows of a batch
+    alone = torch.cat([backbone(x[i : i + 1], t[:1], y[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def counted_first(model):
+    rows = []
+    model.input_proj.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    return rows
+
+
+def test_denoisers_that_no_graph_follows_are_refused(pipe):
+    one, two = pipe.transformer, pipe.transformer_2
+    with pytest.raises(ValueError, match="at some steps and one at others"):
+        check_turns(Turns({"a": one, "b": two}, {2.0: ("a", "b"), 1.0: ("a",)}), "P")
+    with pytest.raises(ValueError, match="classes WanTransformer3DModel and Linear in one trajectory"):
+        check_turns(Turns({"a": one, "b": torch.nn.Linear(1, 1)}, {2.0: ("a",), 1.0: ("b",)}), "P")
+    check_turns(Turns({"a": one, "b": two}, {2.0: ("a", "b"), 1.0: ("a", "b")}), "P")
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, sample, timestep):
+        """Predict."""
+
+
+class Steering(torch.nn.Module):
+    def forward(self, sample, timestep, conditioning_scale=1.0):
+        """Return what steers another network."""
+
+
+class Parts:
+    def __init__(self, **parts):
+        vars(self).update(parts)
+
+
+def test_denoisers_are_the_parts_that_take_a_time_and_predict():
+    one, two, other = Noisy(), Noisy(), torch.nn.Linear(1, 1)
+    parts = {"vae": other, "scheduler": "s", "decoder": one, "controlnet": Steering(), "_kept": Noisy()}
+    assert denoisers_in(Parts(**parts)) == {"decoder": one}
+    assert denoisers_in(Parts(**parts, uncond=two, once_more=one)) == {"decoder": one, "uncond": two}
+    stages = {"prior_scheduler": "s", "prior_prior": two, "prior": Noisy(), "priority": one}
+    assert denoisers_in(Parts(scheduler="s", **stages)) == {"priority": one}
+    assert denoisers_in(Parts(unet=other)) == {"unet": other}  # whose forward does not say what it takes
+    assert denoisers_in(None) == {}
 
 
 def test_bad_input_is_one_sentence(pipe, tmp_path):

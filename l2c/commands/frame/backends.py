@@ -32,7 +32,7 @@ def configured_backbone(
         model = cast("dict[str, Any]", OmegaConf.to_container(cast("DictConfig", model), resolve=True))
     if not is_pipeline(model):
         return load_backbone(model, remedy="model.checkpoint=PATH (model.checkpoint=random for benchmarks)")
-    from l2c.integrations.diffusers.pipeline_backbone import load_pipeline  # diffusers is optional
+    from l2c.commands.frame.saved_pipeline import load_pipeline  # diffusers is optional
 
     return load_pipeline(
         model, num_evaluations=solver["num_evaluations"], guidance_scale=solver["cfg_scale"], fewer_steps=fewer_steps

@@ -1,22 +1,19 @@
-"""The models of a pipeline that are called at every step, one or two that share a trajectory; the graph of each."""
+"""The models of a pipeline that are called at every step, one or two that share a trajectory."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from l2c.backbones.digest import known_digest
-from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.collection import CacheGraphs
-from l2c.graph.selection import with_evaluations
-from l2c.integrations.diffusers.adapters import effective_weights
+from l2c.integrations.diffusers.layers import is_unet
 
-NAMES = ("transformer", "transformer_2", "unet", "unet_2")
+USUAL = ("transformer", "unet")
+STRENGTH = "conditioning_scale"  # argument of networks that steer another one (ControlNets)
+SCHEDULER = "_scheduler"  # ends the name of the scheduler of another trajectory: `prior_scheduler` is for `prior`
 TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 
 
@@ -59,15 +56,26 @@ def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
 def denoisers_in(pipe: Any) -> dict[str, nn.Module]:
     """Return the denoisers of a pipeline by their names there, none of what has none.
 
-    Where none has a usual name, they are the components that take a time (those of Stable Cascade).
+    They are the parts that take a time, each once, but for those that steer another one (ControlNets), and those of
+    another trajectory, which has a scheduler of its own (the prior of a pipeline of two stages). Where there are none
+    (forwards that do not say what they take), the parts of the usual names.
     """
-    named = {name: getattr(pipe, name, None) for name in NAMES}
-    found = {name: model for name, model in named.items() if isinstance(model, nn.Module)}
-    if found or not isinstance(getattr(pipe, "components", None), Mapping):
-        return found
-    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    kinds: dict[str, Any] = {name: type(unwrap_module(part)) for name, part in parts.items()}
-    return {name: parts[name] for name, kind in kinds.items() if any(map(is_time, parameters_of(kind)))}
+    parts: dict[str, Any] = getattr(pipe, "__dict__", {})
+    others = tuple(name.removesuffix(SCHEDULER) for name in parts if name.endswith(SCHEDULER))
+    found: dict[str, nn.Module] = {}
+    for name, part in parts.items():
+        elsewhere = name.startswith("_") or any(f"{name}_".startswith(f"{other}_") for other in others)
+        if isinstance(part, nn.Module) and not elsewhere and part not in found.values() and _predicts(part):
+            found[name] = part
+    return found or {name: parts[name] for name in USUAL if isinstance(parts.get(name), nn.Module)}
+
+
+def _predicts(part: nn.Module) -> bool:
+    """Return whether a network takes a time and returns a prediction, not what steers another network."""
+    model: Any = unwrap_module(part)
+    kind: Any = type(model)
+    names = parameters_of(kind)
+    return any(map(is_time, names)) and (STRENGTH not in names or is_unet(model))
 
 
 def denoiser_of(pipe_or_model: Any) -> Any:
@@ -78,50 +86,3 @@ def denoiser_of(pipe_or_model: Any) -> Any:
 
     """
     return next(iter(denoisers_of(pipe_or_model).values()))
-
-
-def second_of(pipe: Any, timesteps: Sequence[float]) -> tuple[nn.Module, float] | None:
-    """Return a pipeline's second denoiser and the t below which it is called; None where there is one alone.
-
-    Args:
-        pipe: the pipeline.
-        timesteps: of a trajectory, as its models are given them.
-
-    Raises:
-        ValueError: if there are two, but no boundary between their times.
-
-    """
-    models = list(denoisers_of(pipe).values())
-    if len(models) == 1:
-        return None
-    ratio = getattr(pipe.config, "boundary_ratio", None)
-    if ratio is None:
-        raise ValueError(
-            f"{type(pipe).__name__} has two denoisers but no boundary_ratio, so that the time of each is not known; "
-            "calibrate each on a pipeline of its own"
-        )
-    training = float(pipe.scheduler.config.num_train_timesteps)
-    return models[1], ratio * (training if max(timesteps) > 1 else 1.0)
-
-
-def graphs_of(graph: CacheGraph, pipe: Any) -> CacheGraph | CacheGraphs:
-    """Return a graph of a whole trajectory as the pipeline needs it: for two denoisers, the part of each.
-
-    The second one's first evaluation computes everything.
-    """
-    models = denoisers_of(pipe)
-    if len(models) == 1:
-        return graph
-    boundary = second_of(pipe, graph.timesteps)
-    assert boundary is not None
-    first, second = models
-    start = sum(t >= boundary[1] for t in graph.timesteps)
-    parts: dict[str, CacheGraph] = {}
-    for name, part in ((first, slice(0, start)), (second, slice(start, None))):
-        chosen = range(graph.num_evaluations)[part]
-        if not chosen:
-            raise ValueError(f"{type(pipe).__name__} calls its {name} at none of {len(graph.rows)} steps; take more")
-        model = models[name]
-        digest = graph.fingerprint if name == first else known_digest(model, effective_weights(model))
-        parts[name] = with_evaluations(graph, chosen, fingerprint=digest)
-    return CacheGraphs(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,9 @@ BESIDE = {  # of further branches, where off: perturbed or own attention, skippe
     **dict.fromkeys(("audio_guidance_scale", "modality_scale", "audio_modality_scale"), 1.0),
     OF_PICTURES: 1.0,
 }
+SCHEDULE = "guidance_schedule"  # a scale for each step, in the place of one
+SCHEDULED = "%s is guided by a scale for each step; it is calibrated at that of the first one, %g"
+log = logging.getLogger(__name__)
 INSIDE = ("sag_scale",)  # of branches that are made from attention maps, which the pipeline reads inside its model
 
 
@@ -33,6 +37,7 @@ class PipelineGuidance:
         off: arguments with which a call makes no unconditional pass.
         on: arguments that a call needs for one beside s.
         guider: the pipeline's component that holds s instead (HunyuanVideo 1.5); None = there is none.
+        single: arguments with which a call takes one scale in the place of one for each step (Ideogram 4).
 
     """
 
@@ -41,6 +46,7 @@ class PipelineGuidance:
     off: Mapping[str, Any] = field(default_factory=dict)
     on: Mapping[str, Any] = field(default_factory=dict)
     guider: Any = None
+    single: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def branches(self) -> bool:
@@ -51,7 +57,7 @@ class PipelineGuidance:
     def at(self, scale: float) -> Iterator[dict[str, Any]]:
         """Yield the argument of calls at a scale in a `with` block, for whose time the guider has it too."""
         if self.guider is None:
-            yield {} if self.argument is None else {self.argument: scale}
+            yield {} if self.argument is None else {self.argument: scale, **self.single}
             return
         before, self.guider.guidance_scale = self.guider.guidance_scale, scale
         try:
@@ -63,7 +69,8 @@ class PipelineGuidance:
         """Return the arguments of a call at a scale; None = as the pipeline has it."""
         if scale is None or self.argument is None:
             return {}
-        return {self.argument: scale} if self.mode == "embedded" else {**self.on, self.argument: scale}
+        on = {} if self.mode == "embedded" else self.on
+        return {**on, self.argument: scale, **self.single}
 
     def left_out(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Return the scales of a call with these arguments whose further branches `off` leaves out."""
@@ -73,10 +80,15 @@ class PipelineGuidance:
         return {name: scale for name, scale in beside.items() if scale is not None and scale > self.off[name]}
 
     def scale_of(self, call: Mapping[str, Any]) -> float | None:
-        """Return the scale that counts in a call with these arguments; the neutral one where guidance is off."""
+        """Return the scale that counts in a call with these arguments; the neutral one where guidance is off.
+
+        Of a scale for each step it is that of the first one.
+        """
         if self.guider is not None:
             return self.guider.guidance_scale if self.guider._enabled else NEUTRAL_SCALE[self.mode]
         scale = None if self.argument is None else call.get(self.argument)
+        if scale is None and self._schedule(call) is not None:
+            scale = float(self._schedule(call)[0])
         if self.mode == "embedded" or self.argument is None:
             return scale
         neutral = NEUTRAL_SCALE[self.mode]
@@ -102,7 +114,15 @@ class PipelineGuidance:
                 f"{type(pipe).__name__} takes no single guidance scale, got guidance_scale={scale:g} (its call has: "
                 f"{named}); leave guidance_scale out"
             )
-        return self.scale_of({**defaults_of(pipe), **options, **self.arguments(scale)})
+        call = {**defaults_of(pipe), **options, **self.arguments(scale)}
+        found = self.scale_of(call)
+        if self._schedule(call) is not None and len({float(each) for each in self._schedule(call)}) > 1:
+            log.warning(SCHEDULED, type(pipe).__name__, found)
+        return found
+
+    def _schedule(self, call: Mapping[str, Any]) -> Any:
+        """Return the scales of the steps of a call, None where it has one for all."""
+        return next((call[name] for name in self.single if call.get(name) is not None), None)
 
 
 def defaults_of(pipe: Any) -> dict[str, Any]:
@@ -139,7 +159,9 @@ def guidance_of(pipe: Any) -> PipelineGuidance:
     """
     parameters = inspect.signature(pipe.__call__).parameters
     found = _usual_of(pipe, parameters)
-    return replace(found, off={**found.off, **{name: BESIDE[name] for name in BESIDE if name in parameters}})
+    beside = {name: BESIDE[name] for name in BESIDE if name in parameters}
+    single = {SCHEDULE: None} if SCHEDULE in parameters else {}
+    return replace(found, off={**found.off, **beside}, single=single)
 
 
 def _usual_of(pipe: Any, parameters: Collection[str]) -> PipelineGuidance:

@@ -43,12 +43,14 @@ def check_options(pipe: Any, options: Mapping[str, Any] | None, names: Names) ->
             too deep.
 
     """
-    condition, scale = condition_of(pipe), guidance_of(pipe).argument
+    guidance = guidance_of(pipe)
+    condition, scale = condition_of(pipe), guidance.argument
     places: dict[str | None, str] = {
         "num_inference_steps": names.steps,
         **dict.fromkeys((condition, f"{condition}_embeds"), names.prompts),
         **dict.fromkeys(("generator", "latents"), names.seed),
         **dict.fromkeys((scale, EMBEDDED) if scale == TRUE else (scale,), names.scale),
+        **dict.fromkeys(guidance.single, names.scale),
     }
     for option, value in (options or {}).items():
         if value is None:

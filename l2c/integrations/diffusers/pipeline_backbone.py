@@ -25,11 +25,12 @@ from l2c.backbones.wrap import WrappedModule
 from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.graph.layer_names import WHOLE_OUTPUT, kinds_asked
 from l2c.integrations.diffusers.adapters import effective_weights
-from l2c.integrations.diffusers.denoisers import denoiser_of, second_of
+from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
-from l2c.integrations.diffusers.options import OF_COMMANDS, PER_PROMPT, check_options
-from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
+from l2c.integrations.diffusers.options import PER_PROMPT
+from l2c.integrations.diffusers.recorded.answers import Answers
+from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.conditions import (
     differ_in_length,
     digest_of,
@@ -42,10 +43,9 @@ from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_
 from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.steps import recorded_call
+from l2c.integrations.diffusers.recorded.turns import Turns, check_turns, turns_of
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
 from l2c.integrations.diffusers.timesteps import trajectory_of
-from l2c.io.names import folder_or_hub
-from l2c.io.tensors import usable_device
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,11 @@ class PipelineBackbone(WrappedModule):
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
         guidance: what the guidance scale means: `cfg`, `cfg_normed`, `uvit`, or `embedded`, an input of the
             model.
-        second: a denoiser of the same architecture, and the t below which it takes the first one's place.
+        turns: which denoisers make which evaluations; None = the model makes all.
 
     Attributes:
+        turns: which denoisers make which evaluations.
+        first_model: the one whose weights are the backbone's.
         own_solver: the solver that a sampler of this backbone uses.
         fewer_steps: the scheduler at smaller numbers of steps.
         origin: a digest of conditions and scheduler, which decide with the weights what is drawn.
@@ -82,7 +84,7 @@ class PipelineBackbone(WrappedModule):
         of: tuple[str, ...] | None = None,
         fewer_steps: Mapping[int, SchedulerSolver] | None = None,
         guidance: str = "cfg",
-        second: tuple[nn.Module, float] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         calls = recording.calls
         count = len(calls) - 1
@@ -100,32 +102,54 @@ class PipelineBackbone(WrappedModule):
         self.usual_time = solver.timesteps[0]
         self.fewer_steps = dict(fewer_steps or {})
         self._recorded = calls[0]
-        for feeder in calls[0].feeders:
+        for feeder in (*calls[0].feeders, *calls[-1].feeders):
             feeder.module.eval().requires_grad_(False)
-        self.second = None if second is None else second[0].eval().requires_grad_(False)
-        self._second_layers = (
-            () if self.second is None else tuple(make_layer(self.second, name) for name in self.layer_names)
-        )
-        self.boundary = -float("inf") if second is None else second[1]
+        self.first_model, self.turns = model, Turns({"": model}) if turns is None else turns
+        others = [other.eval().requires_grad_(False) for other in self.turns.models.values() if other is not model]
+        self._layers_of = {model: self.layers}
+        self._layers_of |= {other: tuple(make_layer(other, name) for name in self.layer_names) for other in others}
         self._sign = recording.sign
-        self._table = tabled([call.conditions for call in calls], recording.places)
-        self.lengths_differ = differ_in_length(self._table)  # the unconditional branch counts too
+        self._none = calls[-1] if calls[-1].apart_from(calls[0]) else None
+        own = calls if self._none is None else calls[:-1]
+        self._table = tabled([call.conditions for call in own], recording.places)
+        self._table_of_none = tabled([calls[-1].conditions], recording.places_of_none)
+        self.lengths_differ = self._none is not None or differ_in_length(self._table)
         self._shapes_of: dict[Any, dict[int, tuple[int, ...]]] = {}  # of layers' outputs, of each length of prompts
-        self.origin = hashlib.sha256(f"{digest_of(self._table)}{solver.name}{solver.timesteps}".encode()).hexdigest()
+        given = digest_of(self._table) + ("" if self._none is None else digest_of(self._table_of_none))
+        self.origin = hashlib.sha256(f"{given}{solver.name}{solver.timesteps}".encode()).hexdigest()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the weights that count, see `effective_weights`."""
         return effective_weights(self.module)
 
     def modules_in_turn(self) -> list[nn.Module]:
-        """Return the one denoiser, or both of two."""
-        return [self.module] if self.second is None else [self.module, self.second]
+        """Return the one denoiser, or all of several."""
+        return list(self._layers_of)
 
     def parts(self, y: Tensor | None) -> list[Tensor] | None:
         """Return the rows of prompts y (N,) that may run together, see `Backbone.parts`."""
         if y is None or not self.lengths_differ:
             return None
-        return [torch.tensor(places, device=y.device) for places in groups_of(self._table, y.tolist()).values()]
+        return [torch.tensor(places, device=y.device) for places in self._groups(y).values()]
+
+    def _groups(self, y: Tensor) -> dict[Any, list[int]]:
+        """Return the places in a batch of prompts y (N,) that may run together, by what they have in common."""
+        prompts, none = y.tolist(), self.num_embedded_labels - 1
+        if self._none is None:
+            return groups_of(self._table, prompts)
+        groups: dict[Any, list[int]] = {}
+        for apart in (False, True):
+            chosen = [place for place, prompt in enumerate(prompts) if (prompt == none) is apart]
+            table = self._table_of_none if apart else self._table
+            alike = groups_of(table, [0 if apart else prompts[place] for place in chosen])
+            groups |= {(apart, key): [chosen[i] for i in places] for key, places in alike.items()}
+        return groups
+
+    def _recorded_of(self, y: Tensor) -> tuple[RecordedCall, Any, Tensor]:
+        """Return the recorded call of prompts y (N,), the table of its conditions, and their rows in it."""
+        if self._none is None or int(y[0]) != self.num_embedded_labels - 1:
+            return self._recorded, self._table, y
+        return self._none, self._table_of_none, torch.zeros_like(y)
 
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict by the denoiser whose time it is; see `WrappedModule.run`.
@@ -134,8 +158,8 @@ class PipelineBackbone(WrappedModule):
             ValueError: if the batch holds prompts of different lengths, see `parts`.
 
         """
-        with self._lock, self._at(condition[0]):
-            if self.lengths_differ and len(groups_of(self._table, condition[1].tolist())) > 1:
+        with self._lock, self._at(*condition):
+            if self.lengths_differ and len(self._groups(condition[1])) > 1:
                 raise ValueError(
                     "prompts of different lengths cannot run in one pass; give one prompt at a time, without a "
                     "guidance scale, or let the pipeline pad them (options)"
@@ -144,12 +168,15 @@ class PipelineBackbone(WrappedModule):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Predict, computing every layer, by the denoiser whose time it is."""
-        with self._lock, self._at(t):
-            run = super().forward
-            parts = self.parts(y)
+        parts = None if y is None else self.parts(y)
+        with self._lock:
             if parts is None or y is None:
-                return run(x, t, y)
-            return in_order(parts, [run(x[rows], t[rows], y[rows]) for rows in parts])
+                return self._whole(x, t, y)
+            return in_order(parts, [self._whole(x[rows], t[rows], y[rows]) for rows in parts])
+
+    def _whole(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        with self._at(t, y):
+            return super().forward(x, t, y)
 
     def forward_cached(
         self,
@@ -165,7 +192,7 @@ class PipelineBackbone(WrappedModule):
         if parts is None or y is None:
             return super().forward_cached(x, t, y, row, cache, keep)
         outputs, kept = [], []
-        for length, rows in zip(groups_of(self._table, y.tolist()), parts, strict=True):
+        for length, rows in zip(self._groups(y), parts, strict=True):
             own = self._shapes_of.setdefault(length, {})
             given = (
                 None
@@ -180,13 +207,17 @@ class PipelineBackbone(WrappedModule):
         return in_order(parts, outputs), tuple(whole)
 
     @contextlib.contextmanager
-    def _at(self, t: Tensor) -> Iterator[None]:
-        """Replace the first denoiser by the second in a `with` block, where t (N,) lies below its boundary."""
-        if self.second is None or float(t.reshape(-1)[0]) >= self.boundary:
+    def _at(self, t: Tensor, y: Tensor | None = None) -> Iterator[None]:
+        """Let the denoiser of t (N,) and of y (N,), rows that may run together, be the module in a `with` block."""
+        model = self.first_model
+        if len(self._layers_of) > 1:
+            apart = self._none is not None and y is not None and int(y[0]) == self.num_embedded_labels - 1
+            model = self._none.model if apart else self.turns.at(float(t.reshape(-1)[0]))  # type: ignore[union-attr,assignment]
+        if model is self.module:
             yield
             return
         own = self.module, self.layers
-        self.module, self.layers = self.second, self._second_layers
+        self.module, self.layers = model, self._layers_of[model]
         try:
             yield
         finally:
@@ -196,8 +227,9 @@ class PipelineBackbone(WrappedModule):
         """Call the model as the pipeline does for prompts y (N,)."""
         if y is None:
             raise ValueError(f"{self.conventions.name} needs prompts: give y (N,) in 0..{self.num_labels}")
-        given = self._recorded.arguments(x, t, rows_of(self._table, y))
-        predicted = self.moving(first(self.module(**given), listed=True))
+        recorded, table, rows = self._recorded_of(y)
+        given = recorded.arguments(x, t, rows_of(table, rows))
+        predicted = narrowed(first(self.module(**given), listed=True), recorded.region)
         return predicted if self._sign == 1.0 else self._sign * predicted
 
     def moving(self, x: Tensor) -> Tensor:
@@ -234,8 +266,10 @@ def pipeline_backbone(
         raise ValueError("no prompts given; one at least is needed")
     asked = kinds_asked(of)
     check_inside(pipe, {**defaults_of(pipe), **(options or {})})
-    model, guidance = denoiser_of(pipe), guidance_of(pipe)
+    denoisers_of(pipe)  # refuses a pipeline without
+    guidance = guidance_of(pipe)
     settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
+    settings |= guidance.single
     settings |= {name: 1 for name in settings if re.fullmatch(PER_PROMPT, name)}
     if guidance.mode == "embedded":
         settings |= guidance.arguments(guidance_scale)
@@ -243,24 +277,36 @@ def pipeline_backbone(
     if beside:
         log.warning(LEFT_OUT, type(pipe).__name__, ", ".join(f"{name}={value:g}" for name, value in beside.items()))
     with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
-        recording = record(pipe, model, prompts, guidance, **settings)
-        timesteps, end = trajectory_of(pipe, recording.calls[0].t)
-        solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around, rowed=recording.rowed)
-        fewer = _fewer_steps(pipe, model, recording) if fewer_steps else None
-    asked = _kinds(model, asked, recording)
+        recording = record(pipe, prompts, guidance, **settings)
+        solver, fewer, turns = _solvers(pipe, recording, fewer_steps=fewer_steps)
+    asked = _kinds(recording.model, asked, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     if recording.own_way is not None and not off:
         log.warning(recording.own_way)
     backbone = PipelineBackbone(
-        model,
+        recording.model,
         recording,
         solver,
         of=asked,
         fewer_steps=fewer,
         guidance=guidance.mode if off else recording.guidance or guidance.mode,
-        second=second_of(pipe, solver.timesteps),
+        turns=turns,
     )
     return under_layers(backbone, asked or ())
+
+
+def _solvers(
+    pipe: Any, recording: Recording, *, fewer_steps: bool
+) -> tuple[SchedulerSolver, dict[int, SchedulerSolver] | None, Turns]:
+    """Return the pipeline's scheduler as it stands, that at fewer steps if wanted, and the denoisers' turns."""
+    timesteps, end = trajectory_of(pipe, recording.calls[0].t)
+    solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around, rowed=recording.rowed)
+    answers = Answers()
+    turns = turns_of(pipe, recording.given, end, answers)
+    check_turns(turns, type(pipe).__name__)
+    if not fewer_steps:
+        return solver, None, turns
+    return solver, *_fewer_steps(pipe, recording.model, recording, turns, answers)
 
 
 def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -> tuple[str, ...] | None:
@@ -275,8 +321,13 @@ def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -
     return None
 
 
-def _fewer_steps(pipe: Any, model: nn.Module, recording: Recording) -> dict[int, SchedulerSolver]:
-    """Return the pipeline's scheduler at 2 steps and on, fewer than its settings say; the prompt is encoded once."""
+def _fewer_steps(
+    pipe: Any, model: nn.Module, recording: Recording, turns: Turns, answers: Answers
+) -> tuple[dict[int, SchedulerSolver], Turns]:
+    """Return the pipeline's scheduler at 2 steps and on, fewer than its settings say, and turns at their times too.
+
+    The prompt is encoded once.
+    """
     found: dict[int, SchedulerSolver] = {}
     for count in range(2, recording.given["num_inference_steps"]):
         settings = {**recording.given, "num_inference_steps": count}
@@ -286,49 +337,7 @@ def _fewer_steps(pipe: Any, model: nn.Module, recording: Recording) -> dict[int,
         if around is None and recording.around is not None:
             continue
         with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
+            if turns.experts:
+                turns = turns.joined(turns_of(pipe, settings, end, answers))
             found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end], around=around, rowed=recording.rowed)
-    return found
-
-
-def read_pipeline(settings: Mapping[str, Any]) -> Any:
-    """Return a saved pipeline; see `load_pipeline` for settings and errors."""
-    from diffusers import DiffusionPipeline
-
-    if settings.get("prompts") is not None:
-        prompt_lines(settings["prompts"])  # before gigabytes of weights are read
-    device = usable_device(settings["device"], "model.device")
-    with folder_or_hub("pipeline", settings["pipeline"]):
-        pipe = DiffusionPipeline.from_pretrained(settings["pipeline"], dtype=getattr(torch, settings["dtype"]))
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(device)
-    return pipe
-
-
-def load_pipeline(
-    settings: Mapping[str, Any], *, num_evaluations: int, guidance_scale: float | None, fewer_steps: bool = False
-) -> Any:
-    """Return the backbone of a saved pipeline; its text encoders run once per prompt and are freed.
-
-    Args:
-        settings: `pipeline` (a folder or a name on the Hub), `prompts` (a text file or None), `layers` (kinds or
-            None), `dtype`, `device`, `options` of the pipeline's call.
-        num_evaluations: number of steps.
-        guidance_scale: given to models that take it as an input (Flux); for the others guidance is the sampler's.
-        fewer_steps: also read the scheduler's steps for every smaller number of steps, for the baseline of that name.
-
-    Raises:
-        ValueError: if the prompt file is empty, or a label is out of range.
-        OSError: if there is no such pipeline or file.
-
-    """
-    pipe = read_pipeline(settings)
-    check_options(pipe, settings.get("options"), OF_COMMANDS)
-    return pipeline_backbone(
-        pipe,
-        read_prompts(settings.get("prompts"), pipe),
-        num_evaluations=num_evaluations,
-        guidance_scale=guidance_scale,
-        of=settings.get("layers"),
-        options=settings.get("options"),
-        fewer_steps=fewer_steps,
-    )
+    return found, turns

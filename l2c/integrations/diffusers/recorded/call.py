@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,7 @@ class RecordedCall:
             mask, frames that stay as they are) is the condition `BESIDE`.
         before: calls of other modules before it that take a time, each with the module and its output.
         feeders: those of them that make some of the conditions from x and t, which are None then, see `fed`.
+        model: the model that is called; None = not known.
 
     """
 
@@ -50,6 +51,7 @@ class RecordedCall:
     region: Region = ()
     before: tuple[tuple[nn.Module, RecordedCall, Any], ...] = ()
     feeders: tuple[Feeder, ...] = ()
+    model: nn.Module | None = None
 
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
@@ -74,7 +76,7 @@ class RecordedCall:
         conditions = {name: value for name, value in conditions.items() if name not in also}
         listed = isinstance(x, list)
         x = torch.stack(x) if listed else x
-        return cls(x, t, conditions, noisy, found[0], listed, TokenTimes.of(found[1], t), also)
+        return cls(x, t, conditions, noisy, found[0], listed, TokenTimes.of(found[1], t), also, model=module)
 
     def split(self, region: Region) -> RecordedCall:
         """Return the call whose noisy input is a region of this one's, what lies beside it a condition."""
@@ -82,6 +84,10 @@ class RecordedCall:
             return self
         conditions = {**self.conditions, BESIDE: blank(self.x, region)}
         return replace(self, x=narrowed(self.x, region), conditions=conditions, region=region)
+
+    def apart_from(self, other: RecordedCall) -> bool:
+        """Return whether this call is of another model than another call, or its input is laid out in another way."""
+        return self.model is not other.model or self.x.shape[1:] != other.x.shape[1:] or self.region != other.region
 
     def in_parts(self, places: Any, count: int) -> list[RecordedCall]:
         """Return the `count` calls of which this one is the batch; `places` are those of its conditions."""
@@ -138,8 +144,8 @@ class Feeder:
 
 
 @contextlib.contextmanager
-def timed_calls(pipe: Any, model: nn.Module) -> Iterator[list[tuple[nn.Module, RecordedCall, Any]]]:
-    """Yield a list of the calls that other modules of a pipeline get in a `with` block, of those that take a time."""
+def timed_calls(pipe: Any, models: Collection[nn.Module]) -> Iterator[list[tuple[nn.Module, RecordedCall, Any]]]:
+    """Yield a list of the calls that modules of a pipeline beside some get in a `with` block, if they take a time."""
     calls: list[tuple[nn.Module, RecordedCall, Any]] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -149,7 +155,7 @@ def timed_calls(pipe: Any, model: nn.Module) -> Iterator[list[tuple[nn.Module, R
         form = {name: kwargs[name] for name in ("return_dict",) if name in kwargs}  # of the output
         calls.append((module, replace(own, conditions={**own.conditions, **form}), output))
 
-    with looked_at(pipe, model, look):
+    with looked_at(pipe, models, look):
         yield calls
 
 

@@ -6,7 +6,7 @@ What they hand to the model differs from step to step, so that they are run agai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,9 +18,9 @@ Look = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 @contextlib.contextmanager
-def looked_at(pipe: Any, model: nn.Module, look: Look) -> Iterator[None]:
-    """Call `look` with each forward of a pipeline's other modules and its output, in a `with` block."""
-    others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not model]
+def looked_at(pipe: Any, models: Collection[nn.Module], look: Look) -> Iterator[None]:
+    """Call `look` with each forward of a pipeline's modules beside some and its output, in a `with` block."""
+    others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part not in models]
     hooks = [part.register_forward_hook(look, with_kwargs=True) for part in others]
     try:
         yield

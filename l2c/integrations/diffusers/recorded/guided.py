@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import first
+from l2c.diffusion import Guidance
 from l2c.integrations.diffusers.recorded.call import RecordedCall
-from l2c.integrations.diffusers.recorded.steps import RecordedError, Unset, ended
+from l2c.integrations.diffusers.recorded.regions import Region, narrowed
+from l2c.integrations.diffusers.recorded.steps import CLOSE, RecordedError, Unset, difference, ended
+
+NORMED = "cfg_normed"
+SCALE = 5.0  # of guidance: any at which both branches count
 
 
 @dataclass
@@ -91,3 +98,40 @@ def moved_on(pipe: Any, model: nn.Module, **settings: Any) -> GuidedStep | None:
     if not bool((scheduler.timesteps == given.get("timestep")).any()):  # a time of the pipeline's own
         return None
     return GuidedStep(predictions, calls[0].x, calls[2].x, scheduler, given)
+
+
+def combination(
+    taken: Tensor | None,
+    pair: Sequence[Tensor],
+    usual: str,
+    scale: float,
+    region: Region,
+    *,
+    normed: bool = True,
+) -> str | None:
+    """Return the mode of guidance that makes what a scheduler took of two predictions, the conditional one first."""
+    if taken is None:
+        return None
+    modes = (usual, "cfg", "uvit", *([NORMED] if normed else []))
+    merged = {mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in modes}
+    far = {mode: difference(merged[mode], taken, region) for mode in merged}
+    best = min(far, key=lambda mode: far[mode])
+    return best if far[best] < CLOSE else None
+
+
+def by_effect(
+    pipe: Any, model: nn.Module, settings: Mapping[str, Any], sign: float, usual: str, region: Region
+) -> str | None:
+    """Return the mode of guidance that leads from a guided step's predictions to the input of the next one."""
+    step = moved_on(pipe, model, **settings)
+    if step is None:
+        return None
+    now, after = narrowed(step.start, region), narrowed(step.end, region)
+    modes: dict[str, float] = {}
+    for mode in dict.fromkeys((usual, "cfg", "uvit")):
+        for cond, uncond in itertools.permutations(sign * prediction for prediction in step.predictions):
+            made = step.onward(Guidance(mode, SCALE).combine(cond.float(), uncond.float()))
+            far = float((narrowed(made, region) - after).abs().max() / (after - now).abs().max())
+            modes[mode] = min(far, modes.get(mode, far))
+    best = min(modes, key=lambda mode: modes[mode])
+    return best if modes[best] < CLOSE else None

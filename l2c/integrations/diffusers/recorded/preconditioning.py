@@ -6,7 +6,6 @@ read off a run of the pipeline in which drawn tensors stand in the place of pred
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from l2c.backbones.forwards import replaced
 from l2c.backbones.layer_form import first
+from l2c.integrations.diffusers.recorded.answers import Answers
 from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.steps import CLOSE, RecordedError, ended
 from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.integrations.diffusers.timesteps import trajectory_of
-from l2c.io.tensors import leaves_of
 
 
 def fitted(wanted: Tensor, *parts: Tensor) -> tuple[float, ...] | None:
@@ -92,15 +91,10 @@ def _recording(pipe: Any, model: nn.Module, run: _Run, count: int) -> Iterator[N
     """Write a run down up to its last step, in a `with` block in which the model answers by chance."""
     step = pipe.scheduler.step
     taken_by = inspect.signature(step)
-    answers: list[Any] = []
+    drawn = Answers().of(model)
 
     def answer(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if not answers:
-            answers.append(forward(*args, **kwargs))
-        made = copy.deepcopy(answers[0])
-        for _, tensor in leaves_of(made):
-            if tensor.is_floating_point():
-                tensor.normal_()
+        made = drawn(forward, *args, **kwargs)
         run.inputs.append(RecordedCall.of(model, args, kwargs).x.clone())
         run.predictions.append(first(made, listed=True).clone())
         return made

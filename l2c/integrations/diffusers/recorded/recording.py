@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import first
-from l2c.diffusion import Guidance
+from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
 from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.call import BESIDE
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_in, places_of
-from l2c.integrations.diffusers.recorded.guided import moved_on
+from l2c.integrations.diffusers.recorded.guided import SCALE, by_effect, combination
 from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
-from l2c.integrations.diffusers.recorded.regions import Region, narrowed, region_of
+from l2c.integrations.diffusers.recorded.regions import region_of
 from l2c.integrations.diffusers.recorded.steps import (
     CLOSE,
     RecordedCall,
@@ -33,13 +32,11 @@ from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.io.memory import out_of_memory
 from l2c.io.tensors import leaves_of
 
-NORMED = "cfg_normed"
 log = logging.getLogger(__name__)
 OF_ITS_OWN = (
     "%s combines its guidance branches in a way of its own; it is calibrated under %s, so that errors foretold are "
     "those of another image"
 )
-SCALE = 5.0  # of guidance: any at which both branches count
 LEFT_OUT = "%s is calibrated without the branches of %s, so that errors foretold are those of another image"
 DRAWN_TOO = (
     "%s draws %s too, which moves beside the noisy input; it is calibrated as if that stayed, so that errors "
@@ -57,7 +54,8 @@ class Recording:
     """What a pipeline makes of prompts.
 
     Attributes:
-        calls: the first call of the model for each prompt, and for none: the unconditional branch of guidance.
+        calls: the first call of the model for each prompt, and for none: the unconditional branch of guidance, which
+            may be of another model.
         places: axes of prompts in the conditions, see `conditions.places_of`; or `ALONE`.
         runs: how often each module of the model runs in a forward, by its name.
         sign: see `RecordedStep`.
@@ -67,6 +65,8 @@ class Recording:
         given: arguments of the call for the first prompt.
         own_way: that guided calls combine the branches in another way than any of ours, in words; None = they do not.
         rowed: see `RecordedStep`.
+        places_of_none: axes of prompts in the conditions of the last call, where that is of another model or another
+            layout.
 
     """
 
@@ -79,16 +79,21 @@ class Recording:
     own_way: str | None = None
     around: Preconditioning | None = None
     rowed: bool = False
+    places_of_none: Any = ALONE
+
+    @property
+    def model(self) -> Any:
+        """The model of the prompts' calls."""
+        return self.calls[0].model
 
 
-def record(
-    pipe: Any, model: nn.Module, prompts: Sequence[Any], guidance: PipelineGuidance, **settings: Any
-) -> Recording:
+def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **settings: Any) -> Recording:
     """Call a pipeline up to the first call of its model for each prompt, and to the first step of its scheduler.
+
+    The model is the denoiser that is called first.
 
     Args:
         pipe: the pipeline.
-        model: its denoiser, the first of two.
         prompts: texts, labels or pictures.
         guidance: the pipeline's.
         settings: of its call.
@@ -97,8 +102,9 @@ def record(
         ValueError: if the scheduler does not get the model's prediction, or the model is called without a timestep.
 
     """
-    name = condition_of(pipe)
-    step, listed = _first_step(pipe, model, name, prompts[0], settings)
+    name, models = condition_of(pipe), list(denoisers_of(pipe).values())
+    step, listed = _first_step(pipe, models, name, prompts[0], settings)
+    model = next((call.model for call in step.calls if call.model is not None), models[0])
     settings = _with_texts(settings, listed)
 
     def given(*batch: Any, **changes: Any) -> dict[str, Any]:
@@ -116,7 +122,7 @@ def record(
     guided, on = RecordedStep(), _with_texts(guidance.on, listed)
     if guidance.branches:
         with guidance.at(SCALE) as scaled:
-            guided = first_step(pipe, model, **{**on, **given(prompts[0]), **scaled}).split(region)
+            guided = first_step(pipe, models, **{**on, **given(prompts[0]), **scaled}).split(region)
     of_first, sign, around = given(prompts[0]), step.sign(region), None
     if sign is None:
         places = _axes(calls[0], (lambda: call(prompts[0], prompts[0]),))
@@ -129,16 +135,39 @@ def record(
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
     places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
 
-    def by_effect() -> str | None:
+    def effect() -> str | None:
         with guidance.at(SCALE) as scaled:
-            return _by_effect(pipe, model, {**on, **of_first, **scaled}, sign or 1.0, guidance.mode, region)
+            return by_effect(pipe, model, {**on, **of_first, **scaled}, sign or 1.0, guidance.mode, region)
 
-    uncond, mode, known = _unconditional(guided, calls[0], places, sign, around, guidance.mode, by_effect)
+    uncond, mode, known = _unconditional(guided, calls[0], places, sign, around, guidance.mode, effect)
     own_way = None if known else OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
-        uncond = calls[0].conditions if name == "image" else call(empty_of(pipe)).conditions
-    every = (*calls, replace(calls[0], conditions=uncond))
-    return Recording(every, places, step.runs, sign, mode, of_first, own_way, around, step.rowed)
+        uncond = calls[0] if name == "image" else replace(calls[0], conditions=call(empty_of(pipe)).conditions)
+    of_none = _axes_of(pipe, guidance, uncond, calls[0], {**on, **given(prompts[0], prompts[0])})
+    every, runs = (*calls, uncond), step.runs.get(model)
+    return Recording(every, places, runs, sign, mode, of_first, own_way, around, step.rowed, of_none)
+
+
+def _axes_of(
+    pipe: Any, guidance: PipelineGuidance, uncond: RecordedCall, cond: RecordedCall, of_two: Mapping[str, Any]
+) -> Any:
+    """Return where the axis of prompts lies in the conditions of the unconditional call.
+
+    Args:
+        pipe: the pipeline.
+        guidance: the pipeline's.
+        uncond: the call for one prompt. One of another model than the conditional call, or laid out in another way,
+            has axes of its own.
+        cond: the conditional call.
+        of_two: arguments of a call for two prompts.
+
+    """
+    if not uncond.apart_from(cond):
+        return ALONE
+    model: Any = uncond.model
+    with guidance.at(SCALE) as scaled:
+        given = {**of_two, **scaled}
+        return _axes(uncond, (lambda: recorded_call(pipe, model, **given).split(uncond.region).fed(),))
 
 
 def _unconditional(
@@ -149,8 +178,8 @@ def _unconditional(
     around: Preconditioning | None,
     usual: str,
     by_effect: Callable[[], str | None],
-) -> tuple[Any, str | None, bool]:
-    """Return conditions of the unconditional branch, its mode of guidance, and whether that is one of ours.
+) -> tuple[RecordedCall | None, str | None, bool]:
+    """Return a call of the unconditional branch, its mode of guidance, and whether that is one of ours.
 
     Args:
         guided: the first step under guidance; without calls there is none.
@@ -170,7 +199,7 @@ def _unconditional(
         return None, None, not several
     uncond, *predictions = found
     pair = [guided.changed(sign * prediction, around, region) for prediction in reversed(predictions)]
-    mode = _combination(guided.taken, pair, usual, SCALE, region, normed=around is None)
+    mode = combination(guided.taken, pair, usual, SCALE, region, normed=around is None)
     if mode is None and around is None:
         mode = by_effect()
     return uncond, mode, mode is not None
@@ -223,10 +252,10 @@ def _of_batches(
         parts = [call.in_parts(places, count) for call in calls]
         branches = [sign * branch for branch in guided.predictions[0].chunk(count)]
         others = sorted(set(range(count)) - {place}, key=lambda i: _far(parts[0], i, place), reverse=True)
-        modes = {i: _combination(guided.taken, [branches[place], branches[i]], usual, SCALE, region) for i in others}
+        modes = {i: combination(guided.taken, [branches[place], branches[i]], usual, SCALE, region) for i in others}
         uncond = next((i for i in others if modes[i] is not None), others[0])
         made = (*(part[place] for part in parts), parts[0][uncond])
-        return Recording(made, places, step.runs, sign, modes[uncond])
+        return Recording(made, places, step.runs.get(model), sign, modes[uncond])
     return None
 
 
@@ -244,13 +273,13 @@ def _rows_run_alone(model: nn.Module, step: RecordedStep, places: Any) -> bool:
 
 
 def _first_step(
-    pipe: Any, model: nn.Module, name: str, prompt: Any, settings: Mapping[str, Any]
+    pipe: Any, models: Sequence[nn.Module], name: str, prompt: Any, settings: Mapping[str, Any]
 ) -> tuple[RecordedStep, bool]:
     """Return the first step of a prompt, and whether the pipeline takes prompts as a list; some take one alone."""
 
     def step(listed: bool) -> tuple[RecordedStep, bool]:
         own = _with_texts(settings, listed)
-        return first_step(pipe, model, **{**own, name: [prompt] if listed else prompt}), listed
+        return first_step(pipe, models, **{**own, name: [prompt] if listed else prompt}), listed
 
     try:
         return step(True)
@@ -300,43 +329,6 @@ def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any
             if out_of_memory(error):
                 raise
     return ALONE
-
-
-def _combination(
-    taken: Tensor | None,
-    pair: Sequence[Tensor],
-    usual: str,
-    scale: float,
-    region: Region,
-    *,
-    normed: bool = True,
-) -> str | None:
-    """Return the mode of guidance that makes what a scheduler took of two predictions, the conditional one first."""
-    if taken is None:
-        return None
-    modes = (usual, "cfg", "uvit", *([NORMED] if normed else []))
-    merged = {mode: Guidance(mode, scale).combine(*(p.float() for p in pair)) for mode in modes}
-    far = {mode: difference(merged[mode], taken, region) for mode in merged}
-    best = min(far, key=lambda mode: far[mode])
-    return best if far[best] < CLOSE else None
-
-
-def _by_effect(
-    pipe: Any, model: nn.Module, settings: Mapping[str, Any], sign: float, usual: str, region: Region
-) -> str | None:
-    """Return the mode of guidance that leads from a guided step's predictions to the input of the next one."""
-    step = moved_on(pipe, model, **settings)
-    if step is None:
-        return None
-    now, after = narrowed(step.start, region), narrowed(step.end, region)
-    modes: dict[str, float] = {}
-    for mode in dict.fromkeys((usual, "cfg", "uvit")):
-        for cond, uncond in itertools.permutations(sign * prediction for prediction in step.predictions):
-            made = step.onward(Guidance(mode, SCALE).combine(cond.float(), uncond.float()))
-            far = float((narrowed(made, region) - after).abs().max() / (after - now).abs().max())
-            modes[mode] = min(far, modes.get(mode, far))
-    best = min(modes, key=lambda mode: modes[mode])
-    return best if modes[best] < CLOSE else None
 
 
 def twice_of(option: Any) -> Any:

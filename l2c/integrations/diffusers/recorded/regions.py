@@ -43,6 +43,15 @@ def region_of(one: Tensor, other: Tensor, sample: Tensor | None, times: TokenTim
     return (*(part for part in region if part[0] != axis), (axis, start, sample.shape[axis]))
 
 
+def region_beside(x: Tensor, other: Tensor, region: Region) -> Region:
+    """Return the region of an input that has the same part as another one in its region.
+
+    It is the whole input where that has the shape of the part (a guidance branch that is given no text beside it).
+    """
+    whole = x.shape[1:] == narrowed(other, region).shape[1:] and x.shape[1:] != other.shape[1:]
+    return () if whole else region
+
+
 def _ranges(differ: Tensor) -> Iterator[tuple[int, int, int]]:
     """Yield the range along each axis but the first outside which nothing differs, where it is not the whole axis."""
     for axis in range(1, differ.ndim):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import first
+from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.recorded.call import RecordedCall, timed_calls
-from l2c.integrations.diffusers.recorded.conditions import in_parts
-from l2c.integrations.diffusers.recorded.regions import Region, narrowed
+from l2c.integrations.diffusers.recorded.regions import Region, narrowed, region_beside
 from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.io.memory import out_of_memory
 
@@ -30,20 +31,36 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
         run: calls it; where it does so more than once, its forwards are taken to be alike.
 
     """
-    counts: dict[str, int] = {}
+    with _counting([model]) as counts:
+        run()
+    return _of_one_forward(counts[model])
 
-    def count(name: str) -> Callable[[nn.Module, Any], None]:
+
+@contextmanager
+def _counting(models: Collection[nn.Module]) -> Iterator[dict[nn.Module, dict[str, int]]]:
+    """Count in a `with` block how often each module of some models runs, by its name."""
+    counts: dict[nn.Module, dict[str, int]] = {model: {} for model in models}
+
+    def count(of: dict[str, int], name: str) -> Callable[[nn.Module, Any], None]:
         def add(module: nn.Module, args: Any) -> None:
-            counts[name] = counts.get(name, 0) + 1
+            of[name] = of.get(name, 0) + 1
 
         return add
 
-    hooks = [module.register_forward_pre_hook(count(name)) for name, module in model.named_modules()]
+    hooks = [
+        module.register_forward_pre_hook(count(of, name))
+        for model, of in counts.items()
+        for name, module in model.named_modules()
+    ]
     try:
-        run()
+        yield counts
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _of_one_forward(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return how often modules ran in each of several forwards that are alike."""
     return {name: -(-count // counts[""]) for name, count in counts.items()}
 
 
@@ -88,7 +105,7 @@ class Unset:
 
 
 def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
-    """Call a pipeline up to the first call of its model.
+    """Call a pipeline up to the first call of one of its models.
 
     Raises:
         ValueError: if the model is not called, or called without a timestep.
@@ -105,7 +122,7 @@ def recorded_call(pipe: Any, model: nn.Module, **settings: Any) -> RecordedCall:
     unset = Unset(pipe)
     hook = model.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with timed_calls(pipe, model) as before:
+        with timed_calls(pipe, denoisers_of(pipe).values()) as before:
             if ended(pipe, settings):
                 return calls[0]
     finally:
@@ -121,9 +138,10 @@ class RecordedStep:
     """The first step of a pipeline's trajectory.
 
     Attributes:
-        runs: how often each module of the model ran in it, by its name; None = each once.
-        calls: the model's calls.
-        predictions: what it answered.
+        runs: how often each module of a model ran in a forward, by its name, for each model; without a model: each
+            module once.
+        calls: the models' calls.
+        predictions: what they answered.
         taken: what the scheduler was given as the prediction; None = not known.
         sample: what the scheduler was given as the noisy sample; None = not known.
         repeatable: whether the scheduler does the same where it is given these and the timestep alone.
@@ -131,7 +149,7 @@ class RecordedStep:
 
     """
 
-    runs: dict[str, int] | None = None
+    runs: dict[nn.Module, dict[str, int]] = field(default_factory=dict)
     calls: list[RecordedCall] = field(default_factory=list)
     predictions: list[Tensor] = field(default_factory=list)
     taken: Tensor | None = None
@@ -140,8 +158,9 @@ class RecordedStep:
     rowed: bool = False
 
     def split(self, region: Region) -> RecordedStep:
-        """Return the step with its calls as `RecordedCall.split` and `fed` make them."""
-        return replace(self, calls=[call.split(region).fed() for call in self.calls])
+        """Return the step with its calls as `RecordedCall.split` and `fed` make them, each by its own region."""
+        of = [region_beside(call.x, self.calls[0].x, region) for call in self.calls]
+        return replace(self, calls=[call.split(own).fed() for call, own in zip(self.calls, of, strict=True)])
 
     def sign(self, region: Region) -> float | None:
         """Return -1.0 where the scheduler gets the prediction's opposite (Lumina, Z-Image), else 1.0; None = neither.
@@ -165,8 +184,8 @@ class RecordedStep:
         assert self.sample is not None, "preconditioning is read off samples"
         return around.outputs[0] * narrowed(prediction, region) + around.states[0] * narrowed(self.sample, region)
 
-    def unconditional(self, alone: RecordedCall, places: Any) -> tuple[dict[str, Any], Tensor, Tensor] | None:
-        """Return conditions of the unconditional branch, its prediction and the conditional one's, of a guided step.
+    def unconditional(self, alone: RecordedCall, places: Any) -> tuple[RecordedCall, Tensor, Tensor] | None:
+        """Return a call of the unconditional branch, its prediction and the conditional one's, of a guided step.
 
         Args:
             alone: the call for the same prompt without guidance.
@@ -179,21 +198,25 @@ class RecordedStep:
         """
         size = len(alone.x)
         if len(self.calls) == 2 and all(len(call.x) == size for call in self.calls):
-            both = [call.conditions for call in self.calls]
-            predictions = self.predictions
+            both = self.calls
+            predictions = [
+                narrowed(made, call.region) if both[0].apart_from(both[1]) else made
+                for made, call in zip(self.predictions, both, strict=True)
+            ]
         elif len(self.calls) == 1 and len(self.calls[0].x) == 2 * size:
-            call = self.calls[0].conditions
-            if not _placed(call, places):
+            if not _placed(self.calls[0].conditions, places):
                 return None
-            both = in_parts(call, places, 2)
+            both = self.calls[0].in_parts(places, 2)
             predictions = list(self.predictions[0].chunk(2))
         else:
             return None
-        far = [distance(conditions, alone.conditions) for conditions in both]
+        far = [distance(call.conditions, alone.conditions) for call in both]
         if far[0] == far[1]:
             return None
         uncond = far.index(max(far))
-        return both[uncond], predictions[uncond], predictions[1 - uncond]
+        own = both[uncond].apart_from(alone)
+        made = both[uncond] if own else replace(alone, conditions=both[uncond].conditions)
+        return made, predictions[uncond], predictions[1 - uncond]
 
 
 def _placed(conditions: Any, places: Any) -> bool:
@@ -222,8 +245,8 @@ def distance(ours: Any, theirs: Any) -> float:
 
 
 @torch.no_grad()
-def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
-    """Call a pipeline up to the first step of its scheduler; the model runs."""
+def first_step(pipe: Any, models: Collection[nn.Module], **settings: Any) -> RecordedStep:
+    """Call a pipeline up to the first step of its scheduler; its models run."""
     step = RecordedStep()
 
     taken_by = inspect.signature(pipe.scheduler.step)
@@ -248,11 +271,13 @@ def first_step(pipe: Any, model: nn.Module, **settings: Any) -> RecordedStep:
         if not unset:
             step.predictions.append(first(output, listed=True))
 
-    hooks = [model.register_forward_pre_hook(look, with_kwargs=True), model.register_forward_hook(keep)]
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True) for model in models]
+    hooks += [model.register_forward_hook(keep) for model in models]
     pipe.scheduler.step = record
     try:
-        with timed_calls(pipe, model) as before:
-            step.runs = calls_of(model, lambda: ended(pipe, settings))
+        with timed_calls(pipe, models) as before, _counting(models) as counts:
+            ended(pipe, settings)
+        step.runs = {model: _of_one_forward(of) for model, of in counts.items() if of}
     finally:
         for hook in hooks:
             hook.remove()
