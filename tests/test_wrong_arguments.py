@@ -8,9 +8,11 @@ import torch
 from wrong_arguments import WRONG, check_sentence
 
 import l2c
+from l2c.backbones.layer_cache import mix
 from l2c.diffusion import SOLVERS, FlowSchedule, Guidance, NoiseSchedule, make_solver
 from l2c.drawing.run import sample_images
 from l2c.evaluation.graph_evaluation import evaluate_samplers
+from l2c.graph import hub
 from l2c.integrations.cache_dit import export_cache_dit
 from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache
 from l2c.policies.budget import evaluations_worth
@@ -114,6 +116,9 @@ def callables(tmp_path_factory):
         "blank": (l2c.CacheGraph.blank, {"binding": graph.binding}),
         "removed_fraction_of": (graph.removed_fraction_of, {"kind": "attn"}),
         "save_pretrained": (graph.save_pretrained, {"folder": folder / "hub", "files": []}),
+        "push_to_hub": (graph.push_to_hub, PUSHED),
+        "from_pretrained": (l2c.CacheGraph.from_pretrained, {"repo": "somebody/graph", "revision": "main"}),
+        "mix": (mix, MIXED),
         "import_l2c_router": (l2c.import_l2c_router, {"path": folder / "router.pth", "backbone": backbone, **ROUTER}),
         **{name: (kind, {"num_evaluations": 6, **SOLVER[name]}) for name, kind in SOLVERS.items()},
         "make_solver": (make_solver, {"name": "ddim", "num_evaluations": 6, **SOLVER["ddim"]}),
@@ -174,6 +179,8 @@ def callables(tmp_path_factory):
     }
 
 
+PUSHED = {"repo": "somebody/graph", "files": [], "private": False, "token": "hf_a"}
+MIXED = {"fresh": torch.tensor(0.5), "compute": lambda: torch.ones(2, 3, 4), "cached": torch.ones(2, 3, 4)}
 TINY_DIT = {"input_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 8, "depth": 2, "num_heads": 2}
 TINY_UVIT = {"img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 8, "depth": 2, "num_heads": 2}
 # The arguments that may be left out; None stands for that here.
@@ -214,6 +221,7 @@ BESIDE = (
     *("load_calibration", "load_ladder", "load_graphs", "CacheGraphs", "WholeOutput", "part", "preferred", "check"),
     *("at", "figures", "context", "make_graph", "import_smoothcache", "export_smoothcache", "export_cache_dit"),
     *("Guidance", "NoiseSchedule", "FlowSchedule", "sample_images", "evaluate_samplers", "train_routers"),
+    *("push_to_hub", "from_pretrained", "mix"),
     *("RouterTraining", "Routers", "LearningToCache", "train_correction", *(f"policy {name}" for name in OPTIONS)),
 )
 # Arguments that a test of their own looks at, or that are objects of any kind.
@@ -229,7 +237,8 @@ def test_every_argument_is_tried(name, callables):
 
 
 @pytest.mark.parametrize("name", [*NAMES, *BESIDE])
-def test_a_wrong_argument_is_one_sentence(name, callables):
+def test_a_wrong_argument_is_one_sentence(name, callables, monkeypatch):
+    monkeypatch.setattr(hub, "_hub", lambda: pytest.fail("the Hub was asked"))
     call, right = callables[name]
     given = {key: value for key, value in right.items() if value is not None}
     for key in right:

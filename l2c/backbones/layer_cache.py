@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from l2c.io.names import quoted
+
 Fresh: TypeAlias = "bool | Tensor"
 LayerOutput: TypeAlias = "Tensor | None"
 LayerCache: TypeAlias = "tuple[LayerOutput, ...]"
@@ -32,11 +34,30 @@ def mix(fresh: Fresh, compute: Callable[[], Tensor], cached: LayerOutput) -> Ten
         compute: gives the layer's output `f(x)`, (N, T, D), before the gate.
         cached: the same layer's output at an earlier evaluation, (N, T, D); not read where `fresh` is True.
 
+    Raises:
+        ValueError: if an argument is of another type, `fresh` has dimensions, or both outputs differ in shape.
+
     """
-    if not isinstance(fresh, Tensor) and fresh:
+    if not callable(compute):
+        raise ValueError(f"compute must be a function that returns the layer's output, got {quoted(compute)}")
+    if fresh is True:
         return compute()
-    assert cached is not None, "LayerPlan refuses this with a message"
-    return fresh * compute() + (1 - fresh) * cached if isinstance(fresh, Tensor) else cached
+    if fresh is not False and not (isinstance(fresh, Tensor) and fresh.is_floating_point() and fresh.ndim == 0):
+        raise ValueError(
+            f"fresh must be True, False or a tensor of one weight without dimensions, got {quoted(fresh)}; "
+            "give bool(bit), or row.unbind()[layer]"
+        )
+    if not isinstance(cached, Tensor):
+        raise ValueError(f"cached must be the layer's earlier output, a tensor, got {quoted(cached)}")
+    if fresh is False:
+        return cached
+    computed = compute()
+    if computed.shape != cached.shape:
+        raise ValueError(
+            f"cached has the shape {tuple(cached.shape)}, but compute() gives {tuple(computed.shape)}; give the same "
+            "layer's output of these images"
+        )
+    return fresh * computed + (1 - fresh) * cached
 
 
 def _decisions(row: Row) -> tuple[Fresh, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any, TypeVar
 
 from l2c.graph import file as graph_file
 from l2c.graph.fields import GraphFields
-from l2c.graph.given import each
+from l2c.graph.given import each, takes, text
 from l2c.graph.layer_names import ends_in_output, layers_of
 from l2c.graph.statistics import statistics_of
 from l2c.graph.text import summary
 from l2c.io.atomic import copy_file, write_text
 from l2c.io.bundled import at_home
 from l2c.io.lazy import needed
-from l2c.io.names import shown
+from l2c.io.names import quoted, shown
+from l2c.io.numbers import truth_value
 
 FILE = "cache_graph.json"
+REPOSITORY = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 PICTURES = (".png", ".svg", ".jpg")
 
 Graph = TypeVar("Graph", bound=GraphFields)
@@ -42,6 +45,11 @@ def find_file(repo: str | Path, name: str, *, revision: str | None = None) -> Pa
                 f"the folder {shown(repo, 300)} has no {name}; give the folder that save_pretrained wrote"
             )
         return path
+    if not REPOSITORY.fullmatch(str(repo)):
+        raise FileNotFoundError(
+            f"no {name} at {shown(repo, 300)}: it is no folder here, and no name of a repository of the Hub, "
+            "OWNER/NAME; check the path"
+        )
     hub = _hub()
     try:
         return Path(hub.hf_hub_download(str(repo), name, revision=revision))
@@ -72,6 +80,21 @@ def upload(folder: Path, repo: str, *, private: bool, token: str | None, message
     return str(commit)
 
 
+def repository(name: str, value: Any) -> str:
+    """Return the name of a Hub repository.
+
+    Raises:
+        ValueError: if it is none.
+
+    """
+    if not REPOSITORY.fullmatch(text(name, value)):
+        raise ValueError(
+            f"{name} must be the name of a repository of the Hub, OWNER/NAME in letters, digits, '-', '_' and '.', "
+            f"got {quoted(value)}"
+        )
+    return str(value)
+
+
 def save_pretrained(graph: GraphFields, folder: str | Path, *, files: Iterable[str | Path] = ()) -> None:
     """Write `cache_graph.json`, a model card and copies of files (pictures, reports) into a folder.
 
@@ -90,6 +113,7 @@ def save_pretrained(graph: GraphFields, folder: str | Path, *, files: Iterable[s
     graph_file.save(graph, folder / FILE)
 
 
+@takes(repo=repository, private=truth_value, token=text)
 def push_to_hub(
     graph: GraphFields,
     repo: str,
@@ -102,7 +126,7 @@ def push_to_hub(
 
     Raises:
         OSError: if the Hub cannot be reached, or refuses.
-        ValueError: if huggingface_hub is not installed.
+        ValueError: if an argument is of another type, or huggingface_hub is not installed.
 
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +134,7 @@ def push_to_hub(
         return upload(Path(folder), repo, private=private, token=token, message=f"Graph for {shown(graph.model)}")
 
 
+@takes(revision=text)
 def from_pretrained(load: Callable[[Path], Graph], repo: str | Path, *, revision: str | None = None) -> Graph:
     """Read the graph of a Hub repository, or of a folder that `save_pretrained` wrote, with its correction.
 
