@@ -6,10 +6,13 @@ No public function of huggingface_hub or pooch goes on with a broken download of
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from tqdm.auto import tqdm
 from l2c.io.atomic import copy_file
 from l2c.io.bundled import at_home
 from l2c.io.digests import CHUNK, sha256_of
+from l2c.io.folder_lock import take
 from l2c.io.names import shown
 
 HEADERS = {"User-Agent": "l2c"}
@@ -54,7 +58,8 @@ def download(
     Raises:
         OSError: if there is no connection or no such file, the download is cut short, or the disk is full; what is
             there already is kept for next time.
-        ValueError: if the file is not the expected one; it is removed. Also if the address is none of the web.
+        ValueError: if the file is not the expected one; it is removed. Also if the address is none of the web, or
+            another process downloads to this path.
 
     """
     if not url.lower().startswith(("https://", "http://")):
@@ -64,9 +69,28 @@ def download(
         _check(target, size=size, sha256=sha256, url=url)
         return target
     part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _held(part):
+        _fetch_whole(url, target, part, size=size, sha256=sha256, progress=progress)
+    return target
+
+
+@contextmanager
+def _held(part: Path) -> Iterator[None]:
+    """Hold a partial file, to which two downloads would write at once; an empty one vanishes."""
+    handle = take(part, str(part), "wait for it to end, or download to another path")
+    try:
+        yield
+    finally:
+        if part.exists() and not _size(part):
+            part.unlink()
+        os.close(handle)
+
+
+def _fetch_whole(url: str, target: Path, part: Path, *, size: int | None, sha256: str | None, progress: bool) -> None:
+    """Fetch a file by way of its partial file, which is held."""
     tag = target.with_name(target.name + ".part.tag")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         _fetch(url, part, tag, size=size, progress=progress)
     except urllib.error.HTTPError as error:
         raise OSError(
@@ -89,7 +113,6 @@ def download(
     _check(part, size=size, sha256=sha256, url=url)
     part.replace(target)
     tag.unlink(missing_ok=True)
-    return target
 
 
 def keep_local(source: str | Path, path: str | Path, *, sha256: str | None = None) -> Path:
@@ -143,7 +166,7 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
             raise
         if (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start):
             return
-        part.unlink()
+        os.truncate(part, 0)
         request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - https or http
         response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - https or http
     with response:

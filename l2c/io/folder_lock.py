@@ -41,7 +41,10 @@ def locked(folder: str | Path) -> Iterator[None]:
         return
     place.mkdir(parents=True, exist_ok=True)
     path = place / NAME
-    handle = _take(path)
+    handle = take(path, str(place), "wait for it to end, or choose another folder with hydra.run.dir=PATH")
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
     HELD[place] = threading.get_ident()
     try:
         yield
@@ -65,25 +68,30 @@ def lock(handle: int) -> bool:
     return True
 
 
-def _take(path: Path) -> int:
-    """Return the handle of the locked file; a file that was removed meanwhile is opened again."""
+def take(path: Path, what: str, mend: str) -> int:
+    """Return the handle of a file that it makes and locks; one that was removed meanwhile is opened again.
+
+    Args:
+        path: the file.
+        what: what is held by it, for the message.
+        mend: what to do where another process holds it.
+
+    Raises:
+        ValueError: if another process holds it; the message names the process.
+        OSError: if it cannot be made or written.
+
+    """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if not lock(handle):
             holder = _holder(handle)
             os.close(handle)
-            raise ValueError(
-                f"{path.parent} is in use by {holder}; wait for it to end, or choose another folder with "
-                "hydra.run.dir=PATH"
-            )
+            raise ValueError(f"{what} is in use by {holder}; {mend}")
         try:
             same = os.fstat(handle).st_ino == path.stat().st_ino
         except FileNotFoundError:
             same = False
         if same:
-            with suppress(OSError):  # a full disk: the lock holds all the same
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
             return handle
         os.close(handle)
 
@@ -92,5 +100,5 @@ def _holder(handle: int) -> str:
     try:
         content = json.loads(os.pread(handle, 1000, 0))
         return f"process {int(content['process'])} on {content['host']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "another run"

@@ -3,59 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from file_server import CONTENT, Server
 
 from l2c.io import download as module
 from l2c.io.download import direct_address, download, keep_local
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server(ThreadingHTTPServer):
-    """Serves CONTENT under every path but a few that misbehave."""
-
-    content = CONTENT
-    etag = '"one"'
-    cut_at: int | None = None
-    asked: list[str | None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
-        if self.path == "/missing":
-            return self.send_error(404)
-        content, start = self.server.content, 0
-        if asked and self.headers.get("If-Range") == self.server.etag:
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-            if start >= len(content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
-                return self.end_headers()
-        self.send_response(206 if start else 200)
-        self.send_header("ETag", self.server.etag)
-        self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        self.wfile.write(content[start : self.server.cut_at])
-
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.fixture
 def server():
-    with Server(("127.0.0.1", 0), Handler) as server:
-        server.asked = []
+    with Server() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -65,7 +27,7 @@ def server():
 
 @pytest.fixture
 def url(server):
-    return f"http://127.0.0.1:{server.server_port}/weights.pt"
+    return server.url
 
 
 def names(folder: Path) -> set[str]:
@@ -117,6 +79,15 @@ def test_a_complete_part_is_taken_over(server, url, tmp_path):
     (tmp_path / "weights.pt.part").write_bytes(CONTENT)
     (tmp_path / "weights.pt.part.tag").write_text(server.etag, encoding="utf-8")
     assert download(url, tmp_path / "weights.pt", sha256=SHA256, progress=False).read_bytes() == CONTENT
+
+
+def test_two_downloads_to_one_path_do_not_mix(server, url, tmp_path):
+    path = tmp_path / "weights.pt"
+    with module._held(tmp_path / "weights.pt.part"), pytest.raises(ValueError, match=r"weights\.pt\.part is in use by"):
+        download(url, path, progress=False)
+    assert server.asked == []
+    assert download(url, path, sha256=SHA256, progress=False) == path
+    assert names(tmp_path) == {"weights.pt"}
 
 
 def test_a_wrong_file_is_refused_and_removed(url, tmp_path):

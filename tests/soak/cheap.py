@@ -1,4 +1,4 @@
-"""Every command that writes, with settings that make it quick, and the files that are its result."""
+"""Every command, with settings that make it quick, and the files that are its result."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from emoji_packages import packages_in
 from PIL import Image
+
+from l2c.commands.frame.table import COMMANDS
 
 TINY = ["model=dit_digits", *(f"model.args.{name}" for name in ("hidden_size=32", "depth=2", "num_heads=2"))]
 RANDOM = [*TINY, "model.checkpoint=random"]
 FOLDER = "run"
+LOCAL, ADDRESS = "weights.bin", "address"  # among the inputs: a file, and that of a server which sends another
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,15 @@ class Cheap:
 
     @property
     def line(self) -> list[str]:
-        """The arguments, with the run's folder."""
+        """The arguments, with the run's folder where the command has one."""
+        if not COMMANDS[self.arguments[0]].hydra:
+            return [*self.arguments]
         resume = ["resume=auto"] if self.resumes else []
         return [*self.arguments, f"hydra.run.dir={FOLDER}", *resume]
 
 
 def prepare(folder: Path) -> None:
-    """Write what the commands read: images, an autoencoder, a router file."""
+    """Write what the commands read: images, an autoencoder, a router file, weights, packages of emoji."""
     from tiny_diffusers import make_vae
 
     for label in "ab":
@@ -46,6 +52,8 @@ def prepare(folder: Path) -> None:
         for i in range(3):
             Image.new("RGB", (16, 16), (80 * i, 0, 255 * (label == "a"))).save(folder / "images" / label / f"{i}.png")
     make_vae().save_pretrained(folder / "vae")
+    (folder / LOCAL).write_bytes(bytes(range(256)) * 2**15)
+    packages_in(folder)
     torch.save({f"{i}.prob": torch.linspace(-2, 2, 16) for i in range(20)}, folder / "router.pt")
 
 
@@ -63,7 +71,16 @@ def commands(inputs: Path) -> dict[str, Cheap]:
     latents = ("batch_size=2", "output=latents")
     small = ("timing_batch=1", "timing_repetitions=1")
     graph = "graph=dit_digits_ddim20"
+    address = (inputs / ADDRESS).read_text() if (inputs / ADDRESS).is_file() else "http://127.0.0.1:1/weights.pt"
+    fetched = ("w.pt",)
     return {
+        "show": Cheap(("show", "dit_digits_ddim20", "output=graph.png"), ("graph.png",)),
+        "download": Cheap(("download", "dit_xl2", f"--file={inputs / LOCAL}", "--output=w.pt"), fetched),
+        "download by the network": Cheap(("download", "dit_xl2", f"--url={address}", "--output=w.pt"), fetched),
+        "download-emoji": Cheap(
+            ("download-emoji", f"--pictures={inputs}/pictures.tgz", f"--names={inputs}/names.tgz"),
+            (f"{FOLDER}/emoji_32.npz",),
+        ),
         "train": Cheap(
             ("train", *RANDOM, "solver.num_evaluations=4", *trainer, "data.batch_size=2", *steps),
             ("run/cache_graph.json",),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cheap import FOLDER, commands, prepare
-from forked import command, run, start, warm
+from cheap import ADDRESS, FOLDER, commands, prepare
+from forked import command, run, slow_server, start, warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -26,7 +26,9 @@ def inputs(tmp_path_factory):
     pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
     prepare(folder)
     warm()
-    return folder
+    with slow_server() as address:
+        (folder / ADDRESS).write_text(address)
+        yield folder
 
 
 def check_whole(folder):

@@ -1,59 +1,16 @@
 """The file of emoji: what is read from the packages, and what is refused."""
 
-import io
-import json
-import tarfile
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from emoji_packages import packages_in, packed, webp
 
 from l2c.testbeds.emoji import CLASSES, class_of, emoji, emoji_path, fetch_emoji, pack_emoji
-
-ENTRIES = [
-    {"unified": "1F600", "category": "Smileys & Emotion", "subcategory": "face-smiling"},
-    {"unified": "2764-FE0F", "category": "Smileys & Emotion", "subcategory": "heart"},
-    {
-        "unified": "1F44B",
-        "category": "People & Body",
-        "subcategory": "hand-fingers-open",
-        "skin_variations": {"1F3FB": {"unified": "1F44B-1F3FB"}},
-    },
-    {"unified": "1F522", "category": "Symbols", "subcategory": "alphanum"},
-]
-
-
-def packed(path, members):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(f"package/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def webp(colour, size=64):
-    image = Image.new("RGBA", (size, size), (0, 0, 0, 0))
-    image.paste(colour, (16, 16, 48, 48))
-    file = io.BytesIO()
-    image.save(file, "WEBP", lossless=True)
-    return file.getvalue()
 
 
 @pytest.fixture
 def packages(tmp_path):
-    files = {
-        "assets/1f600.webp": webp((255, 200, 0, 255)),
-        "assets/2764.webp": webp((255, 0, 0, 255)),  # without the mark that the other package has
-        "assets/1f44b.webp": webp((250, 210, 0, 255)),
-        "assets/1f44b-1f3fb.webp": webp((90, 60, 40, 255)),
-        "assets/1f522.webp": webp((0, 0, 255, 255)),
-        "assets/ffff.webp": webp((0, 255, 0, 255)),
-        "README.md": b"read me",
-    }
-    names = {"emoji.json": json.dumps(ENTRIES).encode()}
-    return packed(tmp_path / "pictures.tgz", files), packed(tmp_path / "names.tgz", names)
+    return packages_in(tmp_path)
 
 
 def test_pictures_are_read_with_their_classes(packages, tmp_path):
