@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from l2c.io.tensors import check_nested, leaves_of, not_finite
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
 VERSION = 2
 VERSIONS = (1, VERSION)  # of 1 there is no digest
+SHARED = "shared_by"  # processes and parts, among them
 MARK = b"l2c sha256 "
 LIGHTNING = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "global_step", "epoch")
 
@@ -56,7 +58,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 class RunIdentity(pl.Callback):
-    """Write the settings of a run into its checkpoints.
+    """Write the settings of a run into its checkpoints, and how its batches are shared; say where that changes.
 
     Args:
         settings: plain values by full name; those that a resumed run must share.
@@ -67,8 +69,26 @@ class RunIdentity(pl.Callback):
         self.settings = plain(settings)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
-        """Add the settings."""
-        checkpoint[RUN] = {"version": VERSION, "settings": self.settings}
+        """Add them."""
+        checkpoint[RUN] = {"version": VERSION, "settings": self.settings, SHARED: _shared(trainer)}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        """Say that sums are taken in another order from here on, if another number of processes or parts goes on."""
+        there, here = checkpoint[RUN].get(SHARED, ""), _shared(trainer)
+        if trainer.is_global_zero and there != here and isinstance(there, str) and there:
+            sys.stderr.write(
+                f"each batch was shared by {shown(there)} so far, by {here} from here on: of the same images, sums "
+                "are taken in another order, so that results may differ in their last digits\n"
+            )
+
+
+def _shared(trainer: pl.Trainer) -> str:
+    """Return how a batch is shared, `2 processes in 1 part each`."""
+    counts = {"process": trainer.world_size, "part": trainer.accumulate_grad_batches}
+    processes, parts = (
+        f"{count} {noun}{'' if count == 1 else 'es' if noun == 'process' else 's'}" for noun, count in counts.items()
+    )
+    return f"{processes} in {parts} each"
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
