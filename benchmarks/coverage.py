@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import whole_pipelines
-from tiny_models import CONFIGURATIONS, TIMES, TinyModel, configurations, moved_on, tiny_model
+from tiny_models import CONFIGURATIONS, LEFT_OUT, TIMES, TinyModel, configurations, moved_on, tiny_model
 from tiny_pipelines import STEPS, makers
 from torch import Tensor, nn
 
@@ -185,18 +185,23 @@ def share_of(layers: list[Any], run: Any) -> str:
         return "?"
 
 
+def runs_of(tiny: TinyModel) -> list[Callable[[], Tensor]]:
+    """Return two runs of a model, at other times with other noisy inputs."""
+    moved = {tiny.noisy: moved_on(tiny.inputs[tiny.noisy], 1)}
+    return [functools.partial(tiny, tiny.timesteps[1]), functools.partial(tiny, tiny.timesteps[2], **moved)]
+
+
 @torch.no_grad()
 def examine(name: str) -> Finding:
     """Return what holds for a class."""
     from l2c.integrations.diffusers.layers import find_layers, make_layer
-    from l2c.integrations.diffusers.recorded.steps import calls_of
+    from l2c.integrations.diffusers.recorded.moving import moving_calls
 
     finding = Finding(name)
     for kind, of in KINDS.items():
         try:
             tiny = tiny_model(name)
-            run = functools.partial(tiny, tiny.timesteps[1])
-            layers = find_layers(tiny.model, of=of, calls=calls_of(tiny.model, run))
+            layers = find_layers(tiny.model, of=of, calls=moving_calls(tiny.model, runs_of(tiny)))
             if of is None:
                 shown = dict.fromkeys(re.sub(r"\.\d+", ".*", layer) for layer in layers)
                 finding.layers = ", ".join(f"`{layer}`" for layer in shown)
@@ -206,9 +211,8 @@ def examine(name: str) -> Finding:
             finding.verdicts[kind] = f"{kind}: {str(error).splitlines()[0][:200]}"
     if finding.layers:  # last: torch's counter leaves traces in compiled operations
         tiny = tiny_model(name)
-        run = functools.partial(tiny, tiny.timesteps[1])
-        layers = find_layers(tiny.model, calls=calls_of(tiny.model, run))
-        finding.share = share_of([make_layer(tiny.model, layer) for layer in layers], run)
+        layers = find_layers(tiny.model, calls=moving_calls(tiny.model, runs_of(tiny)))
+        finding.share = share_of([make_layer(tiny.model, layer) for layer in layers], runs_of(tiny)[0])
     return finding
 
 
@@ -222,6 +226,10 @@ Written by `python benchmarks/coverage.py` with diffusers {version}, on tiny con
 - A *layer graph*, a *block graph* or an *output graph* (what the whole model returns is the one layer) is "yes" if
   an all-compute graph equals the plain model bit for bit, reuse under equal inputs equals computing, a second call
   equals the first, two guidance branches in turn equal each alone, and removal restores the model bit for bit.
+
+Left out of the transformers and U-Nets that diffusers exports:
+
+{left_out}
 
 {counts}
 
@@ -271,7 +279,8 @@ def tables(rows: Mapping[str, str]) -> str:
         f"graphs on {output_graphs}."
     )
     of_pipelines = f"Of {len(pipelines)} pipelines, {right} are right."
-    text = HEAD.format(version=diffusers.__version__, counts=counts) + "\n".join(classes) + "\n"
+    left_out = "\n".join(f"- `{name}`: {reason}." for name, reason in LEFT_OUT.items())
+    text = HEAD.format(version=diffusers.__version__, counts=counts, left_out=left_out) + "\n".join(classes) + "\n"
     return text + whole_pipelines.HEAD.format(steps=STEPS, counts=of_pipelines) + "\n".join(pipelines) + "\n"
 
 

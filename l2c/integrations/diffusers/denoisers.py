@@ -31,8 +31,9 @@ def needed_by(kind: Any) -> frozenset[str]:
 
 
 def is_time(name: str) -> bool:
-    """Return whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`."""
-    return name in TIMES or (str(name).endswith(("_timestep", "_timesteps")) and not str(name).startswith("r_"))
+    """Return whether an argument of this name is the timestep: `timestep`, `t`, `vision_timesteps`, `bb_ca_time`."""
+    ends = str(name).endswith(("_timestep", "_timesteps", "_time"))
+    return name in TIMES or (ends and not str(name).startswith("r_"))
 
 
 def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:

@@ -20,7 +20,7 @@ from l2c.graph.binding import (
     wrong_layers,
 )
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.layer_names import own_layers
+from l2c.graph.layer_names import block_of, own_layers
 from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import check_inside, guidance_of
@@ -164,13 +164,25 @@ def _has(model: nn.Module, name: str) -> bool:
 
 
 def _same_kind(graph: CacheGraph, model: nn.Module) -> list[str]:
-    """Return the layers that a model has beyond the graph's, in lists of blocks that the graph names."""
+    """Return the layers that a model has beyond the graph's, in lists of blocks that the graph names.
+
+    Layers of blocks that the graph names, and blocks before these, may run on the prompt alone.
+    """
     layers = own_layers(graph.layers)
     if not layers:
         return []
-    kinds = {_shape_of(name) for name in layers}
+    blocks = {block_of(name) for name in layers}
+    places: dict[tuple[str, ...], list[list[int]]] = {}
+    for name in layers:
+        places.setdefault(_shape_of(name), []).append(_numbers_in(name))
     of = {"layer"} if any(not name.rpartition(".")[2].isdigit() for name in layers) else {"block"}
-    return [name for name in _found_layers(model, of) if _shape_of(name) in kinds and name not in graph.layers]
+
+    def before(name: str) -> bool:
+        numbers = _numbers_in(name)
+        return len(numbers) == 1 and numbers < min(places[_shape_of(name)])
+
+    found = (name for name in _found_layers(model, of) if _shape_of(name) in places and block_of(name) not in blocks)
+    return [name for name in found if not before(name)]
 
 
 def _found_layers(model: nn.Module, of: Iterable[str] | None = None) -> tuple[str, ...]:
@@ -179,6 +191,10 @@ def _found_layers(model: nn.Module, of: Iterable[str] | None = None) -> tuple[st
         return find_layers(model, of=None if of is None else tuple(of))
     except ValueError:
         return ()
+
+
+def _numbers_in(name: str) -> list[int]:
+    return [int(part) for part in name.split(".") if part.isdigit()]
 
 
 def _shape_of(name: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import WHOLE_OUTPUT, block_of, kinds_asked
 from l2c.integrations.diffusers.adapters import bare, plain_parts
 
+LISTS = (nn.ModuleList, nn.ModuleDict)
 STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of a U-Net, in the order in which they run
 _MODULATED = ("ada_norm_zero", "ada_norm_single")  # norms of blocks whose norms are modulated: DiT's, PixArt's
 
@@ -47,8 +48,8 @@ def find_layers(
 ) -> tuple[str, ...]:
     """Return the names of a model's layers.
 
-    Blocks are the members of the model's own lists of modules. Those that lie deeper (a text encoder's refiner inside
-    an embedder), and those that are never given the time, work on the prompt alone and are left out.
+    Blocks are the members of lists of modules. Which of them run, and which work on the prompt alone, is seen in
+    forwards alone (`calls`).
 
     Args:
         model: a diffusers transformer or U-Net.
@@ -56,8 +57,8 @@ def find_layers(
             they add to their input; `resnet`: the ResNet blocks of a U-Net; `output`, alone: what the whole model
             returns. None = `block` for U-Nets (their spatial and temporal transformers, as in Block Caching), else
             `layer`.
-        calls: how often each module runs in one forward, by its name, see `recording`; the k-th call of `ff` is a
-            layer of its own, `ff@k`. None = each runs once.
+        calls: how often each module runs in one forward on what moves, by its name, see `moving_calls`; the k-th call
+            of `ff` is a layer of its own, `ff@k`. Others are no layers. None = each runs once.
 
     Raises:
         ValueError: if a kind is unknown, or no layer is found.
@@ -166,30 +167,35 @@ def _before_last_projection(block: Any) -> dict[nn.Module, tuple[nn.Module, ...]
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield blocks with their names; of a block that a wrapper holds alone, the block inside."""
-    inside = is_unet(model)  # a U-Net's transformers lie in its stages
+    """Yield the members of lists of modules with their names, at any depth but inside of one that holds layers."""
+    outer: list[str] = []
     for prefix, modules in model.named_modules():
-        if not isinstance(modules, nn.ModuleList) or ("." in prefix and not inside):
+        if not isinstance(modules, LISTS) or prefix.startswith(tuple(outer)):
             continue
-        for index, block in enumerate(modules):
-            if getattr(block, "modulation", True) is not False:
-                yield f"{prefix}.{index}", block
+        for name, block in modules.named_children():
+            if not isinstance(block, LISTS):
+                yield f"{prefix}.{name}", block
+                if _layers_of("", block):
+                    outer.append(f"{prefix}.{name}.")
 
 
 def _layers_of(prefix: str, block: nn.Module) -> list[str]:
-    children = dict(block.named_children())
-    if len(children) == 1 and not _is_attention(block):  # a wrapper
-        (name, inner), *_ = children.items()
-        return _layers_of(f"{prefix}.{name}", inner) if not isinstance(inner, nn.ModuleList) else []
-    if not _holds_layers(block):
-        return [prefix] if _is_attention(block) else []
+    """Return the layers of a block, and those of the parts of it that hold layers themselves."""
+    if _is_attention(block) and not _holds_layers(block):
+        return [prefix]
     fused = _before_last_projection(block)
     left_out = {module for silent in fused.values() for module in silent}
-    return [
-        f"{prefix}.{name}"
-        for name, child in children.items()
-        if child in fused or (child not in left_out and (_is_attention(child) or _is_feed_forward(child, block)))
-    ]
+    found: list[str] = []
+    for name, child in block.named_children():
+        if child in left_out or isinstance(child, LISTS):
+            continue
+        if child in fused or _is_attention(child):
+            found.append(f"{prefix}.{name}")
+        elif any(map(_is_attention, child.modules())):
+            found += _layers_of(f"{prefix}.{name}", child)
+        elif _is_feed_forward(child, block):
+            found.append(f"{prefix}.{name}")
+    return found
 
 
 def _holds_layers(module: nn.Module) -> bool:
@@ -230,12 +236,12 @@ def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _widths(block: nn.Module) -> set[int]:
-    """Return the widths of the tokens that a block's attention takes."""
+    """Return the widths of the tokens that a block's attention takes, which may lie deeper."""
     return {
         projection.in_features
-        for child in block.children()
-        if _is_attention(child)
-        for projection in plain_parts(child)
+        for part in block.modules()
+        if part is not block and _is_attention(part)
+        for projection in plain_parts(part)
         if isinstance(projection, nn.Linear)
     }
 

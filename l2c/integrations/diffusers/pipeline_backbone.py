@@ -279,6 +279,7 @@ def pipeline_backbone(
     with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
         recording = record(pipe, prompts, guidance, **settings)
         solver, fewer, turns = _solvers(pipe, recording, fewer_steps=fewer_steps)
+    recording = recording if asked == (WHOLE_OUTPUT,) else recording.of_what_moves()
     asked = _kinds(recording.model, asked, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     if recording.own_way is not None and not off:

@@ -17,6 +17,7 @@ from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
 from l2c.integrations.diffusers.recorded.call import BESIDE
 from l2c.integrations.diffusers.recorded.conditions import ALONE, places_in, places_of
 from l2c.integrations.diffusers.recorded.guided import SCALE, by_effect, combination
+from l2c.integrations.diffusers.recorded.moving import moving_calls, moving_runs
 from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
 from l2c.integrations.diffusers.recorded.regions import region_of
 from l2c.integrations.diffusers.recorded.steps import (
@@ -57,7 +58,7 @@ class Recording:
         calls: the first call of the model for each prompt, and for none: the unconditional branch of guidance, which
             may be of another model.
         places: axes of prompts in the conditions, see `conditions.places_of`; or `ALONE`.
-        runs: how often each module of the model runs in a forward, by its name.
+        runs: how often each module of the model runs in a forward, by its name; None = each once.
         sign: see `RecordedStep`.
         around: what the pipeline does between scheduler and model; None = nothing but that sign.
         guidance: the mode by which the pipeline combines its two branches; None = it has no two branches, or they
@@ -85,6 +86,12 @@ class Recording:
     def model(self) -> Any:
         """The model of the prompts' calls."""
         return self.calls[0].model
+
+    def of_what_moves(self) -> Recording:
+        """Return the recording without the modules that run on the prompt alone, for which the model runs twice."""
+        if self.runs is None or self.model is None:
+            return self
+        return replace(self, runs=moving_calls(self.model, moving_runs(self.calls[0])))
 
 
 def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **settings: Any) -> Recording:

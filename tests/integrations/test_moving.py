@@ -1,0 +1,55 @@
+"""Which modules run on what moves from evaluation to evaluation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
+
+from l2c.integrations.diffusers.recorded.call import RecordedCall
+from l2c.integrations.diffusers.recorded.moving import moving_calls, moving_runs
+
+
+class Told(nn.Module):
+    """Adds a text, told twice, one of its parts and the time to what is noisy."""
+
+    def __init__(self):
+        super().__init__()
+        self.on_text, self.on_part, self.on_time, self.on_all, self.unused = (nn.Identity() for _ in range(5))
+
+    def forward(self, x, timestep, text, rotated):
+        text = self.on_text(self.on_text(text))
+        part = self.on_part(rotated * text.sum())
+        return self.on_all(x + text) + self.on_time(timestep.sum()) + part.real.sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("t", [0.0, 999.0])
+def test_what_depends_on_the_noisy_input_or_the_time_moves(dtype, t):
+    model, state = Told(), torch.get_rng_state()
+    given = {"text": torch.randn(1, 3).to(dtype), "rotated": torch.randn(3, dtype=torch.complex64)}
+    call = RecordedCall.of(model, (torch.randn(1, 3).to(dtype), torch.tensor([t])), given)
+    assert moving_calls(model, moving_runs(call)) == {"": 1, "on_all": 1, "on_time": 1}
+    assert moving_calls(model, [lambda: model(call.x, torch.tensor([t]), **given)] * 2) == {}
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    torch.set_rng_state(state)
+
+
+class Once(nn.Module):
+    """Calls a part once more where the time is small, with the same text."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = nn.Identity()
+
+    def forward(self, x, timestep, text):
+        for _ in range(1 if timestep > 0.9 else 2):
+            x = x + self.part(text)
+        return x
+
+
+def test_what_runs_another_number_of_times_moves():
+    call = RecordedCall.of(Once(), (torch.randn(1, 3), torch.tensor([1.0])), {"text": torch.ones(1, 3)})
+    assert moving_calls(call.model, moving_runs(call)) == {"": 1, "part": 1}
