@@ -87,6 +87,7 @@ def look_into(path: Path, manifest: Manifest) -> tuple[int, list[str]]:
     again = "delete it and run l2c encode again"
     with opened(path, what="latents", again=again) as file:
         shapes = [tuple(file.get_slice(name).get_shape()) for name in ("mean", "std", "labels")]
+        kinds = {file.get_slice(name).get_dtype() for name in ("mean", "std")}
         labels, texts = file.get_tensor("labels"), file.metadata() or {}
     count = labels.numel()
     if shapes != [(count, *manifest.shape), (count, *manifest.shape), (count,)]:
@@ -94,6 +95,8 @@ def look_into(path: Path, manifest: Manifest) -> tuple[int, list[str]]:
             f"{shown(path, 300)} holds mean, std and labels of {', '.join(map(str, shapes))}, not N times "
             f"{manifest.shape}; {again}"
         )
+    if kinds != {"F16"}:
+        raise ValueError(f"{shown(path, 300)} holds mean and std as {', '.join(sorted(kinds))}, not F16; {again}")
     if labels.dtype != torch.int64 or (
         count and not 0 <= int(labels.min()) <= int(labels.max()) < manifest.num_classes
     ):
@@ -146,4 +149,9 @@ class LatentShards:
             self._files[k] = safe_open(self.manifest.path(self.folder, k), framework="pt")
         file = self._files[k]
         mean, std, label = (file.get_slice(name)[i] for name in ("mean", "std", "labels"))  # type: ignore[attr-defined]
+        if not (mean.isfinite().all() and std.isfinite().all()):
+            raise ValueError(
+                f"{shown(self.manifest.path(self.folder, k), 300)} holds latents that are not finite (image {i}); "
+                "delete it and run l2c encode again"
+            )
         return mean, std, torch.as_tensor(label)

@@ -6,17 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l2c.io.json_fields import items, known_fields, member, parse
+from l2c.io.names import shown
+from l2c.io.numbers import finite_number, whole_number
 from l2c.io.tensors import opened, write_tensors
 from l2c.sampling.image_error import squared_errors
 
 AMPLIFIED = 10  # differences are shown that many times
 NUM_FIRST, NUM_WORST = 6, 3
+ABOUT = ("name", "noises", "num_first", "errors", "mse", "num_images")
 GREY_OR_COLOUR = (1, 3)  # channels of images; others are latents
 Pixels = NDArray[np.float32]
 
@@ -105,11 +110,45 @@ class SampleRow:
 
     @classmethod
     def load(cls, path: str | Path) -> SampleRow:
-        """Read what `save` wrote."""
-        with opened(path, what="images", again="delete its folder and run again") as file:
-            about = json.loads(file.metadata()["row"])
-            about |= {name: file.get_tensor(name) for name in ("images", "target")}
-        return cls(**{**about, "noises": tuple(about["noises"]), "errors": tuple(about["errors"])})
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the file cannot be read, or what it says does not agree with its images.
+
+        """
+        again = "delete its folder and run again"
+        with opened(path, what="images", again=again) as file:
+            text = (file.metadata() or {})["row"]
+            images, target = (file.get_tensor(name) for name in ("images", "target"))
+        try:
+            return cls(images=images, target=target, **_about(parse(text), images, target))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"cannot read images from {shown(path, 300)}: {error}; {again}") from error
+
+
+def _about(content: Any, images: Tensor, target: Tensor) -> dict[str, Any]:
+    """Return the values that a file says of a row's images.
+
+    Raises:
+        ValueError: if one is missing, of another type or out of range.
+
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it does not say what they are")
+    known_fields(content, ABOUT)
+    noises, errors = (items(content, name, (int, float), name) for name in ("noises", "errors"))
+    about = {
+        "name": member(content, "name", str),
+        "noises": tuple(whole_number("noises", noise, low=0) for noise in noises),
+        "errors": tuple(finite_number("errors", error, low=0) for error in errors),
+        "num_first": whole_number("num_first", member(content, "num_first", (int, float)), low=0, high=len(noises)),
+        "mse": finite_number("mse", member(content, "mse", (int, float)), low=0),
+        "num_images": whole_number("num_images", member(content, "num_images", (int, float)), low=len(noises)),
+    }
+    alike = images.shape == target.shape and images.is_floating_point() and target.is_floating_point()
+    if not alike or images.ndim < 3 or not 0 < len(images) == len(noises) == len(errors):
+        raise ValueError(f"it holds {len(noises)} noises and {len(errors)} errors for {tuple(images.shape)} images")
+    return about
 
 
 def value_range(images: Tensor) -> float:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mutations import NUMBERS, OTHERS, TEXTS, archive_damaged, damaged, mutated
+from mutations import VALUES, archive_damaged, damaged, mutated, unsealed, verdict
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -27,28 +26,6 @@ from l2c.graph.collection import CacheGraphs
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.training.checkpoints import VERSION, WholeCheckpoints, check_checkpoint
-
-VALUES = (*NUMBERS, *TEXTS, *OTHERS)
-LONGEST = 2.0  # seconds of the processor for one file
-
-
-def verdict(read):
-    """Return what a reader gives, or the sentence with which it refuses; anything else is an error of the test."""
-    start = time.process_time()
-    try:
-        return read(), None
-    except (ValueError, OSError) as error:
-        sentence = str(error)
-        assert sentence.isprintable(), sentence
-        assert len(sentence) < 1200, sentence
-        return None, sentence
-    finally:
-        assert time.process_time() - start < LONGEST
-
-
-def unsealed(content):
-    """Return a file's content without its digest, for which every change would be refused."""
-    return {name: value for name, value in content.items() if name != "digest"}
 
 
 def test_mutated_graphs_are_refused_or_sample_finite_images(make_dit, make_graph, times, counted):

@@ -8,7 +8,8 @@ import random
 
 import pytest
 import torch
-from mutations import NUMBERS, OTHERS, TEXTS, mutated, places
+from mutations import VALUES as PLAIN
+from mutations import mutated, places
 from safetensors.torch import load_file
 
 from l2c.sampling.solver_settings import SolverSettings
@@ -25,7 +26,7 @@ from l2c.training.settings import TrainerSettings
 KINDS = ("routers", "backbone", "muon", "correction")
 NAN, INF = torch.tensor(float("nan")), torch.tensor(float("inf"))
 TENSORS = (NAN, torch.zeros(3), torch.zeros(()), torch.zeros(2, dtype=torch.int64), torch.zeros(2, 2).to_sparse())
-VALUES = (*NUMBERS, *TEXTS, *OTHERS, *TENSORS)
+VALUES = (*PLAIN, *TENSORS)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_a_checkpoint_names_no_other_file_to_remove(kind, tmp_path):
 
 
 def test_mutated_contents_are_refused_or_right(kind, tmp_path, times, counted):
-    source, refused, tried = random.Random(8), 0, times(4, 1000)
+    source, refused, tried = random.Random(8), 0, times(4, 2500)
     for i in range(tried):
         content = mutated(kind[1], source, VALUES)
         while other_numbers(content.get("objective"), kind[1].get("objective")):  # any are as likely as weights are
