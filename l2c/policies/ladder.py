@@ -48,8 +48,8 @@ class Ladder(Sequence[CacheGraph]):
             if not _alike(graph, found[0]):
                 raise ValueError(
                     f"the graphs of a ladder must be for one model and sampler, got {found[0].num_evaluations} "
-                    f"evaluations of {shown(found[0].model)} and {graph.num_evaluations} of {shown(graph.model)} at other "
-                    "times, weights or guidance; make a ladder for each"
+                    f"evaluations of {shown(found[0].model)} and {graph.num_evaluations} of {shown(graph.model)} at "
+                    "other times, weights or guidance; make a ladder for each"
                 )
             if not all(figure in graph.measured for figure in (WORTH, ERROR, SPREAD)):
                 raise ValueError("a graph of a ladder does not say its cost and expected error; make it by gram")
