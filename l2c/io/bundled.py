@@ -33,8 +33,18 @@ def at_home(path: str | Path) -> Path:
 
 
 def project_folder(name: str) -> Path:
-    """Return `configs` or `checkpoints`: inside the package where it was installed from a wheel, else beside it."""
+    """Return `configs` or `checkpoints`: inside the package where it was installed from a wheel, else beside it.
+
+    Raises:
+        ValueError: if the package is not in a folder, but in a zip file.
+
+    """
     package = Path(__file__).resolve().parents[1]
+    if not package.is_dir():
+        raise ValueError(
+            f"l2c was imported from inside a file, {shown(package.parent, 300)}, but its presets, weights and graphs "
+            "must lie in a folder; unpack the file, or run pip install . in a clone of l2c"
+        )
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -71,9 +73,11 @@ class _Thread(threading.local):
     depth = 0
 
 
+_HOLDER: int | None = None  # the thread that holds the lock
 _LOCK = threading.RLock()  # held while a package runs, and while stand-ins are put in place
 _HERE = _Thread()
-_PATIENCE = 30.0  # seconds: threads that import what the other one waits for go on with what is there
+_PATIENCE = 30.0  # seconds: threads that are inside an import go on with what is there, the package may wait for them
+_TURN = 0.05  # seconds, after which a thread looks whether the package does wait for it
 _LONGER = 300.0  # those that import nothing wait until these have gone on
 _READ = ("__path__", "__all__", "__version__")  # special names that run a package; others are looked for in passing
 
@@ -106,13 +110,37 @@ class _Running(ModuleType):
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold the lock, or go on without it after some time: another import may wait for this thread."""
-    held = _LOCK.acquire(timeout=_PATIENCE if _importing() else _LONGER)
+    """Hold the lock, or go on without it, since another import may wait for this thread.
+
+    A thread that imports a module for which the package's own import waits goes on at once. One that the package
+    waits for in another way, by a lock of the user's, goes on after `_PATIENCE`: nobody can see that.
+    """
+    global _HOLDER
+    importing = _importing()
+    end = time.monotonic() + (_PATIENCE if importing else _LONGER)
+    while not (held := _LOCK.acquire(timeout=_TURN)):
+        if time.monotonic() > end or (importing and _waits_for_us(_HOLDER)):
+            break
+    if held:
+        outer, _HOLDER = _HOLDER, threading.get_ident()
     try:
         yield
     finally:
         if held:
+            _HOLDER = outer
             _LOCK.release()
+
+
+def _waits_for_us(thread: int | None) -> bool:
+    """Say whether a thread waits for a module that this one imports, maybe by way of others; not where unknown."""
+    waiting = getattr(getattr(importlib, "_bootstrap", None), "_blocking_on", {})  # of Python 3.10 to 3.14
+    for _ in range(64):
+        lock = waiting.get(thread)
+        lock = lock[-1] if isinstance(lock, list) and lock else lock  # a list since Python 3.12
+        thread = getattr(lock, "owner", None)
+        if thread == threading.get_ident():
+            return True
+    return False
 
 
 def _importing() -> bool:

@@ -1,5 +1,8 @@
 """Graphs and weights that travel with the package, by name from any folder."""
 
+import zipfile
+from pathlib import Path
+
 import pytest
 
 import l2c
@@ -49,3 +52,19 @@ def test_all_readers_take_the_home_folder_and_refuse_what_is_no_name(tmp_path, m
     for read in (l2c.CacheGraph.load, l2c.CacheGraphs.load, l2c.Calibration.load, l2c.Ladder.load):
         with pytest.raises(ValueError, match=r"is no name of a file|from_json reads it"):
             read(graph.to_json())
+
+
+def test_a_package_in_a_zip_file_says_what_it_lacks(tmp_path, call_process):
+    package = Path(l2c.__file__).parent
+    with zipfile.ZipFile(tmp_path / "l2c.zip", "w") as archive:
+        for path in package.rglob("*.py"):
+            archive.write(path, path.relative_to(package.parent))
+    for line in (
+        "import l2c; l2c.CacheGraph.load('dit_digits_ddim20')",
+        "import l2c.commands.frame.start as s; s.main()",
+    ):
+        done = call_process("-c", line, "sample", cwd=tmp_path, PYTHONPATH=str(tmp_path / "l2c.zip"))
+        last = done.stderr.splitlines()[-1]
+        assert f"l2c was imported from inside a file, {tmp_path / 'l2c.zip'}, but its presets" in last
+        assert last.endswith("unpack the file, or run pip install . in a clone of l2c")
+        assert ("Traceback" in done.stderr) == ("load" in line)  # of a command it is one sentence

@@ -119,9 +119,12 @@ def test_threads_outside_run_the_package_meanwhile(package):
     assert part() is sys.modules["l2c_outer"].Part
 
 
-def test_a_thread_that_imports_nothing_waits_for_imports_that_wait_for_each_other(package, monkeypatch):
+@pytest.mark.parametrize("seen", [True, False], ids=["seen", "by its time"])
+def test_a_thread_that_imports_nothing_waits_for_imports_that_wait_for_each_other(package, monkeypatch, seen):
     """The package runs and wants `side`, which another thread imports and which wants a name of the package."""
-    monkeypatch.setattr("l2c.io.lazy._PATIENCE", 0.2)
+    if not seen:
+        monkeypatch.setattr("l2c.io.lazy._waits_for_us", lambda thread: False)
+        monkeypatch.setattr("l2c.io.lazy._PATIENCE", 0.2)
     (package.parent / "__init__.py").write_text("import time\ntime.sleep(0.1)\nfrom . import side\nversion = 3\n")
     side = "import time, l2c_outer\ntime.sleep(0.3)\nEARLY = getattr(l2c_outer, 'version', None)\n"
     (package.parent / "side.py").write_text(side)
@@ -142,6 +145,6 @@ def test_a_thread_that_imports_nothing_waits_for_imports_that_wait_for_each_othe
     for thread in others:
         thread.start()
     for thread in (runs, *others):
-        thread.join(30)
+        thread.join(10)  # long before anybody's patience ends
     assert found == {"the one that runs it": 3, "another": 3}
     assert sys.modules["l2c_outer.side"].EARLY is None

@@ -131,10 +131,10 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
             sys.stderr.write("error: interrupted\n")
             sys.exit(128 + signal.SIGINT)
 
-    configs = str(project_folder("configs"))
     sys.argv = [started[0], *_flags_first(arguments)]
     try:
         with interrupts_kept():
+            configs = str(project_folder("configs"))
             hydra.main(config_path=configs, config_name=config_name, version_base="1.3")(job)()
     except BAD_INPUT as error:  # of composing the config, or of making the run folder
         _fail(explained(config_name, error))
