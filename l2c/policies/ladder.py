@@ -130,8 +130,11 @@ class Ladder(Sequence[CacheGraph]):
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file; see `collection.write`."""
-        names = [f"{share:.4f}" for share in self.shares]
-        collection.write(path, FORMAT, dict(zip(names, self._graphs, strict=True)))
+        graphs: dict[str, CacheGraph] = {}
+        for share, graph in zip(self.shares, self._graphs, strict=True):
+            alike = sum(name.startswith(f"{share:.4f}") for name in graphs)
+            graphs[f"{share:.4f}" if not alike else f"{share:.4f} ({alike + 1})"] = graph
+        collection.write(path, FORMAT, graphs)
 
     @classmethod
     def load(cls, path: str | Path) -> Ladder:

@@ -44,6 +44,12 @@ def test_a_ladder_goes_from_the_dearest_down_and_comes_back_from_its_file(graphs
     assert list(l2c.Ladder.load(tmp_path / "ladder.json")) == list(ladder)
 
 
+def test_graphs_of_one_cost_are_all_kept(graphs, tmp_path):
+    alike = [graphs[2], graph(((T, T), (T, F), (F, T)), 0.2), graph(((T, T), (T, T), (F, F)), 0.3)]
+    l2c.Ladder(alike).save(tmp_path / "ladder.json")
+    assert list(l2c.Ladder.load(tmp_path / "ladder.json")) == alike
+
+
 def test_a_rung_is_chosen_by_cost_or_by_error(graphs):
     ladder = l2c.Ladder(graphs)
     assert ladder.rung(0.7) == ladder.rung(4 / 6) == graphs[2]
