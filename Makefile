@@ -11,7 +11,7 @@ PIP_ARGS ?=
 RUN    ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test soak lint types spelling docs format clean
+.PHONY: help install demo test soak lint types spelling audit docs format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -46,6 +46,10 @@ types: install  ## mypy on the package, the scripts and the entry
 
 spelling: install  ## codespell
 	$(BIN)/codespell
+
+audit: install  ## pip-audit: known vulnerabilities of what is installed, by osv.dev; needs the network
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) "pip-audit>=2.7"
+	$(BIN)/pip-audit --local --skip-editable --vulnerability-service osv --progress-spinner off
 
 docs: install  ## build the site into build/site, warnings being errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l2c.io.json_fields import items, known_fields, member, parse
+from l2c.io.json_fields import items, known_fields, member
 from l2c.io.names import shown
-from l2c.io.numbers import finite_number, whole_number
+from l2c.io.numbers import whole_number
 from l2c.io.tensors import opened, write_tensors
 from l2c.sampling.image_error import squared_errors
 
@@ -121,8 +121,8 @@ class SampleRow:
             text = (file.metadata() or {})["row"]
             images, target = (file.get_tensor(name) for name in ("images", "target"))
         try:
-            return cls(images=images, target=target, **_about(parse(text), images, target))
-        except (ValueError, TypeError) as error:
+            return cls(images=images, target=target, **_about(json.loads(text), images, target))
+        except (ValueError, TypeError, RecursionError) as error:
             raise ValueError(f"cannot read images from {shown(path, 300)}: {error}; {again}") from error
 
 
@@ -140,15 +140,24 @@ def _about(content: Any, images: Tensor, target: Tensor) -> dict[str, Any]:
     about = {
         "name": member(content, "name", str),
         "noises": tuple(whole_number("noises", noise, low=0) for noise in noises),
-        "errors": tuple(finite_number("errors", error, low=0) for error in errors),
+        "errors": tuple(map(_error, errors)),
         "num_first": whole_number("num_first", member(content, "num_first", (int, float)), low=0, high=len(noises)),
-        "mse": finite_number("mse", member(content, "mse", (int, float)), low=0),
-        "num_images": whole_number("num_images", member(content, "num_images", (int, float)), low=len(noises)),
+        "mse": _error(member(content, "mse", (int, float))),
+        "num_images": whole_number("num_images", member(content, "num_images", (int, float)), low=1),
     }
+    if noises and max(about["noises"]) >= about["num_images"]:
+        raise ValueError(f"it holds noise {max(about['noises'])} of {about['num_images']}")
     alike = images.shape == target.shape and images.is_floating_point() and target.is_floating_point()
     if not alike or images.ndim < 3 or not 0 < len(images) == len(noises) == len(errors):
         raise ValueError(f"it holds {len(noises)} noises and {len(errors)} errors for {tuple(images.shape)} images")
     return about
+
+
+def _error(value: float) -> float:
+    """Return a squared error, which is not finite where an image is not."""
+    if value < 0:
+        raise ValueError(f"an error must be at least 0, got {shown(value)}")
+    return float(value)
 
 
 def value_range(images: Tensor) -> float:

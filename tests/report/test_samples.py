@@ -38,6 +38,15 @@ def test_fewer_images_than_asked_for():
     sample_figure([row])
 
 
+@pytest.mark.parametrize("images", [shifted()[:2], shifted((3, 1e30), (4, 9.0))])
+def test_rows_of_few_images_or_huge_errors_come_back(images, tmp_path):
+    row = SampleRow.of("m", images, REFERENCE[: len(images)])
+    row.save(tmp_path / "row.safetensors")
+    back = SampleRow.load(tmp_path / "row.safetensors")
+    assert (back.noises, back.num_images) == (row.noises, row.num_images)
+    assert np.array_equal(back.errors, row.errors, equal_nan=True)
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(10, 1, 4, 4\).*\(9, 1, 4, 4\)"):
         SampleRow.of("m", REFERENCE, REFERENCE[:9])
