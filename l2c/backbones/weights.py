@@ -169,5 +169,5 @@ def _misfits(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> l
     for what, keys in misfits.items():
         if keys:
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            clauses.append(f"{len(keys)} {what} ({', '.join(keys[:3])}{more})")
+            clauses.append(f"{len(keys)} {what} ({', '.join(map(shown, keys[:3]))}{more})")
     return clauses

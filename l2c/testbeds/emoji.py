@@ -219,4 +219,22 @@ def emoji(path: str | Path | None = None) -> Emoji:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}); delete it and fetch the emoji again"
         ) from error
-    return Emoji(**columns)
+    pictures = Emoji(**columns)
+    if not _is_sound(pictures):
+        raise ValueError(
+            f"{file} is damaged (its arrays are not those of pictures); delete it and fetch the emoji again"
+        )
+    return pictures
+
+
+def _is_sound(pictures: Emoji) -> bool:
+    """Say whether arrays have the types, shapes and range of pictures and labels."""
+    count, labels = pictures.labels.numel(), pictures.labels
+    kinds = {"images": torch.uint8, "labels": torch.int64, "families": torch.int64, "toned": torch.bool}
+    return (
+        count > 0
+        and all(getattr(pictures, name).dtype == kind for name, kind in kinds.items())
+        and pictures.images.shape == (count, *IMAGE_SHAPE)
+        and labels.shape == pictures.families.shape == pictures.toned.shape == (count,)
+        and 0 <= int(labels.min()) <= int(labels.max()) < len(CLASSES)
+    )
