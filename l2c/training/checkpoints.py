@@ -117,6 +117,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot resume from {path}: it is no checkpoint; give the last.ckpt of a run")
     check_nested(f"cannot resume from {path}: its", content)
     run = content.get(RUN)
+    version = run.get("version") if isinstance(run, dict) else None
     missing = [key for key in LIGHTNING if key not in content]
     complete = (
         not missing
@@ -130,9 +131,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not complete:
         what = f"it has no {missing[0]}" if missing else "a part of it has another type"
         raise ValueError(f"cannot resume from {path}: {what}; give the last.ckpt that a training wrote")
-    if isinstance(run, dict) and run.get("version") == VERSION and not marked:
+    if type(version) is int and version == VERSION and not marked:
         raise ValueError(f"cannot resume from {path}: it is cut short or damaged; give an earlier checkpoint")
-    settings = run.get("settings") if isinstance(run, dict) and run.get("version") in VERSIONS else None
+    settings = run.get("settings") if run and type(version) is int and version in VERSIONS else None
     if not isinstance(settings, dict) or any(isinstance(leaf, Tensor) for _, leaf in leaves_of(settings)):
         raise ValueError(
             f"cannot resume from {path}: it does not say which settings made it (another version of this package "

@@ -244,7 +244,7 @@ def _check_group(path: str | Path, found: Any, wanted: Mapping[str, Any]) -> Non
     for name, value in wanted.items():
         there = found.get(name)
         same = name == "lr" and isinstance(there, (int, float)) and math.isclose(there, value, rel_tol=1e-9)
-        off = name not in found and (value is None or value is False or name not in SETTINGS)
+        off = name not in found and name not in SETTINGS
         if any(leaves_of(there)) or not (same or off or there == value):
             _refuse(path, f"{name} of its optimiser is {shown(there)}, not {shown(value)}")
 

@@ -16,7 +16,7 @@ from l2c.sampling.solver_settings import SolverSettings
 from l2c.testbeds.backbone_run import train_backbone
 from l2c.testbeds.digits_data import DigitsDataModule
 from l2c.testbeds.settings import BackboneTraining
-from l2c.training.checkpoints import _marked
+from l2c.training.checkpoints import RUN, _marked
 from l2c.training.corrections.run import train_correction, uncached_sampler
 from l2c.training.corrections.settings import CorrectionSettings
 from l2c.training.routers.run import train_routers
@@ -167,7 +167,16 @@ SCHEDULE = ("lr_schedulers", 0, "lr_lambdas")
 def test_what_a_restart_would_begin_anew_is_not_left_out(kind, tmp_path):
     _, content, _ = kind
     state = ("optimizer_states", 0, "state", max(content["optimizer_states"][0]["state"]))
-    wrong = [(("callbacks",), ...), ((*GROUP, "params"), ...), (state, ...), ((*GROUP, "lr"), [TENSORS[-1]])]
+    wrong = [
+        (("callbacks",), ...),
+        ((*GROUP, "params"), ...),
+        ((RUN, "version"), TENSORS[1]),
+        (state, ...),
+        ((*GROUP, "lr"), [TENSORS[-1]]),
+    ]
+    if has(content, (*GROUP, "muon")):
+        last = len(content["optimizer_states"][0]["param_groups"]) - 1  # of what Adam trains
+        wrong.append((("optimizer_states", 0, "param_groups", last, "muon"), ...))
     for i, (path, value) in enumerate([*wrong, *([(SCHEDULE, ...)] if has(content, SCHEDULE) else [])]):
         assert has(content, path), path
         assert "cannot resume from" in sentence_or_right(kind, changed(content, path, value), tmp_path / str(i))
