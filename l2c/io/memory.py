@@ -41,8 +41,23 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    kinds = (RuntimeError, SystemError, ImportError, TypeError)
-    return isinstance(error, kinds) and any(words in str(error) for words in WORDS)
+    if not isinstance(error, (RuntimeError, SystemError, ImportError, TypeError)):
+        return False
+    before = (
+        error.__cause__ or error.__context__
+    )  # torch.save fails once more where it closes what it could not write
+    return any(words in str(error) for words in WORDS) or (before is not None and out_of_memory(before))
+
+
+def short_of_memory() -> bool:
+    """Return whether this process gets no 16 MiB more: then an error of another kind may well be of that.
+
+    Where memory runs out inside of Python's compiler or of omegaconf, they say that the syntax or a type is wrong.
+    """
+    try:
+        return not bytearray(16 * 2**20)
+    except MemoryError:
+        return True
 
 
 class ExplainedMemoryError(MemoryError):

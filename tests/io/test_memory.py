@@ -37,6 +37,38 @@ def test_what_is_running_out_of_memory(error, is_one):
         raise error
 
 
+def test_an_error_that_follows_from_running_out_of_memory_is_one():
+    def fails_once_more(first, second):
+        try:
+            raise first
+        finally:
+            raise second
+
+    for first, second, is_one in (
+        (MemoryError(), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1"), True),
+        (KeyError("a"), RuntimeError("unexpected pos"), False),
+        (MemoryError(), ValueError("a sentence of our own"), False),
+    ):
+        with pytest.raises(type(second)) as caught:
+            fails_once_more(first, second)
+        assert out_of_memory(caught.value) is is_one
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_a_process_is_short_of_memory_where_its_limit_is_near(call_process):
+    lines = """
+import resource
+from pathlib import Path
+from l2c.io.memory import short_of_memory
+assert not short_of_memory()
+limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 8 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+assert short_of_memory()
+"""
+    done = call_process("-c", lines)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_innermost_sentence_on_memory_counts():
     with (
         pytest.raises(ExplainedMemoryError, match="inner"),

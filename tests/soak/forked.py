@@ -115,6 +115,7 @@ def warm() -> None:
     import matplotlib.pyplot  # noqa: F401
 
     import l2c.commands.frame.entry
+    import l2c.commands.frame.start
     import l2c.commands.train_router
     import l2c.testbeds.classifier_run  # noqa: F401
 
@@ -142,7 +143,7 @@ def start(
         with contextlib.suppress(OSError):
             os.setpgid(number, number)
         return Child(number, (pipes[0][0], pipes[1][0]), begin)
-    code = 70
+    code, most = 70, resource.getrlimit(resource.RLIMIT_AS)[1]
     try:
         os.setpgid(0, 0)
         # Python renames bytecode that a limit has cut short to its place, where all later imports of it fail.
@@ -153,17 +154,19 @@ def start(
         os.chdir(folder)
         if memory is not None:
             limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + memory
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            resource.setrlimit(resource.RLIMIT_AS, (limit, most))
         if file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
         work()
         code = 0
     except SystemExit as stop:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))  # what is told here takes memory too
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         if isinstance(stop.code, str):
             sys.stderr.write(f"{stop.code}\n")
     except BaseException:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException):

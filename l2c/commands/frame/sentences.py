@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from l2c.commands.frame.settings import unknown_setting
-from l2c.io.memory import NO_MEMORY, ExplainedMemoryError, out_of_memory
+from l2c.io.memory import NO_MEMORY, ExplainedMemoryError, out_of_memory, short_of_memory
 from l2c.io.names import near_names, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
 
@@ -29,6 +29,8 @@ def explained(config_name: str, error: Exception) -> Exception:
         error: Hydra's error.
 
     """
+    if short_of_memory():
+        return MemoryError()
     cause, text = error.__cause__, str(error)
     if isinstance(error, OverrideParseException):
         return ValueError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, override
 from l2c.io.bundled import at_home
-from l2c.io.memory import NO_MEMORY, out_of_memory
+from l2c.io.memory import NO_MEMORY, out_of_memory, short_of_memory
 from l2c.io.names import near_names
 from l2c.io.version import __version__
 
@@ -58,7 +58,7 @@ def _ended_quietly() -> Iterator[None]:
         sys.stderr.write("error: interrupted\n")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if os.environ.get(TRACEBACK) or not out_of_memory(error):
+        if os.environ.get(TRACEBACK) or not (out_of_memory(error) or short_of_memory()):
             raise
         sys.exit(f"error: {NO_MEMORY}")
 
