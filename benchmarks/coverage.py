@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import whole_pipelines
 from tiny_models import CONFIGURATIONS, LEFT_OUT, TIMES, TinyModel, configurations, moved_on, tiny_model
-from tiny_pipelines import STEPS, makers
+from tiny_pipelines import STEPS, WITHOUT, makers
 from torch import Tensor, nn
 
 import l2c
@@ -37,6 +37,7 @@ from l2c.io.torchvision_stand_in import make_importable
 make_importable()  # diffusers and transformers import torchvision
 
 KINDS = {"layer graph": None, "block graph": ("block",), "output graph": (WHOLE_OUTPUT,)}
+PLACE = 6  # of the pipelines in the row of a class
 TOLERANCE = 1e-5  # relative: adding and subtracting a block's input rounds
 
 
@@ -172,7 +173,7 @@ class Finding:
         """Row of the table."""
         notes = "; ".join(v.replace("|", "/") for v in self.verdicts.values() if v != "yes")
         marks = " | ".join("yes" if self.verdicts.get(kind) == "yes" else "no" for kind in KINDS)
-        return f"| `{self.name}` | {self.layers} | {self.share} | {marks} | {notes} |"
+        return f"| `{self.name}` | {self.layers} | {self.share} | {marks} |  | {notes} |"
 
 
 def share_of(layers: list[Any], run: Any) -> str:
@@ -221,6 +222,7 @@ HEAD = """# Classes of diffusers
 Written by `python benchmarks/coverage.py` with diffusers {version}, on tiny configurations with random weights.
 
 - *Layers* are those that `find_layers` finds; `@2` is the second call of a module.
+- *Pipelines* are those of the second table that have the class and are right, or why there are none.
 - *Share* is the share of the MACs of one forward that these layers hold. Below 80 % a graph saves less than its
   rows say; tiny configurations have large embedders.
 - A *layer graph*, a *block graph* or an *output graph* (what the whole model returns is the one layer) is "yes" if
@@ -233,8 +235,8 @@ Left out of the transformers and U-Nets that diffusers exports:
 
 {counts}
 
-| class | layers | share | layer graph | block graph | output graph | refused, and why |
-|---|---|---|---|---|---|---|
+| class | layers | share | layer graph | block graph | output graph | pipelines | refused, and why |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -268,7 +270,7 @@ def tables(rows: Mapping[str, str]) -> str:
     """Return the two tables of rows by class, or name of the pipeline, and how many are right."""
     import diffusers
 
-    classes = [rows[name] for name in configurations() if name in rows]
+    classes = [with_pipelines(name, rows) for name in configurations() if name in rows]
     pipelines = [rows[name] for name in makers() if name in rows]
     layer_graphs, block_graphs, output_graphs, right = (
         sum(row.split("|")[place].strip() == "yes" for row in table)
@@ -279,9 +281,21 @@ def tables(rows: Mapping[str, str]) -> str:
         f"graphs on {output_graphs}."
     )
     of_pipelines = f"Of {len(pipelines)} pipelines, {right} are right."
+    shown = sum(not row.split(" | ")[PLACE].startswith("none") for row in classes)
+    counts += f" {shown} are the denoisers of pipelines below that are right."
     left_out = "\n".join(f"- `{name}`: {reason}." for name, reason in LEFT_OUT.items())
     text = HEAD.format(version=diffusers.__version__, counts=counts, left_out=left_out) + "\n".join(classes) + "\n"
     return text + whole_pipelines.HEAD.format(steps=STEPS, counts=of_pipelines) + "\n".join(pipelines) + "\n"
+
+
+def with_pipelines(name: str, rows: Mapping[str, str]) -> str:
+    """Return the row of a class with the pipelines that have it and are right, or why there are none."""
+    cells = {key: rows[key].split(" | ") for key in makers() if key in rows}
+    right = [key for key, (_, denoiser, verdict, *_) in cells.items() if f"`{name}`" in denoiser and verdict == "yes"]
+    more = f" and {len(right) - 1} more" if len(right) > 1 else ""
+    row = rows[name].split(" | ")
+    row[PLACE] = f"`{right[0]}`{more}" if right else f"none: {WITHOUT.get(name, 'not tried')}"
+    return " | ".join(row)
 
 
 def written(path: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 from tiny_parts import frozen, make_qwen_vl, make_t5, make_tokenizer, make_vae
-from tiny_pipelines import ATTENTIVE, TEXT, TinyPipeline, denoiser, flow, flux2, sd
+from tiny_pipelines import ATTENTIVE, TEXT, TinyPipeline, denoiser, flow, flux2, qwen_image, sd
 from tiny_variants import picture, varied, without_ftfy
 
 
@@ -134,7 +134,24 @@ def ideogram4() -> TinyPipeline:
     return TinyPipeline(pipe, {"height": 8, "width": 8, "max_sequence_length": 7})
 
 
+def nucleus() -> TinyPipeline:
+    """Experts, texts of lengths of their own, branches whose norm is kept."""
+    from diffusers import NucleusMoEImagePipeline
+
+    parts = qwen_image().pipe
+    transformer = denoiser("NucleusMoEImageTransformer2DModel", joint_attention_dim=TEXT)
+    pipe = NucleusMoEImagePipeline(
+        scheduler=flow(),
+        vae=parts.vae,
+        text_encoder=make_t5(num_layers=2),
+        processor=make_tokenizer(16, "{{ messages[-1]['content'][0]['text'] }} a"),
+        transformer=transformer,
+    )
+    pipe.default_return_index = -1
+    return TinyPipeline(pipe, {"height": 8, "width": 8, "max_sequence_length": 16})
+
+
 OTHER_IMAGES: dict[str, Callable[[], TinyPipeline]] = {
     maker.__name__: maker
-    for maker in (marigold_depth, marigold_normals, glm_image, prx, bria_fibo, kandinsky3, ideogram4)
+    for maker in (marigold_depth, marigold_normals, glm_image, prx, bria_fibo, kandinsky3, ideogram4, nucleus)
 }

@@ -14,6 +14,24 @@ from tiny_models import configurations
 from tiny_parts import frozen, make_clip, make_t5, make_tokenizer, make_vae
 
 STEPS = 4
+MODULAR = "diffusers has modular blocks of it alone, no pipeline that is called"
+QWEN_VL = "texts run through a whole Qwen3-VL with its processor, of which there is no tiny one here"
+WITHOUT = {  # classes of tiny_models.yaml that no pipeline here has, with the reason
+    "BriaFibo2Transformer2DModel": QWEN_VL,
+    "DreamLiteTransformer2DModel": "a part of `DreamLiteUNetModel`",
+    "Flux3Transformer2DModel": MODULAR,
+    "Kandinsky6SRTransformer3DModel": "refines the tiles of a given video; no tiny one is built here",
+    "MiniMaxH3Transformer3DModel": MODULAR,
+    "MiniMaxMusic3Transformer1DModel": MODULAR,
+    "QwenImage21Transformer2DModel": QWEN_VL,
+    "RFD4ProteinaTransformer": "steps two inputs by a scheduler each, which a calibration does not follow",
+    "SanaWMLTX2RefinerTransformer3DModel": "a stage that SANA-WM calls by itself",
+    "SanaWMTransformer3DModel": "follows a track of cameras; no tiny one is built here",
+    "Transformer2DModel": "a part of U-Nets",
+    "TransformerTemporalModel": "a part of U-Nets of videos",
+    "UNet1DModel": "Dance Diffusion draws from no prompt, label or picture",
+    "WanAnimate2Transformer3DModel": MODULAR,
+}
 PROMPTS = ("a red cat", "blue dog")
 TEXT = 24  # width of texts
 GLOBAL = 16  # width of pooled texts
@@ -73,7 +91,7 @@ def drawn(output: Any) -> torch.Tensor:
     """Return the pictures, frames or sound in what a pipeline returns."""
     found = next(
         getattr(output, name)
-        for name in ("images", "frames", "audios", "image", "prediction", "image_embeddings")
+        for name in ("images", "frames", "audios", "image", "prediction", "image_embeddings", "image_embeds", "video")
         if hasattr(output, name)
     )
     return torch.stack(list(found)) if isinstance(found, list) else torch.as_tensor(found)
@@ -552,6 +570,7 @@ def makers() -> dict[str, Callable[[], TinyPipeline]]:
     from tiny_cascades import CASCADES
     from tiny_edits import EDITS
     from tiny_images import IMAGES
+    from tiny_older import OLDER
     from tiny_other_images import OTHER_IMAGES
     from tiny_preconditioned import PRECONDITIONED
     from tiny_sounds import SOUNDS
@@ -568,6 +587,7 @@ def makers() -> dict[str, Callable[[], TinyPipeline]]:
         **PRECONDITIONED,
         **EDITS,
         **CASCADES,
+        **OLDER,
     }
 
 

@@ -72,6 +72,22 @@ def cosmos2_video() -> TinyPipeline:
     return _cosmos("Cosmos2VideoToWorldPipeline", parts, 17, num_frames=FRAMES, image=picture(32))
 
 
+def cosmos3() -> TinyPipeline:
+    """Tokens of text and picture in one row without a batch, whose noisy input comes after the text."""
+    from diffusers import Cosmos3OmniPipeline
+
+    base = wan21().pipe
+    sizes = {"latent_channel": 16, "patch_latent_dim": 16, "num_hidden_layers": 4, "vocab_size": 8}
+    pipe = Cosmos3OmniPipeline(
+        transformer=denoiser("Cosmos3OmniTransformer", **sizes),
+        text_tokenizer=make_tokenizer(16, "{{ messages[-1]['content'] }}"),
+        vae=base.vae,
+        scheduler=base.scheduler,
+        enable_safety_checker=False,
+    )
+    return TinyPipeline(pipe, {"height": 16, "width": 16, "num_frames": 1, "add_resolution_template": False})
+
+
 PRECONDITIONED: dict[str, Callable[[], TinyPipeline]] = {
-    maker.__name__: maker for maker in (sana_sprint, cosmos, cosmos_video, cosmos2, cosmos2_video)
+    maker.__name__: maker for maker in (sana_sprint, cosmos, cosmos_video, cosmos2, cosmos2_video, cosmos3)
 }

@@ -62,6 +62,22 @@ def ace_step() -> TinyPipeline:
     return TinyPipeline(pipe, {"audio_duration": 1.0, "lyrics": "a red"}, scale=1.0)
 
 
+def stable_audio3() -> TinyPipeline:
+    """Flow at times of a signal-to-noise ratio; the length of a sound is a token too."""
+    import diffusers
+
+    ends = {"audio_channels": 2, "patch_size": 4, "encoder_channels": 8, "latent_dim": 8, "sampling_rate": 64}
+    pipe = diffusers.StableAudio3Pipeline(
+        vae=frozen(diffusers.AutoencoderSAME(**ends)),
+        text_encoder=make_t5(),
+        tokenizer=make_tokenizer(7, ends=True),
+        duration_embedder=frozen(diffusers.StableAudio3DurationEmbedder(output_dim=TEXT, fourier_dim=8)),
+        transformer=denoiser("StableAudio3DiTModel", cond_token_dim=TEXT, global_cond_dim=TEXT),
+        scheduler=flow(),
+    )
+    return TinyPipeline(pipe, {"duration": 8.0})
+
+
 LEVELS = {"block_out_channels": (8, 16), "norm_num_groups": 8}  # of a U-Net of sounds, and of their autoencoder
 
 
@@ -193,5 +209,6 @@ def ltx2() -> TinyPipeline:
 
 
 SOUNDS: dict[str, Callable[[], TinyPipeline]] = {
-    maker.__name__: maker for maker in (stable_audio_init, longcat_audio, ace_step, audioldm2, musicldm, ltx2)
+    maker.__name__: maker
+    for maker in (stable_audio_init, longcat_audio, ace_step, stable_audio3, audioldm2, musicldm, ltx2)
 }

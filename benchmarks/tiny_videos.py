@@ -402,6 +402,39 @@ def anyflow() -> TinyPipeline:
     return varied(wan21(), "AnyFlowPipeline", parts, num_frames=FRAMES)
 
 
+def kandinsky6() -> TinyPipeline:
+    """Video without its sound, whose blocks do not run."""
+    from diffusers import Kandinsky6TI2VAPipeline
+    from tiny_images import Processor
+
+    parts = hunyuan_video().pipe
+    pipe = Kandinsky6TI2VAPipeline(
+        transformer=denoiser(
+            "Kandinsky6Transformer3DModel", in_text_dim=TEXT, in_text_dim2=GLOBAL, num_visual_blocks=4
+        ),
+        vae=parts.vae,
+        text_encoder=make_t5(),
+        tokenizer=Processor(),
+        text_encoder_2=parts.text_encoder_2,
+        tokenizer_2=parts.tokenizer_2,
+        scheduler=flow(),
+    )
+    sizes = {"height": 16, "width": 16, "num_frames": FRAMES, "sample_audio": False, "max_sequence_length": 7}
+    return TinyPipeline(pipe, sizes)
+
+
+def anyflow_far() -> TinyPipeline:
+    """Frames one after the other, from keys and values of those before."""
+    from diffusers import FlowMapEulerDiscreteScheduler
+
+    sizes = {"in_channels": 16, "out_channels": 16, "text_dim": TEXT, "num_layers": 3, "chunk_partition": [1, 1]}
+    parts = {
+        "transformer": denoiser("AnyFlowFARTransformer3DModel", **sizes),
+        "scheduler": FlowMapEulerDiscreteScheduler(),
+    }
+    return varied(wan21(), "AnyFlowFARPipeline", parts, num_frames=FRAMES, height=32, width=32)
+
+
 def animatediff() -> TinyPipeline:
     """U-Net of pictures with a motion adapter."""
     from diffusers import MotionAdapter
@@ -419,6 +452,6 @@ VIDEOS: dict[str, Callable[[], TinyPipeline]] = {
         *(ltx_i2v, ltx_condition, ltx_condition_text, cogvideox_dpm, cogvideox_v2v, cogvideox_control),
         consisid,
         *(hunyuan_i2v, hunyuan_skyreels, framepack, hunyuan15, latte, allegro),
-        *(kandinsky5, kandinsky5_i2v, easyanimate, helios, motif, anyflow, animatediff),
+        *(kandinsky5, kandinsky5_i2v, easyanimate, helios, motif, kandinsky6, anyflow, anyflow_far, animatediff),
     )
 }

@@ -166,14 +166,16 @@ def inputs_of(tiny: TinyPipeline, run: Callable[[], Any], unset: Any = False) ->
 
 def outcome_of(name: str) -> Outcome:
     """Return what holds for a pipeline."""
+    from l2c.backbones.backbone import class_name
     from l2c.integrations.diffusers.denoisers import denoisers_of
 
     try:
         tiny = tiny_pipeline(name)
     except ImportError as error:  # of a package that a pipeline needs (ConsisID: OpenCV)
         return Outcome(name, "?", "?", refused=" ".join(str(error).split())[:200])
-    kinds = " and ".join(f"`{key}`" for key in denoisers_of(tiny.pipe))
-    outcome = Outcome(name, type(tiny.pipe).__name__, kinds)
+    models = denoisers_of(tiny.pipe)
+    names, kinds = (dict.fromkeys(f"`{key}`" for key in keys) for keys in (models, map(class_name, models.values())))
+    outcome = Outcome(name, type(tiny.pipe).__name__, f"{' and '.join(names)}: {' and '.join(kinds)}")
     try:
         check(tiny, outcome)
     except Exception as error:  # the table says what is refused, and why

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.backbones.forwards import replaced
@@ -76,12 +78,32 @@ def macs_of(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> tuple[tup
             calls.extend([None] * (call + 1 - len(calls)))
             calls[call] = index
     # The plain product is the one kernel that every device's counter knows.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, _eager():
+    with sdpa_kernel(SDPBackend.MATH), _plain_attention(), FlopCounterMode(display=False) as counter, _eager():
         metered = {module: partial(_metered, counter, counts, iter(calls)) for module, calls in counted.items()}
         with replaced(metered):
             run()
         total = counter.get_total_flops() // 2
     return tuple(counts), total - sum(counts)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Let attention with masks of blocks, which the counter does not know, be whole attention in this thread.
+
+    What layers return is not read while MACs are counted. Blocks that a mask leaves out are counted too.
+    """
+    thread, own = threading.get_ident(), cast("Callable[..., Any]", flex_attention.flex_attention)
+
+    def whole(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool = False, **given: Any) -> Any:
+        if threading.get_ident() != thread:
+            return own(query, key, value, *args, enable_gqa=enable_gqa, **given)
+        return scaled_dot_product_attention(query, key, value, enable_gqa=enable_gqa)
+
+    flex_attention.flex_attention = whole
+    try:
+        yield
+    finally:
+        flex_attention.flex_attention = own
 
 
 def _eager() -> AbstractContextManager[Any]:

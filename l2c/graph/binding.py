@@ -25,7 +25,10 @@ SCHEDULERS = {  # the classes of diffusers that take our solvers' steps
     "flow_euler": "FlowMatchEulerDiscreteScheduler",
     "flow_dpm_2m": "DPMSolverMultistepScheduler",
 }
-DRAWING = ("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral", "sde", "cogvideoxdpm")
+DRAWING = (  # parts of the names of solvers that add noise
+    *("ddpm", "lcm", "tcd", "sasolver", "scm", "cmstochastic", "ancestral", "sde", "cogvideoxdpm"),
+    *("unclip", "repaint", "rfd4proteina"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

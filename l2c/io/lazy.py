@@ -6,9 +6,10 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
 from types import FrameType, ModuleType
@@ -203,6 +204,45 @@ def postponed(*packages: str) -> Iterator[None]:
         _HERE.depth -= 1
 
 
+class _Same(Loader):
+    """Loader of a submodule that is there already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return the module that is there."""
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Leave it as it is."""
+        module.__spec__ = self.spec
+
+
+class _Loaded(MetaPathFinder):
+    """Import finder of submodules that a postponed package has imported while Python looked for them.
+
+    Python asks a package for its path before it imports a submodule, which runs the package. It then goes on to
+    import a submodule that the package has just brought, and would make a second one.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec of a submodule that is there; None for others, and where one is to be loaded again."""
+        module = sys.modules.get(fullname)
+        known = getattr(module, "__spec__", None)
+        if module is None or known is None or target is not None or fullname.partition(".")[0] not in _PACKAGES:
+            return None
+        spec = ModuleSpec(fullname, _Same(module), origin=known.origin)
+        spec.submodule_search_locations = known.submodule_search_locations
+        return spec
+
+
+_PACKAGES: set[str] = set()  # whose stand-ins were put in place
+_LOADED = _Loaded()
+
+
 def _put(name: str) -> None:
     """Put the stand-in of a package in place, if it is not there and its outer package has not run."""
     outer = name.rpartition(".")[0]
@@ -215,5 +255,8 @@ def _put(name: str) -> None:
     del package.__path__
     package.__class__ = _Postponed
     sys.modules[name] = package
+    _PACKAGES.add(name.partition(".")[0])
+    if _LOADED not in sys.meta_path:
+        sys.meta_path.insert(0, _LOADED)
     if outer:
         setattr(sys.modules[outer], name.rpartition(".")[2], package)

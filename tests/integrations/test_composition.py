@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
 from diffusers.hooks import apply_group_offloading
+from test_pipeline_composition import swapped_by_hand
 
 from l2c.integrations.diffusers import apply, remove
 from l2c.integrations.diffusers.layers import find_layers
@@ -19,24 +20,36 @@ def same(ours, theirs):
     return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+def check_beside(family, twin, family_graph):
+    """Compare a model under graphs with a twin that never had one: uncached, and with outputs put in their places."""
+    plain, graph = twin.trajectory(), family_graph(family)
+    everything = ((True,) * graph.num_layers,) * graph.num_evaluations
+    apply(family.model, graph.replace(rows=everything))
+    assert same(family.trajectory(), plain)
+    remove(family.model)
+    with swapped_by_hand(twin.model, graph):
+        expected = twin.trajectory()
+    apply(family.model, graph)
+    for _ in range(2):
+        assert same(family.trajectory(), expected)
+    assert not same(expected, plain)
+    remove(family.model)
+    assert same(family.trajectory(), plain)
+
+
+def halved(family):
+    """Return a model and its inputs in 16 bits."""
+    given = dict(family.conditions)
+    given |= {k: v.bfloat16() for k, v in given.items() if getattr(v, "dtype", None) == torch.float32}
+    return type(family)(family.model.to(torch.bfloat16), family.x.bfloat16(), given, family.timesteps)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_half_precision(name, make_family, family_graph):
-    family = make_family(name)
-    family.model.to(torch.bfloat16)
-    given = dict(family.conditions)
-    given |= {k: v.bfloat16() for k, v in given.items() if getattr(v, "dtype", None) == torch.float32}
-    family = type(family)(family.model, family.x.bfloat16(), given, family.timesteps)
-    plain = family.trajectory()
-    everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
-    apply(family.model, family_graph(family, rows=everything))
-    assert same(family.trajectory(), plain)
-    remove(family.model)
-    apply(family.model, family_graph(family))
-    cached = family.trajectory()
-    assert cached[-1].dtype == torch.bfloat16
-    assert same(family.trajectory(), cached)
-    assert not same(cached, plain)
+    family, twin = halved(make_family(name)), halved(make_family(name))
+    assert twin.trajectory()[-1].dtype == torch.bfloat16
+    check_beside(family, twin, family_graph)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -62,17 +75,15 @@ def test_group_offload(kind, order, make_family, family_graph):
 
 @torch.no_grad()
 def test_layerwise_casting(make_family, family_graph):
-    family = make_family("pixart")
+    family, twin = make_family("pixart"), make_family("pixart")
+    uncast = twin.trajectory()
     family.model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    plain = family.trajectory()
-    everything = ((True,) * len(find_layers(family.model)),) * len(family.timesteps)
-    apply(family.model, family_graph(family, rows=everything))
-    assert same(family.trajectory(), plain)
-    remove(family.model)
-    apply(family.model, family_graph(family))
-    cached = family.trajectory()
-    assert same(family.trajectory(), cached)
-    assert not same(cached, plain)
+    stored = dict(family.model.named_parameters())
+    for name, weight in twin.model.named_parameters():  # rounded once, where the other is stored in 8 bits
+        if stored[name].dtype == torch.float8_e4m3fn:
+            weight.copy_(weight.to(torch.float8_e4m3fn))
+    assert not same(twin.trajectory(), uncast)
+    check_beside(family, twin, family_graph)
 
 
 @pytest.mark.parametrize("name", NAMES)

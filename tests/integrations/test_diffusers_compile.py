@@ -12,7 +12,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 from l2c.integrations.diffusers import apply
 
 
-@pytest.mark.parametrize("name", ["dit", "sd3"])
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd3"])
 @torch.no_grad()
 # A random graph has many ways of computing and reusing.
 @torch._dynamo.config.patch(recompile_limit=64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,9 +13,11 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
 from diffusers.hooks import HookRegistry
+from test_pipeline_composition import swapped_by_hand
 
 import l2c
-from l2c.integrations.diffusers import ROOT, apply, denoiser_of, remove
+from l2c.graph.selection import with_evaluations
+from l2c.integrations.diffusers import ROOT, applied, apply, denoiser_of, remove
 from l2c.integrations.diffusers.layers import find_layers
 
 NAMES = ("dit", "pixart", "stable_diffusion")
@@ -116,16 +119,27 @@ def test_image_to_image_starts_in_the_middle(make_pipeline, random_rows):
     pipe = make_pipeline("stable_diffusion")
     graph = graph_of(pipe, rows=[[bool(bit)] * 4 for bit in (1, 0, 0, 0, 1)])
     image = torch.rand(2, 3, 8, 8)
-    edit = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    edit.set_progress_bar_config(disable=True)
+    edit, other = (
+        StableDiffusionImg2ImgPipeline(**made.components, requires_safety_checker=False)
+        for made in (pipe, make_pipeline("stable_diffusion"))  # the other one never has a graph
+    )
+    for made in (edit, other):
+        made.set_progress_bar_config(disable=True)
     calls = []
-    plain = draw(edit, image=image, strength=0.6)
+    plain = draw(other, image=image, strength=0.6)
+    of_three = with_evaluations(graph, [2, 3, 4])  # the first of which computes everything
+    with swapped_by_hand(other.unet, of_three):
+        expected = draw(other, image=image, strength=0.6)
+    with applied(edit, graph.replace(rows=[[True] * 4] * 5)):
+        assert (draw(edit, image=image, strength=0.6) == plain).all()
     apply(edit, graph)
     pipe.unet.down_blocks[0].attentions[0].norm.register_forward_hook(lambda *_: calls.append(1))
-    cached = draw(edit, image=image, strength=0.6)
-    assert len(calls) == 2  # at evaluation 2, where nothing was kept yet, and at 4
-    assert (draw(edit, image=image, strength=0.6) == cached).all()
-    assert abs(cached - plain).max() > 1e-4
+    for _ in range(2):
+        np.testing.assert_allclose(draw(edit, image=image, strength=0.6), expected, rtol=1e-5, atol=1e-5)
+        assert len(calls) == 2  # at evaluation 2, where nothing was kept yet, and at 4
+        calls.clear()
+    assert abs(expected - plain).max() > 1e-4
+    assert (draw(other, image=image, strength=0.6) == plain).all()
 
 
 def test_other_steps_and_schedulers_are_refused_or_resampled(make_pipeline, random_rows, caplog):

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
-pytest.importorskip("torchao", reason="needs the package torchao: pip install torchao")
+pytest.importorskip("torchao", reason="needs the package torchao: pip install '.[pipelines]'")
 
 from test_pipeline_composition import graph_of, swapped_by_hand
 from tiny_pipelines import STEPS, tiny_pipeline

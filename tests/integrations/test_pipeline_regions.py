@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def test_calibrated_as_drawn(name):
 
 
 def test_calibrated_as_drawn_from_a_face():
-    pytest.importorskip("cv2", reason="needs the package OpenCV: pip install opencv-python-headless")
+    pytest.importorskip("cv2", reason="needs the package OpenCV: pip install '.[pipelines]'")
     assert calibrated_as_drawn(tiny_pipeline("consisid")) == "yes"
 
 
@@ -66,11 +68,13 @@ def test_what_is_drawn_too_follows_the_sample():
 
 def test_held_tokens_stay_though_noise_is_added_to_them():
     one, other = torch.randn(2, 1, 6, 5, generator=torch.Generator().manual_seed(0))
-    times = TokenTimes.of(torch.tensor([[0.0, 300.0, 900, 900, 900, 900]]), 900.0)
+    times = TokenTimes.of(torch.tensor([[0.0, 300.0, 900, 900, 900, 900]]), 900.0, 1)
     assert region_of(one, other, None, times) == ((1, 2, 4),)
     expected = [[0.0, 300.0, 500, 500, 500, 500], [0.0, 100.0, 100, 100, 100, 100]]
     assert times.at(torch.tensor([500.0, 100.0])).tolist() == expected
-    assert TokenTimes.of(torch.tensor([900.0]), 900.0) is None
+    assert TokenTimes.of(torch.tensor([900.0]), 900.0, 2) is TokenTimes.of(torch.ones(2), 1.0, 2) is None
+    of_tokens = TokenTimes.of(torch.tensor([900.0, 0.0, 900.0]), 900.0, 1)  # of a model without a batch
+    assert of_tokens.at(torch.tensor([500.0])).tolist() == [500.0, 0.0, 500.0]
 
 
 def test_what_is_the_timestep_once_more_follows_it():
@@ -109,6 +113,24 @@ def test_guidance_beside_the_scale_is_off_and_named():
     assert guidance.off == {"guidance_scale": 1.0, "audio_guidance_scale": 1.0, "stg_scale": 0.0}
     assert (pipe._guidance_scale, pipe._audio_guidance_scale) == (3.0, 7.0)
     assert guidance.left_out(defaults_of(pipe)) == {"audio_guidance_scale": 7.0}
+
+
+def test_a_scheduler_is_given_the_step_after():
+    scheduler = diffusers.UnCLIPScheduler(prediction_type="sample")
+    scheduler.set_timesteps(4)
+    solver = SchedulerSolver(scheduler, scheduler.timesteps.tolist())
+    assert solver.stochastic
+    x = noise = torch.randn(1, 6, generator=torch.Generator().manual_seed(0))
+    generator, times = torch.Generator().manual_seed(1), [*scheduler.timesteps, None]
+    for t, after in itertools.pairwise(times):
+        x = scheduler.step(x.cos(), t, x, prev_timestep=after, generator=generator, return_dict=False)[0]
+    trajectory = solver.trajectory(noise, generator=torch.Generator().manual_seed(1))
+    evaluation = next(trajectory)
+    for _ in range(3):
+        evaluation = trajectory.send(evaluation.x.cos())
+    with pytest.raises(StopIteration) as end:
+        trajectory.send(evaluation.x.cos())
+    assert torch.equal(end.value.value, x)
 
 
 def test_a_scheduler_is_given_the_step_before():

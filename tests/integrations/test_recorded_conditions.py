@@ -19,14 +19,16 @@ from l2c.integrations.diffusers.recorded.conditions import (
     differ_in_length,
     digest_of,
     groups_of,
+    one_for_all,
     places_of,
     rows_of,
     tabled,
 )
+from l2c.integrations.diffusers.recorded.encoders import encoding_once
 from l2c.integrations.diffusers.recorded.guided import moved_on
 from l2c.integrations.diffusers.recorded.recording import SCALE, _of_batches
 from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of
-from l2c.integrations.diffusers.timesteps import time_argument
+from l2c.integrations.diffusers.timesteps import conditions_of, time_argument
 
 
 def call_of(*lengths):
@@ -71,6 +73,71 @@ def test_arguments_that_must_be_given_are_recorded_though_they_are_none():
     call = RecordedCall.of(Needing(), (torch.zeros(1, 3),), given)
     assert call.conditions == {"text": None}
     assert set(call.arguments(call.x, torch.tensor([2.0]), call.conditions)) == {"sample", "timestep", "text"}
+
+
+def masked(*lengths):
+    """Return what a pipeline gives its model for prompts: a mask where one of them is padded alone."""
+    padded = len(set(lengths)) > 1 or lengths[0] < 3
+    mask = torch.tensor([[place < length for place in range(3)] for length in lengths])
+    return {"text": torch.ones(len(lengths), 3, 2), **({"mask": mask} if padded else {})}
+
+
+@pytest.mark.parametrize("first", [2, 3])
+def test_a_condition_that_some_prompts_have_is_given_to_these_alone(first):
+    prompts = [first, 3, 2, 3]
+    table = tabled([masked(length) for length in prompts], places_of(masked(first), masked(first, first)))
+    for places in groups_of(table, range(4)).values():
+        given = rows_of(table, torch.tensor(places))
+        lengths = [prompts[place] for place in places]
+        assert len(given["text"]) == len(places)
+        assert (given["mask"] is None) == (lengths[0] == 3)
+        assert len(set(lengths)) == 1
+        assert lengths[0] == 3 or given["mask"].sum(1).tolist() == lengths
+    nested = tabled([{"more": {"mask": torch.ones(1, 2)}}, {"text": 1}], {"more": {"mask": 0}})
+    assert rows_of(nested, torch.tensor([1])) == {"more": None, "text": 1}
+    assert len(groups_of(nested, [0, 1])) == 2
+
+
+def test_a_condition_of_one_row_for_two_prompts_is_seen_in_the_guided_call():
+    one, two = {"text": torch.ones(1, 2), "picture": torch.ones(1, 4)}, torch.ones(2, 2)
+    shared = places_of(one, {"text": two, "picture": one["picture"]})
+    own = places_of(one, {"text": two, "picture": torch.ones(2, 4)})
+    assert one_for_all(shared, own)
+    assert not one_for_all(own, shared)
+    assert not one_for_all(own, own)
+    assert one_for_all({"in": [shared]}, {"in": [own]})
+
+
+class Described(torch.nn.Module):
+    def forward(self, input_ids, position_ids, und_len, vision_tokens, timestep):
+        """Take ids of a text before what is noisy (Cosmos 3)."""
+
+
+def test_what_is_noisy_may_come_after_the_ids_of_a_text():
+    ids, places, noisy = torch.arange(2), torch.rand(3, 5), [torch.rand(4, 1, 2, 2)]
+    given = {"position_ids": places, "und_len": 2, "vision_tokens": noisy, "timestep": torch.full((4,), 3.0)}
+    call = RecordedCall.of(Described(), (ids,), given)
+    assert (call.noisy, call.listed, call.x.shape) == ("vision_tokens", True, (1, 4, 1, 2, 2))
+    assert set(call.conditions) == {"input_ids", "position_ids", "und_len"}
+    asked = call.arguments(call.x + 1, torch.tensor([2.0]), call.conditions)
+    assert asked["timestep"].tolist() == [2.0] * 4
+    torch.testing.assert_close(asked["vision_tokens"], [noisy[0] + 1])
+    assert set(conditions_of(Described(), (ids,), given)) == set(call.conditions)
+
+
+def test_a_pipeline_that_looks_whether_it_is_guided_encodes_for_each():
+    class Encoding:
+        vae, _guidance_scale = None, 1.0
+
+        def encode_prompt(self, prompt):
+            return prompt, self._guidance_scale
+
+    pipe = Encoding()
+    with encoding_once(pipe):
+        first = pipe.encode_prompt("a cat")
+        assert pipe.encode_prompt("a cat") is first
+        pipe._guidance_scale = 5.0
+        assert pipe.encode_prompt("a cat") == ("a cat", 5.0)
 
 
 class Kept:

@@ -77,6 +77,26 @@ def test_a_package_runs_once_when_it_is_asked_for(package, use):
     assert part() is found
 
 
+def test_a_submodule_that_the_package_brings_is_imported_once(package):
+    """`import torchvision.transforms.functional` made a second `transforms`, which lacked it."""
+    third = package.parent / "third"
+    third.mkdir()
+    (third / "__init__.py").write_text("from . import deep\nfrom l2c_outer import RUNS\nRUNS.append('third')\n")
+    (third / "deep.py").write_text("name = 'deep'\n")
+    outer = package.parent / "__init__.py"
+    outer.write_text(outer.read_text() + "from . import third\n")
+    part()
+    assert importlib.import_module("l2c_outer.third.deep").name == "deep"
+    module = sys.modules["l2c_outer"]
+    assert module.third is sys.modules["l2c_outer.third"]
+    assert module.third.deep is sys.modules["l2c_outer.third.deep"]
+    assert module.RUNS == ["outer", "inner", "third"]
+    assert module.third.__spec__.loader_state is None
+    assert module.third.__spec__.origin == str(third / "__init__.py")
+    importlib.reload(module.third)
+    assert module.RUNS[-2:] == ["third", "third"]
+
+
 def test_a_package_that_has_run_stays_as_it_is(package):
     import l2c_outer
 

@@ -106,7 +106,9 @@ class SchedulerSolver(Solver):
             if around is not None:
                 predicted = around.outputs[e] * predicted + around.states[e] * x
             t = t.expand(len(x)) if self.rowed else t
-            history = {name: value for name, value in before.items() if name in self._takes}
+            times = scheduler.timesteps[self._first + e + 1 :]
+            after = {"prev_timestep": times[0] if len(times) else None}  # the step after, which is nearer to the data
+            history = {name: value for name, value in {**before, **after}.items() if name in self._takes}
             given = {"model_output": predicted, "timestep": t, "sample": x, "return_dict": False}
             x, *others = scheduler.step(**given, **options, **history)
             before = {"old_pred_original_sample": others[0] if others else None, "timestep_back": t}

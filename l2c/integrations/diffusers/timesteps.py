@@ -34,6 +34,23 @@ def arguments_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return {**dict(zip(names, args, strict=False)), **{n: kwargs[n] for n in names if n in kwargs}, **kwargs}
 
 
+def noisy_in(given: Mapping[str, Any]) -> str:
+    """Return the name of the noisy input among arguments in their order.
+
+    It is the first one, but where that holds whole numbers (ids of a text's tokens, Cosmos 3): then the first one of
+    real numbers with axes beside those of a batch of tokens, or a list of such.
+    """
+    first, *others = given
+    if not isinstance(given[first], Tensor) or given[first].is_floating_point():
+        return first
+
+    def holds(value: Any) -> bool:
+        head = value[0] if isinstance(value, list) and value else value
+        return isinstance(head, Tensor) and head.is_floating_point() and head.ndim >= 3
+
+    return next((name for name in others if holds(given[name])), first)
+
+
 def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | None:
     """Return the timestep's name among arguments (two names for one inside a dictionary) and its value."""
     inner = ((name, value) for name, value in given.items() if isinstance(value, Mapping))
@@ -48,7 +65,7 @@ def time_argument(given: Mapping[str, Any]) -> tuple[tuple[str, ...], Any] | Non
 def conditions_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a forward, the noisy input and the timestep aside."""
     given = arguments_of(module, args, kwargs)
-    noisy = next(iter(given))
+    noisy = noisy_in(given)
     return {name: value for name, value in given.items() if name != noisy and not is_time(name)}
 
 

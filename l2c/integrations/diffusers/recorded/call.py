@@ -14,7 +14,7 @@ from l2c.integrations.diffusers.denoisers import needed_by
 from l2c.integrations.diffusers.recorded.conditions import check_conditions, in_parts
 from l2c.integrations.diffusers.recorded.feeders import Path, filled, handed_on, looked_at, member_of
 from l2c.integrations.diffusers.recorded.regions import Region, TokenTimes, blank, narrowed, placed
-from l2c.integrations.diffusers.timesteps import arguments_of, time_argument, timestep_of
+from l2c.integrations.diffusers.timesteps import arguments_of, noisy_in, time_argument, timestep_of
 
 BESIDE = "beside the noisy input"
 
@@ -63,7 +63,7 @@ class RecordedCall:
         """
         t = timestep_of(module, args, kwargs)
         check_conditions(given := arguments_of(module, args, kwargs))
-        noisy = next(iter(given))
+        noisy = noisy_in(given)
         x = given.pop(noisy)
         found = time_argument(given)
         assert found is not None, "timestep_of refuses this"
@@ -76,7 +76,8 @@ class RecordedCall:
         conditions = {name: value for name, value in conditions.items() if name not in also}
         listed = isinstance(x, list)
         x = torch.stack(x) if listed else x
-        return cls(x, t, conditions, noisy, found[0], listed, TokenTimes.of(found[1], t), also, model=module)
+        times = TokenTimes.of(found[1], t, len(x))
+        return cls(x, t, conditions, noisy, found[0], listed, times, also, model=module)
 
     def split(self, region: Region) -> RecordedCall:
         """Return the call whose noisy input is a region of this one's, what lies beside it a condition."""

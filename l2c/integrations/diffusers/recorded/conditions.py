@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from l2c.io.names import quoted
 from l2c.io.tensors import check_nested, plain_members
 
 SHARED, LISTED = "shared", "listed"  # places of a condition that has no axis of prompts
+ABSENT = "absent"
 ALONE = "alone"  # of all conditions of a pipeline that takes one prompt a call
 PLAIN = (Tensor, str, bool, int, float)  # what can be compared
 
@@ -26,7 +28,8 @@ class PerPrompt:
     """A condition with a part for each prompt, kept apart: prompts may differ in length.
 
     Attributes:
-        parts: one for each prompt, as the model is given it for a batch of this prompt alone.
+        parts: one for each prompt, as the model is given it for a batch of this prompt alone; None = it is not given
+            it (a mask of texts that are padded).
         axis: axis of prompts, along which the parts of a batch are joined; None = each part is a list, and so is
             that of a batch; `SHARED` = a batch has one part, and prompts with another one are not in it (positions
             of tokens, whose number differs); `ALONE` = there are no batches.
@@ -45,11 +48,12 @@ class PerPrompt:
     def shapes(self) -> tuple[Any, ...]:
         """What prompts of one batch have in common: the shape of each part, or of `SHARED` ones the part itself.
 
-        All None for lists, whose members may differ in shape.
+        All are alike of lists, whose members may differ in shape.
         """
         if self.axis == SHARED:
             return tuple(next(i for i, other in enumerate(self.parts) if same(part, other)) for part in self.parts)
-        return tuple(tuple(part.shape) if isinstance(self.axis, int) else None for part in self.parts)
+        of_list = None if isinstance(self.axis, int) else LISTED
+        return tuple(ABSENT if part is None else of_list or tuple(part.shape) for part in self.parts)
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -110,6 +114,15 @@ def places_of(one: Any, two: Any) -> Any:
     return next(axis for axis, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if b == 2 * a)
 
 
+def one_for_all(places: Any, others: Any) -> bool:
+    """Return whether some condition is shared by all rows where by other places each row has its own."""
+    if isinstance(places, Mapping):
+        return any(one_for_all(place, others[key]) for key, place in places.items())
+    if isinstance(places, (list, tuple)):
+        return any(map(one_for_all, places, others))
+    return bool(places == SHARED and isinstance(others, int))
+
+
 def tabled(values: Sequence[Any], places: Any) -> Any:
     """Return the conditions of single prompts as one table; what all prompts share is in it once.
 
@@ -119,14 +132,23 @@ def tabled(values: Sequence[Any], places: Any) -> Any:
 
     """
     head = values[0]
+    if isinstance(places, Mapping) and any(value is None for value in values):
+        places = ALONE
     if isinstance(places, Mapping):
-        return {key: tabled([value[key] for value in values], places[key]) for key in head}
+        given = {key: [value.get(key) for value in values] for key in dict.fromkeys(chain(*values))}
+        return {key: tabled(column, places.get(key, _usual_place(column))) for key, column in given.items()}
     if isinstance(places, (list, tuple)):
         columns = zip(zip(*values, strict=True), places, strict=True)
         return type(places)(tabled(parts, place) for parts, place in columns)
     if places == SHARED and all(same(head, value) for value in values):
         return head
     return PerPrompt(tuple(values), None if places == LISTED else places)
+
+
+def _usual_place(column: Sequence[Any]) -> Any:
+    """Return where the axis of prompts is taken to lie in a condition that the first prompt has not."""
+    given = next((value for value in column if value is not None), None)
+    return 0 if isinstance(given, Tensor) and given.ndim and len(given) == 1 else ALONE
 
 
 def rows_of(table: Any, y: Tensor) -> Any:
@@ -143,6 +165,8 @@ def rows_of(table: Any, y: Tensor) -> Any:
     if table.axis == SHARED:
         part = table.parts[int(y[0])]
         return part.to(y.device) if isinstance(part, Tensor) else part
+    if ABSENT in table.shapes and table.parts[int(y[0])] is None:
+        return None
     if not isinstance(table.axis, int):
         members = [member for prompt in y.tolist() for member in table.parts[prompt]]
         return [member.to(y.device) if isinstance(member, Tensor) else member for member in members]

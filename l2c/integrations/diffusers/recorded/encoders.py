@@ -13,7 +13,7 @@ def encoding_once(pipe: Any) -> Iterator[None]:
     known: dict[str, Any] = {}
 
     def once(encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        key = repr((args, kwargs))
+        key = repr((args, kwargs, getattr(pipe, "_guidance_scale", None)))  # some look whether they are guided
         if key not in known:
             known[key] = encode(*args, **kwargs)
         return known[key]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.integrations.diffusers.recorded.call import RecordedCall
+from l2c.integrations.diffusers.recorded.feeders import filled
 from l2c.integrations.diffusers.recorded.steps import calls_of
 from l2c.io.tensors import leaves_of
 
@@ -51,7 +52,8 @@ def moving_runs(call: RecordedCall) -> list[Callable[[], Any]]:
     times = (call.t, 0.75 * call.t if call.t else 0.25)
 
     def run(x: Tensor, t: float) -> Callable[[], Any]:
-        return lambda: model(**call.arguments(x, torch.tensor([t], device=x.device), call.conditions))
+        conditions = filled(call.conditions, {})  # models write into dictionaries, which are the recording's
+        return lambda: model(**call.arguments(x, torch.tensor([t], device=x.device), conditions))
 
     return [run(call.x, times[0]), run(x, times[1])]
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from l2c.backbones.layer_form import first
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.guidance import NEGATIVE, PipelineGuidance
-from l2c.integrations.diffusers.prompts import array_of, condition_of, empty_of
+from l2c.integrations.diffusers.prompts import condition_of, empty_of
+from l2c.integrations.diffusers.recorded.axes import axes_of, axes_of_none, twice_of
 from l2c.integrations.diffusers.recorded.call import BESIDE
-from l2c.integrations.diffusers.recorded.conditions import ALONE, places_in, places_of
+from l2c.integrations.diffusers.recorded.conditions import ALONE, places_in
 from l2c.integrations.diffusers.recorded.guided import SCALE, by_effect, combination
 from l2c.integrations.diffusers.recorded.moving import moving_calls, moving_runs
 from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
@@ -30,7 +31,6 @@ from l2c.integrations.diffusers.recorded.steps import (
     recorded_call,
 )
 from l2c.integrations.diffusers.scheduler_solver import Preconditioning
-from l2c.io.memory import out_of_memory
 from l2c.io.tensors import leaves_of
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **sett
             guided = first_step(pipe, models, **{**on, **given(prompts[0]), **scaled}).split(region)
     of_first, sign, around = given(prompts[0]), step.sign(region), None
     if sign is None:
-        places = _axes(calls[0], (lambda: call(prompts[0], prompts[0]),))
+        places = axes_of(calls[0], (lambda: call(prompts[0], prompts[0]),))
         whole = _of_batches(model, step.split(region), guided, calls, places, guidance.mode)
         if whole is not None:
             own_way = None if whole.guidance else OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
@@ -140,7 +140,7 @@ def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **sett
         sign, around = 1.0, _around(pipe, model, step, calls[0], of_first)
     pictures = {option: twice_of(value) for option, value in settings.items() if option != name}
     twice = (lambda: call(prompts[0], prompts[0]), lambda: call(prompts[0], prompts[0], **pictures))
-    places = _axes(calls[0], (*twice, lambda: guided.calls[0]))
+    places = axes_of(calls[0], (*twice, lambda: guided.calls[0]), guided)
 
     def effect() -> str | None:
         with guidance.at(SCALE) as scaled:
@@ -150,31 +150,9 @@ def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **sett
     own_way = None if known else OF_ITS_OWN % (type(pipe).__name__, guidance.mode)
     if uncond is None:  # of models without guidance, or guided in another way
         uncond = calls[0] if name == "image" else replace(calls[0], conditions=call(empty_of(pipe)).conditions)
-    of_none = _axes_of(pipe, guidance, uncond, calls[0], {**on, **given(prompts[0], prompts[0])})
+    of_none = axes_of_none(pipe, guidance, uncond, calls[0], {**on, **given(prompts[0], prompts[0])})
     every, runs = (*calls, uncond), step.runs.get(model)
     return Recording(every, places, runs, sign, mode, of_first, own_way, around, step.rowed, of_none)
-
-
-def _axes_of(
-    pipe: Any, guidance: PipelineGuidance, uncond: RecordedCall, cond: RecordedCall, of_two: Mapping[str, Any]
-) -> Any:
-    """Return where the axis of prompts lies in the conditions of the unconditional call.
-
-    Args:
-        pipe: the pipeline.
-        guidance: the pipeline's.
-        uncond: the call for one prompt. One of another model than the conditional call, or laid out in another way,
-            has axes of its own.
-        cond: the conditional call.
-        of_two: arguments of a call for two prompts.
-
-    """
-    if not uncond.apart_from(cond):
-        return ALONE
-    model: Any = uncond.model
-    with guidance.at(SCALE) as scaled:
-        given = {**of_two, **scaled}
-        return _axes(uncond, (lambda: recorded_call(pipe, model, **given).split(uncond.region).fed(),))
 
 
 def _unconditional(
@@ -317,32 +295,3 @@ def _drawn(step: RecordedStep, other: RecordedCall) -> list[str]:
     pairs = [(path[0], ours, theirs.get(path)) for path, ours in leaves_of(one.conditions) if path[0] != BESIDE]
     alike = [(name, a, b) for name, a, b in pairs if b is not None and a.is_floating_point() and a.shape == b.shape]
     return list(dict.fromkeys(str(name) for name, a, b in alike if not torch.equal(a, b)))
-
-
-def _axes(one: RecordedCall, twice: Sequence[Callable[[], RecordedCall]]) -> Any:
-    """Return where the axis of prompts lies in each condition, `ALONE` where a pipeline takes one prompt a call.
-
-    Args:
-        one: the call for one prompt.
-        twice: ways to get a call of two rows; one that fails is passed over.
-
-    """
-    for made in twice:
-        try:
-            two = made()
-            if len(two.x) == 2 * len(one.x):
-                return places_of(one.conditions, two.conditions)
-        except Exception as error:  # the pipeline's own, of any kind
-            if out_of_memory(error):
-                raise
-    return ALONE
-
-
-def twice_of(option: Any) -> Any:
-    """Return the pictures of an option of a call, or of two prompts in the place of one; others as they are."""
-    if isinstance(option, Tensor):
-        return torch.cat([option, option]) if option.ndim > 2 else option
-    pictures = [array_of(each) is not None for each in (option if isinstance(option, (list, tuple)) else [option])]
-    if not any(pictures):
-        return option
-    return [*option, *option] if isinstance(option, (list, tuple)) else [option, option]

@@ -90,7 +90,7 @@ class TokenTimes:
     """Timesteps of the tokens or frames of a row, some of which are held below the others'.
 
     Attributes:
-        times: those recorded (1, ...).
+        times: those recorded (1, ...), or (M,) of the tokens of a model that takes one row a call.
         t: the noisiest of them.
 
     """
@@ -99,11 +99,11 @@ class TokenTimes:
     t: float
 
     @classmethod
-    def of(cls, given: Tensor | float, t: float) -> TokenTimes | None:
-        """Return those of a call that is given timesteps (N, ...); None where a row has one."""
-        if not isinstance(given, Tensor) or given.ndim < 2:
+    def of(cls, given: Tensor | float, t: float, rows: int) -> TokenTimes | None:
+        """Return those of a call of some rows that is given timesteps (N, ...) or (M,); None where a row has one."""
+        if not isinstance(given, Tensor) or given.ndim == 0 or (given.ndim == 1 and len(given) in (1, rows)):
             return None
-        return cls(given[:1].detach().clone(), t)
+        return cls((given if given.ndim == 1 else given[:1]).detach().clone(), t)
 
     def at(self, t: Tensor) -> Tensor:
         """Return the timesteps (N, ...) of rows at t (N,): t itself, but where they are held below it."""

@@ -19,7 +19,9 @@ from l2c.integrations.diffusers.recorded.regions import Region, narrowed, region
 from l2c.integrations.diffusers.scheduler_solver import Preconditioning
 from l2c.io.memory import out_of_memory
 
-USUAL = ("model_output", "timestep", "sample", "eta", "generator", "return_dict")  # arguments of a scheduler's step
+USUAL = (  # arguments of a step that every pipeline gives its scheduler, or that are its times
+    *("model_output", "timestep", "sample", "eta", "generator", "return_dict", "prev_timestep"),
+)
 CLOSE = 1e-2  # of a scheduler's input and a prediction, in units of the largest value
 
 
