@@ -8,17 +8,18 @@ image decides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
 
-from l2c.backbones.backbone import Backbone
 from l2c.backbones.dit import timestep_embedding
 from l2c.graph.cache_graph import CacheGraph
-from l2c.sampling.batches import labels_in_turn
+from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.correction import has_slopes, layer_widths, reused_entries
 from l2c.sampling.gradients import check_weights, differentiable
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -28,32 +29,44 @@ LOSSES = ("image", "output")
 EMBEDDING_SIZE = 256
 
 
+Batch = Sequence[
+    Tensor | None
+]  # noise (N, C, H, W), labels (N,) or None, and the teacher's images where they are drawn
+
+
 @dataclass(frozen=True)
 class Training:
-    """Settings of the training of slopes.
+    """Settings of the training of slopes, and what it is trained on.
 
     Attributes:
+        teacher: uncached, its images are the aim.
         steps: training steps, each through the whole cached trajectory of a batch; 0 = none.
         batch_size: trajectories per step.
         learning_rate: learning rate of the slopes.
         seed: seed of the noises.
         first: number of the first noise.
+        drawn: images of the teacher that are drawn at a time.
 
     """
 
+    teacher: Sampler
     steps: int
     batch_size: int
     learning_rate: float
     seed: int
     first: int
+    drawn: int
 
-    def batch(self, backbone: Backbone, step: int) -> tuple[Tensor, Tensor | None]:
-        """Return noise (N, C, H, W) and labels (N,) of a step, on the backbone's device."""
-        device = next(backbone.parameters()).device
-        begin = self.first + step * self.batch_size
-        noise = seeded_noise(backbone.input_shape, self.seed, self.batch_size, first=begin)
-        labels = labels_in_turn(backbone.num_labels, self.batch_size, first=begin)
-        return noise.to(device), None if labels is None else labels.to(device)
+    @cached_property
+    def batches(self) -> tuple[Batch, ...]:
+        """Return the batches of all steps with the teacher's images, drawn once for all that is trained."""
+        backbone, count = self.teacher.backbone, self.steps * self.batch_size
+        noise = seeded_noise(backbone.input_shape, self.seed, count, first=self.first)
+        labels = labels_in_turn(backbone.num_labels, count, first=self.first)
+        with tqdm(total=count, desc="images to train on", unit="image") as bar:
+            images = sample_in_batches(self.teacher, labels, noise, batch_size=self.drawn, advance=bar)
+        split = [None if one is None else one.split(self.batch_size) for one in (noise, labels, images)]
+        return tuple(tuple(one and one[step] for one in split) for step in range(self.steps))
 
 
 class Distillation(nn.Module):
@@ -144,15 +157,16 @@ class Distillation(nn.Module):
         """Follow the trajectory with the current slopes, scales and shifts; see `unroll`."""
         return unroll(self.sampler, self.graph, noise, y, self.slopes, self.corrections(), teach=teach)
 
-    def loss(self, noise: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def loss(self, noise: Tensor, y: Tensor | None, target: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the loss of noise (N, C, H, W) and labels (N,), and the mean squared error of the images.
 
-        The second one is None for the loss `output`, which draws no images of the teacher.
+        The second one is None for the loss `output`, which needs no images of the teacher. The loss `image` draws
+        them unless they are given as `target`.
         """
         if self.kind == "output":
             return self.walk(noise, y, teach=True)[1], None
         images, _ = self.walk(noise, y)
-        return image_loss(images, self.teacher.sample(y, noise=noise))
+        return image_loss(images, self.teacher.sample(y, noise=noise) if target is None else target)
 
     def optimizer(self, num_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """Return Adam and its schedule, a cosine down to 0 after `num_steps` steps."""
@@ -171,19 +185,22 @@ class Distillation(nn.Module):
         return graph, *(self.corrections() or (None, None))
 
 
-def distil(distillation: Distillation, batches: Iterable[tuple[Tensor, Tensor | None]], num_steps: int) -> None:
-    """Train on batches of noise (N, C, H, W) and labels (N,), one step each, in this process and without a record.
+def distil(distillation: Distillation, batches: Iterable[Batch], num_steps: int) -> None:
+    """Train on batches, one step each, in this process and without a record.
 
     Args:
         distillation: the parameters, trained in place.
-        batches: on the backbone's device.
+        batches: noise (N, C, H, W), labels (N,) or None, and the teacher's images if they are drawn already.
         num_steps: number of batches; the learning rate falls to 0 over them.
 
     """
     optimizer, schedule = distillation.optimizer(num_steps)
-    for noise, y in batches:
+    device = distillation.slopes.device
+    for batch in batches:
+        noise, *others = (None if one is None else one.to(device) for one in batch)
+        assert noise is not None
         with torch.enable_grad():
-            loss, _ = distillation.loss(noise, y)
+            loss, _ = distillation.loss(noise, *others)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()

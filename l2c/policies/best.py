@@ -92,7 +92,7 @@ def best(
     more = FINAL_NOISES if FINAL_NOISES * num_trajectories < pool else 1  # the pool is more than is chosen from it
     judge = TrueError.of(sampler, more * num_trajectories, seed, pool=pool, batch_size=eval_batch_size)
     true_error = judge.thinned(more)
-    training = Training(steps, batch_size, learning_rate, seed, first=pool)
+    training = Training(sampler, steps, batch_size, learning_rate, seed, first=pool, drawn=eval_batch_size)
     contexts = list(_contexts(context, worth, num_evaluations, whole_outputs=whole_outputs))
     starts = _starts(contexts, true_error, Search(worth, max_span, exchanges, seed))
     final = [start.worked_out(true_error, training) for start in _promising(starts)]
@@ -156,7 +156,7 @@ class Start:
             other = exchanged(self.graph, self.makes, true_error.thinned(2), self.search.exchanges)
             found = min(found, (true_error.error(other), other), key=itemgetter(0))
         if training.steps and has_slopes(found[1]):
-            trained = _trained(self.context, true_error.sampler, found[1], training)
+            trained = _trained(self.context, found[1], training)
             found = min(found, (true_error.error(trained), trained), key=itemgetter(0))
         return found[1]
 
@@ -311,14 +311,12 @@ def likely_rules(context: PolicyContext, worth: float, judge: TrueError) -> list
     return [graph for _, graph in _ranked(rules, judge)[:NUM_RULES]]
 
 
-def _trained(context: PolicyContext, teacher: Sampler, graph: CacheGraph, training: Training) -> CacheGraph:
+def _trained(context: PolicyContext, graph: CacheGraph, training: Training) -> CacheGraph:
     """Return a graph whose slopes were trained on the error of the final image against a teacher's."""
     assert context.sampler is not None
-    backbone = teacher.backbone
-    check_differentiable(context.sampler.solver, backbone.input_shape)
+    check_differentiable(context.sampler.solver, training.teacher.backbone.input_shape)
     distillation = Distillation(
-        context.sampler, graph, teacher=teacher, scale_shift=False, slope_rate=training.learning_rate
+        context.sampler, graph, teacher=training.teacher, scale_shift=False, slope_rate=training.learning_rate
     )
-    steps = tqdm(range(training.steps), desc="training slopes", unit="step")
-    distil(distillation, (training.batch(backbone, step) for step in steps), training.steps)
+    distil(distillation, tqdm(training.batches, desc="training slopes", unit="step"), training.steps)
     return distillation.corrected()[0]

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.seeds import Stream
@@ -66,7 +67,8 @@ class TrueError:
         backbone = sampler.backbone
         noise = seeded_noise(backbone.input_shape, seed, pool)
         labels = labels_in_turn(backbone.num_labels, pool)
-        target = sample_in_batches(sampler, labels, noise, batch_size=batch_size)
+        with tqdm(total=pool, desc="images to compare with", unit="image") as bar:
+            target = sample_in_batches(sampler, labels, noise, batch_size=batch_size, advance=bar)
         order = target.abs().flatten(1).amax(dim=1).argsort(descending=True)
         extreme = count // 4 if pool > count else 0
         rest = order[extreme:].sort().values[: count - extreme]
