@@ -45,7 +45,7 @@ def target_of(
         measured: the calibration.
         num_steps: evaluations of the network.
         timesteps: t of each evaluation instead, for Euler's method of a flow.
-        solver: name of a solver of the same noise schedule, or the solver itmeasured.
+        solver: name of a solver of the same noise schedule, or the solver itself.
         options: the solver's own settings.
 
     Raises:

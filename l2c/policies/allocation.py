@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from l2c.calibration.fitting import Fits
 from l2c.graph.fields import Entry
 from l2c.graph.predictor import FITTED, HOLD, LINEAR, WEIGHTED, Weights, from_slopes, line_slope, weights_of
 
 Array = npt.NDArray[np.float32]
-SLOPES = (-1.0, 4.0)  # fitted slopes are kept within
-RIDGE = 1e-4  # of the mean square of the differences that more than two outputs are fitted with
-
-
-def fitted_weights(held: Array, older: Sequence[Array]) -> Weights:
-    """Return the weights of past outputs whose responses (M,) add up to the smallest change of the image.
-
-    Two outputs have the closed form of a slope, kept within `SLOPES`. More of them lie nearly on a line, so that
-    their slopes s, `held + sum_j s_j (held - older_j)`, are found by least squares with a ridge.
-
-    Args:
-        held: response of the last computed output.
-        older: responses of the one to three outputs before it, the newer first.
-
-    """
-    if len(older) == 1:
-        step = held - older[0]
-        slope = -float(step @ held) / max(float(step @ step), 1e-30)
-        return weights_of(min(max(slope, SLOPES[0]), SLOPES[1]))
-    steps = np.stack([held - other for other in older]).astype(np.float64)  # (K - 1, M)
-    gram, aim = steps @ steps.T, -(steps @ held)
-    ridge = RIDGE * float(np.trace(gram)) / len(older) + 1e-30
-    slopes = np.linalg.solve(gram + ridge * np.eye(len(older)), aim)
-    return (1 + float(slopes.sum()), *(-slopes).tolist())
 
 
 class Allocation:
@@ -86,9 +62,12 @@ class Allocation:
         self.reuse = [self.reuses[-1]] * num_evaluations
         self.columns = np.zeros((num_layers, size), dtype=np.float32)  # change of the image due to each layer
         self._offset = np.zeros(size, dtype=np.float32) if offset is None else offset
+        self._fits = Fits(responses)
         self._weights: dict[tuple[int, int, tuple[int, ...]], Weights] = {}
         self._entries: dict[tuple[int, int, tuple[int, ...], str], Array | None] = {}
-        self._flips = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what a flip would add
+        self._nothing = np.zeros(size, dtype=np.float32)
+        self._now = np.zeros((num_layers, num_evaluations, size), dtype=np.float32)  # what each entry adds
+        self._flips = np.zeros_like(self._now)  # what a flip would add
         self._squares = np.zeros((num_layers, num_evaluations), dtype=np.float32)  # of these, summed
         self._possible = np.zeros((num_layers, num_evaluations), dtype=bool)
         self._refresh(range(num_layers))
@@ -113,26 +92,23 @@ class Allocation:
         """Whether no more entry can be reused, whatever it saves."""
         return not (self._possible & self.rows.T & self._saving[:, None]).any()
 
-    def column(self, bits: Sequence[bool], layer: int, reuse: Sequence[str]) -> Array | None:
-        """Return the change of the image (M,) due to one layer's column of bits; None where it is impossible.
+    def _changes(self, bits: Sequence[bool], layer: int, among: Sequence[int]) -> list[Array] | None:
+        """Return the changes of the image (M,) due to some consecutive entries of a layer's column of bits.
 
-        A span may be too long, or an age not known.
+        None where that is impossible: a span may be too long, or an age not known.
         """
-        return self._sum(bits, layer, reuse, range(len(bits)))
-
-    def _sum(self, bits: Sequence[bool], layer: int, reuse: Sequence[str], among: Sequence[int]) -> Array | None:
-        """Return the change of the image (M,) due to some consecutive entries of a column; None where impossible."""
-        change = np.zeros(self.responses.shape[3], dtype=np.float32)
+        found: list[Array] = []
         past = _computed_before(bits, among[0], self.order)
         for e in among:
             if bits[e]:
                 past = (e, *past[: self.order - 1])
+                found.append(self._nothing)
                 continue
-            one = self._entry(e, layer, past, reuse[e])
+            one = self._entry(e, layer, past, self.reuse[e])
             if one is None:
                 return None
-            change += one
-        return change
+            found.append(one)
+        return found
 
     def _entry(self, e: int, layer: int, past: tuple[int, ...], reuse: str) -> Array | None:
         """Return `entry`, remembered; None where the span is too long or the age not known."""
@@ -148,7 +124,10 @@ class Allocation:
 
     def _readable(self, e: int, layer: int, past: Sequence[int]) -> list[int]:
         """Return the evaluations of `past`, the last one first, up to the first whose response is not known."""
-        return list(takewhile(lambda source: self._reaches(e, layer, source), past))
+        for i, source in enumerate(past):
+            if not self._reaches(e, layer, source):
+                return list(past[:i])
+        return list(past)
 
     def entry(self, e: int, layer: int, past: Sequence[int], reuse: str) -> Array:
         """Return the response (M,) of an entry that reuses the outputs of evaluations `past`, the last one first.
@@ -174,8 +153,7 @@ class Allocation:
             return weights_of(line_slope(t[e], t[past[0]], t[past[1]]))
         key = (e, layer, tuple(past))
         if key not in self._weights:
-            held, *older = (self.responses[e, layer, e - source - 1] for source in past)
-            self._weights[key] = fitted_weights(held, older)
+            self._weights[key] = self._fits.weights(e, layer, [e - source for source in past])
         return self._weights[key]
 
     def stand_ins(self) -> dict[str, Any]:
@@ -200,11 +178,13 @@ class Allocation:
 
     def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> bool:
         """Take over rows and reuse; False, and nothing taken, where a span is too long or an age not known."""
-        columns = [self.column(rows[:, layer].tolist(), layer, reuse) for layer in range(rows.shape[1])]
-        if any(column is None for column in columns):
+        before, self.reuse = self.reuse, list(reuse)
+        changes = [self._changes(rows[:, layer].tolist(), layer, range(len(rows))) for layer in range(rows.shape[1])]
+        if any(change is None for change in changes):
+            self.reuse = before
             return False
-        self.rows, self.reuse = rows.copy(), list(reuse)
-        self.columns = np.stack(columns)  # type: ignore[arg-type]
+        self.rows, self._now = rows.copy(), np.array(changes, dtype=np.float32)
+        self.columns = self._now.sum(axis=1)
         self._refresh(range(rows.shape[1]))
         return True
 
@@ -216,15 +196,14 @@ class Allocation:
     def _refresh_among(self, layer: int, evaluations: Iterable[int]) -> None:
         bits = self.rows[:, layer].tolist()
         for e in evaluations:
-            among = range(e, self._last_reader(bits, e))  # entries whose past outputs depend on it
-            before = self._sum(bits, layer, self.reuse, among)
+            last = self._last_reader(bits, e)  # entries up to it depend on this one's output
             bits[e] = not bits[e]
-            after = self._sum(bits, layer, self.reuse, among)
+            after = self._changes(bits, layer, range(e, last))
             bits[e] = not bits[e]
             self._possible[layer, e] = after is not None
-            if before is not None and after is not None:
-                self._flips[layer, e] = after - before
-                self._squares[layer, e] = self._flips[layer, e] @ self._flips[layer, e]
+            if after is not None:
+                self._flips[layer, e] = flip = sum(after, -self._now[layer, e:last].sum(axis=0))
+                self._squares[layer, e] = flip @ flip
 
     def _last_reader(self, bits: Sequence[bool], e: int) -> int:
         """Return the evaluation from which on no entry reads evaluation `e`, whether it computes or not."""
@@ -240,6 +219,7 @@ class Allocation:
         self.rows[e, layer] = not self.rows[e, layer]
         bits = self.rows[:, layer].tolist()
         first, last = min((*_computed_before(bits, e, self.order), e)), self._last_reader(bits, e)
+        self._now[layer, e:last] = self._changes(bits, layer, range(e, last))
         self._refresh_among(layer, [other for other in self.routed if first <= other <= last])
 
     def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:
@@ -248,7 +228,8 @@ class Allocation:
         To reuse costs error, to compute gains it: either way the smallest change per MAC comes first.
         """
         total = self.total
-        change = 2 * self._flips @ total + self._squares  # (L, E)
+        along = self._flips.reshape(-1, len(total)) @ total
+        change = 2 * along.reshape(self._squares.shape) + self._squares  # (L, E)
         fitting = self._saving & (self.macs <= room + self._least / 2)
         allowed = self._possible & (to != self.rows.T) & fitting[:, None]
         for e, layer in avoid:
@@ -280,6 +261,7 @@ class Allocation:
             best = min((error, reuse) for reuse, error in errors.items())[1]
             if errors[best] < errors[self.reuse[e]]:
                 self.columns[~self.rows[e]] += changes[best]
+                self._now[~self.rows[e], e] += changes[best]
                 self.reuse[e] = best
                 changed.append(e)
         for layer in range(self.rows.shape[1]) if changed else ():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from l2c.calibration.fitting import RIDGE, SLOPES, Fits
 from l2c.calibration.measurements import Measurements
-from l2c.policies.allocation import Allocation, fitted_weights
+from l2c.policies.allocation import Allocation
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler
@@ -42,16 +43,30 @@ def predicted_error(graph, responses):
 def test_weights_of_three_outputs_cancel_a_parabola():
     draw = np.random.default_rng(0)
     speed, bend = draw.normal(size=(2, 32))
-    response = {age: age * speed + age * age * bend for age in (1, 3, 4, 6)}
+    response = np.array([age * speed + age * age * bend for age in range(1, 7)])
+    fits = Fits(response[None, None].astype(np.float32))
     errors = []
     for past in ((1,), (1, 3), (1, 3, 4)):
-        held, *older = (response[age] for age in past)
-        weights = fitted_weights(held, older) if older else (1.0,)
+        weights = fits.weights(0, 0, past) if past[1:] else (1.0,)
         assert sum(weights) == pytest.approx(1)
-        left = sum(weight * response[age] for weight, age in zip(weights, past, strict=True))
+        left = sum(weight * response[age - 1] for weight, age in zip(weights, past, strict=True))
         errors.append(float(left @ left))
     assert errors[1] < errors[0]
     assert errors[2] < errors[1] / 2
+
+
+@pytest.mark.parametrize("ages", [(1, 2), (2, 3), (1, 2, 4), (1, 3, 4), (1, 2, 3, 4), (2, 3, 5, 6)])
+def test_fitted_weights_are_those_of_least_squares(ages):
+    """Of the responses themselves, with rows for the ridge below; two outputs have no ridge."""
+    responses = np.random.default_rng(1).normal(size=(2, 3, 6, 40)).astype(np.float32)
+    held, *older = (responses[1, 2, age - 1].astype(np.float64) for age in ages)
+    steps = np.stack([held - other for other in older], axis=1)
+    ridge = RIDGE * np.square(steps).sum() / len(older) if older[1:] else 0.0
+    rows = np.concatenate([steps, np.sqrt(ridge) * np.eye(len(older))])
+    slopes = np.linalg.lstsq(rows, np.concatenate([-held, np.zeros(len(older))]), rcond=None)[0]
+    if not older[1:]:
+        slopes = slopes.clip(*SLOPES)
+    assert Fits(responses).weights(1, 2, ages) == pytest.approx((1 + slopes.sum(), *-slopes), rel=1e-9)
 
 
 def test_more_outputs_predict_no_larger_error(context):
