@@ -12,6 +12,7 @@ from torch import Tensor
 from l2c.backbones.digest import weights_digest
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid
+from l2c.calibration.settings import MOST_BETWEEN
 from l2c.diffusion import Schedule
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, named_or_betas
 from l2c.graph.binding import Binding
@@ -31,7 +32,12 @@ NUMBER = (int, float)
 TEXT = (str, type(None))
 OF_OUTPUT = "output_"  # tensors of the whole output as one layer begin so
 PAIRS = (("responses", "responses_ahead"), ("output_responses", "output_responses_ahead"))
-DIMENSIONS = {"layer_change": 3, "block_change": 3, **dict.fromkeys((name for pair in PAIRS for name in pair), 4)}
+TO_BETWEEN = "_between"  # tensors of responses to outputs between evaluations end so
+DIMENSIONS = {
+    "layer_change": 3,
+    "block_change": 3,
+    **{f"{name}{end}": 4 for pair in PAIRS for name in pair for end in ("", TO_BETWEEN)},
+}
 MOST = 1000  # corrections, ages
 MOST_MACS = 10**18
 
@@ -193,7 +199,8 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
                 f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}; run l2c calibrate again"
             )
         shape = tuple(tensor.shape)
-        if len(shape) != DIMENSIONS[name] or 0 in shape or max(shape[:1] + shape[2:3]) > max(MOST, num_evaluations):
+        most = max(MOST, num_evaluations) * (MOST_BETWEEN if name.endswith(TO_BETWEEN) else 1)
+        if len(shape) != DIMENSIONS[name] or 0 in shape or max(shape[:1] + shape[2:3]) > most:
             raise ValueError(
                 f"{name} must have {DIMENSIONS[name]} dimensions of sensible size, got {shape}; run l2c "
                 "calibrate again"
@@ -213,9 +220,28 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
                 f"{' and '.join(names)} are of {pair[0][3]} and {pair[1][3]} directions, must be equal; run l2c "
                 "calibrate again"
             )
+        _check_between(names, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
     if grid is not None and grid.timesteps != binding.timesteps:
         raise ValueError("the timesteps of grid and binding differ, must be the same; run l2c calibrate again")
     if cost is not None and len(cost.layers) != num_layers:
         raise ValueError(
             f"cost has {len(cost.layers)} layers, but the file is of {num_layers}; run l2c calibrate again"
         )
+
+
+def _check_between(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse responses to outputs between evaluations that do not fit those to evaluations, by name."""
+    between = [f"{name}{TO_BETWEEN}" for name in names]
+    if not any(name in shapes for name in between):
+        return
+    found = [shapes.get(name) for name in (*names, *between)]
+    if all(found):
+        older, younger, *others = [shape for shape in found if shape]
+        per, rest = divmod(others[0][2], older[2])
+        if not rest and others == [(*shape[:2], per * shape[2], older[3]) for shape in (older, younger)]:
+            return
+    got = ", ".join(f"{name} {shapes.get(name, 'missing')}" for name in (*names, *between))
+    raise ValueError(
+        f"{' and '.join(between)} must both be there, with as many outputs between two evaluations for each of "
+        f"{' and '.join(names)}, got {got}; run l2c calibrate again"
+    )

@@ -52,7 +52,7 @@ class Measurements:
     Attributes:
         tensors: `layer_change` (K, E, L) and `block_change` (K, E, B): mean relative L1 change against the output
             1..K evaluations before; `responses` (E, L, A, M) and `responses_ahead` (E, L, B, M), and those of the
-            whole output (E, 1, A or B, M): see `measure_both_ways`.
+            whole output, (E, 1, A or B, M) and those to outputs between evaluations: see `measure_both_ways`.
         binding: model, weights, solver, times and guidance.
         settings: settings of the measurement: seed, number of trajectories.
         grid: the evaluations as responses see them, see `Grid`; None = the responses belong to these times alone.
@@ -175,9 +175,7 @@ class Measurements:
             return self
         self.check(graph, any_times=True)
         grid = solver if isinstance(solver, Grid) else Grid.of(solver)
-        measured = ResponsesOnGrid(
-            self.grid, *(self.tensors[name].numpy() for name in ("responses", "responses_ahead"))
-        )
+        measured = ResponsesOnGrid.of(self.grid, self.tensors)
         responses = carry(measured, grid, max_age=oldest_age(len(grid.timesteps)))
         return replace(
             self,

@@ -113,8 +113,7 @@ def _settings(what: Any, given: Mapping[str, Any], solver: Solver) -> dict[str, 
     responses = how[RESPONSES]
     if responses["max_age"] is None:
         responses["max_age"] = oldest_age(solver.num_evaluations)
-    if responses["method"] == GRADIENT:
-        del responses["group"]
+    del responses["group" if responses["method"] == GRADIENT else "between"]
     return {name: how[name] for name in ([what] if isinstance(what, str) else what)}
 
 

@@ -14,7 +14,7 @@ smoothness.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +26,12 @@ from l2c.io.seeds import draw_normal
 
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline
+    from torch import Tensor
 
 Array = npt.NDArray[np.floating]
 SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, but not at its very end
 ROUGH = 0.3  # of what a left-out output differs by: how far an interpolated one is taken to be off halfway
+BETWEEN = ("responses_between", "responses_ahead_between")  # of outputs between evaluations, see `ResponsesOnGrid.of`
 FURTHER = 0.1  # of the last step: how far beyond the last output a spline through the others holds
 SLACK = 1e-6  # of the trajectory: times that differ by less are the same
 
@@ -42,12 +44,31 @@ class ResponsesOnGrid:
         grid: the evaluations.
         responses: (E, L, A, M), to outputs 1..A evaluations older, see `measure_responses`.
         ahead: (E, L, B, M), to outputs 1..B evaluations younger.
+        per: into how many parts known outputs divide the time from one evaluation to the next; A and B count parts.
 
     """
 
     grid: Grid
     responses: Array
     ahead: Array
+    per: int = 1
+
+    @classmethod
+    def of(cls, grid: Grid, tensors: Mapping[str, Tensor]) -> ResponsesOnGrid:
+        """Return responses from the tensors of a calibration of one kind of layers; see `measure_both_ways`."""
+        known = [tensors[name].numpy() for name in ("responses", "responses_ahead")]
+        between = [tensors[name].numpy() for name in BETWEEN if name in tensors]
+        per = 1 + (between[0].shape[2] // known[0].shape[2] if between else 0)
+        if per > 1:
+            known = [_interleaved(*both, per) for both in zip(known, between, strict=True)]
+        return cls(grid, known[0], known[1], per)
+
+
+def _interleaved(whole: Array, between: Array, per: int) -> Array:
+    """Return responses (E, L, A, M) to outputs of evaluations and those (E, L, A (per - 1), M) between, in order."""
+    count, num_layers, ages, size = whole.shape
+    parts = between.reshape(count, num_layers, ages, per - 1, size)
+    return np.concatenate([parts, whole[:, :, :, None]], axis=3).reshape(count, num_layers, ages * per, size)
 
 
 def carry(measured: ResponsesOnGrid, wanted: Grid, *, max_age: int) -> Array:
@@ -117,7 +138,7 @@ def _kinds(grid: Grid) -> list[tuple[bool, bool]]:
     return [(d, t == end) for d, t, end in zip(grid.direct, grid.timesteps, grid.ends, strict=True)]
 
 
-def _bent(place: Sequence[float]) -> Array:
+def _bent(place: Sequence[float] | Array) -> Array:
     """Return the coordinate in which outputs are interpolated: nearly the logarithm of the time left."""
     return np.log(np.maximum(np.asarray(place), -SOFT / 2) + SOFT)
 
@@ -152,7 +173,9 @@ class _Source:
     def __init__(self, measured: ResponsesOnGrid) -> None:
         self._measured = measured
         at = places(measured.grid.timesteps, measured.grid)
-        self.times = _bent(at)
+        count, per = len(at), measured.per
+        parts = np.interp(np.arange((count - 1) * per + 1) / per, np.arange(count), at)
+        self.times = _bent(parts)  # of all outputs, `per` for each evaluation
         self._end = float(_bent([at[-1] - FURTHER * (at[-2] - at[-1])])[0])
         self._roughness: dict[int, Array] = {}
         self._splines: dict[int, _Spline] = {}
@@ -172,9 +195,10 @@ class _Source:
         It is `ROUGH` times the error with which neighbours in time predict an output that was left out.
         """
         if e not in self._roughness:
-            spline, at = self._spline(e), self.times[e]
-            others = [i for i, u in enumerate(self.times) if i != e and spline.holds(u)]
-            near = sorted(others, key=lambda i: abs(i - e))[:4]
+            own = e * self._measured.per
+            spline, at = self._spline(e), self.times[own]
+            others = [i for i, u in enumerate(self.times) if i != own and spline.holds(u)]
+            near = sorted(others, key=lambda i: abs(i - own))[:4]
             x, values = self.times[near], spline.mixed(spline.shares(self.times[near]))  # (4, L, M)
             weights = [np.prod([(at - b) / (a - b) for b in x if b != a]) for a in x]
             found = sum(weight * value for weight, value in zip(weights, values, strict=True))
@@ -188,13 +212,14 @@ class _Source:
             from scipy.interpolate import CubicSpline  # loads slowly, and most calibrations carry nothing
 
             responses, ahead = self._measured.responses[e], self._measured.ahead[e]
-            back = min(e, responses.shape[1])
-            on = min(len(self.times) - 1 - e, ahead.shape[1])
-            u = self.times[e - back : e + on + 1]
+            own = e * self._measured.per
+            back = min(own, responses.shape[1])
+            on = min(len(self.times) - 1 - own, ahead.shape[1])
+            u = self.times[own - back : own + on + 1]
             zero = np.zeros((len(responses), 1, responses.shape[2]), dtype=responses.dtype)
             knots = np.concatenate([responses[:, :back][:, ::-1], zero, ahead[:, :on]], axis=1).swapaxes(0, 1)
             knots = np.ascontiguousarray(knots[::-1] / np.float32(self._measured.grid.coefficients[e]))
-            at_end = e + on + 1 == len(self.times)  # of the trajectory: the spline holds a little further
+            at_end = own + on + 1 == len(self.times)  # of the trajectory: the spline holds a little further
             low, high = self._end if at_end else u[-1], u[0] + SLACK
             self._splines[e] = _Spline(CubicSpline(u[::-1], np.eye(len(u))), knots, low - SLACK, high + SLACK)
         return self._splines[e]

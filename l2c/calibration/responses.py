@@ -11,6 +11,7 @@ holds the activations of one evaluation, the states of the trajectory and the ou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -68,6 +69,7 @@ def measure_both_ways(
     num_probes: int = 8,
     max_age: int = 8,
     max_ahead: int = 3,
+    between: int = 0,
     batch_size: int = 8,
     seed: int = 0,
 ) -> dict[str, Tensor]:
@@ -75,7 +77,9 @@ def measure_both_ways(
 
     The latter, `responses_ahead`, serve to carry responses to other times, see `l2c.calibration.other_times`.
     `output_responses` and `output_responses_ahead`, L = 1, are those to the network's whole guided output. They cost
-    nothing more, and are left out where that is the backbone's one layer anyway.
+    nothing more, and are left out where that is the backbone's one layer anyway. With `between`, the names of the
+    whole output's with `_between` are those to outputs between evaluations, the nearest first, (E, 1, max_age *
+    between, M) and (E, 1, max_ahead * between, M); they cost `between` forward passes an evaluation.
     """
     check_gradients(sampler)
     parts = []
@@ -87,19 +91,23 @@ def measure_both_ways(
             draws = directions((count, size, num_probes))
             probes = torch.linalg.qr(draws).Q.movedim(2, 0)  # (K, n, P), orthonormal per image
             trajectory = _Trajectory(sampler, chosen, part)
-            parts.append(_responses(trajectory, probes, (max_age, max_ahead), bar))  # (E, L, A + B, n, K)
-    responses = torch.cat(parts, dim=3).flatten(3)
+            outputs = trajectory.outputs_between(between)
+            parts.append(_responses(trajectory, outputs, probes, (max_age, max_ahead), bar))
+    responses, to_between = (torch.cat(kind, dim=3).flatten(3) for kind in zip(*parts, strict=True))
     responses /= responses.shape[3] ** 0.5
+    to_between /= responses.shape[3] ** 0.5
     found = both_ways("responses", responses[:, :-1], max_age)
-    if sampler.backbone.layer_names != (WHOLE_OUTPUT,):
-        found |= both_ways("output_responses", responses[:, -1:], max_age)
+    prefix = "" if sampler.backbone.layer_names == (WHOLE_OUTPUT,) else "output_"
+    found |= both_ways(f"{prefix}responses", responses[:, -1:], max_age)
+    if to_between.shape[2]:
+        found |= both_ways(f"{prefix}responses", to_between, max_age * between, "_between")
     return found
 
 
-def both_ways(name: str, responses: Tensor, max_age: int) -> dict[str, Tensor]:
+def both_ways(name: str, responses: Tensor, max_age: int, end: str = "") -> dict[str, Tensor]:
     """Return responses (E, L, A + B, M) by name, those to older and those to younger outputs."""
     older, younger = responses[:, :, :max_age], responses[:, :, max_age:]
-    return {name: older.contiguous(), f"{name}_ahead": younger.contiguous()}
+    return {f"{name}{end}": older.contiguous(), f"{name}_ahead{end}": younger.contiguous()}
 
 
 class _Trajectory:
@@ -119,7 +127,7 @@ class _Trajectory:
     """
 
     def __init__(self, sampler: Sampler, labels: Tensor | None, noise: Tensor) -> None:
-        self._backbone = sampler.backbone
+        self._backbone, self._solver = sampler.backbone, sampler.solver
         device = next(sampler.backbone.parameters()).device
         labels = None if labels is None else labels.to(device)
         self._network = GuidedBackbone(sampler.backbone, labels, sampler.guidance)
@@ -139,6 +147,21 @@ class _Trajectory:
         self._outputs.append(output.detach().requires_grad_(True))  # which may be a layer's own tensor
         self.layers.append([*layers, output])
         return self._outputs[-1]
+
+    def outputs_between(self, number: int) -> list[Tensor]:
+        """Return the whole outputs at a number of times between each two evaluations, in order.
+
+        None at all where the solver does not know the states there.
+        """
+        states = [x.detach() for x, _ in self._requests]
+        found = []
+        for e, share in itertools.product(range(len(self) - 1), range(1, number + 1)):
+            place = self._solver.between(e, share / (number + 1), states[e], states[e + 1])
+            if place is None:
+                return []
+            with torch.no_grad():
+                found.append(self._network.full(*place)[0])
+        return found
 
     def gradients(self, probes: Tensor) -> Iterator[tuple[int, int, Sequence[Tensor]]]:
         """Yield (evaluation, probe, gradients by its layers' outputs), from the last evaluation to the first.
@@ -209,18 +232,39 @@ def _gradients_refused(backbone: Backbone) -> Iterator[None]:
         ) from error
 
 
-def _responses(trajectory: _Trajectory, probes: Tensor, reach: tuple[int, int], bar: tqdm) -> Tensor:
-    """Return responses (E, L + 1, A + B, n, K) to outputs 1..A evaluations older, then 1..B younger."""
-    outputs = trajectory.layers
-    max_age, max_ahead = reach
-    num_evaluations, num_layers, count = len(outputs), len(outputs[0]), len(trajectory.image)
-    result = torch.zeros(num_evaluations, num_layers, max_age + max_ahead, count, len(probes))
+def _responses(
+    trajectory: _Trajectory, between: Sequence[Tensor], probes: Tensor, reach: tuple[int, int], bar: tqdm
+) -> tuple[Tensor, Tensor]:
+    """Return responses (E, L + 1, A + B, n, K) to outputs 1..A evaluations older, then 1..B younger.
+
+    Beside them those (E, 1, S (A + B), n, K) to the whole outputs at S times between each two evaluations, the
+    nearest first; S = 0 where there are none.
+    """
+    outputs, count = trajectory.layers, len(trajectory.image)
+    per = len(between) // (len(outputs) - 1) if between else 0
+    found = torch.zeros(len(outputs), len(outputs[0]), sum(reach), count, len(probes))
+    to_between = torch.zeros(len(outputs), 1, per * sum(reach), count, len(probes))
     for e, k, gradients in trajectory.gradients(probes.to(trajectory.image)):
-        others = [(a - 1, e - a) for a in range(1, min(e, max_age) + 1)]
-        others += [(max_age + b - 1, e + b) for b in range(1, min(num_evaluations - 1 - e, max_ahead) + 1)]
+        others = list(_around(e, len(outputs) - 1 - e, reach))
         for layer, gradient in enumerate(gradients):
-            for place, other in others:
-                change = (gradient * (outputs[other][layer] - outputs[e][layer])).flatten(1).sum(1)  # (n or 2 n,)
-                result[e, layer, place, :, k] = change.view(-1, count).sum(0).cpu()
+            for place, back in others:
+                found[e, layer, place, :, k] = _along(gradient, outputs[e - back][layer], outputs[e][layer], count)
+        wide = reach[0] * per, reach[1] * per
+        for place, back in _around(e * per, (len(outputs) - 1 - e) * per, wide):
+            other = between[e * per - back if back > 0 else e * per - back - 1]
+            to_between[e, 0, place, :, k] = _along(gradients[-1], other, outputs[e][-1], count)
         bar.update()
-    return result
+    return found, to_between
+
+
+def _around(before: int, after: int, reach: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield (place, distance) of outputs before, 1, 2, ..., and after, -1, -2, ..., as far as they are and reach."""
+    older, younger = reach
+    yield from ((d - 1, d) for d in range(1, min(before, older) + 1))
+    yield from ((older + d - 1, -d) for d in range(1, min(after, younger) + 1))
+
+
+def _along(gradient: Tensor, output: Tensor, own: Tensor, count: int) -> Tensor:
+    """Return how far an output in the place of one's own moves the image along the gradient's direction, (n,)."""
+    change = (gradient * (output - own)).flatten(1).sum(1)  # (n or 2 n,)
+    return change.view(-1, count).sum(0).cpu()

@@ -10,6 +10,7 @@ from l2c.io.settings import Items, Settings, Text, ruled, text, whole
 
 CHANGES, RESPONSES = "changes", "responses"
 GRADIENT, FORWARD = "gradient", "forward"
+MOST_BETWEEN = 8  # outputs between two evaluations
 WHAT = Items(item=Text(choices=(CHANGES, RESPONSES)), single=True)
 
 
@@ -48,6 +49,8 @@ class Responses(Settings, group=RESPONSES):
         method: `gradient`, see `responses.measure_both_ways`, or `forward`, see `forward_responses.measure_forward`.
         num_probes: backward passes per batch; with `forward` directions kept per trajectory.
         max_age: the oldest output considered, in evaluations; None = `grid.oldest_age` of the solver.
+        between: with `gradient`, whole outputs that are taken between two evaluations, by forward passes alone; from
+            them responses are carried to other times. A pipeline's scheduler knows no states there: none are taken.
         group: with `forward` neighbouring layers that are measured together.
 
     """
@@ -55,6 +58,7 @@ class Responses(Settings, group=RESPONSES):
     method: str = text(GRADIENT, choices=(GRADIENT, FORWARD))
     num_probes: int = whole(8, at_least=1, at_most=1000)
     max_age: int | None = whole(None, at_least=1, at_most=1000, optional=True, example=1)
+    between: int = whole(3, at_least=0, at_most=MOST_BETWEEN)
     group: int = whole(1, at_least=1, at_most=1000)
 
     def check_together(self) -> None:

@@ -123,6 +123,26 @@ class Solver(ABC):
         """Return (alpha, sigma) of the state at which an evaluation takes place."""
         return self.schedule.marginal(self.indices[evaluation])
 
+    def between(self, evaluation: int, share: float, x: Tensor, after: Tensor) -> tuple[Tensor, float] | None:
+        """Return a state between those of an evaluation and of the next one, and its t; None where it is not known.
+
+        It is made of the same data and noise as both: of `x` and `after` in the shares that give its alpha and sigma.
+
+        Args:
+            evaluation: one but the last.
+            share: how far from it to the next one in time, 0 to 1.
+            x: (N, C, H, W), the state at the evaluation.
+            after: (N, C, H, W), the state at the next one.
+
+        """
+        index = (1 - share) * self.indices[evaluation] + share * self.indices[evaluation + 1]
+        (alpha, sigma), (next_alpha, next_sigma) = self.marginal(evaluation), self.marginal(evaluation + 1)
+        wanted_alpha, wanted_sigma = self.schedule.marginal(index)
+        determinant = alpha * next_sigma - next_alpha * sigma
+        of_x = (wanted_alpha * next_sigma - wanted_sigma * next_alpha) / determinant
+        of_after = (wanted_sigma * alpha - wanted_alpha * sigma) / determinant
+        return of_x * x + of_after * after, self.schedule.timestep(index)
+
     def predicted_noise(self, output: Tensor, x: Tensor, evaluation: int) -> Tensor:
         """Return the noise (N, C, H, W) that an output without variance at x (N, C, H, W) stands for."""
         return noise_of(self.schedule.prediction, output, x, *self.marginal(evaluation))

@@ -39,6 +39,7 @@ NUM_JUDGED = 16  # noises that all starts are measured on
 NUM_FINAL = 6  # starts that are measured on all noises: those of least error on the few
 FINAL_NOISES = 4  # times as many noises for the last choice
 PROMISING = 2.0  # times the least error of a start: so far starts of other contexts are worked on further
+TRUSTED = 2.0  # times the error before: up to there a trained graph is taken; on few noises errors vary by as much
 EXCHANGED_BELOW = 0.5  # share of the MACs below which rows are exchanged: first order ranks graphs badly there
 
 
@@ -150,14 +151,15 @@ class Start:
     graph: CacheGraph
 
     def worked_out(self, true_error: TrueError, training: Training) -> CacheGraph:
-        """Return the graph with rows exchanged, below a share of the MACs, and trained, where that has less error."""
+        """Return the graph with rows exchanged, below a share of the MACs, where that has less error, and trained."""
         found = (self.error, self.graph)
         if self.search.exchanges and self.search.worth < EXCHANGED_BELOW * self.context.blank.num_evaluations:
             other = exchanged(self.graph, self.makes, true_error.thinned(2), self.search.exchanges)
             found = min(found, (true_error.error(other), other), key=itemgetter(0))
         if training.steps and has_slopes(found[1]):
             trained = _trained(self.context, found[1], training)
-            found = min(found, (true_error.error(trained), trained), key=itemgetter(0))
+            if true_error.error(trained) <= TRUSTED * found[0]:
+                return trained
         return found[1]
 
 

@@ -23,8 +23,9 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
     given = {"num_probes": 3, "max_age": 2}
     found = measure(Measurements, sampler, what=("changes", "responses"), num_trajectories=2, seed=3, responses=given)
     noise, labels = seeded_noise(sampler.backbone.input_shape, 3, 2), torch.arange(2)
-    responses = measure_both_ways(sampler, labels, noise, seed=3, **given)
-    assert set(responses) == {f"{of}responses{way}" for of in ("", "output_") for way in ("", "_ahead")}
+    responses = measure_both_ways(sampler, labels, noise, seed=3, between=3, **given)
+    ways = {f"{of}responses{way}" for of in ("", "output_") for way in ("", "_ahead")}
+    assert set(responses) == ways | {"output_responses_between", "output_responses_ahead_between"}
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in responses.items())
     changes = measure_changes(sampler, labels, noise, batch_size=8)
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in changes.items())
@@ -34,7 +35,7 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
         "batch_size": 8,
         "measure": ["changes", "responses"],
         "changes": {"max_age": 3},
-        "responses": {"method": "gradient", **given},
+        "responses": {"method": "gradient", "between": 3, **given},
     }
     assert found.grid.timesteps == sampler.timesteps
     assert found.cost.evaluation > 0
@@ -42,7 +43,12 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
 
 def test_settings_that_are_not_given_are_written_down_too(sampler):
     found = measure(Measurements, sampler, num_trajectories=2, batch_size=2)
-    assert found.settings["responses"] == {"method": "gradient", "num_probes": 8, "max_age": 4}
+    assert found.settings["responses"] == {
+        "method": "gradient",
+        "num_probes": 8,
+        "max_age": 4,
+        "between": 3,
+    }
     again = with_responses(sampler, found.settings).required_calibration()
     assert again.settings == found.settings
     assert torch.equal(again.tensors["responses"], found.tensors["responses"])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from l2c.calibration.grid import Grid, step_coefficients
 from l2c.calibration.other_times import ResponsesOnGrid, carry
@@ -70,6 +71,43 @@ def test_smooth_outputs_are_met_at_other_times(count, max_age):
         scale = np.abs(expected[e, :, :known]).max()
         assert np.nanmax(np.abs(carried[e, :, :known] - expected[e, :, :known])) < 0.02 * scale
         assert not np.isnan(carried[e, :, :known]).any()
+
+
+def test_outputs_between_evaluations_carry_what_their_neighbours_do_not_tell():
+    """Of outputs that swing once in two evaluations: as they are at three times between each two of them."""
+    measured, wanted = grid(), grid(count=50)
+    step = measured.timesteps[0] - measured.timesteps[1]
+
+    def output(t):
+        return np.sin(np.pi * np.asarray(t) / step + 0.4) / 10 + np.asarray(t) / 1e3
+
+    def responses(of, ages, parts=(0,)):
+        """Return responses (E, 1, ages * parts, 1) to outputs `age - part` evaluations older, the nearest first."""
+        t = np.asarray(of.timesteps)
+        found = np.zeros((len(t), 1, ages * len(parts), 1), dtype=np.float32)
+        for e in range(len(t)):
+            places = [e - age + part for age in range(1, ages + 1) for part in parts]
+            for i, place in enumerate(places):
+                if 0 <= place <= len(t) - 1:
+                    other = np.interp(place, np.arange(len(t)), t)
+                    found[e, 0, i] = of.coefficients[e] * (output(other) - output(t[e]))
+        return torch.from_numpy(found)
+
+    tensors = {"responses": responses(measured, 8), "responses_ahead": torch.zeros(20, 1, 3, 1)}
+    ahead = responses(Grid(measured.timesteps[::-1], measured.ends, measured.coefficients[::-1], measured.direct), 3)
+    tensors["responses_ahead"] = ahead.flip(0)
+    expected = responses(wanted, 6).numpy()
+    scale, errors = np.abs(expected[10:40]).max(), []
+    for known in (False, True):
+        if known:
+            parts = (0.75, 0.5, 0.25)
+            turned = Grid(measured.timesteps[::-1], measured.ends, measured.coefficients[::-1], measured.direct)
+            tensors["responses_between"] = responses(measured, 8, parts)
+            tensors["responses_ahead_between"] = responses(turned, 3, parts).flip(0)
+        carried = carry(ResponsesOnGrid.of(measured, tensors), wanted, max_age=6)
+        errors.append(np.abs(carried - expected)[10:40].max() / scale)
+    assert errors[0] > 0.3
+    assert errors[1] < 0.1 * errors[0]
 
 
 def test_another_solver_and_shift_of_the_same_schedule_are_met():

@@ -56,6 +56,69 @@ def test_responses_equal_those_of_one_pass_through_the_trajectory(make_dit, solv
     assert torch.equal(back, measure_responses(sampler, labels, noise.clone(), max_age=3, **options))
 
 
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver_2s"])
+def test_responses_to_outputs_between_evaluations(make_dit, solver):
+    """By the gradients of one pass through the trajectory, outputs taken at states mixed by the schedule."""
+    sampler = Sampler(make_dit(), solver=solver, num_evaluations=E, cfg_scale=1.5)
+    labels, noise = torch.tensor([1, 2]), seeded_noise(sampler.backbone.input_shape, 3, N)
+    options = {"num_probes": K, "batch_size": N, "seed": 4, "max_age": 3, "max_ahead": 2}
+    found = measure_both_ways(sampler, labels, noise.clone(), between=2, **options)
+    without = measure_both_ways(sampler, labels, noise.clone(), **options)
+    assert set(found) - set(without) == {f"output_responses{way}_between" for way in ("", "_ahead")}
+    assert all(torch.equal(found[name], tensor) for name, tensor in without.items())
+
+    network, outputs, states = GuidedBackbone(sampler.backbone, labels, sampler.guidance), [], []
+
+    def evaluate(x, t):
+        states.append(x.detach())
+        outputs.append(network.full(x, t)[0].detach())
+        return outputs[-1].detach()
+
+    schedule, indices = sampler.solver.schedule, sampler.solver.indices
+    sampler.solver.sample(evaluate, noise.clone())
+    taken = []  # the output at a third and at two thirds of the way from each evaluation to the next
+    for e in range(E - 1):
+        for share in (1 / 3, 2 / 3):
+            index = indices[e] + share * (indices[e + 1] - indices[e])
+            levels = torch.tensor([schedule.marginal(i) for i in (indices[e], indices[e + 1])]).T.double()
+            c, d = torch.linalg.solve(levels, torch.tensor(schedule.marginal(index)).double()).tolist()
+            taken.append(network.full(c * states[e] + d * states[e + 1], schedule.timestep(index))[0].detach())
+    whole = found["output_responses"].view(E, 3, N, K)
+    for e in range(1, E):
+        gradient = _gradient(sampler, labels, noise, e)
+        for age in range(min(e, 3)):
+            change = outputs[e - age - 1] - outputs[e]
+            assert torch.allclose(_along(gradient, change), whole[e, age], rtol=1e-3, atol=1e-5)
+        between = found["output_responses_between"].view(E, 6, N, K)[e]
+        for place in range(min(2 * e, 6)):
+            change = taken[2 * e - 1 - place] - outputs[e]
+            assert torch.allclose(_along(gradient, change), between[place], rtol=1e-3, atol=1e-5)
+        ahead = found["output_responses_ahead_between"].view(E, 4, N, K)[e]
+        for place in range(min(2 * (E - 1 - e), 4)):
+            change = taken[2 * e + place] - outputs[e]
+            assert torch.allclose(_along(gradient, change), ahead[place], rtol=1e-3, atol=1e-5)
+
+
+def _gradient(sampler, labels, noise, e):
+    """Return the gradients (K, N, P) of the probes' products with the image by the output of evaluation e."""
+    network, own = GuidedBackbone(sampler.backbone, labels, sampler.guidance), []
+
+    def evaluate(x, t):
+        output = network.full(x, t)[0]
+        own.append(output.detach().requires_grad_(True) if len(own) == e else output)
+        return own[-1]
+
+    with torch.enable_grad():
+        image = sampler.solver.sample(evaluate, noise.clone()).flatten(1)
+    probes = torch.linalg.qr(ImageNoise("directions of responses", 4, range(N))((N, image.shape[1], K))).Q
+    found = [torch.autograd.grad((image * probes[..., k]).sum(), own[e], retain_graph=True)[0] for k in range(K)]
+    return torch.stack(found).flatten(2) / (N * K) ** 0.5
+
+
+def _along(gradient, change):
+    return torch.einsum("knp,np->nk", gradient, change.flatten(1))
+
+
 def test_activations_of_one_evaluation_at_a_time_are_kept(make_dit):
     """The number of tensors saved for backward passes does not grow with the number of evaluations."""
     net = make_dit()

@@ -181,6 +181,7 @@ def test_damaged_heads_are_refused(path, change, sentence):
         ("responses", torch.ones(E, 3, 3, 8), r"responses has \(10, 3\) evaluations and layers"),
         ("responses", torch.full((E, 4, 3, 8), torch.nan), "not finite"),
         ("responses", torch.ones(E, 4, 3, 6), "are of 6 and 8 directions"),
+        ("responses_between", torch.ones(E, 4, 12, 8), r"responses_ahead_between must both be there.*missing"),
     ],
 )
 def test_wrong_tensors_are_refused(path, name, tensor, sentence):

@@ -34,7 +34,8 @@ def test_responses_to_the_output_are_those_measured_alone(sampler, calibration):
     alone = l2c.Calibration.measure(whole, true_errors=0, **SETTINGS)
     part = calibration.of_output()
     assert calibration.part("output").binding == calibration.part(["output"]).binding == part.binding
-    assert set(part.tensors) == set(alone.tensors) == {"responses", "responses_ahead"}
+    known = {"responses", "responses_ahead"}
+    assert set(part.tensors) == set(alone.tensors) == known | {f"{name}_between" for name in known}
     for name, tensor in alone.tensors.items():
         assert torch.allclose(part.tensors[name], tensor, atol=1e-4 * float(tensor.abs().max()))
     assert (part.binding, part.cost, part.grid) == (alone.binding, alone.cost, alone.grid)
@@ -162,3 +163,12 @@ def test_graphs_of_the_output_read_three_outputs_where_that_has_less_error(calib
     assert max(len(weights) for row in graph.entry_weights for weights in row) == read
     layers = replace(calibration, tensors={**calibration.tensors, "responses": calibration.tensor("responses")})
     assert max(len(w) for row in layers.graph(share, whole_outputs=False).entry_weights for w in row) == 2
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:, :, :-1], lambda t: t[..., :-1], lambda t: t[:, :, ::2]])
+def test_outputs_between_that_do_not_fit_are_refused(calibration, tmp_path, change):
+    wrong = change(calibration.tensors["output_responses_between"]).contiguous()
+    tensors = {**calibration.tensors, "output_responses_between": wrong}
+    replace(calibration, tensors=tensors).save(tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match="output_responses_between and output_responses_ahead_between must both be"):
+        l2c.Calibration.load(tmp_path / "c.safetensors")

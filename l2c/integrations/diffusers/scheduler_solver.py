@@ -88,6 +88,9 @@ class SchedulerSolver(Solver):
         self._takes = set(inspect.signature(scheduler.step).parameters)
         self.stochastic = adds_noise(scheduler)
 
+    def between(self, evaluation: int, share: float, x: Tensor, after: Tensor) -> None:
+        """Return None: what data and noise make of a state is known to the scheduler alone."""
+
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
         scheduler = copy.deepcopy(self._scheduler)  # multistep schedulers remember
