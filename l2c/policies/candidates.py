@@ -56,10 +56,10 @@ def _most_at_the_end(context: PolicyContext, worth: float, n: int, phase: int, p
     count, macs = context.blank.num_evaluations, context.cost
     of_part = sum(macs.layers[layer] for layer in layers_of(part, context.blank.layers))
     to_save = (count - worth - NEAR) * macs.evaluation
-    for e in range(count):
+    for e in range(1, count):
         if to_save <= 0:
             return count - e
-        if e and (e + phase) % n:
+        if (e + phase) % n:
             to_save -= of_part
     return 0 if to_save <= 0 else None
 

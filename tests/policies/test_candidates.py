@@ -48,6 +48,15 @@ def test_best_is_no_worse_than_the_rules_it_judges(context):
     assert true_error.error(found) <= min(map(true_error.error, rules)) * (1 + 1e-6)
 
 
+def test_best_computes_everything_where_the_budget_allows_it(context):
+    sampler = context.sampler
+    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
+    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2)
+    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
+    found = make_graph("best", context, budget=1.0, steps=1, num_trajectories=2, pool=2)
+    assert found.num_reused == 0
+
+
 def test_exchanging_rows_ends_where_no_neighbours_are_better(context):
     sampler = context.sampler
     noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
