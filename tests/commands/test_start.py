@@ -316,6 +316,15 @@ def test_an_interrupt_while_a_command_loads_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: interrupted\n"
 
 
+@pytest.fixture
+def interruptible():
+    """Let Ctrl-C be what it is in a terminal; a shell that runs the tests behind it has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("made_of_it", [ValueError("the file is damaged"), None])
 def test_an_interrupt_that_a_library_makes_something_else_of_stays_one(made_of_it):
     """Safetensors says that a file is damaged, omegaconf that a setting does not exist; destructors say nothing."""
@@ -335,6 +344,7 @@ def test_an_interrupt_that_a_library_makes_something_else_of_stays_one(made_of_i
         raise ValueError("its own")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_of_a_command_is_told_as_one(monkeypatch, command, tmp_path):
     def damaged(*_, **__):
         try:

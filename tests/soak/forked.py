@@ -146,6 +146,7 @@ def start(
     code, most = 70, resource.getrlimit(resource.RLIMIT_AS)[1]
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests behind it
         # Python renames bytecode that a limit has cut short to its place, where all later imports of it fail.
         sys.dont_write_bytecode = True
         for (_, end), place in zip(pipes, (1, 2), strict=True):
