@@ -109,4 +109,6 @@ def test_hardly_any_memory_is_enough_or_one_sentence(size, tmp_path, inputs, cou
         pytest.skip("C code died without memory")
     # Freed memory that the process has kept may be enough, or last up to the graph's picture: then the graph stays.
     check(ended, folder, ("out of memory",))
+    if ended.code:
+        assert {path.name for path in folder.rglob("*") if path.is_file()} <= {"cache_graph.json"}
     counted(refused=ended.code != 0)
