@@ -23,6 +23,14 @@ def context(make_dit):
     return PolicyContext.of(Sampler(make_dit(), solver="ddim", num_evaluations=E))
 
 
+def measured(context, **options):
+    """Return the context with responses of two trajectories in its calibration."""
+    sampler = context.sampler
+    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
+    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, **options)
+    return PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
+
+
 @pytest.mark.parametrize("worth", [8.0, 6.4, 4.0])
 def test_rules_keep_to_the_budget(context, worth):
     graphs = rule_graphs(context, worth)
@@ -35,10 +43,8 @@ def test_rules_keep_to_the_budget(context, worth):
 
 
 def test_best_is_no_worse_than_the_rules_it_judges(context):
+    context = measured(context)
     sampler = context.sampler
-    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
-    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2)
-    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     found = make_graph("best", context, budget=0.6, steps=0, num_trajectories=4, pool=4)
     true_error = TrueError.of(sampler, 4, 7, pool=4, batch_size=64)
     rules = likely_rules(context, 6.0, true_error)
@@ -49,19 +55,14 @@ def test_best_is_no_worse_than_the_rules_it_judges(context):
 
 
 def test_best_computes_everything_where_the_budget_allows_it(context):
-    sampler = context.sampler
-    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
-    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2)
-    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
+    context = measured(context)
     found = make_graph("best", context, budget=1.0, steps=1, num_trajectories=2, pool=2)
     assert found.num_reused == 0
 
 
 def test_exchanging_rows_ends_where_no_neighbours_are_better(context):
+    context = measured(context, max_age=9)
     sampler = context.sampler
-    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
-    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=9)
-    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     judge = TrueError.of(sampler, 4, 7, pool=4, batch_size=64).thinned(2)
     assert len(judge.noise) == 2
     assert float(judge.weights.sum()) == pytest.approx(1)
@@ -77,10 +78,8 @@ def test_exchanging_rows_ends_where_no_neighbours_are_better(context):
 
 
 def test_rows_are_fitted_in_features_where_responses_do_not_reach(context):
+    context = measured(context, max_age=2)
     sampler = context.sampler
-    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
-    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=2)
-    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
     products = measure_products(sampler, 4, batch_size=4, seed=7)
     rule = make_graph("l2p", context, n=5, phase=3, order=4, num_trajectories=4, batch_size=4)
     in_image_space, in_features = makers(context, products, 5.0)
@@ -89,10 +88,7 @@ def test_rows_are_fitted_in_features_where_responses_do_not_reach(context):
 
 
 def test_rows_of_a_rule_are_fitted_and_fill_the_budget(context):
-    sampler = context.sampler
-    noise = seeded_noise(sampler.backbone.input_shape, 7, 2)
-    responses = measure_responses(sampler, torch.tensor([1, 2]), noise, num_probes=2, max_age=4)
-    context = PolicyContext.of(sampler, Measurements({"responses": responses}, context.blank.binding))
+    context = measured(context, max_age=4)
     rule = make_graph("interval", context, n=2)
     worth = context.cost.evaluations_worth(rule) + 0.7
     graph = refitted(context, rule, worth)
