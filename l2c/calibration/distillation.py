@@ -28,10 +28,7 @@ from l2c.sampling.unrolled import image_loss, start_slopes, unroll, with_slopes
 LOSSES = ("image", "output")
 EMBEDDING_SIZE = 256
 
-
-Batch = Sequence[
-    Tensor | None
-]  # noise (N, C, H, W), labels (N,) or None, and the teacher's images where they are drawn
+Batch = Sequence[Tensor | None]  # noise (N, C, H, W), labels (N,) or None, and the teacher's images if drawn already
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,8 @@ def out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     if not isinstance(error, (RuntimeError, SystemError, ImportError, TypeError)):
         return False
-    before = (
-        error.__cause__ or error.__context__
-    )  # torch.save fails once more where it closes what it could not write
+    # torch.save fails once more where it closes what it could not write.
+    before = error.__cause__ or error.__context__
     return any(words in str(error) for words in WORDS) or (before is not None and out_of_memory(before))
 
 

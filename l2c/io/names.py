@@ -131,8 +131,8 @@ def listed(values: Iterable[object], count: int = 8) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a number and a noun, with an s unless the number is 1."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    """Return a number and a noun, with an s (or es after one) unless the number is 1."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def as_text(value: Any) -> str:

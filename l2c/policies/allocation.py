@@ -92,7 +92,9 @@ class Allocation:
         """Whether no more entry can be reused, whatever it saves."""
         return not (self._possible & self.rows.T & self._saving[:, None]).any()
 
-    def _changes(self, bits: Sequence[bool], layer: int, among: Sequence[int]) -> list[Array] | None:
+    def _changes(
+        self, bits: Sequence[bool], layer: int, reuse: Sequence[str], among: Sequence[int]
+    ) -> list[Array] | None:
         """Return the changes of the image (M,) due to some consecutive entries of a layer's column of bits.
 
         None where that is impossible: a span may be too long, or an age not known.
@@ -104,7 +106,7 @@ class Allocation:
                 past = (e, *past[: self.order - 1])
                 found.append(self._nothing)
                 continue
-            one = self._entry(e, layer, past, self.reuse[e])
+            one = self._entry(e, layer, past, reuse[e])
             if one is None:
                 return None
             found.append(one)
@@ -178,12 +180,11 @@ class Allocation:
 
     def set(self, rows: npt.NDArray[np.bool_], reuse: Sequence[str]) -> bool:
         """Take over rows and reuse; False, and nothing taken, where a span is too long or an age not known."""
-        before, self.reuse = self.reuse, list(reuse)
-        changes = [self._changes(rows[:, layer].tolist(), layer, range(len(rows))) for layer in range(rows.shape[1])]
+        every = range(len(rows))
+        changes = [self._changes(rows[:, layer].tolist(), layer, reuse, every) for layer in range(rows.shape[1])]
         if any(change is None for change in changes):
-            self.reuse = before
             return False
-        self.rows, self._now = rows.copy(), np.array(changes, dtype=np.float32)
+        self.rows, self.reuse, self._now = rows.copy(), list(reuse), np.array(changes, dtype=np.float32)
         self.columns = self._now.sum(axis=1)
         self._refresh(range(rows.shape[1]))
         return True
@@ -198,7 +199,7 @@ class Allocation:
         for e in evaluations:
             last = self._last_reader(bits, e)  # entries up to it depend on this one's output
             bits[e] = not bits[e]
-            after = self._changes(bits, layer, range(e, last))
+            after = self._changes(bits, layer, self.reuse, range(e, last))
             bits[e] = not bits[e]
             self._possible[layer, e] = after is not None
             if after is not None:
@@ -219,7 +220,7 @@ class Allocation:
         self.rows[e, layer] = not self.rows[e, layer]
         bits = self.rows[:, layer].tolist()
         first, last = min((*_computed_before(bits, e, self.order), e)), self._last_reader(bits, e)
-        self._now[layer, e:last] = self._changes(bits, layer, range(e, last))
+        self._now[layer, e:last] = self._changes(bits, layer, self.reuse, range(e, last))
         self._refresh_among(layer, [other for other in self.routed if first <= other <= last])
 
     def _flip_best(self, *, to: bool, room: float, avoid: Collection[Entry] = ()) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from l2c.backbones.weights import reason_of
 from l2c.io.atomic import replacing
-from l2c.io.names import differences, shown
+from l2c.io.names import counted, differences, shown
 from l2c.io.tensors import check_nested, leaves_of, not_finite
 
 RUN = "l2c_run"  # the key of a run's settings in a checkpoint
@@ -84,10 +84,7 @@ class RunIdentity(pl.Callback):
 
 def _shared(trainer: pl.Trainer) -> str:
     """Return how a batch is shared, `2 processes in 1 part each`."""
-    counts = {"process": trainer.world_size, "part": trainer.accumulate_grad_batches}
-    processes, parts = (
-        f"{count} {noun}{'' if count == 1 else 'es' if noun == 'process' else 's'}" for noun, count in counts.items()
-    )
+    processes, parts = counted(trainer.world_size, "process"), counted(trainer.accumulate_grad_batches, "part")
     return f"{processes} in {parts} each"
 
 

@@ -145,11 +145,16 @@ class PipelineBackbone(WrappedModule):
             groups |= {(apart, key): [chosen[i] for i in places] for key, places in alike.items()}
         return groups
 
+    def _apart(self, y: Tensor) -> RecordedCall | None:
+        """Return the call that the unconditional branch has for itself if y (N,) are its rows."""
+        return self._none if int(y[0]) == self.num_embedded_labels - 1 else None
+
     def _recorded_of(self, y: Tensor) -> tuple[RecordedCall, Any, Tensor]:
         """Return the recorded call of prompts y (N,), the table of its conditions, and their rows in it."""
-        if self._none is None or int(y[0]) != self.num_embedded_labels - 1:
-            return self._recorded, self._table, y
-        return self._none, self._table_of_none, torch.zeros_like(y)
+        apart = self._apart(y)
+        return (
+            (self._recorded, self._table, y) if apart is None else (apart, self._table_of_none, torch.zeros_like(y))
+        )
 
     def run(self, x: Tensor, condition: tuple[Tensor, ...], layers: Pass) -> Tensor:
         """Predict by the denoiser whose time it is; see `WrappedModule.run`.
@@ -209,10 +214,10 @@ class PipelineBackbone(WrappedModule):
     @contextlib.contextmanager
     def _at(self, t: Tensor, y: Tensor | None = None) -> Iterator[None]:
         """Let the denoiser of t (N,) and of y (N,), rows that may run together, be the module in a `with` block."""
-        model = self.first_model
+        model: Any = self.first_model
         if len(self._layers_of) > 1:
-            apart = self._none is not None and y is not None and int(y[0]) == self.num_embedded_labels - 1
-            model = self._none.model if apart else self.turns.at(float(t.reshape(-1)[0]))  # type: ignore[union-attr,assignment]
+            apart = None if y is None else self._apart(y)
+            model = self.turns.at(float(t.reshape(-1)[0])) if apart is None else apart.model
         if model is self.module:
             yield
             return
