@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
@@ -135,13 +135,7 @@ class Solver(ABC):
             after: (N, C, H, W), the state at the next one.
 
         """
-        index = (1 - share) * self.indices[evaluation] + share * self.indices[evaluation + 1]
-        (alpha, sigma), (next_alpha, next_sigma) = self.marginal(evaluation), self.marginal(evaluation + 1)
-        wanted_alpha, wanted_sigma = self.schedule.marginal(index)
-        determinant = alpha * next_sigma - next_alpha * sigma
-        of_x = (wanted_alpha * next_sigma - wanted_sigma * next_alpha) / determinant
-        of_after = (wanted_sigma * alpha - wanted_alpha * sigma) / determinant
-        return of_x * x + of_after * after, self.schedule.timestep(index)
+        return state_between(self.schedule, self.indices, self.timesteps, evaluation, share, (x, after))
 
     def predicted_noise(self, output: Tensor, x: Tensor, evaluation: int) -> Tensor:
         """Return the noise (N, C, H, W) that an output without variance at x (N, C, H, W) stands for."""
@@ -187,6 +181,34 @@ class Solver(ABC):
                 request = trajectory.send(output)
             except StopIteration as stop:
                 return stop.value
+
+
+def state_between(
+    schedule: Schedule,
+    indices: Sequence[float],
+    timesteps: Sequence[float],
+    evaluation: int,
+    share: float,
+    states: tuple[Tensor, Tensor],
+) -> tuple[Tensor, float]:
+    """Return a state of a noise schedule between those of two evaluations, and its t; see `Solver.between`.
+
+    Args:
+        schedule: the noise schedule.
+        indices: those of the evaluations in it, (E,).
+        timesteps: t that the network is given there, (E,), a straight line over the indices.
+        evaluation: the first of both.
+        share: how far from it to the next one, 0 to 1.
+        states: of both, (N, C, H, W).
+
+    """
+    index, t = ((1 - share) * of[evaluation] + share * of[evaluation + 1] for of in (indices, timesteps))
+    alpha, sigma = schedule.marginal(index)
+    (alpha_0, sigma_0), (alpha_1, sigma_1) = (schedule.marginal(indices[e]) for e in (evaluation, evaluation + 1))
+    determinant = alpha_0 * sigma_1 - alpha_1 * sigma_0
+    of_first = (alpha * sigma_1 - sigma * alpha_1) / determinant
+    of_second = (sigma * alpha_0 - alpha * sigma_0) / determinant
+    return of_first * states[0] + of_second * states[1], t
 
 
 def split_variance(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from l2c.diffusion import Evaluation, NoiseSchedule, Solver, Trajectory
-from l2c.diffusion.solver import NoiseSource, split_variance
+from l2c.diffusion import Evaluation, FlowSchedule, NoiseSchedule, Solver, Trajectory
+from l2c.diffusion.schedule import OWN
+from l2c.diffusion.solver import NoiseSource, split_variance, state_between
 from l2c.graph.binding import draws_noise
+
+CLOSE = 2e-3  # of alpha and sigma, which schedulers look up in tables
+LEAST = 2**-24  # of alpha squared, in the place of zero terminal signal
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,15 @@ class SchedulerSolver(Solver):
         self._takes = set(inspect.signature(scheduler.step).parameters)
         self.stochastic = adds_noise(scheduler)
 
-    def between(self, evaluation: int, share: float, x: Tensor, after: Tensor) -> None:
-        """Return None: what data and noise make of a state is known to the scheduler alone."""
+    def between(self, evaluation: int, share: float, x: Tensor, after: Tensor) -> tuple[Tensor, float] | None:
+        """Return a state between those of two evaluations; None where `noising_of` is. See `Solver.between`."""
+        if self._noising is None:
+            return None
+        return state_between(*self._noising, self.timesteps, evaluation, share, (x, after))
+
+    @cached_property
+    def _noising(self) -> tuple[NoiseSchedule | FlowSchedule, tuple[float, ...]] | None:
+        return None if self.around is not None else noising_of(self._scheduler, self.timesteps, self._first)
 
     def trajectory(self, x: Tensor, *, first_step: int = 0, generator: NoiseSource | None = None) -> Trajectory:
         """Yield the evaluations from `first_step` on, return the final x; see `Solver.trajectory`."""
@@ -116,6 +129,70 @@ class SchedulerSolver(Solver):
             x, *others = scheduler.step(**given, **options, **history)
             before = {"old_pred_original_sample": others[0] if others else None, "timestep_back": t}
         return x
+
+
+def noising_of(
+    scheduler: Any, timesteps: Sequence[float], first: int = 0
+) -> tuple[NoiseSchedule | FlowSchedule, tuple[float, ...]] | None:
+    """Return the noise schedule of the states that a scheduler gives the network, and their indices in it.
+
+    None where they follow no schedule that we know: what the scheduler itself makes of data and noise at each
+    evaluation (`add_noise`, `scale_noise`) decides.
+
+    Args:
+        scheduler: its timesteps are set.
+        timesteps: t (E,) that the network is given, from the evaluation `first` on.
+        first: evaluation of the scheduler that they begin at.
+
+    """
+    evaluations = range(first, first + len(timesteps))
+    made = _marginals(scheduler, evaluations)
+    if made is None or len(timesteps) < 2:
+        return None
+    for schedule, indices in _candidates(scheduler, evaluations):
+        slope, offset = np.polyfit(indices, timesteps, 1)
+        bent = np.abs(slope * np.array(indices) + offset - timesteps).max()
+        if bent <= abs(slope) and np.allclose([schedule.marginal(i) for i in indices], made, atol=CLOSE):
+            return schedule, indices
+    return None
+
+
+def _candidates(
+    scheduler: Any, evaluations: Sequence[int]
+) -> Iterator[tuple[NoiseSchedule | FlowSchedule, tuple[float, ...]]]:
+    """Yield the schedules that a scheduler's attributes speak of, with the indices of its evaluations."""
+    abar = getattr(scheduler, "alphas_cumprod", None)
+    if abar is not None and not scheduler.config.get("use_flow_sigmas"):
+        abar = abar.double().clamp(min=LEAST)
+        betas = 1 - abar / torch.cat([torch.ones(1, dtype=abar.dtype), abar[:-1]])
+        own = NoiseSchedule(OWN, 0, len(betas), given=tuple(betas.tolist()))
+        yield own, tuple(float(scheduler.timesteps[e]) for e in evaluations)
+    sigmas = getattr(scheduler, "sigmas", ())
+    if len(sigmas) > evaluations[-1]:
+        flow = FlowSchedule()
+        yield flow, tuple(flow.num_steps * float(sigmas[e]) for e in evaluations)
+
+
+def _marginals(scheduler: Any, evaluations: Sequence[int]) -> list[tuple[float, float]] | None:
+    """Return what the network is given of data 1 and of noise 1 at evaluations, None where that is not told."""
+    own = copy.deepcopy(scheduler)
+    one, none = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+
+    def state(data: Tensor, noise: Tensor, t: Tensor) -> float:
+        for name in ("_begin_index", "_step_index"):
+            setattr(own, name, None)
+        x = (
+            own.add_noise(data, noise, t[None])
+            if hasattr(own, "add_noise")
+            else own.scale_noise(data, t[None], noise)
+        )
+        return float(own.scale_model_input(x, t) if hasattr(own, "scale_model_input") else x)
+
+    try:
+        times = [own.timesteps[e] for e in evaluations]
+        return [(state(one, none, t), state(none, one, t)) for t in times]
+    except (AttributeError, NotImplementedError, TypeError):  # it has no such method, or one of another form
+        return None
 
 
 def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
