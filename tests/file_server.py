@@ -16,6 +16,7 @@ class Server(ThreadingHTTPServer):
     content = CONTENT
     etag = '"one"'
     cut_at: int | None = None
+    wrong_start = 0  # bytes by which a rest begins too late
     pause = 0.0  # seconds after each piece
 
     def __init__(self) -> None:
@@ -44,11 +45,14 @@ class Handler(BaseHTTPRequestHandler):
             found = re.fullmatch(r"bytes=(\d+)-", asked)
             assert found is not None
             start = int(found[1])
+            start += self.server.wrong_start
             if start >= len(content):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(content)}")
                 return self.end_headers()
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("ETag", self.server.etag)
         self.send_header("Content-Type", "text/html" if self.path == "/page" else "application/octet-stream")
         self.send_header("Content-Length", str(len(content) - start))

@@ -12,7 +12,7 @@ from l2c.commands.frame import entry as cli
 from l2c.commands.frame.backends import BACKBONE_SETTINGS, configured_backbone, is_pipeline
 from l2c.commands.frame.graphs import write_graph
 from l2c.commands.frame.table import command_line
-from l2c.io.atomic import check_output
+from l2c.io.atomic import output_file
 from l2c.io.json_fields import CALIBRATION, form_of
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
@@ -33,7 +33,12 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"policy {cfg.policy.name} needs {missing[0]}; say measure=[{','.join(missing)}]")
     name = Path(cfg.pipeline).resolve().name if is_pipeline(cfg.model) else cfg.model.name
     wanted = cfg.output or f"runs/calibrate/{name}.safetensors"
-    path = check_output("output", wanted, ours=lambda there: form_of(there) == CALIBRATION)
+    with output_file("output", wanted, ours=lambda there: form_of(there) == CALIBRATION) as path:
+        _calibrate(cfg, path)
+
+
+def _calibrate(cfg: DictConfig, path: Path) -> None:
+    """Load, measure, write the calibration and where a policy is given its graph."""
     backbone = configured_backbone(cfg.model, cfg.solver)
     sampler = uncached_by(backbone, cfg.solver)
     settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))

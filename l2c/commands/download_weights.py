@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from l2c.commands.frame.arguments import Arguments
-from l2c.io.atomic import check_output
+from l2c.io.atomic import output_file
 from l2c.io.bundled import own_checkpoint_folder, project_folder
 from l2c.io.download import direct_address, download, keep_local
+
+if TYPE_CHECKING:
+    from l2c.backbones.presets import ModelPreset
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +47,12 @@ def _fetch(given: argparse.Namespace) -> str:
     if given.file is not None and given.url is not None:
         raise ValueError("--file and --url are two sources of one file; give one of them")
     wanted = given.output or own_checkpoint_folder() / str(preset.checkpoint)
-    output = check_output("--output", wanted, ours=lambda there: True)  # what is there is never replaced
+    with output_file("--output", wanted, ours=lambda there: True) as output:  # what is there is never replaced
+        return _fetch_to(output, given, preset)
+
+
+def _fetch_to(output: Path, given: argparse.Namespace, preset: ModelPreset) -> str:
+    """Download or copy the file to a path; return what was done."""
     if given.file is not None:
         return f"wrote {keep_local(given.file, output, sha256=given.sha256)}"
     url = given.url or preset.url

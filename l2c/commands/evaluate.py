@@ -7,6 +7,8 @@ With a reference: FID and the other figures of papers, of images that are there 
 l2c evaluate experiment=l2c_dit_xl2_ddim50 graph=PATH reference=VIRTUAL_imagenet256_labeled.npz
 """
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from l2c.backbones.backbone import Backbone
@@ -19,7 +21,7 @@ from l2c.commands.frame.table import this_command_line
 from l2c.evaluation.comparison import fewer_evaluations
 from l2c.evaluation.graph_evaluation import evaluate_samplers
 from l2c.evaluation.graph_report import scores_table, table, write_report
-from l2c.evaluation.scores.features import DigitsFeatures, InceptionFeatures
+from l2c.evaluation.scores.features import DigitsFeatures, FeatureExtractor, InceptionFeatures
 from l2c.evaluation.scores.reference import (
     TensorImages,
     check_reference,
@@ -30,7 +32,7 @@ from l2c.evaluation.scores.reference import (
 from l2c.evaluation.scores.scores import score
 from l2c.graph.binding import scale_in_use
 from l2c.graph.cache_graph import CacheGraph
-from l2c.io.atomic import check_another, check_output, check_writable, write_json
+from l2c.io.atomic import check_another, check_writable, output_file, write_json
 from l2c.policies.best import reference_evaluations
 from l2c.policies.methods.random_layers import random_layers
 from l2c.sampling.sampler import Sampler
@@ -69,12 +71,18 @@ def score_images(cfg: DictConfig) -> None:
     features = cfg.features or ("digits" if str(cfg.reference) == "digits" else "inception")
     # Before hours of drawing.
     extractor = DigitsFeatures(DigitsClassifier.load()) if features == "digits" else InceptionFeatures(cfg.inception)
-    device = str(cli.device(cfg.device))
-    settings = {"batch_size": cfg.batch_size, "device": device}
+    if cfg.save_statistics is None:
+        _score(cfg, extractor, None)
+        return
+    check_another("save_statistics", cfg.save_statistics, reference=cfg.reference, samples=cfg.samples)
+    with output_file("save_statistics", cfg.save_statistics, ours=is_statistics) as statistics:
+        _score(cfg, extractor, statistics)
+
+
+def _score(cfg: DictConfig, extractor: FeatureExtractor, statistics: Path | None) -> None:
+    """Draw images where none are given, score them; write the reference's statistics where a path is given."""
+    settings = {"batch_size": cfg.batch_size, "device": str(cli.device(cfg.device))}
     folder = cli.run_folder()
-    if cfg.save_statistics is not None:
-        check_another("save_statistics", cfg.save_statistics, reference=cfg.reference, samples=cfg.samples)
-        check_output("save_statistics", cfg.save_statistics, ours=is_statistics)
     check_writable(folder / "scores.json")
     if str(cfg.reference) != "digits":
         check_reference(cfg.reference)
@@ -90,8 +98,8 @@ def score_images(cfg: DictConfig) -> None:
     images = TensorImages(digits()[0]) if str(source) == "digits" else open_images(source)
     real = TensorImages(digits()[0]) if str(cfg.reference) == "digits" else cfg.reference
     reference = load_reference(real, extractor, **settings)
-    if cfg.save_statistics is not None:
-        reference.save_statistics(cfg.save_statistics)
+    if statistics is not None:
+        reference.save_statistics(statistics)
     scores = score(
         images,
         reference,

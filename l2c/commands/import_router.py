@@ -14,7 +14,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.file import FORMAT
 from l2c.integrations.l2c_routers import import_l2c_router
 from l2c.integrations.smoothcache import export_smoothcache, import_smoothcache, is_smoothcache
-from l2c.io.atomic import check_another, check_output
+from l2c.io.atomic import check_another, output_file
 from l2c.io.json_fields import form_of
 
 
@@ -47,17 +47,22 @@ def main(cfg: DictConfig) -> None:
     if cfg.output is not None:
         check_another("output", cfg.output, graph=cfg.graph, file=cfg.file, checkpoint=cfg.checkpoint)
     if cfg.graph is not None:
-        output = check_output("output", cfg.output or cli.run_folder() / "schedule.json", ours=is_smoothcache)
-        export_smoothcache(CacheGraph.load(cfg.graph), output)
+        wanted = cfg.output or cli.run_folder() / "schedule.json"
+        with output_file("output", wanted, ours=is_smoothcache) as output:
+            export_smoothcache(CacheGraph.load(cfg.graph), output)
         print(f"wrote {output}")
         return
     if cfg.file is None:
         raise ValueError("nothing to convert; say file=PATH of a router or schedule, or graph=PATH of a cache graph")
-    output = check_output(
-        "output",
-        cfg.output or cli.run_folder() / "cache_graph.json",
-        ours=lambda there: form_of(there) == FORMAT,
-    )
+    wanted = cfg.output or cli.run_folder() / "cache_graph.json"
+    with output_file("output", wanted, ours=lambda there: form_of(there) == FORMAT) as output:
+        graph = converted(cfg)
+        graph.save(output)
+    print(f"{graph.summary()}\nwrote {output}")
+
+
+def converted(cfg: DictConfig) -> CacheGraph:
+    """Return the graph of another project's file."""
     model: ModelPreset | Backbone = ModelPreset.of(cfg.model)
     if cfg.checkpoint is not None:
         model = load_backbone(cfg.model, checkpoint=cfg.checkpoint)
@@ -65,18 +70,13 @@ def main(cfg: DictConfig) -> None:
     num_evaluations = asked_evaluations(cfg)
     if Path(cfg.file).suffix == ".json":
         routed = cfg.routed if cfg.routed is None or isinstance(cfg.routed, str) else list(cfg.routed)
-        graph = import_smoothcache(cfg.file, model, solver=solver, routed=routed)
-    elif num_evaluations is None or cfg.threshold is None:
+        return import_smoothcache(cfg.file, model, solver=solver, routed=routed)
+    if num_evaluations is None or cfg.threshold is None:
         raise ValueError(
             "a router file needs num_evaluations (that it was trained for) and threshold (published: 0.1 for DiT at "
             "256, 0.9 for DiT at 512 and U-ViT); give both"
         )
-    else:
-        graph = import_l2c_router(
-            cfg.file, model, solver=solver, num_evaluations=num_evaluations, threshold=cfg.threshold
-        )
-    graph.save(output)
-    print(f"{graph.summary()}\nwrote {output}")
+    return import_l2c_router(cfg.file, model, solver=solver, num_evaluations=num_evaluations, threshold=cfg.threshold)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from l2c.commands.frame.arguments import Arguments
 from l2c.commands.frame.table import command_line, python_line
-from l2c.io.atomic import check_another, check_output
+from l2c.io.atomic import check_another, output_file
 from l2c.io.bundled import graph_names, model_names
 from l2c.io.json_fields import CALIBRATION, form_of
 from l2c.io.names import shown
@@ -54,10 +54,10 @@ def main(arguments: Sequence[str]) -> None:
     check_another("output", wanted, graph=name)
     if Path(wanted).suffix not in SUFFIXES or wanted.endswith("/"):
         raise ValueError(f"a picture's name must end in .png, .svg or .pdf, got {shown(wanted)}")
-    output = check_output("output", wanted, ours=is_drawn)
-    form = form_of(name)
-    calibration = form == CALIBRATION or name.endswith(".safetensors")
-    text, use = _of_calibration(name, options, output) if calibration else _of_json(name, form, options, output)
+    with output_file("output", wanted, ours=is_drawn) as output:
+        form = form_of(name)
+        calibration = form == CALIBRATION or name.endswith(".safetensors")
+        text, use = _of_calibration(name, options, output) if calibration else _of_json(name, form, options, output)
     print(f"{text}\nwrote {output}\nnext: {use}")
 
 

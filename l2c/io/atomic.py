@@ -9,16 +9,17 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from l2c.io.bundled import at_home
-from l2c.io.folder_lock import lock
+from l2c.io.folder_lock import is_one_of_many, lock, locked_file
 from l2c.io.names import quoted, shown
 
 MARK = ".part"  # in the names of temporary files
-LEFTOVER = re.compile(r"^\..+-[A-Za-z0-9_]{8}\.part(\.[A-Za-z0-9]+)?$")
+OURS = "-l2c-"  # in them too, so that no file of others has such a name by chance
+LEFTOVER = re.compile(r"^\..*-l2c-[A-Za-z0-9_]{8}\.part(\.[A-Za-z0-9]+)?$")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -88,7 +89,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 def _prefix(target: Path) -> str:
     """Return the beginning of the names of a target's temporary files, which leaves room for a long name's end."""
-    return f".{target.stem[:40]}-"
+    return f".{target.stem[:40]}{OURS}"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -178,8 +179,11 @@ def check_writable(path: str | Path) -> None:
             _remove_leftover(found)
 
 
-def check_output(what: str, path: str | Path, *, ours: Callable[[Path], bool]) -> Path:
-    """Return the path of a file that a command is to write, before the work that it costs.
+@contextmanager
+def output_file(what: str, path: str | Path, *, ours: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yield the path of a file that a command is to write, and hold it while the command works.
+
+    All is checked before the work that it costs. Of several processes of one run the first one holds it.
 
     Args:
         what: what the setting is called, for the message.
@@ -187,7 +191,8 @@ def check_output(what: str, path: str | Path, *, ours: Callable[[Path], bool]) -
         ours: says of a file of that name whether it is an earlier result, which may be replaced.
 
     Raises:
-        ValueError: if it names a folder or the terminal, or something else is there, which would be lost.
+        ValueError: if it names a folder or the terminal, something else is there, which would be lost, or another
+            process is going to write it.
         OSError: if it cannot be written.
 
     """
@@ -195,12 +200,13 @@ def check_output(what: str, path: str | Path, *, ours: Callable[[Path], bool]) -
         raise ValueError(f"{what} must be the path of a file, got {quoted(str(path), 300)}; add the file's name")
     target = _followed(path)
     check_writable(target)
-    if target.is_file() and target.stat().st_size and not ours(target):
-        raise ValueError(
-            f"{what} is {shown(path, 300)}, where something else is that would be lost; give another path, or move "
-            "that file away"
-        )
-    return at_home(path)
+    with nullcontext() if is_one_of_many() else locked_file(target, f"wait for it to end, or give another {what}"):
+        if target.is_file() and target.stat().st_size and not ours(target):
+            raise ValueError(
+                f"{what} is {shown(path, 300)}, where something else is that would be lost; give another path, or "
+                "move that file away"
+            )
+        yield at_home(path)
 
 
 def sweep(folder: str | Path) -> list[Path]:
@@ -213,7 +219,7 @@ def sweep(folder: str | Path) -> list[Path]:
 
 def _remove_leftover(path: Path) -> bool:
     """Remove a temporary file that no process holds; return whether that was one."""
-    if not LEFTOVER.match(path.name) or not path.is_file():
+    if not LEFTOVER.match(path.name) or path.is_symlink() or not path.is_file():
         return False
     try:
         handle = os.open(path, os.O_RDONLY)

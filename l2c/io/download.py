@@ -11,19 +11,20 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from l2c.io.atomic import copy_file
+from l2c.io.atomic import copy_file, write_json
 from l2c.io.bundled import at_home
 from l2c.io.digests import CHUNK, sha256_of
-from l2c.io.folder_lock import take
+from l2c.io.folder_lock import locked_file
+from l2c.io.json_fields import parse_file
 from l2c.io.names import shown
 
+FORMAT = "l2c-download"  # of what says that a partial file is ours
+LARGEST_TAG = 2**16  # bytes
 HEADERS = {"User-Agent": "l2c"}
 TIMEOUT = 60.0  # seconds without a byte
 
@@ -44,9 +45,9 @@ def download(
 ) -> Path:
     """Download a file; an interrupted one continues where it stopped.
 
-    The bytes so far lie in `<path>.part`, beside a `<path>.part.tag` with the server's mark of the version, so
-    that a file which has changed in between is fetched anew. The size is checked against what the server
-    announces.
+    The bytes so far lie in `<path>.part`, beside a `<path>.part.tag` with the address and the server's mark of the
+    version, so that a file which has changed in between is fetched anew. Files of these names that no download has
+    written are not touched. The size is checked against what the server announces.
 
     Args:
         url: the address.
@@ -58,51 +59,80 @@ def download(
     Raises:
         OSError: if there is no connection or no such file, the download is cut short, or the disk is full; what is
             there already is kept for next time.
-        ValueError: if the file is not the expected one; it is removed. Also if the address is none of the web, or
-            another process downloads to this path.
+        ValueError: if the file is not the expected one; it is removed. Also if the address is none of the web,
+            another process downloads to this path, or a partial file is there that no download has written.
 
     """
     if not url.lower().startswith(("https://", "http://")):
         raise ValueError(f"an address begins with https:// or http://, got {shown(url)}; copy a local file instead")
     target = Path(path)
-    if target.is_file():
-        _check(target, size=size, sha256=sha256, url=url)
-        return target
-    part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _held(part):
-        _fetch_whole(url, target, part, size=size, sha256=sha256, progress=progress)
+    part, tag = (target.with_name(target.name + end) for end in (".part", ".part.tag"))
+    if not target.is_file():
+        with locked_file(target, "wait for it to end, or download to another path"):
+            if not target.is_file():  # which another process may have fetched meanwhile
+                _check_ours(part, tag)
+                try:
+                    _fetch_whole(url, target, part, tag, size=size, sha256=sha256, progress=progress)
+                finally:
+                    if not _size(part):
+                        part.unlink(missing_ok=True)
+                        tag.unlink(missing_ok=True)
+                return target
+    if problem := _problem(target, size=size, sha256=sha256):
+        raise ValueError(f"{target} is there already but has {problem}; delete it and run again")
+    if _version(tag) is not None and not part.exists():  # of a download that was killed at its end
+        tag.unlink(missing_ok=True)
     return target
 
 
-@contextmanager
-def _held(part: Path) -> Iterator[None]:
-    """Hold a partial file, to which two downloads would write at once; an empty one vanishes."""
-    handle = take(part, str(part), "wait for it to end, or download to another path")
+def _check_ours(part: Path, tag: Path) -> None:
+    """Refuse what lies where a download keeps its bytes, and what it says of them, unless a download wrote it."""
+    for path in (part, tag):
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise _foreign(path)
+    if tag.exists() and _version(tag) is None:
+        raise _foreign(tag)
+    if part.exists() and not tag.exists():
+        raise _foreign(part)
+
+
+def _foreign(path: Path) -> ValueError:
+    return ValueError(
+        f"{shown(path, 300)} is where a download keeps what it has so far, but no download of this version wrote it; "
+        "move it away"
+    )
+
+
+def _version(tag: Path) -> dict[str, str] | None:
+    """Return the address and the server's mark of the version of a partial file; None if it has none."""
     try:
-        yield
-    finally:
-        if part.exists() and not _size(part):
-            part.unlink()
-        os.close(handle)
+        content = parse_file(tag) if _size(tag) <= LARGEST_TAG else None
+    except (ValueError, OSError):
+        return None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return None
+    known = {name: text for name in ("url", "mark") if isinstance(text := content.get(name), str)}
+    return known if len(known) == 2 else None
 
 
-def _fetch_whole(url: str, target: Path, part: Path, *, size: int | None, sha256: str | None, progress: bool) -> None:
+def _fetch_whole(
+    url: str, target: Path, part: Path, tag: Path, *, size: int | None, sha256: str | None, progress: bool
+) -> None:
     """Fetch a file by way of its partial file, which is held."""
-    tag = target.with_name(target.name + ".part.tag")
     try:
         _fetch(url, part, tag, size=size, progress=progress)
     except urllib.error.HTTPError as error:
         raise OSError(
-            f"{url} answers {error.code} {error.reason}; check the address, or fetch the file by hand to {target}"
+            f"{url} answers {error.code} {shown(error.reason)}; check the address, or fetch the file by hand to "
+            f"{target}"
         ) from error
     except urllib.error.URLError as error:
         raise OSError(
-            f"cannot reach {url}: {error.reason}; check the network and run again, or fetch the file elsewhere and "
-            f"copy it to {target}"
+            f"cannot reach {url}: {shown(error.reason, 300)}; check the network and run again, or fetch the file "
+            f"elsewhere and copy it to {target}"
         ) from error
     except (HTTPException, ConnectionError, TimeoutError) as error:
-        raise _cut_short(url, part, tag, None, str(error) or type(error).__name__) from error
+        raise _cut_short(url, part, tag, None, shown(error) or type(error).__name__) from error
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -110,7 +140,9 @@ def _fetch_whole(url: str, target: Path, part: Path, *, size: int | None, sha256
             f"the disk of {target.parent} is full after {_size(part)} bytes of {url}; free some space and run again, "
             "it continues from there"
         ) from error
-    _check(part, size=size, sha256=sha256, url=url)
+    if problem := _problem(part, size=size, sha256=sha256):
+        part.unlink()
+        raise ValueError(f"what came from {url} has {problem} and was removed; run again, or check the address")
     part.replace(target)
     tag.unlink(missing_ok=True)
 
@@ -145,7 +177,8 @@ def _size(path: Path) -> int:
 
 def _cut_short(url: str, part: Path, tag: Path, total: int | None, reason: str) -> OSError:
     of = f" of {total}" if total is not None else ""
-    goes_on = "it goes on where it stopped" if tag.is_file() else "it begins anew, the server names no versions"
+    known = _version(tag) or {}
+    goes_on = "it goes on where it stopped" if known.get("mark") else "it begins anew, the server names no versions"
     return OSError(
         f"the download of {url} was cut short after {_size(part)}{of} bytes, which are in {part} ({reason}); run the "
         f"same command again, {goes_on}, or fetch the file by hand to {part.with_suffix('')}"
@@ -155,14 +188,14 @@ def _cut_short(url: str, part: Path, tag: Path, total: int | None, reason: str) 
 def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool) -> None:
     """Append what is missing to the partial file."""
     request = urllib.request.Request(url, headers=HEADERS)  # noqa: S310 - https or http, as `download` checks
-    start = _size(part)
-    if start and tag.is_file():
+    start, known = _size(part), _version(tag) or {}
+    if start and known.get("mark") and known.get("url") == url:
         request.add_header("Range", f"bytes={start}-")
-        request.add_header("If-Range", tag.read_text(encoding="utf-8"))
+        request.add_header("If-Range", known["mark"])
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - https or http
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing left to send: complete, or longer than the server's file
+        if error.code != 416 or not start:  # nothing left to send: complete, or longer than the server's file
             raise
         if (error.headers.get("Content-Range") or "").rpartition("/")[2] == str(start):
             return
@@ -176,8 +209,10 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
                 f"{part.with_suffix('')}"
             )
         start = start if response.status == 206 else 0
+        if start and not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
+            raise ValueError(f"{url} sends another part of the file than was asked for; delete {part} and run again")
         length = response.headers.get("Content-Length")
-        total = start + int(length) if length is not None else size
+        total = start + int(length) if length is not None and length.isdecimal() else size
         if size is not None and total != size:
             raise ValueError(
                 f"{url} has {total} bytes, but {size} are expected; it is another file than the known one"
@@ -188,11 +223,12 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
             raise OSError(
                 f"{url} needs {missing} more bytes, but only {free} are free in {part.parent}; free some space first"
             )
-        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        if mark and not mark.startswith("W/"):
-            tag.write_text(mark, encoding="utf-8")
-        else:
-            tag.unlink(missing_ok=True)
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        if mark.startswith("W/") or not (mark.isascii() and mark.isprintable()):
+            mark = ""
+        if part.exists() and not start:  # else its bytes would be of another version than the tag says
+            os.truncate(part, 0)
+        write_json(tag, {"format": FORMAT, "url": url, "mark": mark})
         with (
             part.open("ab" if start else "wb") as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar,
@@ -204,19 +240,11 @@ def _fetch(url: str, part: Path, tag: Path, *, size: int | None, progress: bool)
         raise _cut_short(url, part, tag, total, "the connection closed early")
 
 
-def _check(path: Path, *, size: int | None, sha256: str | None, url: str) -> None:
-    """Refuse a file of another size or digest; a downloaded one is removed."""
+def _problem(path: Path, *, size: int | None, sha256: str | None) -> str | None:
+    """Return what a file has in the place of its size or digest; None where they are as they should be."""
     got_size = _size(path)
-    problem = None
     if size is not None and got_size != size:
-        problem = f"{got_size} bytes instead of {size}"
-    elif sha256 is not None:
-        digest = sha256_of(path)
-        if digest != sha256.lower():
-            problem = f"the SHA-256 {digest} instead of {sha256}"
-    if problem is None:
-        return
-    if path.suffix == ".part":
-        path.unlink()
-        raise ValueError(f"what came from {url} has {problem} and was removed; run again, or check the address")
-    raise ValueError(f"{path} is there already but has {problem}; delete it and run again")
+        return f"{got_size} bytes instead of {size}"
+    if sha256 is not None and (digest := sha256_of(path)) != sha256.lower():
+        return f"the SHA-256 {digest} instead of {sha256}"
+    return None

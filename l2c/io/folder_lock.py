@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a locked file with the number of the process that holds it.
+"""One run at a time in a folder, and at a file: a locked file with the number of the process that holds it.
 
 The operating system releases the lock when the process ends, however it ends, so that a lock cannot become stale.
 """
@@ -6,13 +6,17 @@ The operating system releases the lock when the process ends, however it ends, s
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from l2c.io.names import shown
 
 try:
     import fcntl
@@ -21,9 +25,18 @@ except ModuleNotFoundError:  # no such locks on this system: folders are not gua
 
 NAME = ".run.lock"
 BUSY = (errno.EACCES, errno.EAGAIN)
+STRANGE = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO, errno.ENODEV)  # of links, folders and devices
+OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+MOST = 1000  # bytes of a lock
+LONGEST = 240  # bytes of a file's name that leave room for the lock's
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of processes that share a run: the first one is 0
+
+HELD: dict[Path, int] = {}  # locks that this process holds, and the thread that does
 
 
-HELD: dict[Path, int] = {}  # folders that this process holds, and the thread that does
+def is_one_of_many() -> bool:
+    """Return whether this process works for another one's run, which holds what they write."""
+    return any(os.environ.get(name, "0") != "0" for name in RANKS)
 
 
 @contextmanager
@@ -31,25 +44,54 @@ def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder for this thread, which may hold it already.
 
     Raises:
-        ValueError: if another process holds it; the message names the process.
+        ValueError: if another process holds it (the message names the process), or another file than a lock
+            has that name.
         OSError: if the folder cannot be made or written.
 
     """
     place = Path(folder).resolve()
-    if HELD.get(place) == threading.get_ident():
+    place.mkdir(parents=True, exist_ok=True)
+    with _held(place / NAME, str(place), "wait for it to end, or choose another folder with hydra.run.dir=PATH"):
+        yield
+
+
+@contextmanager
+def locked_file(path: Path, mend: str = "wait for it to end, or give another path") -> Iterator[None]:
+    """Hold the path of a file that is to be written, by a lock beside it; see `locked`.
+
+    Args:
+        path: the path, no link; the file need not be there.
+        mend: what to do where another process holds it.
+
+    """
+    place = path.parent.resolve() / path.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _held(lock_of(place), str(path), mend):
+        yield
+
+
+def lock_of(path: Path) -> Path:
+    """Return the path of the lock of a file."""
+    long = len(os.fsencode(path.name)) > LONGEST
+    name = f"{path.name[:40]}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}" if long else path.name
+    return path.with_name(f".{name}.lock")
+
+
+@contextmanager
+def _held(path: Path, what: str, mend: str) -> Iterator[None]:
+    """Hold a lock for this thread, which may hold it already; the file vanishes in the end."""
+    if HELD.get(path) == threading.get_ident():
         yield
         return
-    place.mkdir(parents=True, exist_ok=True)
-    path = place / NAME
-    handle = take(path, str(place), "wait for it to end, or choose another folder with hydra.run.dir=PATH")
+    handle = take(path, what, mend)
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
-    HELD[place] = threading.get_ident()
+    HELD[path] = threading.get_ident()
     try:
         yield
     finally:
-        del HELD[place]
+        del HELD[path]
         path.unlink(missing_ok=True)  # while it is held, so that nobody's else is removed
         os.close(handle)
 
@@ -69,7 +111,9 @@ def lock(handle: int) -> bool:
 
 
 def take(path: Path, what: str, mend: str) -> int:
-    """Return the handle of a file that it makes and locks; one that was removed meanwhile is opened again.
+    """Return the handle of a lock's file that it makes and locks; one that was removed meanwhile is opened again.
+
+    Nothing is changed in a file that is there: it may be somebody else's.
 
     Args:
         path: the file.
@@ -77,28 +121,50 @@ def take(path: Path, what: str, mend: str) -> int:
         mend: what to do where another process holds it.
 
     Raises:
-        ValueError: if another process holds it; the message names the process.
+        ValueError: if another process holds it (the message names the process), or what is there is no lock of ours.
         OSError: if it cannot be made or written.
 
     """
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        if not lock(handle):
-            holder = _holder(handle)
-            os.close(handle)
-            raise ValueError(f"{what} is in use by {holder}; {mend}")
         try:
-            same = os.fstat(handle).st_ino == path.stat().st_ino
-        except FileNotFoundError:
-            same = False
-        if same:
-            return handle
-        os.close(handle)
+            handle = os.open(path, OPEN, 0o666)
+        except OSError as error:
+            if error.errno in STRANGE:
+                raise _no_lock(path) from error
+            raise
+        kept = False
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise _no_lock(path)
+            free, holder = lock(handle), _holder(handle)
+            if not free:
+                raise ValueError(f"{shown(what, 300)} is in use by {holder or 'another run'}; {mend}")
+            if found.st_size and holder is None:
+                raise _no_lock(path)
+            with suppress(FileNotFoundError):
+                kept = found.st_ino == path.lstat().st_ino
+            if kept:
+                return handle
+        finally:
+            if not kept:
+                os.close(handle)
 
 
-def _holder(handle: int) -> str:
+def _no_lock(path: Path) -> ValueError:
+    return ValueError(
+        f"{shown(path, 300)} is no lock of this package, which needs that name and would lose what is there; move it "
+        "away"
+    )
+
+
+def _holder(handle: int) -> str | None:
+    """Return which process wrote a lock; None where it is none of ours, or has not been written yet."""
     try:
-        content = json.loads(os.pread(handle, 1000, 0))
-        return f"process {int(content['process'])} on {content['host']}"
+        content = json.loads(os.pread(handle, MOST, 0))
+        process, host = content["process"], content["host"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        return "another run"
+        return None
+    if type(process) is not int or not 0 < process < 2**63 or not isinstance(host, str):
+        return None
+    return f"process {process} on {shown(host)}"

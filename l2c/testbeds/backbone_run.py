@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from l2c.backbones.backbone import Backbone
-from l2c.io.atomic import check_output
+from l2c.io.atomic import output_file
 from l2c.io.memory import halved, memory_explained, remedies
 from l2c.io.tensors import holds_tensors, write_tensors
 from l2c.testbeds.lit_backbone import LitBackbone, decay_start
@@ -75,11 +75,6 @@ def train_backbone(
             word="max_steps",
         )
         identity |= restarts
-    output = check_output(
-        "output",
-        settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors",
-        ours=lambda it: (not settings.output and is_run(run_folder)) or holds_tensors(it, backbone.state_dict()),
-    )
     trainer = make_run_trainer(
         run_folder,
         accelerator=settings.accelerator,
@@ -97,7 +92,12 @@ def train_backbone(
         f"out of memory in training {backbone.conventions.name} with batch_size={settings.batch_size}; "
         f"{remedies(halved('batch_size', settings.batch_size))}"
     )
-    with claimed(run_folder, identity, resumed=resumed):
+    wanted = settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors"
+
+    def ours(path: Path) -> bool:
+        return (not settings.output and is_run(run_folder)) or holds_tensors(path, backbone.state_dict())
+
+    with output_file("output", wanted, ours=ours) as output, claimed(run_folder, identity, resumed=resumed):
         with memory_explained(lambda: sentence):
             fit(trainer, module, data, resumed)
         _write(backbone, output)

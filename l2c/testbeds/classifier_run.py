@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from l2c.data.step_sampler import StepBatchSampler
-from l2c.io.atomic import check_output
+from l2c.io.atomic import output_file
 from l2c.io.seeds import Stream
 from l2c.io.tensors import holds_tensors, write_tensors
 from l2c.testbeds.digits import digits
@@ -159,9 +159,14 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
     """
     torch.set_num_threads(settings.num_threads)
     seed_everything(settings.seed)
-    digital = settings.dataset == "digits"
     classifier = READERS[settings.dataset]()
-    path = check_output("output", settings.output, ours=lambda it: holds_tensors(it, classifier.state_dict()))
+    with output_file("output", settings.output, ours=lambda it: holds_tensors(it, classifier.state_dict())) as path:
+        return _trained(classifier, settings, path)
+
+
+def _trained(classifier: PictureClassifier, settings: ClassifierTraining, path: Path) -> TrainedClassifier:
+    """Train a classifier and write its weights."""
+    digital = settings.dataset == "digits"
     parts = (_digits if digital else _emoji)(settings.batch_size, settings.seed)
     module = LitClassifier(
         classifier,

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from l2c.io.atomic import check_output, replacing
+from l2c.io.atomic import output_file, replacing
 from l2c.io.bundled import cache_folder
 from l2c.io.download import download
 from l2c.io.memory import out_of_memory
@@ -180,14 +180,14 @@ def fetch_emoji(pictures: str | Path | None = None, names: str | Path | None = N
         ValueError: if a package is not the expected one, or something else is where the file is to be.
 
     """
-    path = check_output("the file of emoji", emoji_path(), ours=_is_read)
-    found = []
-    for package, given in ((PICTURES, pictures), (NAMES, names)):
-        target = Path(given) if given is not None else path.parent / Path(package.url).name
-        if given is not None and not target.is_file():
-            raise FileNotFoundError(f"no package at {target}; give a path, or leave it out to download it")
-        found.append(download(package.url, target, sha256=package.sha256))
-    return pack_emoji(found[0], found[1], path)
+    with output_file("the file of emoji", emoji_path(), ours=_is_read) as path:
+        found = []
+        for package, given in ((PICTURES, pictures), (NAMES, names)):
+            target = Path(given) if given is not None else path.parent / Path(package.url).name
+            if given is not None and not target.is_file():
+                raise FileNotFoundError(f"no package at {target}; give a path, or leave it out to download it")
+            found.append(download(package.url, target, sha256=package.sha256))
+        return pack_emoji(found[0], found[1], path)
 
 
 def _is_read(path: Path) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from l2c.io.atomic import check_output, check_writable, copy_file, replacing, sweep, write_text
-from l2c.io.folder_lock import NAME, locked
+from l2c.io.atomic import check_writable, copy_file, output_file, replacing, sweep, write_text
+from l2c.io.folder_lock import NAME, lock, lock_of, locked, locked_file
 from l2c.io.tensors import check_finite, not_finite
 
 
@@ -72,7 +74,7 @@ def test_leftovers_of_a_kill_are_swept_and_nothing_else(tmp_path):
     assert process.stdout.readline().strip() == "ready"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    others = [".hidden", ".part", "x-abcdefgh.part.json", ".x.json.probe"]
+    others = [".hidden", ".part", "x-abcdefgh.part.json", ".x.json.probe", ".backup-20261127.part.json"]
     for name in others:
         (tmp_path / "deep" / name).write_text("")
     assert len(sweep(tmp_path)) == 1
@@ -97,6 +99,80 @@ def test_a_second_process_is_refused_and_a_killed_one_is_not_waited_for(tmp_path
     assert not (tmp_path / NAME).exists()
 
 
+THEIRS = b"a letter, of which there is no other"
+
+
+@pytest.mark.parametrize(
+    "kind", ["link", "dangling", "hard link", "file", "json", "huge", "pipe", "folder", "device"]
+)
+@pytest.mark.parametrize("of", [locked, locked_file])
+def test_a_lock_touches_nothing_of_others(tmp_path, kind, of):
+    (tmp_path / "letter").write_bytes(THEIRS)
+    held = tmp_path / "run" if of is locked else tmp_path / "run" / "x.json"
+    path = held / NAME if of is locked else lock_of(held)
+    path.parent.mkdir()
+    made = {
+        "link": lambda: path.symlink_to(tmp_path / "letter"),
+        "dangling": lambda: path.symlink_to(tmp_path / "nowhere"),
+        "hard link": lambda: path.hardlink_to(tmp_path / "letter"),
+        "file": lambda: path.write_bytes(THEIRS),
+        "json": lambda: path.write_text('{"process": 1e999, "host": "\\u001b[2J"}'),
+        "huge": lambda: path.write_bytes(b'{"process": 1, "host": "' + b"x" * 10**5 + b'"}'),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": lambda: path.mkdir(),
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }
+    made[kind]()
+    before = sorted(found.name for found in tmp_path.rglob("*"))
+    content = path.read_bytes() if path.is_file() else None
+    with pytest.raises(ValueError, match=rf"{path.name} is no lock of this package, .*; move it away$"), of(held):
+        pass
+    assert sorted(found.name for found in tmp_path.rglob("*")) == before
+    assert (tmp_path / "letter").read_bytes() == THEIRS
+    assert content is None or path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"process": 1e999, "host": "a"}', "another run"),
+        ('{"process": true, "host": "a"}', "another run"),
+        ('{"process": 7, "host": "\\u001b[2Ja"}', r"process 7 on \x1b[2Ja"),
+        ("[" * 900, "another run"),
+    ],
+)
+def test_what_a_lock_says_of_its_holder_is_shown_safely(tmp_path, content, said):
+    path = lock_of(tmp_path / "x.json")
+    path.write_text(content)
+    handle = os.open(path, os.O_RDONLY)
+    assert lock(handle)
+    with (
+        pytest.raises(ValueError, match=f"is in use by {re.escape(said)}; ") as refusal,
+        locked_file(path.parent / "x.json"),
+    ):
+        pass
+    os.close(handle)
+    assert str(refusal.value).isprintable()
+
+
+def test_an_output_is_held_while_its_command_works(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link.txt").symlink_to("far/a.txt")
+    with output_file("output", tmp_path / "link.txt", ours=lambda _: True), ThreadPoolExecutor(1) as another:
+
+        def second():
+            with output_file("output", tmp_path / "far" / "a.txt", ours=lambda _: True):
+                pass
+
+        with pytest.raises(ValueError, match=rf"a.txt is in use by process {os.getpid()} on .*another output"):
+            another.submit(second).result()
+        second_time = output_file("output", tmp_path / "far" / "a.txt", ours=lambda _: True)
+        with second_time as path:  # the same thread
+            path.write_text("x")
+    second()
+    assert sorted(found.name for found in tmp_path.rglob("*")) == ["a.txt", "far", "link.txt"]
+
+
 def test_not_finite_values_are_counted():
     images = torch.zeros(4, 1, 2, 2)
     check_finite("images", images, mend="")
@@ -110,19 +186,24 @@ def test_not_finite_values_are_counted():
 def test_an_output_takes_the_place_of_an_earlier_one_alone(tmp_path):
     ours = lambda path: path.read_text().startswith("ours")  # noqa: E731
     output = tmp_path / "a.txt"
-    assert check_output("output", str(output), ours=ours) == output
+
+    def taken(path):
+        with output_file("output", path, ours=ours) as place:
+            return place
+
+    assert taken(str(output)) == output
     write_text(output, "ours: 1")
-    assert check_output("output", str(output), ours=ours) == output
+    assert taken(str(output)) == output
     link = tmp_path / "link.txt"
     photograph = tmp_path / "photograph.jpg"
     photograph.write_text("a photograph")
     link.symlink_to(photograph)
     for there in (photograph, link):
         with pytest.raises(ValueError, match=r"output is .*, where something else is that would be lost"):
-            check_output("output", there, ours=ours)
+            taken(there)
     for no_file in ("-", f"{tmp_path}/new/"):
         with pytest.raises(ValueError, match="output must be the path of a file, got"):
-            check_output("output", no_file, ours=ours)
+            taken(no_file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "link.txt", "photograph.jpg"]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from file_server import CONTENT, Server
 
 from l2c.io import download as module
 from l2c.io.download import direct_address, download, keep_local
+from l2c.io.folder_lock import locked_file
 
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -18,7 +22,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def server():
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
@@ -75,19 +79,84 @@ def test_without_a_mark_of_the_version_it_begins_anew_and_says_so(server, url, t
     assert server.asked == [None, None]
 
 
+def tag_of(server, folder):
+    content = {"format": module.FORMAT, "url": server.url, "mark": server.etag}
+    (folder / "weights.pt.part.tag").write_text(json.dumps(content), encoding="utf-8")
+
+
 def test_a_complete_part_is_taken_over(server, url, tmp_path):
     (tmp_path / "weights.pt.part").write_bytes(CONTENT)
-    (tmp_path / "weights.pt.part.tag").write_text(server.etag, encoding="utf-8")
+    tag_of(server, tmp_path)
     assert download(url, tmp_path / "weights.pt", sha256=SHA256, progress=False).read_bytes() == CONTENT
 
 
 def test_two_downloads_to_one_path_do_not_mix(server, url, tmp_path):
     path = tmp_path / "weights.pt"
-    with module._held(tmp_path / "weights.pt.part"), pytest.raises(ValueError, match=r"\.part is in use by"):
-        download(url, path, progress=False)
+    with locked_file(path), ThreadPoolExecutor(1) as another:
+        second = another.submit(download, url, path, progress=False)
+        with pytest.raises(ValueError, match=rf"weights\.pt is in use by process {os.getpid()} on"):
+            second.result()
     assert server.asked == []
     assert download(url, path, sha256=SHA256, progress=False) == path
     assert names(tmp_path) == {"weights.pt"}
+
+
+THEIRS = b"\xff\r\n a photograph"
+
+
+@pytest.mark.parametrize("end", [".part", ".part.tag"])
+@pytest.mark.parametrize("kind", ["file", "empty", "of an earlier version", "link", "pipe", "folder"])
+def test_a_part_of_others_is_not_touched(server, url, tmp_path, end, kind):
+    path, kept = tmp_path / f"weights.pt{end}", tmp_path / "kept"
+    kept.write_bytes(THEIRS)
+    made = {
+        "file": lambda: path.write_bytes(THEIRS),
+        "empty": lambda: path.write_bytes(b""),
+        "of an earlier version": lambda: path.write_bytes(b'"one"'),
+        "link": lambda: path.symlink_to(kept),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": lambda: path.mkdir(),
+    }
+    made[kind]()
+    content = path.read_bytes() if path.is_file() else None
+    with pytest.raises(ValueError, match=rf"weights\.pt{end} is where a download .* no download .*; move it away"):
+        download(url, tmp_path / "weights.pt", progress=False)
+    assert server.asked == []
+    assert names(tmp_path) == {path.name, "kept"}
+    assert kept.read_bytes() == THEIRS
+    assert content is None or path.read_bytes() == content
+
+
+def test_a_part_of_another_address_is_not_gone_on_with(server, url, tmp_path):
+    server.cut_at = 1000
+    with pytest.raises(OSError, match="cut short"):
+        download(url, tmp_path / "weights.pt", progress=False)
+    server.cut_at = None
+    download(url.replace("weights.pt", "others.pt"), tmp_path / "weights.pt", sha256=SHA256, progress=False)
+    assert server.asked == [None, None]
+    assert names(tmp_path) == {"weights.pt"}
+
+
+def test_another_part_than_asked_for_is_refused(server, url, tmp_path):
+    (tmp_path / "weights.pt.part").write_bytes(CONTENT[:1000])
+    tag_of(server, tmp_path)
+    server.wrong_start = 1
+    with pytest.raises(ValueError, match="sends another part of the file than was asked for"):
+        download(url, tmp_path / "weights.pt", progress=False)
+
+
+def test_what_a_killed_download_left_beside_the_whole_file_is_removed(server, url, tmp_path):
+    (tmp_path / "weights.pt").write_bytes(CONTENT)
+    tag_of(server, tmp_path)
+    download(url, tmp_path / "weights.pt", progress=False)
+    assert names(tmp_path) == {"weights.pt"}
+
+
+def test_a_file_by_the_name_of_a_part_is_not_removed(url, tmp_path):
+    (tmp_path / "w.part").write_bytes(THEIRS)
+    with pytest.raises(ValueError, match="is there already but has"):
+        download(url, tmp_path / "w.part", sha256=SHA256, progress=False)
+    assert (tmp_path / "w.part").read_bytes() == THEIRS
 
 
 def test_a_wrong_file_is_refused_and_removed(url, tmp_path):
@@ -118,9 +187,18 @@ def test_a_full_disk_is_said_and_resumed(server, url, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="needs 1048576 more bytes, but only 10 are free"):
         download(url, tmp_path / "weights.pt", progress=False)
     monkeypatch.undo()
+    own = Path.open
+
+    def full(self, *arguments, **named):
+        opened = own(self, *arguments, **named)
+        if self.suffix != ".part":
+            return opened
+        opened.close()
+        return own(Path("/dev/full"), "wb")
+
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    (tmp_path / "weights.pt.part").symlink_to("/dev/full")
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(OSError, match=r"the disk of .* is full .* run again"):
         download(url, tmp_path / "weights.pt", progress=False)
 

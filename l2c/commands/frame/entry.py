@@ -27,7 +27,7 @@ from l2c.commands.frame.settings import checked, memory_sentence
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, spelled
 from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
-from l2c.io.folder_lock import locked
+from l2c.io.folder_lock import is_one_of_many, locked
 from l2c.io.memory import NO_MEMORY, memory_explained
 from l2c.io.names import shown
 from l2c.report.own_results import check_results
@@ -35,7 +35,6 @@ from l2c.report.own_results import check_results
 if TYPE_CHECKING:
     import torch
 
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of processes that share a run: the first one is 0
 BAD_INPUT = (ValueError, OSError, MemoryError, HydraException, OmegaConfBaseException, SafetensorError)
 
 Task = Callable[[DictConfig], None]
@@ -182,7 +181,7 @@ def _use_threads(cfg: DictConfig) -> None:
 @contextlib.contextmanager
 def _held(folder: Path, config_name: str) -> Iterator[None]:
     """Hold a run folder while a command works in it: no other run, nothing of others is overwritten, no leftovers."""
-    if any(os.environ.get(name, "0") != "0" for name in RANKS):
+    if is_one_of_many():
         yield
         return
     check_writable(folder / "run")
