@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.forwards import without_wrapper
-from l2c.io.tensors import is_plain
+from l2c.io.tensors import digest_of_tensors, is_plain
 
 RUN = 64  # words of eight bytes
 SAMPLED = 8  # values that are looked at of a weight
@@ -40,12 +40,8 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
         ValueError: if a tensor has no values that can be read.
 
     """
-    digest = hashlib.sha256()
-    for name, value in sorted((without_wrapper(name), value) for name, value in weights.items()):
-        for part, stored in _stored(name, value):
-            digest.update(f"{part}{tuple(stored.shape)}".encode())
-            digest.update(stored.detach().to("cpu", torch.float32).contiguous().numpy().data)
-    return f"sha256:{digest.hexdigest()}"
+    named = sorted((without_wrapper(name), value) for name, value in weights.items())
+    return digest_of_tensors(part for name, value in named for part in _stored(name, value))
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()

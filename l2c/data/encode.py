@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.data.image_folder import ImageFolder
-from l2c.data.latent_shards import Manifest, look_into, write_shard
+from l2c.data.latent_shards import Manifest, look_into
 from l2c.data.share import Share
-from l2c.data.vae import Vae
+from l2c.data.vae import Vae, vae_digest
 from l2c.io.bundled import at_home
 from l2c.io.names import listed, shown
 
@@ -52,6 +53,9 @@ def encode_folder(
 ) -> Encoded:
     """Encode all images of a folder.
 
+    A folder of shards goes on where it was left if they are of the same images, autoencoder and settings; see
+    `ImageFolder.digest` for what that costs.
+
     Args:
         images: the images; unreadable ones are left out, counted and named.
         vae: the autoencoder.
@@ -65,23 +69,13 @@ def encode_folder(
         progress: show a bar.
 
     Raises:
-        ValueError: if the folder holds latents made with other settings, or a damaged shard, or no image can be read.
+        ValueError: if the folder holds latents of other images or settings, or a damaged shard, or no readable image.
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
 
     """
     folder = at_home(output)
-    shape = tuple(vae.encode(torch.zeros(1, 3, images.size, images.size, device=device))[0].shape[1:])
-    assert len(shape) == 3
-    wanted = Manifest(
-        vae=vae_name,
-        scale=vae.scale,
-        image_size=images.size,
-        shape=shape,
-        num_images=len(images),
-        num_classes=images.num_classes,
-        shard_size=shard_size,
-        mirrored=mirrored,
-    )
+    probe = vae.encode(torch.zeros(1, 3, images.size, images.size, device=device))[0]
+    wanted = _manifest(images, vae, probe, vae=vae_name, shard_size=shard_size, mirrored=mirrored)
     wanted.claim(folder)
     todo = part.of(wanted.missing(folder))
     counts = {k: len(wanted.images_of(k)) for k in part.of(range(wanted.num_shards))}
@@ -91,10 +85,27 @@ def encode_folder(
         for k in todo:
             before = len(images.unreadable)
             places = wanted.images_of(k)
-            mean, std, labels = _encode(images, vae, places, batch_size, mirrored, torch.device(device), shape, bar)
-            write_shard(wanted.path(folder, k), mean, std, labels, images.unreadable[before:])
+            mean, std, labels = _encode(
+                images, vae, places, batch_size, mirrored, torch.device(device), wanted.shape, bar
+            )
+            wanted.write_shard(folder, k, mean, std, labels, images.unreadable[before:])
             written += len(labels) // (2 if mirrored else 1)
     return _said(wanted, folder, written)
+
+
+def _manifest(images: ImageFolder, encoder: Vae, probe: Tensor, **settings: Any) -> Manifest:
+    """Return the manifest that the folder gets; `probe` are latents (1, C, H, W) of an image."""
+    _, channels, height, width = probe.shape
+    return Manifest(
+        scale=encoder.scale,
+        image_size=images.size,
+        shape=(channels, height, width),
+        num_images=len(images),
+        num_classes=images.num_classes,
+        images_digest=images.digest(),
+        vae_digest=vae_digest(encoder),
+        **settings,
+    )
 
 
 def _said(wanted: Manifest, folder: Path, written: int) -> Encoded:

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from l2c.io.bundled import at_home
+from l2c.io.digests import digest_of_files
 from l2c.io.names import listed, shown
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
@@ -122,6 +123,13 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def digest(self) -> str:
+        """Return a digest of the images: labels, names, sizes and bytes, see `digest_of_files`; read at each call."""
+        names = (
+            f"{label} {path.relative_to(self.folder)}" for path, label in zip(self.paths, self.labels, strict=True)
+        )
+        return digest_of_files([*zip(names, self.paths, strict=True)])
 
     def read(self, index: int) -> Tensor | None:
         """Return an image (3, size, size) in [-1, 1]; None, with a warning and a note, where it cannot be read."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from l2c.data.image_folder import ImageFolder
 from l2c.data.numbered import NumberedDataModule
-from l2c.data.vae import SCALE_TOLERANCE, Vae, draw_latents
+from l2c.data.vae import SCALE_TOLERANCE, Vae, draw_latents, vae_digest
 from l2c.io.seeds import Stream
 
 
@@ -73,6 +73,10 @@ class ImageNetDataModule(NumberedDataModule):
         super().__init__(items, len(images), batch_size=batch_size, seed=seed, num_workers=num_workers)
         self.images = images
         self.vae = vae
+
+    def identity(self) -> dict[str, str]:
+        """Return digests of the images and of the autoencoder."""
+        return {"images_digest": self.images.digest(), "vae_digest": vae_digest(self.vae)}
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:

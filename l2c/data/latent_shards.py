@@ -6,7 +6,6 @@ folder; see `l2c.data.shards`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,10 @@ from l2c.io.bundled import at_home
 from l2c.io.json_fields import member, parse
 from l2c.io.names import shown
 from l2c.io.numbers import finite_number, whole_number
-from l2c.io.tensors import opened, write_tensors
+from l2c.io.tensors import opened
+
+DIGESTS = ("images_digest", "vae_digest")
+AGAIN = "delete it and run l2c encode again"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Manifest(Shards):
         num_classes: classes of it.
         shard_size: images per shard.
         mirrored: whether each image is there a second time, mirrored.
+        images_digest: of the images, see `ImageFolder.digest`; None = an older l2c did not note it.
+        vae_digest: of the autoencoder's weights, see `vae_digest`; None likewise.
 
     """
 
@@ -54,6 +58,8 @@ class Manifest(Shards):
     num_classes: int
     shard_size: int
     mirrored: bool
+    images_digest: str | None = None
+    vae_digest: str | None = None
 
     @classmethod
     def others(cls, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,13 +70,15 @@ class Manifest(Shards):
             "image_size": whole_number("image_size", content.get("image_size"), low=1, high=LARGEST_SIDE),
             "num_classes": whole_number("num_classes", content.get("num_classes"), low=1, high=MOST_IMAGES),
             "mirrored": member(content, "mirrored", bool),
+            **{name: member({name: None, **content}, name, (str, type(None))) for name in DIGESTS},
         }
 
-
-def write_shard(path: Path, mean: Tensor, std: Tensor, labels: Tensor, skipped: list[str]) -> None:
-    """Write posteriors (N, C, H, W), in 16 bits, and labels (N,) as one shard, with the images left out."""
-    tensors = {"mean": mean.half(), "std": std.half(), "labels": labels}
-    write_tensors(path, tensors, {"skipped": json.dumps(skipped)})
+    def write_shard(
+        self, folder: Path, shard: int, mean: Tensor, std: Tensor, labels: Tensor, skipped: list[str]
+    ) -> None:
+        """Write posteriors (N, C, H, W), in 16 bits, and labels (N,) of a shard, with the images left out of it."""
+        tensors = {"mean": mean.half(), "std": std.half(), "labels": labels}
+        self.write(folder, shard, tensors, skipped=skipped)
 
 
 def look_into(path: Path, manifest: Manifest) -> tuple[int, list[str]]:
@@ -84,29 +92,29 @@ def look_into(path: Path, manifest: Manifest) -> tuple[int, list[str]]:
         ValueError: if the shard cannot be read, or holds other tensors than the manifest says, or other labels.
 
     """
-    again = "delete it and run l2c encode again"
-    with opened(path, what="latents", again=again) as file:
+    with opened(path, what="latents", again=AGAIN) as file:
         shapes = [tuple(file.get_slice(name).get_shape()) for name in ("mean", "std", "labels")]
         kinds = {file.get_slice(name).get_dtype() for name in ("mean", "std")}
         labels, texts = file.get_tensor("labels"), file.metadata() or {}
+    said = manifest.said(path, texts)
     count = labels.numel()
     if shapes != [(count, *manifest.shape), (count, *manifest.shape), (count,)]:
         raise ValueError(
             f"{shown(path, 300)} holds mean, std and labels of {', '.join(map(str, shapes))}, not N times "
-            f"{manifest.shape}; {again}"
+            f"{manifest.shape}; {AGAIN}"
         )
     if kinds != {"F16"}:
-        raise ValueError(f"{shown(path, 300)} holds mean and std as {', '.join(sorted(kinds))}, not F16; {again}")
+        raise ValueError(f"{shown(path, 300)} holds mean and std as {', '.join(sorted(kinds))}, not F16; {AGAIN}")
     if labels.dtype != torch.int64 or (
         count and not 0 <= int(labels.min()) <= int(labels.max()) < manifest.num_classes
     ):
-        raise ValueError(f"{shown(path, 300)} holds labels out of 0..{manifest.num_classes - 1}; {again}")
+        raise ValueError(f"{shown(path, 300)} holds labels out of 0..{manifest.num_classes - 1}; {AGAIN}")
     try:
-        skipped = parse(texts.get("skipped", "[]"))
+        skipped = said["skipped"] if "skipped" in said else parse(texts.get("skipped", "[]"))
         if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
             raise ValueError("it must be a list of names")
     except ValueError as error:
-        raise ValueError(f"cannot read the images left out of {shown(path, 300)}: {error}; {again}") from error
+        raise ValueError(f"cannot read the images left out of {shown(path, 300)}: {error}; {AGAIN}") from error
     return count, skipped
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from l2c.data.latent_shards import LatentShards
 from l2c.data.numbered import NumberedDataModule
 from l2c.data.vae import SCALE_TOLERANCE, draw_latents
+from l2c.io.digests import digest_of_files
 
 
 class _Samples(Dataset[tuple[Tensor, Tensor]]):
@@ -73,3 +74,9 @@ class LatentsDataModule(NumberedDataModule):
         items = _Samples(shards, seed)
         super().__init__(items, len(shards), batch_size=batch_size, seed=seed, num_workers=num_workers)
         self.shards = shards
+
+    def identity(self) -> dict[str, str]:
+        """Return a digest of the manifest and of the shards' files."""
+        manifest, folder = self.shards.manifest, self.shards.folder
+        paths = [folder / manifest.FILE, *(manifest.path(folder, k) for k in range(manifest.num_shards))]
+        return {"latents_digest": digest_of_files([(path.name, path) for path in paths])}

@@ -12,6 +12,15 @@ from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 
 
+def identity_of(data: pl.LightningDataModule) -> dict[str, str]:
+    """Return digests of a data module's data by name, which a run that is resumed must share.
+
+    They are what its method `identity` says; of a module that has none, nothing is known.
+    """
+    identity = getattr(data, "identity", None)
+    return {} if identity is None else dict(identity())
+
+
 class NumberedDataModule(pl.LightningDataModule):
     """Endless batches of the items `(index, draw)` of a data set.
 

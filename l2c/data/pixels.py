@@ -41,6 +41,10 @@ class PixelDataModule(pl.LightningDataModule):
     def images(self) -> Dataset[Any]:
         """Return the images with their labels."""
 
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """Return what the images are, by name: a run that is resumed must have the same."""
+
     def batches(self, start: int) -> StepBatchSampler:
         """Return the sampler of batches from a step on."""
         return self.sampler(

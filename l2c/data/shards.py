@@ -1,22 +1,29 @@
 """Folders of shards: files of tensors, and one manifest that says what they are of.
 
-A shard appears whole or not at all, so that a run which was killed goes on at the first missing one.
+A shard appears whole or not at all, so that a run which was killed goes on at the first missing one. Each says
+of which images and settings it is, so that others are not mixed with it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
+
 from l2c.io.atomic import sweep, write_json
-from l2c.io.digests import DIGEST, check_sealed, sealed
+from l2c.io.digests import DIGEST, check_sealed, digest_of_text, sealed
 from l2c.io.json_fields import items, known_fields, member, parse, read_text
 from l2c.io.names import differences, quoted, shown
 from l2c.io.numbers import whole_number
+from l2c.io.tensors import opened, write_tensors
 
-VERSION = 1
+VERSION = 2  # of 1, neither manifest nor shards say of what content they are
+VERSIONS = (1, VERSION)
+TEXT, OF = "l2c", "of"  # the one text of a shard (several have no order), and what says there of what it is
 MOST_IMAGES, MOST_SHARDS, LARGEST_SIDE = 10**10, 10**5, 2**16
 M = TypeVar("M", bound="Shards")
 
@@ -61,29 +68,76 @@ class Shards:
         """Return the settings that must be equal when a folder is continued, by name."""
         return dict(vars(self))
 
+    @property
+    def mark(self) -> str:
+        """What a shard says that it is of: a digest of the settings to agree."""
+        return digest_of_text(json.dumps([self.FORMAT, self.settings_to_agree()], sort_keys=True))
+
+    def write(self, folder: Path, shard: int, tensors: Mapping[str, Tensor], **said: Any) -> None:
+        """Write a shard with its mark, and what else is said of it."""
+        write_tensors(self.path(folder, shard), tensors, {TEXT: json.dumps({OF: self.mark, **said})})
+
+    def said(self, path: Path, texts: Mapping[str, str] | None, *, older: bool = True) -> dict[str, Any]:
+        """Return what a shard says; refuse one of other images or settings.
+
+        Args:
+            path: the shard.
+            texts: its texts.
+            older: take one that does not say what it is of.
+
+        Raises:
+            ValueError: if it says another mark, or none, or what it says cannot be read.
+
+        """
+        try:
+            said = parse((texts or {}).get(TEXT, "{}"))
+        except ValueError as error:
+            raise ValueError(f"{shown(path, 300)} is damaged: {error}; {self.AGAIN}") from error
+        said = said if isinstance(said, dict) else {}
+        mark = said.get(OF)
+        if mark != self.mark and not (older and mark is None):
+            other = (
+                "other images or settings" if mark is not None else "an older l2c, which does not say what it is of"
+            )
+            raise ValueError(
+                f"{shown(path, 300)} is of {other}, so that {self.WORD} would be mixed; delete it, or choose another "
+                "folder"
+            )
+        return said
+
     def claim(self, folder: Path) -> None:
         """Set a folder aside for these shards; one that holds others already is refused.
 
         Raises:
-            ValueError: if the folder holds shards of other settings, or is damaged.
+            ValueError: if the folder holds shards of other settings or images, or is damaged.
             OSError: if the folder cannot be written.
 
         """
         self.bounded()
         sweep(folder)
         if not (folder / self.FILE).is_file():
-            self.save(folder)
-            return
+            self._check_marks(folder)
+            self.save(folder, once=True)  # another process may be faster
         here, there = self.settings_to_agree(), type(self).load(folder).settings_to_agree()
         if different := differences(there, here):
             raise ValueError(
                 f"{folder} holds {self.WORD} with other settings: {different}; continue with the same settings or "
                 "choose another folder"
             )
+        self._check_marks(folder)
 
-    def save(self, folder: Path) -> None:
-        """Write the manifest."""
-        write_json(folder / self.FILE, sealed({"format": self.FORMAT, "version": VERSION, **vars(self)}))
+    def _check_marks(self, folder: Path) -> None:
+        """Refuse a folder with a shard by the name of one of these that is of other images or settings."""
+        missing = set(self.missing(folder))
+        for path in (self.path(folder, k) for k in range(self.num_shards) if k not in missing):
+            with opened(path, what=self.WORD, again="delete it and run the same again") as file:
+                texts = file.metadata()
+            self.said(path, texts, older=False)
+
+    def save(self, folder: Path, *, once: bool = False) -> None:
+        """Write the manifest, where `once` is true unless one is there."""
+        content = sealed({"format": self.FORMAT, "version": VERSION, **vars(self)})
+        write_json(folder / self.FILE, content, once=once)
 
     @classmethod
     def load(cls: type[M], folder: Path) -> M:
@@ -100,7 +154,7 @@ class Shards:
         try:
             content = parse(read_text(path))
             form = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
-            if form != (cls.FORMAT, VERSION):
+            if form[0] != cls.FORMAT or type(form[1]) is not int or form[1] not in VERSIONS:
                 raise ValueError(f"its format and version are {quoted(form[0])} and {quoted(form[1])}")
             known_fields(content, ("format", "version", DIGEST, *cls.__dataclass_fields__))  # type: ignore[attr-defined]
             made: dict[str, Any] = {

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2c.io.lazy import needed
 from l2c.io.names import folder_or_hub
 from l2c.io.seeds import draw_normal
+from l2c.io.tensors import digest_of_tensors
 
 SCALE_TOLERANCE = 1e-6  # scales that differ by more belong to different autoencoders
 
@@ -53,6 +54,19 @@ class DiffusersVae:
     def decode(self, latents: Tensor) -> Tensor:
         """Return images of latents as the backbone gives them; the network follows them to their device."""
         return self.network.to(latents.device).decode(latents / self.scale).sample
+
+
+def vae_digest(vae: Vae) -> str:
+    """Return a digest of an autoencoder: of its class, and of the weights of the modules that it is or holds."""
+    held = {"": vae, **vars(vae)}
+    weights = {
+        f"{name}.{weight}": value
+        for name, module in held.items()
+        if isinstance(module, nn.Module)
+        for weight, value in module.state_dict().items()
+        if isinstance(value, Tensor)
+    }
+    return digest_of_tensors([(type(vae).__qualname__, torch.tensor(vae.scale)), *sorted(weights.items())])
 
 
 def load_vae(name: str) -> Vae:

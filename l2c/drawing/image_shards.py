@@ -17,7 +17,7 @@ from l2c.data.shards import Shards
 from l2c.io.bundled import at_home
 from l2c.io.json_fields import member
 from l2c.io.names import quoted, shown
-from l2c.io.tensors import opened, write_tensors
+from l2c.io.tensors import opened
 
 Setting = str | int | float | None
 
@@ -58,7 +58,7 @@ class Samples(Shards):
         tensors = {"images": pixels}
         if labels is not None:
             tensors["labels"] = labels
-        write_tensors(self.path(folder, shard), tensors)
+        self.write(folder, shard, tensors)
 
     @classmethod
     def others(cls, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,8 @@ class ImageShards:
     def _read(self, shard: int, name: str) -> Tensor:
         path, again = self.samples.path(self.folder, shard), "delete it and run l2c sample-many again"
         with opened(path, what="samples", again=again) as file:
-            tensor = file.get_tensor(name)
+            tensor, texts = file.get_tensor(name), file.metadata()
+        self.samples.said(path, texts)
         count = len(self.samples.images_of(shard))
         wanted = (count, *self.shape) if name == "images" else (count,)
         if tuple(tensor.shape) != wanted or tensor.dtype != (torch.uint8 if name == "images" else torch.int64):

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 
 from l2c.backbones.backbone import fingerprint
-from l2c.data.vae import Vae
+from l2c.data.vae import Vae, vae_digest
 from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
 from l2c.drawing.lit_drawing import LitSampler, ShardsToDraw
@@ -148,7 +148,14 @@ def _samples(
         num_images=asked.num_images,
         shard_size=asked.shard_size,
         labelled=sampler.backbone.num_labels > 0,
-        settings=_settings(sampler, device, seed=asked.seed, labels=asked.labels, vae=vae_name),
+        settings=_settings(
+            sampler,
+            device,
+            seed=asked.seed,
+            labels=asked.labels,
+            vae=vae_name,
+            vae_digest=None if vae is None else vae_digest(vae),
+        ),
     )
 
 

@@ -24,11 +24,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, *, once: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success it becomes `path`, on failure it vanishes.
 
     The content is on the disk before the name changes, so that a crash of the machine leaves the old file or the new.
-    A link is followed.
+    A link is followed. Where `once` is true a file that is there by then stays.
 
     Raises:
         OSError: if the folder cannot be made or written, the path is that of a folder or a device, or the disk is
@@ -43,13 +43,25 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would keep colleagues out
             _to_disk(temporary)
-            temporary.replace(target)
+            if not (once and _linked(temporary, target)):
+                temporary.replace(target)
             with suppress(OSError):  # some file systems cannot sync a folder
                 _to_disk(target.parent)
         except Exception as error:
             if _of_the_disk(error, temporary):
                 raise _cannot_write(target, error) from error
             raise
+
+
+def _linked(temporary: Path, target: Path) -> bool:
+    """Give a file its final name unless there is one; False where neither is so."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return True
+    except OSError:  # the disk knows no links
+        return target.is_file()
+    return True
 
 
 def _followed(path: str | Path) -> Path:
@@ -92,15 +104,15 @@ def _prefix(target: Path) -> str:
     return f".{target.stem[:40]}{OURS}"
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str, *, once: bool = False) -> None:
     """Write a text file in UTF-8, whole or not at all; see `replacing`."""
-    with replacing(path) as temporary:
+    with replacing(path, once=once) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, content: Any, **options: Any) -> None:
+def write_json(path: str | Path, content: Any, *, once: bool = False, **options: Any) -> None:
     """Write a JSON file that people can read, whole or not at all; options as `json.dumps` takes them."""
-    write_text(path, json.dumps(content, indent=1, **options) + "\n")
+    write_text(path, json.dumps(content, indent=1, **options) + "\n", once=once)
 
 
 def copy_file(source: str | Path, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], texts: Mappin
     )
     with replacing(path) as temporary:  # safetensors' own save_file would put another file in its place
         temporary.write_bytes(content)
+
+
+def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a digest of names, shapes and values (as 32-bit floats) of plain tensors, `sha256:...`."""
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return f"sha256:{digest.hexdigest()}"
 
 
 def holds_tensors(path: str | Path, names: Iterable[str]) -> bool:

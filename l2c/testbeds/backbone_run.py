@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from l2c.backbones.backbone import Backbone
+from l2c.data.numbered import identity_of
 from l2c.io.atomic import output_file
 from l2c.io.memory import halved, memory_explained, remedies
 from l2c.io.tensors import holds_tensors, write_tensors
 from l2c.testbeds.lit_backbone import LitBackbone, decay_start
 from l2c.testbeds.settings import BackboneTraining
+from l2c.training.checkpoint_files import BEFORE_DECAY
 from l2c.training.checkpoints import RUN, check_checkpoint, read_checkpoint
 from l2c.training.restoring import check_restorable, fit
 from l2c.training.run_folder import claimed, is_run, resume_from
@@ -39,7 +42,7 @@ class KeepBeforeDecay(pl.Callback):
     ) -> None:
         """Write the checkpoint when its step is done."""
         if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.folder / "before_decay.ckpt")
+            trainer.save_checkpoint(self.folder / BEFORE_DECAY)
 
 
 def train_backbone(
@@ -62,7 +65,8 @@ def train_backbone(
     """
     torch.set_num_threads(settings.num_threads)
     module = _module(backbone, settings)
-    identity = {"model": backbone.conventions.name, "data": type(data).__name__, **settings.identity()}
+    named = {"model": backbone.conventions.name, "data": type(data).__name__}
+    identity = {**named, **settings.identity(), **identity_of(data)}
     resumed = resume_from(settings.resume, run_folder)
     if resumed is not None:
         said, restarts = _length_there(resumed, settings)
@@ -92,16 +96,18 @@ def train_backbone(
         f"out of memory in training {backbone.conventions.name} with batch_size={settings.batch_size}; "
         f"{remedies(halved('batch_size', settings.batch_size))}"
     )
-    wanted = settings.output or Path(run_folder) / f"{backbone.conventions.name}.safetensors"
-
-    def ours(path: Path) -> bool:
-        return (not settings.output and is_run(run_folder)) or holds_tensors(path, backbone.state_dict())
-
-    with output_file("output", wanted, ours=ours) as output, claimed(run_folder, identity, resumed=resumed):
+    with _output(backbone, settings, Path(run_folder)) as output, claimed(run_folder, identity, resumed=resumed):
         with memory_explained(lambda: sentence):
             fit(trainer, module, data, resumed)
         _write(backbone, output)
     return output
+
+
+def _output(backbone: Backbone, settings: BackboneTraining, folder: Path) -> AbstractContextManager[Path]:
+    """Return what holds the file of the weights; those of an earlier run are replaced."""
+    own = not settings.output and is_run(folder)
+    wanted = settings.output or folder / f"{backbone.conventions.name}.safetensors"
+    return output_file("output", wanted, ours=lambda path: own or holds_tensors(path, backbone.state_dict()))
 
 
 def _module(backbone: Backbone, settings: BackboneTraining) -> LitBackbone:

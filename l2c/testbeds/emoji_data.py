@@ -15,6 +15,7 @@ from l2c.data.share import parts
 from l2c.data.step_sampler import NumberedBatchSampler
 from l2c.io.names import chosen
 from l2c.io.seeds import Stream
+from l2c.io.tensors import digest_of_tensors
 from l2c.testbeds.emoji import CLASSES, IMAGE_SHAPE, Emoji, emoji
 from l2c.testbeds.settings import SKIN_TONES
 
@@ -95,6 +96,10 @@ class EmojiDataModule(PixelDataModule):
         chosen("data.skin_tones", skin_tones, SKIN_TONES)
         pictures = emoji() if pictures is None else pictures
         self.pictures = pictures if skin_tones == "all" else pictures.where(~pictures.toned)
+
+    def identity(self) -> dict[str, str]:
+        """Return a digest of the pictures."""
+        return {"images_digest": digest_of_tensors(vars(self.pictures).items())}
 
     def images(self) -> EmojiPictures:
         """Return the pictures with their labels."""

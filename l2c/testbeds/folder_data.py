@@ -68,6 +68,10 @@ class FolderDataModule(PixelDataModule):
                 f"say model.args.num_classes={self.pictures.num_classes}"
             )
 
+    def identity(self) -> dict[str, str]:
+        """Return a digest of the images."""
+        return {"images_digest": self.pictures.digest()}
+
     def images(self) -> FolderPictures:
         """Return the images with their labels."""
         return FolderPictures(self.pictures, self.seed)

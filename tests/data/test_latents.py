@@ -1,9 +1,14 @@
 """Images, latents and the encode between them, with a stand-in for the autoencoder."""
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from l2c.data import vae as vae_module
 from l2c.data.encode import encode_folder
@@ -11,8 +16,10 @@ from l2c.data.image_folder import ImageFolder, centre_crop
 from l2c.data.imagenet import ImageNetDataModule
 from l2c.data.latent_shards import LatentShards, Manifest
 from l2c.data.latents import LatentsDataModule
+from l2c.data.numbered import identity_of
 from l2c.data.share import Share, this_process
 from l2c.data.vae import load_vae
+from l2c.testbeds.folder_data import FolderDataModule
 
 SIZE = 64
 FITS = {"image_shape": (4, 8, 8), "num_labels": 5, "vae_scale": 0.5}
@@ -87,6 +94,126 @@ def test_a_killed_encode_continues(folder, tmp_path):
     encode(folder, tmp_path / "whole")
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "broken" / path.name).read_bytes() == path.read_bytes()
+
+
+def repainted(path, seed=9):
+    """Replace an image by another one of the same name, format and size in bytes."""
+    size = path.stat().st_size
+    pixels = np.random.default_rng(seed).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, compress_level=0)
+    path.write_bytes(path.read_bytes().ljust(size, b"\0")[: max(size, path.stat().st_size)])
+
+
+class OtherVae(HalvingVae):
+    def encode(self, images):
+        mean, std = super().encode(images)
+        return -mean, std
+
+
+def weighted(seed):
+    vae = HalvingVae()
+    vae.network = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(vae.network.weight, seed)
+    torch.nn.init.zeros_(vae.network.bias)
+    return vae
+
+
+CHANGES = {
+    "another image": lambda folder: repainted(folder / "class2" / "3.png"),
+    "another name": lambda folder: (folder / "class2" / "3.png").rename(folder / "class2" / "4.png"),
+    "another class": lambda folder: (folder / "class1" / "3.png").rename(folder / "class2" / "9.png"),
+    "another order": lambda folder: (folder / "class0").rename(folder / "class9"),
+    "one that cannot be read": lambda folder: (folder / "class2" / "3.png").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("moment", ["killed", "whole"])
+def test_latents_of_other_images_are_not_mixed(folder, tmp_path, change, moment):
+    if moment == "killed":
+        with pytest.raises(KeyboardInterrupt):
+            encode(folder, tmp_path / "latents", HalvingVae(calls=9))
+    else:
+        encode(folder, tmp_path / "latents")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "latents").iterdir()}
+    CHANGES[change](folder)
+    with pytest.raises(ValueError, match=r"other settings: images_digest is sha256:\w+ there, sha256:\w+ here"):
+        encode(folder, tmp_path / "latents")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "latents").iterdir()} == before
+
+
+def test_latents_of_another_autoencoder_of_one_name_are_not_mixed(folder, tmp_path):
+    encode(folder, tmp_path / "latents", weighted(1.0))
+    encode(folder, tmp_path / "latents", weighted(1.0))
+    for other in (weighted(2.0), HalvingVae(), OtherVae()):
+        with pytest.raises(ValueError, match=r"other settings: vae_digest is sha256:\w+ there, sha256:\w+ here"):
+            encode(folder, tmp_path / "latents", other)
+
+
+def test_shards_of_others_by_the_names_of_ours_are_refused(folder, tmp_path):
+    encode(folder, tmp_path / "theirs", OtherVae())
+    encode(folder, tmp_path / "latents")
+    path = Manifest.load(tmp_path / "latents").path(tmp_path / "latents", 1)
+    ours = path.read_bytes()
+    path.write_bytes((tmp_path / "theirs" / path.name).read_bytes())
+    said = r"latents-00001-of-00003.safetensors is of other images or settings, so that latents would be mixed"
+    for use in (lambda: encode(folder, tmp_path / "latents"), lambda: LatentShards(tmp_path / "latents")):
+        with pytest.raises(ValueError, match=said):
+            use()
+    (tmp_path / "latents" / "latents.json").unlink()
+    with pytest.raises(ValueError, match=said):
+        encode(folder, tmp_path / "latents")
+    path.write_bytes(ours)
+    assert encode(folder, tmp_path / "latents").num_images == 0  # all are of these images
+    save_file({"mean": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"is of an older l2c, which does not say what it is of, so that latents"):
+        encode(folder, tmp_path / "latents")
+
+
+def test_a_folder_of_an_older_version_is_read_and_not_gone_on_with(folder, tmp_path):
+    encode(folder, tmp_path / "latents")
+    path = tmp_path / "latents" / "latents.json"
+    content = json.loads(path.read_text())
+    for name in ("images_digest", "vae_digest", "digest"):
+        del content[name]
+    path.write_text(json.dumps({**content, "version": 1}))
+    for k in range(3):
+        shard = Manifest.load(tmp_path / "latents").path(tmp_path / "latents", k)
+        save_file(load_file(shard), shard, {"skipped": '["class0/x.png"]'})
+    assert LatentShards(tmp_path / "latents").skipped == 3 * ["class0/x.png"]
+    with pytest.raises(ValueError, match=r"images_digest is null there, sha256:\w+ here"):
+        encode(folder, tmp_path / "latents")
+
+
+def test_of_two_that_begin_at_once_in_a_folder_one_is_refused(folder, tmp_path, monkeypatch):
+    manifest = Manifest("vae", 0.5, 16, (4, 2, 2), 3, 3, 2, True, "sha256:0", "sha256:0")
+    own, faster = Manifest.save, dataclasses.replace(manifest, num_images=2)
+
+    def overtaken(self, folder, *, once=False):
+        own(faster, folder, once=once)
+        own(self, folder, once=once)
+
+    monkeypatch.setattr(Manifest, "save", overtaken)
+    with pytest.raises(ValueError, match="num_images is 2 there, 3 here"):
+        manifest.claim(tmp_path)
+    assert Manifest.load(tmp_path) == faster
+
+
+def test_data_that_changed_at_their_path_are_told(folder, tmp_path):
+    encode(folder, tmp_path / "latents")
+    modules = {
+        "images": lambda: ImageNetDataModule(folder, HalvingVae(), **FITS),
+        "latents": lambda: LatentsDataModule(tmp_path / "latents", **FITS),
+        "pictures": lambda: FolderDataModule(4, 0, folder=folder, image_shape=(3, 8, 8), num_labels=3),
+    }
+    before = {name: identity_of(module()) for name, module in modules.items()}
+    assert before == {name: identity_of(module()) for name, module in modules.items()}
+    repainted(folder / "class2" / "3.png")
+    shutil.rmtree(tmp_path / "latents")
+    encode(folder, tmp_path / "latents")
+    after = {name: identity_of(module()) for name, module in modules.items()}
+    assert all(before[name] != after[name] for name in modules)
+    assert before["images"].keys() == after["images"].keys() == {"images_digest", "vae_digest"}
 
 
 def test_two_processes_share_the_shards(folder, tmp_path):

@@ -16,7 +16,7 @@ from l2c.backbones.presets import load_backbone
 from l2c.commands.frame.drawing import draw_by
 from l2c.commands.frame.sampler import make_sampler
 from l2c.commands.frame.settings import checked
-from l2c.data.latent_shards import write_shard
+from l2c.data.latent_shards import Manifest
 from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples, to_pixels
 from l2c.drawing.lit_drawing import LitSampler, image_labels
@@ -210,7 +210,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_shards(tmp_path, monkeypat
     monkeypatch.setattr(Path, "write_bytes", full)
     for write in (
         lambda: Samples((1, 2, 2), 1, 1, False, {}).write_shard(tmp_path, 0, torch.zeros(1, 1, 2, 2), None),
-        lambda: write_shard(tmp_path / "latents", *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []),
+        lambda: Manifest("vae", 1.0, 16, (4, 2, 2), 1, 1, 1, False).write_shard(
+            tmp_path, 0, *torch.zeros(2, 1, 4, 2, 2), torch.zeros(1), []
+        ),
     ):
         with pytest.raises(OSError, match="No space left on device; free some space on its disk and run again"):
             write()

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 import l2c
 from l2c.calibration.measurements import Measurements
-from l2c.data.latent_shards import Manifest, look_into, write_shard
+from l2c.data.latent_shards import Manifest, look_into
 from l2c.drawing.image_archive import ArchiveImages
 from l2c.drawing.image_shards import ImageShards, Samples
 from l2c.evaluation.scores.features import ImageFeatures
@@ -103,7 +103,8 @@ def test_mutated_manifests(kind, tmp_path, times, counted):
         {"shape": [10**9] * 3},
         {"shape": "abc"},
         {"colour": 1},
-        {"version": 2},
+        {"version": 3},
+        {"version": True},
     ],
     ids=str,
 )
@@ -128,8 +129,8 @@ def test_shards_that_do_not_fit_their_manifest_are_refused(tmp_path):
     for images in (torch.zeros(2, 1, 4, 5).byte(), torch.zeros(2, 1, 4, 4), torch.zeros(3, 1, 4, 4).byte()):
         samples.path(tmp_path, 0).write_bytes(save({"images": images, "labels": torch.zeros(2).long()}))
         assert "holds images of shape" in verdict(lambda: list(ImageShards(tmp_path).batches(2)))[1]
-    path, good = tmp_path / "l.safetensors", (torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), torch.tensor([0, 2]))
-    write_shard(path, *good, ["a.png"])
+    path, good = latents.path(tmp_path, 0), (torch.zeros(2, 4, 2, 2), torch.ones(2, 4, 2, 2), torch.tensor([0, 2]))
+    latents.write_shard(tmp_path, 0, *good, ["a.png"])
     assert look_into(path, latents) == (2, ["a.png"])
     for mean, labels in ((good[0][:, :1], good[2]), (good[0], torch.tensor([0, 3])), (good[0], torch.zeros(2))):
         path.write_bytes(save({"mean": mean.half(), "std": good[1].half(), "labels": labels}))

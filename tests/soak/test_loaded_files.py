@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import l2c
 from l2c.backbones.weights import load_strict, load_weights
-from l2c.data.latent_shards import LatentShards, Manifest, write_shard
+from l2c.data.latent_shards import LatentShards, Manifest
 from l2c.drawing.image_shards import ImageShards, Samples
 from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
@@ -197,7 +197,9 @@ def latents(folder, net, graph):
     manifest = Manifest("vae", 0.5, 16, (4, 2, 2), 3, 3, 3, True)
     manifest.save(folder)
     path = manifest.path(folder, 0)
-    write_shard(path, torch.rand(3, 4, 2, 2), torch.rand(3, 4, 2, 2), torch.tensor([0, 1, 2]), ["a.png"])
+    manifest.write_shard(
+        folder, 0, torch.rand(3, 4, 2, 2), torch.rand(3, 4, 2, 2), torch.tensor([0, 1, 2]), ["a.png"]
+    )
 
     def read():
         shards = LatentShards(folder)

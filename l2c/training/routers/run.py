@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from l2c.backbones.backbone import Backbone, fingerprint
 from l2c.calibration.cost import Cost, count_macs
+from l2c.data.numbered import identity_of
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import takes, text
@@ -92,7 +93,8 @@ def train_routers(
         backbone: the frozen network.
         settings: settings of the run.
         folder: folder of the run.
-        images: the data module, where the data set is none of `routers.settings.DATA`.
+        images: the data module, where the data set is none of `routers.settings.DATA`; by a method `identity` it may
+            say digests of its data by name, which a resumed run must share.
         objective: a class of your own in the place of the one of `router=l2c`.
         any_weights: the graph is not tied to the backbone's weights, because they are random.
         config: the command's whole configuration, kept as `config.yaml`.
@@ -116,6 +118,7 @@ def train_routers(
         "weights": fingerprint(backbone),
         **({} if objective is LearningToCache else {"objective": objective.__qualname__}),
         **settings.identity(),
+        **identity_of(setup.data),
     }
     checkpoint = resume_from(settings.resume, place)
     if checkpoint is not None:
