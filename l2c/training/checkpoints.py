@@ -145,6 +145,26 @@ def _marked(content: bytes) -> bytes:
     return content[:-2] + len(mark).to_bytes(2, "little") + mark
 
 
+def mark_of(path: Path, *, check: bool = False) -> str | None:
+    """Return the digest that a checkpoint says to have; None for a file that is none of ours.
+
+    Args:
+        path: a file.
+        check: whether to read all of it; None then also if it has another digest.
+
+    """
+    size = len(MARK) + 64
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        end = file.read(size)
+    if not end.startswith(MARK):
+        return None
+    try:
+        return end[len(MARK) :].decode("ascii") if not check or _check_mark(path.read_bytes()) else None
+    except ValueError:
+        return None
+
+
 def _check_mark(content: bytes) -> bool:
     """Return whether a checkpoint has a digest; refuse another one than its bytes have.
 

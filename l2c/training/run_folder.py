@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from l2c.data.share import this_process
 from l2c.io.atomic import check_writable, sweep, write_json
 from l2c.io.bundled import at_home
+from l2c.io.digests import sha256_of
 from l2c.io.folder_lock import locked
+from l2c.io.json_fields import parse_file
+from l2c.io.names import counted
 from l2c.report.own_results import check_results, is_ours
+from l2c.training.checkpoint_files import checkpoints_in, newest_whole, remove_replaced, set_aside
+from l2c.training.checkpoints import mark_of
 
 RECORD = "run.json"
-LAST = "last.ckpt"
 RUNNING, FINISHED = "running", "finished"
+METRICS = ("metrics/version_*/metrics.csv", "metrics/version_*/hparams.yaml")  # as Lightning's CSVLogger writes them
 
 
 def resume_from(resume: str | None, folder: Path) -> Path | None:
-    """Return the checkpoint to continue from, not yet checked.
+    """Return the checkpoint to continue from, not yet checked against this run.
 
     Args:
-        resume: a path; `auto` for the folder's last one, if any; None = start anew.
+        resume: a path; `auto` for the folder's newest whole one, if any; None = start anew.
         folder: folder of the run.
+
+    Raises:
+        ValueError: if the folder holds checkpoints, of which none is whole.
 
     """
     if resume is None:
         return None
-    path = folder / LAST if resume == "auto" else at_home(resume)
-    return None if resume == "auto" and not path.is_file() else path
+    return newest_whole(folder) if resume == "auto" else at_home(resume)
 
 
 def is_first_process() -> bool:
@@ -47,8 +52,9 @@ def claimed(
 ) -> Iterator[None]:
     """Hold a run's folder while it trains; `run.json` says whether the run is still going or finished.
 
-    Temporary files that a killed run left are removed. Without resume, the checkpoints, metrics and results of a
-    finished run are replaced, which is said on stderr; those of an unfinished run are not.
+    Temporary files that a killed run left are removed. Without resume, the checkpoints, metrics and results that a
+    finished run wrote are replaced, which is said on stderr; those of an unfinished run are not, nor is what is none
+    of theirs.
 
     Args:
         folder: folder of the run.
@@ -72,16 +78,20 @@ def claimed(
         check_results(folder, writes)
         if folder.resolve() != Path.cwd():
             sweep(folder)
-        if not own:
-            _make_room(folder, results)
-        _record(folder, RUNNING, settings)
+        if own and resumed is not None:
+            before = _recorded(folder)
+            _check_unchanged(folder, before, [name for name in results if (folder / name).is_file()])
+            set_aside(folder, resumed)
+            kept = before.get("kept") or []
+        else:
+            kept = _make_room(folder, results)
+        record = {"process": os.getpid(), "settings": dict(settings), "kept": kept}
+        write_json(folder / RECORD, {"state": RUNNING, **record})
         yield
-        _record(folder, FINISHED, settings)
-
-
-def _record(folder: Path, state: str, settings: Mapping[str, Any]) -> None:
-    content = {"state": state, "process": os.getpid(), "settings": dict(settings)}
-    write_json(folder / RECORD, content)
+        remove_replaced(folder)
+        written = [name for name in (*_named(folder, results), *_metrics(folder)) if name not in kept]
+        files = {name: _digest(folder / name) for name in written}
+        write_json(folder / RECORD, {"state": FINISHED, **record, "files": files})
 
 
 def is_run(folder: Path) -> bool:
@@ -89,17 +99,72 @@ def is_run(folder: Path) -> bool:
     return is_ours(folder / RECORD)
 
 
-def _make_room(folder: Path, results: Sequence[str]) -> None:
-    """Remove what a finished run left; refuse to remove an unfinished one's."""
-    checkpoints = sorted(folder.glob("*.ckpt"))
-    finished = is_run(folder) and json.loads((folder / RECORD).read_text(encoding="utf-8"))["state"] == FINISHED
+def _recorded(folder: Path) -> dict[str, Any]:
+    """Return what `run.json` says of the folder's last run; empty where there was none."""
+    return dict(parse_file(folder / RECORD)) if is_run(folder) else {}
+
+
+def _named(folder: Path, results: Sequence[str]) -> list[str]:
+    """Return the names of the files that a run replaces, of those that are there."""
+    names = [*(path.name for path in checkpoints_in(folder)), "config.yaml", *results]
+    return [name for name in names if (folder / name).is_file()]
+
+
+def _metrics(folder: Path) -> list[str]:
+    """Return the names of the files of metrics that are there."""
+    return [path.relative_to(folder).as_posix() for pattern in METRICS for path in sorted(folder.glob(pattern))]
+
+
+def _digest(path: Path) -> str:
+    """Return what tells a file from others: a checkpoint says its digest itself."""
+    return (mark_of(path) if path.suffix == ".ckpt" else None) or sha256_of(path)
+
+
+def _check_unchanged(folder: Path, record: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse files that a run would replace and that are not those that the finished one wrote."""
+    files = record.get("files") if record.get("state") == FINISHED else None
+    if not isinstance(files, dict):  # earlier versions kept no account
+        return
+    for name in names:
+        if files.get(name) != _digest(folder / name):
+            raise ValueError(
+                f"{folder / name} is not what the finished run in that folder wrote, and would be replaced; move it "
+                "away, or choose another folder with hydra.run.dir=PATH"
+            )
+
+
+def _make_room(folder: Path, results: Sequence[str]) -> list[str]:
+    """Remove what a finished run wrote; refuse to remove an unfinished one's, or what is none of its files.
+
+    Metrics that others wrote, or changed, stay: a run numbers its own after them.
+
+    Returns:
+        the names of the metrics that stay.
+
+    """
+    record, checkpoints, there = _recorded(folder), checkpoints_in(folder), _named(folder, results)
+    finished = record.get("state") == FINISHED
     if checkpoints and not finished:
         raise ValueError(
-            f"{folder} holds {len(checkpoints)} checkpoints of an unfinished run; say resume=auto to go on with it, "
-            "choose another folder with hydra.run.dir=PATH, or delete them"
+            f"{folder} holds {counted(len(checkpoints), 'checkpoint')} of an unfinished run; say resume=auto to go "
+            "on with it, choose another folder with hydra.run.dir=PATH, or move them away"
         )
+    if odd := [path for path in checkpoints if path.is_symlink() or not path.is_file()]:
+        raise ValueError(f"{odd[0]} is no file, where the run's checkpoint would be; move it away")
+    _check_unchanged(folder, record, there)
     if finished:
         sys.stderr.write(f"{folder} holds a finished run; its checkpoints, metrics and results are replaced\n")
-    shutil.rmtree(folder / "metrics", ignore_errors=True)
-    for path in [*checkpoints, *(folder / name for name in results)]:
-        path.unlink(missing_ok=True)
+    for name in there:
+        if name != "config.yaml":
+            (folder / name).unlink(missing_ok=True)
+    kept, before, files = [], record.get("kept"), record.get("files", {})
+    for name in _metrics(folder):
+        ours = isinstance(before, list) and name not in before
+        if ours and not (finished and files.get(name) != _digest(folder / name)):
+            (folder / name).unlink()
+        else:
+            kept.append(name)
+    for place in sorted(folder.glob("metrics/version_*")):
+        with suppress(OSError):  # files are in it, or it is one
+            place.rmdir()
+    return kept

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from l2c.training.run_folder import LAST, is_first_process
+from l2c.training.checkpoint_files import LAST, checkpoints_in
+from l2c.training.run_folder import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -107,7 +108,7 @@ class StopBySignal(pl.Callback):
         if (launcher := trainer.strategy.launcher) is not None:
             launcher.kill(signal.SIGKILL)
         if is_first_process():
-            kept = self.folder is not None and (self.folder / LAST).is_file()
+            kept = self.folder is not None and checkpoints_in(self.folder)
             more = " with resume=auto in this folder to go on" if kept else ""
             sys.stderr.write(f"\nstopped by {signal.Signals(number).name}; run the same command again{more}\n")
         raise SystemExit(128 + number)

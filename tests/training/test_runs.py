@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,12 @@ from l2c.drawing.lit_drawing import LitSampler
 from l2c.drawing.run import sample_images
 from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
+from l2c.io.tensors import leaves_of
 from l2c.sampling.sampler import Sampler
+from l2c.testbeds.digits_data import DigitsDataModule
+from l2c.training.checkpoints import WholeCheckpoints
 from l2c.training.routers.lit_router import LitRouter
+from l2c.training.run_folder import resume_from
 from l2c.training.watch import shown_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +135,170 @@ def test_a_finished_run_is_replaced_and_an_unfinished_one_is_not(tmp_path, capsy
     with pytest.raises(ValueError, match=r"checkpoints of an unfinished run; say resume=auto to go on with it"):
         train_by(config(*small), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.ckpt")} == before
+
+
+def test_of_a_finished_run_only_what_it_wrote_is_replaced(tmp_path):
+    small = ["trainer.max_steps=2", "checkpoint_every_n_steps=1", "trainer.log_every_n_steps=1"]
+    train_by(config(*small), tmp_path)
+    theirs = {
+        name: tmp_path / name
+        for name in ("best.ckpt", "metrics/mine.csv", "metrics/version_0/notes.txt", "metrics/version_7/metrics.csv")
+    }
+    theirs["a copy"] = tmp_path / "kept.ckpt"
+    theirs["a copy"].write_bytes((tmp_path / "last.ckpt").read_bytes())
+    for path in theirs.values():
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        path.write_bytes(path.read_bytes() or b"theirs")
+    before = {name: path.read_bytes() for name, path in theirs.items()}
+    train_by(config(*small, "seed=1"), tmp_path)
+    assert {name: path.read_bytes() for name, path in theirs.items()} == before
+    train_by(config(*small), tmp_path)
+    assert {name: path.read_bytes() for name, path in theirs.items()} == before
+    assert len(list(tmp_path.glob("metrics/*/metrics.csv"))) == 2  # theirs, and that of the last run
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["last.ckpt", "routers-step=2.ckpt", "routers-step=9.ckpt", "cache_graph.json", "config.yaml", "graph.png"],
+)
+def test_a_file_of_others_by_the_name_of_a_result_is_refused(finished, name, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    content = (folder / name).read_bytes() if (folder / name).is_file() else b"theirs"
+    (folder / name).write_bytes(content + b" ")  # changed, but as a graph or a picture still ours
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    said = rf"{name} is not what the finished run in that folder wrote|{name} would be overwritten"
+    with pytest.raises(ValueError, match=said):
+        train_by(config(*SMALL), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_a_run_whose_metrics_changed_keeps_them(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    path = folder / "metrics" / "version_0" / "metrics.csv"
+    path.write_text("step\n1\n")
+    train_by(config(*SMALL), folder)
+    assert path.read_text() == "step\n1\n"
+    assert json.loads((folder / "run.json").read_text())["kept"] == ["metrics/version_0/metrics.csv"]
+
+
+SMALL = ["trainer.max_steps=3", "checkpoint_every_n_steps=1", "trainer.log_every_n_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train_by(config(*SMALL), folder)
+    return folder
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_at(name, steps, folder, monkeypatch):
+    """Train until a checkpoint of a name is written at a step; it and what comes after it are not."""
+    own = WholeCheckpoints.save_checkpoint
+
+    def killed(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] == steps and re.fullmatch(name, Path(path).name):
+            raise Killed
+        own(self, checkpoint, path, storage_options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WholeCheckpoints, "save_checkpoint", killed)
+        with pytest.raises(Killed):
+            train_by(config(*SMALL), folder)
+    return {path.name for path in folder.glob("*.ckpt")}
+
+
+def check_trained_alike(*folders):
+    """Check that runs have ended with the same weights, states of the optimiser and graph."""
+    ends = [torch.load(folder / "last.ckpt", weights_only=True) for folder in folders]
+    for part in ("state_dict", "optimizer_states", "global_step"):
+        one, other = (dict(leaves_of(end[part], (torch.Tensor, int, float))) for end in ends)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(other[name])) for name, value in one.items())
+    one, other = ((folder / "cache_graph.json").read_bytes() for folder in folders)
+    assert one == other
+
+
+def damaged(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def is_a_folder(path):
+    path.unlink(missing_ok=True)
+    (path / "theirs").mkdir(parents=True)
+
+
+def is_a_link(path):
+    path.unlink(missing_ok=True)
+    path.symlink_to("nowhere/last.ckpt")
+
+
+def is_a_pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def test_a_run_killed_before_its_first_last_checkpoint_goes_on(finished, tmp_path, monkeypatch):
+    assert killed_at("last.ckpt", 1, tmp_path, monkeypatch) == {"routers-step=1.ckpt"}
+    with pytest.raises(ValueError, match="holds 1 checkpoint of an unfinished run; say resume=auto to go on with it"):
+        train_by(config(*SMALL), tmp_path)
+    began = resume_from("auto", tmp_path)
+    assert began == tmp_path / "routers-step=1.ckpt"
+    train_by(config(*SMALL, "resume=auto"), tmp_path)
+    check_trained_alike(finished, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.ckpt*")} == {"last.ckpt", "routers-step=3.ckpt"}
+
+
+@pytest.mark.parametrize("spoil", [damaged, is_a_folder, is_a_link, is_a_pipe])
+def test_a_run_whose_last_checkpoint_is_none_goes_on_from_the_newest_whole_one(
+    finished, tmp_path, monkeypatch, capsys, spoil
+):
+    killed_at("last.ckpt", 2, tmp_path, monkeypatch)  # last.ckpt is of the step before
+    assert resume_from("auto", tmp_path) == tmp_path / "routers-step=2.ckpt"
+    spoil(tmp_path / "last.ckpt")
+    train_by(config(*SMALL, "resume=auto"), tmp_path)
+    assert (
+        "last.ckpt is no whole checkpoint and is called last.ckpt.aside now; going on from" in capsys.readouterr().err
+    )
+    assert os.path.lexists(tmp_path / "last.ckpt.aside")
+    check_trained_alike(finished, tmp_path)
+
+
+def test_a_damaged_checkpoint_of_the_last_step_is_passed_over(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    damaged(folder / "routers-step=3.ckpt")
+    assert resume_from("auto", folder) == folder / "last.ckpt"
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"holds no checkpoint that is whole: cannot resume from .*\(and 1 more\)"):
+        train_by(config(*SMALL, "resume=auto"), folder)
+    assert resume_from("auto", tmp_path) is None
+    assert resume_from(None, folder) is None
+
+
+def test_going_on_from_an_earlier_checkpoint_keeps_the_later_one(tmp_path, monkeypatch, capsys):
+    killed_at("last.ckpt", 3, tmp_path, monkeypatch)
+    train_by(config(*SMALL, f"resume={tmp_path / 'last.ckpt'}"), tmp_path)
+    assert (
+        "routers-step=3.ckpt is of a later step and is called routers-step=3.ckpt.aside now"
+        in capsys.readouterr().err
+    )
+    assert {path.name for path in tmp_path.glob("*.ckpt*")} == {
+        "last.ckpt",
+        "routers-step=3.ckpt",
+        "routers-step=3.ckpt.aside",
+    }
+
+
+def test_resume_refuses_data_that_changed(tmp_path, monkeypatch):
+    train_by(config(*SMALL), tmp_path)
+    monkeypatch.setattr(DigitsDataModule, "identity", lambda self: {"images_digest": "sha256:0"})
+    with pytest.raises(ValueError, match=r"belongs to another run: images_digest is sha256:\w+ there, sha256:0 here"):
+        train_by(config(*SMALL, "resume=auto"), tmp_path)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
