@@ -84,11 +84,11 @@ def _held(path: Path, what: str, mend: str) -> Iterator[None]:
         yield
         return
     handle = take(path, what, mend)
-    with suppress(OSError):  # a full disk: the lock holds all the same
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
     HELD[path] = threading.get_ident()
     try:
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         yield
     finally:
         del HELD[path]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ class Cheap:
 
     Attributes:
         arguments: its name and settings; it runs from a folder of its own.
-        results: patterns of the files that two runs write alike.
+        results: patterns of the files that two runs write alike, but for times; see `without_times`.
         resumes: whether it goes on where a killed one stopped, by `resume=auto`.
         large: settings that take a gigabyte and more; none where nothing of it grows.
 
@@ -41,6 +43,37 @@ class Cheap:
             return [*self.arguments]
         resume = ["resume=auto"] if self.resumes else []
         return [*self.arguments, f"hydra.run.dir={FOLDER}", *resume]
+
+
+# Of results.json: what is measured with a clock, or told of it.
+TIMED = {
+    "latency",
+    "uncached",
+    "cached",
+    "cached_times",
+    "speed_up",
+    "spread",
+    "efficiency",
+    "images_per_second",
+    "notes",
+}
+
+
+def without_times(path: Path) -> object:
+    """Return what a file of results says but for times: reports without numbers, other files as they are."""
+    if path.name == "results.json":
+        return _untimed(json.loads(path.read_text()))
+    if path.name in ("report.md", "report.html"):
+        return re.sub(r"[\d.,]+|[\s-]+", " ", path.read_text())
+    return path.read_bytes()
+
+
+def _untimed(value: object) -> object:
+    if isinstance(value, list):
+        return [_untimed(member) for member in value]
+    if isinstance(value, dict):
+        return {name: _untimed(member) for name, member in value.items() if name not in TIMED}
+    return value
 
 
 def prepare(folder: Path) -> None:
@@ -66,7 +99,12 @@ def commands(inputs: Path) -> dict[str, Cheap]:
     """
     trainer = ("trainer.accelerator=cpu", "data=noise")
     steps = ("trainer.max_steps=6", "checkpoint_every_n_steps=2", "+trainer.enable_progress_bar=false")
-    measured = ("true_errors=1", "measure=[changes,responses]", "responses.num_probes=1", "output=c.safetensors")
+    measured = (
+        "true_errors=1",
+        "measure=[changes,responses]",
+        "responses.num_probes=1",
+        "output=c.safetensors",
+    )
     one = ("~methods", "+methods={fewer_steps: null}", "num_seeds=1")
     latents = ("batch_size=2", "output=latents")
     small = ("timing_batch=1", "timing_repetitions=1")
@@ -94,8 +132,8 @@ def commands(inputs: Path) -> dict[str, Cheap]:
             large=("batch_size=100000",),
         ),
         "calibrate": Cheap(
-            ("calibrate", *RANDOM, "solver.num_evaluations=3", "num_trajectories=2", "batch_size=2", *measured),
-            (),  # its weights are drawn anew by each run
+            ("calibrate", "solver.num_evaluations=3", "num_trajectories=2", "batch_size=2", *measured),
+            ("c.safetensors",),
             large=("num_trajectories=100000", "batch_size=100000"),
         ),
         "graph": Cheap(("graph", "policy=interval", "solver.num_evaluations=4"), ("run/cache_graph.json",)),
@@ -109,17 +147,17 @@ def commands(inputs: Path) -> dict[str, Cheap]:
         ),
         "evaluate": Cheap(
             ("evaluate", graph, "num_images=2", "batch_size=2", *small, "random_draws=1"),
-            (),
+            ("run/results.json", "run/report.*", "run/*.png"),
             large=("num_images=100000", "batch_size=100000"),
         ),
         "compare": Cheap(
             ("compare", "solver.num_evaluations=4", "num_images=2", "batch_size=2", "budgets=[3]", *small, *one),
-            ("run/targets.safetensors",),
+            ("run/targets.safetensors", "run/graphs/*.json", "run/samples/*"),
             large=("num_images=100000", "batch_size=100000"),
         ),
         "benchmark": Cheap(
             ("benchmark", *RANDOM, "mode=[eager]", "repetitions=1", "by_evaluation=false", "device=cpu"),
-            (),  # times
+            ("run/results.json", "run/report.md"),
             large=("batch_sizes=[300000]",),
         ),
         "score": Cheap(("evaluate", "samples=digits", "reference=digits"), ("run/scores.json",)),

@@ -88,6 +88,50 @@ def command(arguments: Sequence[str]) -> Callable[[], None]:
     return run
 
 
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = {"os.rename", "os.link", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"}
+CHANGED = "changed: "  # a line of stderr
+
+
+def noting_changes(work: Callable[[], None], *, kill_before: int | None = None) -> Callable[[], None]:
+    """Return work that tells each change of the files below its folder on stderr, or kills its process before one.
+
+    Args:
+        work: what is done, in a child of `start`.
+        kill_before: the number of that change, from 0; None = it works to its end.
+
+    """
+
+    def noted() -> None:
+        folder, told = Path.cwd(), []
+
+        def hook(event: str, values: tuple[object, ...]) -> None:
+            writes = event == "open" and isinstance(values[2], int) and values[2] & WRITES
+            if not (writes or event in CHANGES):
+                return
+            name = values[1] if event in ("os.rename", "os.link") else values[0]  # the new one
+            if not isinstance(name, (str, bytes, os.PathLike)):
+                return
+            path = folder / os.fsdecode(name)
+            if path.is_relative_to(folder):
+                if len(told) == kill_before:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                told.append(f"{CHANGED}{event} {path.relative_to(folder)}")
+
+        sys.addaudithook(hook)
+        try:
+            work()
+        finally:
+            sys.stderr.write("\n".join(["", *told, ""]))
+
+    return noted
+
+
+def changes_of(ended: Ended) -> list[str]:
+    """Return the changes that the work of `noting_changes` has told, each with the file's name behind."""
+    return [line.removeprefix(CHANGED) for line in ended.err.splitlines() if line.startswith(CHANGED)]
+
+
 def _take_any_package(arguments: Sequence[str]) -> None:
     """Let the packages that `download-emoji` is given be the known ones; its file goes into the folder `run`."""
     from l2c.testbeds import emoji

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cheap import ADDRESS, FOLDER, commands, prepare
-from forked import command, run, slow_server, start, warm
+from cheap import ADDRESS, commands, prepare, without_times
+from forked import changes_of, command, noting_changes, run, slow_server, start, warm
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -45,14 +45,23 @@ def check_whole(folder):
 
 
 def results(folder, patterns):
-    return {str(p.relative_to(folder)): p.read_bytes() for pattern in patterns for p in sorted(folder.glob(pattern))}
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return {str(path.relative_to(folder)): without_times(path) for path in found}
 
 
-def undisturbed(cheap, folder):
+def undisturbed(cheap, folder, work=None):
     """Run a command to its end in a folder; return how it ended and its results."""
-    whole = run(cheap.line, folder)
+    whole = start(work or command(cheap.line), folder).wait(300.0)
     assert whole.code == 0, whole.err
-    return whole, results(folder, cheap.results)
+    found = results(folder, cheap.results)
+    assert found, "nothing to compare"
+    return whole, found
+
+
+def leftovers(folder):
+    """Return the names of what a killed run has left and the next one has not removed."""
+    found = [path.name for path in folder.rglob("*")]
+    return [name for name in found if ".part" in name or name.endswith((".lock", ".aside"))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
@@ -81,7 +90,6 @@ def test_a_killed_command_loses_nothing(name, place, inputs, times, counted):
     tried = times(1 if name in IN_SUITE and str(place).startswith("/dev/shm") else 0, 9)
     cheap, source = commands(inputs)[name], random.Random(name)
     whole, expected = undisturbed(cheap, place / "whole")
-    assert bool(expected) == bool(cheap.results)
     ended = 0
     for trial in range(tried):
         folder = place / f"trial{trial}"
@@ -91,10 +99,42 @@ def test_a_killed_command_loses_nothing(name, place, inputs, times, counted):
         again = run(cheap.line, folder)
         assert again.code == 0, again.err
         assert results(folder, cheap.results) == expected
-        leftovers = [p.name for p in folder.rglob(".*") if ".part" in p.name or p.name in (".run.lock", FOLDER)]
-        assert not leftovers
+        assert not leftovers(folder)
         shutil.rmtree(folder)
     counted(killed=tried - ended, ended_before=ended)
+
+
+def before_the_first_last(changes):
+    """Return the number of the change by which a training's first last.ckpt appears; a step's checkpoint is there."""
+    return [next(i for i, change in enumerate(changes) if change == "os.rename run/last.ckpt")]
+
+
+def every_third(changes):
+    return range(0, len(changes), 3)
+
+
+AT_ONCE = {"train": before_the_first_last, "download-emoji": every_third}  # in the suite
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_killed_before_a_change_of_its_files_loses_nothing(name, tmp_path, inputs, times, counted):
+    most = times(1 if name in AT_ONCE else 0, 30)
+    cheap, work = commands(inputs)[name], command(commands(inputs)[name].line)
+    whole, expected = undisturbed(cheap, tmp_path / "whole", noting_changes(work))
+    changes = changes_of(whole)
+    moments = [] if most == 1 else range(0, len(changes), -(-len(changes) // most))
+    moments = sorted({*moments, *(AT_ONCE[name](changes) if name in AT_ONCE else ())})
+    for moment in moments:
+        folder = tmp_path / f"before{moment}"
+        killed = start(noting_changes(work, kill_before=moment), folder).wait()
+        assert killed.code == -signal.SIGKILL, (changes[moment], killed.err)
+        check_whole(folder)
+        again = run(cheap.line, folder)
+        assert again.code == 0, (changes[moment], again.err)
+        assert results(folder, cheap.results) == expected, changes[moment]
+        assert not leftovers(folder), changes[moment]
+        shutil.rmtree(folder)
+    counted(changes=len(changes), killed=len(moments))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,5 +155,5 @@ def test_of_two_runs_at_once_one_is_refused_or_both_are_right(name, tmp_path, in
             refused += one.code != 0
         check_whole(folder)
         assert results(folder, cheap.results) == expected
-        assert not [p.name for p in folder.rglob(".*") if ".part" in p.name or p.name == ".run.lock"]
+        assert not leftovers(folder)
     counted(pairs=tried, refused=refused)
