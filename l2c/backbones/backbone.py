@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Conventions:
         null_label: label of the unconditional class; None for weights that have none.
         prediction: what the output is, `noise`, `v`, `data` or `flow` (see `l2c.diffusion.prediction`).
         published: how the publication samples; None for a backbone that was built by hand.
+        guidance_options: of a pipeline's model, further arguments of calls that say how they are guided, by name.
 
     Raises:
         ValueError: if an attribute is of another type or unknown.
@@ -76,6 +77,7 @@ class Conventions:
     null_label: int | None
     prediction: str = "noise"
     published: PublishedSampling | None = None
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         text("the name of a model", self.name)

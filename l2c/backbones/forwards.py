@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from l2c.backbones.single_plan import ran_twice
@@ -24,6 +26,11 @@ COMPILED_CALL = "_compiled_call_impl"  # what `module.compile()` puts in the pla
 def without_wrapper(name: str) -> str:
     """Return the dotted name of a module or weight without the parts that `torch.compile(module)` puts between."""
     return ".".join(part for part in name.split(".") if part != INSIDE_COMPILED)
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Return a `with` block in which what is compiled runs as it was written, hooks and all."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def compiled(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from l2c.calibration.settings import MOST_BETWEEN
 from l2c.diffusion import Schedule
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, named_or_betas
 from l2c.graph.binding import Binding
+from l2c.graph.given import plain_table
 from l2c.io.digests import digest_of_text
 from l2c.io.json_fields import CALIBRATION, items, known_fields, member, parse
 from l2c.io.names import quoted
@@ -144,6 +145,7 @@ def _binding(content: Mapping[str, Any]) -> Binding:
         solver_options={name: finite_number(f"binding.solver_options.{name}", options[name]) for name in options},
         guidance=member(content, "guidance", TEXT, "binding.guidance"),
         cfg_scale=None if scale is None else float(scale),
+        guidance_options=plain_table("binding.guidance_options", content.get("guidance_options", {})),
         fingerprint=member(content, "fingerprint", TEXT, "binding.fingerprint"),
     )
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c.backbones.forwards import replaced
+from l2c.backbones.forwards import eagerly, replaced
 from l2c.backbones.wrap import WrappedLayer, WrappedModule
 from l2c.calibration.whole_blocks import sentence, whole_blocks
 
@@ -40,7 +39,7 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
     t = torch.full((1,), backbone.usual_time, device=weight.device)
     held, rest = macs_of(backbone.layers, lambda: backbone(x, t, y))
     if type(backbone) is WrappedModule:  # its layers are named by a user
-        with _eager(), whole_blocks(backbone.layers) as blocks:  # a run of its own: a forward may be tried twice
+        with eagerly(), whole_blocks(backbone.layers) as blocks:  # a run of its own: a forward may be tried twice
             backbone(x, t, y)
         if blocks:
             log.warning(sentence(blocks, len(backbone.layers), backbone.conventions.name))
@@ -78,7 +77,7 @@ def macs_of(layers: Sequence[WrappedLayer], run: Callable[[], Any]) -> tuple[tup
             calls.extend([None] * (call + 1 - len(calls)))
             calls[call] = index
     # The plain product is the one kernel that every device's counter knows.
-    with sdpa_kernel(SDPBackend.MATH), _plain_attention(), FlopCounterMode(display=False) as counter, _eager():
+    with sdpa_kernel(SDPBackend.MATH), _plain_attention(), FlopCounterMode(display=False) as counter, eagerly():
         metered = {module: partial(_metered, counter, counts, iter(calls)) for module, calls in counted.items()}
         with replaced(metered):
             run()
@@ -104,11 +103,6 @@ def _plain_attention() -> Iterator[None]:
         yield
     finally:
         flex_attention.flex_attention = own
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Return a context in which compiled modules run uncompiled: compiled code is neither counted nor traced."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _metered(

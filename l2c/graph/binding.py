@@ -43,6 +43,7 @@ class Binding:
         solver_options: the solver's own settings, `eta` for one.
         guidance: what `cfg_scale` means, one of `GUIDANCES`, see `diffusion.guidance.Guidance`; None = not said.
         cfg_scale: guidance scale; None = any.
+        guidance_options: further arguments of a pipeline's call that say how it is guided, by name; none = any.
         fingerprint: digest of the weights, `sha256:...`; None = any.
 
     """
@@ -54,6 +55,7 @@ class Binding:
     solver_options: Mapping[str, float] = field(default_factory=dict)
     guidance: str | None = None
     cfg_scale: float | None = None
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
 
     @classmethod
@@ -76,6 +78,7 @@ class Binding:
             "solver_options": dict(self.solver_options),
             "timesteps": list(self.timesteps),
             "guidance_scale": self.cfg_scale,
+            **({"guidance_options": dict(self.guidance_options)} if self.guidance_options else {}),
         }
 
     @property
@@ -253,6 +256,43 @@ def check_guidance(
         raise refusal(
             "cfg_scale", binding.cfg_scale, scale, f"{mend}, or pass any_guidance=True to use it all the same"
         )
+
+
+def check_guidance_options(
+    binding: Binding,
+    options: Mapping[str, Any],
+    *,
+    usual: Mapping[str, Any] | None = None,
+    any_guidance: bool = False,
+    mend: str = "call the pipeline with",
+) -> None:
+    """Refuse a call that is guided in another way than the one that the graph was made for, beside its scale.
+
+    Args:
+        binding: the graph's; one without such options accepts any.
+        options: those of the call, by name.
+        usual: what counts for those that the graph does not know, by name; others of these are accepted.
+        any_guidance: accept others.
+        mend: how to mend one, words before `name=value`.
+
+    Raises:
+        ValueError: if one differs.
+
+    """
+    known = {} if any_guidance else binding.guidance_options
+    for name, got in options.items() if known else ():
+        wanted = known.get(name, (usual or {}).get(name, got))
+        if not _alike(wanted, got):
+            mended = f"{mend} {shown(name)}={shown(wanted)}"
+            raise refusal(shown(name), wanted, got, f"{mended}, or pass any_guidance=True to use it all the same")
+
+
+def _alike(wanted: Any, got: Any) -> bool:
+    if isinstance(wanted, (list, tuple)) and isinstance(got, (list, tuple)):
+        return len(wanted) == len(got) and all(map(_alike, wanted, got))
+    if isinstance(wanted, (int, float)) and isinstance(got, (int, float)):
+        return math.isclose(wanted, got, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(wanted == got)
 
 
 def check_noise(graph: GraphFields, *, draws: bool) -> None:

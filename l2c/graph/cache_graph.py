@@ -62,6 +62,7 @@ class CacheGraph(GraphFields):
             ("guidance", None if self.guidance is None else given.text("guidance", self.guidance)),
             *((name, given.text(name, getattr(self, name))) for name in ("model", "solver")),
             ("solver_options", _options(self.solver_options)),
+            ("guidance_options", given.plain_table("guidance_options", self.guidance_options)),
             *((name, given.table(name, getattr(self, name))) for name in ("provenance", "measured")),
         ):
             object.__setattr__(self, name, value)

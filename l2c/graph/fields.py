@@ -37,6 +37,8 @@ class GraphFields:
         guidance: what `cfg_scale` means, one of `binding.GUIDANCES`, see `diffusion.guidance.Guidance`; None = not
             said.
         cfg_scale: guidance scale that the graph was made under; None = made without, accepts any.
+        guidance_options: further arguments of a pipeline's call that say how it is guided (`guidance_rescale`, the
+            scale of a second denoiser), by name: numbers, texts, bools, None, or lists of these; none = any.
         provenance: method, hyper-parameters, package version.
         measured: figures measured when the graph was made (MACs, errors); not interpreted.
 
@@ -56,6 +58,7 @@ class GraphFields:
     solver_options: Mapping[str, float] = field(default_factory=dict)
     guidance: str | None = None
     cfg_scale: float | None = None
+    guidance_options: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     measured: Mapping[str, Any] = field(default_factory=dict)
 

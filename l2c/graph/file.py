@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from l2c.graph.checks import check_counts
 from l2c.graph.correction_file import CorrectionFile
 from l2c.graph.fields import GraphFields
+from l2c.graph.given import plain_table
 from l2c.graph.predictor import FITTED, HOLD, WEIGHTED
 from l2c.graph.statistics import COUNTED, statistics_of
 from l2c.io.atomic import write_text
@@ -28,7 +29,7 @@ FIELDS = {
 }
 OF_MODEL = ("name", "fingerprint", "layers")
 OF_SAMPLER = ("solver", "options", "num_evaluations", "timesteps", "guidance")
-OF_GUIDANCE = ("mode", "scale")
+OF_GUIDANCE = ("mode", "scale", "options")
 NUMBER = (int, float)
 
 Graph = TypeVar("Graph", bound=GraphFields)
@@ -59,7 +60,8 @@ def to_json(graph: GraphFields) -> str:
             "options": dict(graph.solver_options),
             "num_evaluations": graph.num_evaluations,
             "timesteps": list(graph.timesteps),
-            "guidance": {"mode": graph.guidance, "scale": graph.cfg_scale},
+            "guidance": {"mode": graph.guidance, "scale": graph.cfg_scale}
+            | ({"options": dict(graph.guidance_options)} if graph.guidance_options else {}),
         },
         "routed": list(graph.routed),
         "rows": ["".join("1" if bit else "0" for bit in row) for row in graph.rows],
@@ -160,6 +162,7 @@ def fields_of(content: Any, folder: Path) -> dict[str, Any]:
         },
         "guidance": member(guidance, "mode", (str, type(None)), "sampler.guidance.mode"),
         "cfg_scale": member(guidance, "scale", (*NUMBER, type(None)), "sampler.guidance.scale"),
+        "guidance_options": plain_table("sampler.guidance.options", guidance.get("options", {})),
         "provenance": member(content, "provenance", dict),
         "measured": {name: value for name, value in statistics.items() if name not in COUNTED},
     }

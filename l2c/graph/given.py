@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from l2c.io.names import Function, near_keywords, quoted
+from l2c.io.numbers import finite_number
 
 Check = Callable[[str, Any], Any]
 
@@ -87,6 +88,26 @@ def table(name: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{name} must be values by name, got {quoted(value)} ({type(value).__name__})")
     return value
+
+
+def plain_table(name: str, value: Any) -> dict[str, Any]:
+    """Return a mapping of names to texts, finite numbers, bools and None, or lists of these.
+
+    Raises:
+        ValueError: if it is none, or holds something else.
+
+    """
+    return {
+        text(f"a name in {name}", key): _plain(f"{name}[{quoted(key)}]", v) for key, v in table(name, value).items()
+    }
+
+
+def _plain(name: str, value: Any, *, listed: bool = True) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if listed and isinstance(value, (list, tuple)):
+        return [_plain(name, member, listed=False) for member in value]
+    return finite_number(name, value)
 
 
 def names(name: str, values: Any) -> tuple[str, ...]:

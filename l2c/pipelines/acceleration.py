@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from l2c.backbones.digest import known_digest
 from l2c.calibration.calibration_file import VERSION
 from l2c.calibration.settings import FORWARD, RESPONSES
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.checks import MAX_EVALUATIONS, MAX_SCALE
 from l2c.graph.collection import CacheGraphs
-from l2c.graph.given import each, table
+from l2c.graph.given import table
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output, kinds_asked, own_layers
 from l2c.io.atomic import check_writable, write_text
 from l2c.io.bundled import at_home, cache_folder
-from l2c.io.names import chosen, near_keywords, quoted, shown
-from l2c.io.numbers import AT_ONCE, LARGEST_SEED, finite_number, whole_number
+from l2c.io.names import near_keywords, shown
 from l2c.io.version import code_version
+from l2c.pipelines.asked import Asked
 from l2c.policies.budget import Budget, check_reach, evaluations_worth
 from l2c.policies.calibration import Calibration
 from l2c.policies.context import PolicyContext
-from l2c.policies.registry import POLICIES, make_graph
+from l2c.policies.registry import make_graph
 from l2c.policies.settings import NEEDS, needs_of
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -39,68 +35,6 @@ AUTO = (GRAM, "block_caching")  # the better one first
 REFUSALS = (ValueError, MemoryError, torch.OutOfMemoryError)
 MADE_BY = "made_by.txt"
 NUM_JUDGED = 4  # new noises that the error is measured on
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The arguments of a call of `accelerate`, completed; those of another type or out of range are refused."""
-
-    prompts: list[Any]
-    steps: int
-    scale: float | None
-    policy: str | None
-    options: Mapping[str, Any]
-    num_trajectories: int
-    num_probes: int
-    seed: int
-    layers: tuple[str, ...] | None
-
-    @classmethod
-    def of(
-        cls,
-        pipe: Any,
-        prompts: Any,
-        steps: int | None,
-        scale: float | None,
-        policy: str | None,
-        options: Mapping[str, Any],
-        *others: Any,
-    ) -> _Asked:
-        """Return the arguments, with the pipeline's own number of steps and scale where they are None."""
-        from l2c.integrations.diffusers.guidance import guidance_of
-        from l2c.integrations.diffusers.options import Names, check_options
-
-        check_options(pipe, options, Names())
-        scale = None if scale is None else finite_number("guidance_scale", scale, low=-MAX_SCALE, high=MAX_SCALE)
-        scale = guidance_of(pipe).asked(pipe, options, scale)
-        return cls(_read(prompts, pipe), _steps(pipe, steps), scale, policy, options, *others)
-
-    def __post_init__(self) -> None:
-        for name, value in (
-            # Of one step nothing can be reused.
-            ("steps", whole_number("num_inference_steps", self.steps, low=2, high=MAX_EVALUATIONS)),
-            ("policy", None if self.policy is None else chosen("policy", self.policy, POLICIES)),
-            ("num_trajectories", whole_number("num_trajectories", self.num_trajectories, low=1, high=AT_ONCE)),
-            ("num_probes", whole_number("num_probes", self.num_probes, low=1, high=1000)),
-            ("seed", whole_number("seed", self.seed, low=0, high=LARGEST_SEED)),
-        ):
-            object.__setattr__(self, name, value)
-
-    def key(self, pipe: Any) -> str:
-        """Return a digest of these settings, these weights, this scheduler."""
-        from l2c.integrations.diffusers import denoisers_of
-        from l2c.integrations.diffusers.adapters import effective_weights
-
-        content = {
-            "weights": [known_digest(model, effective_weights(model)) for model in denoisers_of(pipe).values()],
-            "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
-            "prompts": _named(self.prompts),
-            "settings": [
-                *(self.steps, self.scale, self.policy, _named(self.options), self.num_trajectories, self.seed),
-                *(self.layers, self.num_probes),
-            ],
-        }
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
 
 
 @near_keywords("arguments of the pipeline's own call go into options={...}")
@@ -151,7 +85,7 @@ def accelerate(
     denoisers_of(pipe)  # refuses what is no pipeline
     options = {} if options is None else table("options", options)
     settings = policy, options, num_trajectories, num_probes, seed, kinds_asked(layers)
-    asked = _Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
+    asked = Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
     with set_aside(pipe):
         place = _place(cache_folder() if folder is None else at_home(folder), asked.key(pipe))
@@ -182,50 +116,8 @@ def _place(folder: Path, key: str) -> Path:
     return place
 
 
-def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
-    """Return the number of steps, the pipeline's own where none is given."""
-    from l2c.integrations.diffusers.guidance import defaults_of
-
-    defaults = defaults_of(pipe)
-    if "num_inference_steps" not in defaults:
-        raise ValueError(
-            f"{type(pipe).__name__} takes no num_inference_steps, by which a pipeline is calibrated; call l2c.apply "
-            "with a graph for its transformer or U-Net instead"
-        )
-    steps = defaults["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-    if steps is None:
-        raise ValueError(f"{type(pipe).__name__} has no number of steps of its own; give num_inference_steps")
-    return steps
-
-
-def _named(value: Any) -> Any:
-    """Return prompts or options as text, pictures and tensors in them by their digest."""
-    from l2c.integrations.diffusers.prompts import array_of
-
-    if isinstance(value, Mapping):
-        return {str(name): _named(member) for name, member in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_named(member) for member in value]
-    array = array_of(value)
-    if array is None:
-        return str(value)
-    return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
-
-
-def _read(prompts: Any, pipe: Any) -> list[Any]:
-    from l2c.integrations.diffusers.prompts import check_prompts, read_prompts
-
-    if prompts is None or isinstance(prompts, (str, Path)):
-        try:
-            return read_prompts(None if prompts is None else str(prompts), pipe)
-        except FileNotFoundError as error:
-            itself = f"to draw the text itself, give it in a list, prompts=[{quoted(str(prompts))}]"
-            raise FileNotFoundError(f"{error}; {itself}") from None
-    return check_prompts(list(each("prompts", prompts)), pipe)
-
-
 @torch.inference_mode(False)  # as in measuring, of conditions too
-def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> None:
+def _make(pipe: Any, asked: Asked, budget: Budget, path: Path, note: Path) -> None:
     """Calibrate where that was not done yet; write the graph, and a note of a few lines for people."""
     from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
     from l2c.integrations.diffusers.recorded.turns import graphs_of
@@ -266,7 +158,7 @@ def _make(pipe: Any, asked: _Asked, budget: Budget, path: Path, note: Path) -> N
 
 
 def _calibration(
-    sampler: Sampler, asked: _Asked, folder: Path, policy: str, refusals: list[str]
+    sampler: Sampler, asked: Asked, folder: Path, policy: str, refusals: list[str]
 ) -> Calibration | None:
     """Return the calibration of a policy, measured now or found in the folder; append why it is not the usual one."""
     needs = needs_of(policy, {})
@@ -319,7 +211,7 @@ def _apply(pipe: Any, graph: CacheGraph | CacheGraphs, folder: Path, budget: Bud
 
 
 @torch.no_grad()
-def _summary(sampler: Sampler, asked: _Asked, graph: CacheGraph, context: PolicyContext) -> list[str]:
+def _summary(sampler: Sampler, asked: Asked, graph: CacheGraph, context: PolicyContext) -> list[str]:
     """Return two lines: what is saved, and the error on noises that the graph was not made on."""
     backbone: Any = sampler.backbone
     noise = seeded_noise(backbone.input_shape, asked.seed, NUM_JUDGED, first=asked.num_trajectories)

@@ -12,6 +12,7 @@ from l2c.diffusion import SOLVERS, Guidance, Solver, make_solver, schedule_of
 from l2c.graph.binding import (
     Binding,
     check_guidance,
+    check_guidance_options,
     check_layers,
     check_num_evaluations,
     check_options,
@@ -52,6 +53,7 @@ def binding_of(
         solver_options=dict(solver.options),
         guidance=conventions.guidance,
         cfg_scale=guidance.scale if isinstance(guidance, Guidance) else guidance,
+        guidance_options={} if guidance is None else dict(conventions.guidance_options),
         fingerprint=fingerprint(backbone) if weights_bound else None,
     )
 
@@ -122,6 +124,8 @@ def guidance_in_use(
     scale = scale_in_use(cfg_scale, None if graph is None else graph.cfg_scale, published)
     if graph is not None:
         check_guidance(graph.binding, conventions.guidance, scale, model=conventions.name, any_guidance=any_guidance)
+        mend = "read the pipeline again (pipeline_backbone) with options holding"
+        check_guidance_options(graph.binding, conventions.guidance_options, any_guidance=any_guidance, mend=mend)
     guidance = Guidance(conventions.guidance, scale)
     if guidance.active and conventions.null_label is None:
         raise ValueError(

@@ -61,8 +61,17 @@ def content():
         {"fingerprint": None, "guidance": None, "cfg_scale": None, "solver_options": {}, "measured": {}},
         {"rows": bits(["1111"] * 5), "routed": None},
         {"provenance": {"author": "Zoë", "nested": [1, {"a": None}]}},
+        {
+            "guidance_options": {
+                "guidance_scale_2": 3.0,
+                "cfg_normalization": True,
+                "a": None,
+                "b": "c",
+                "d": [7, 8.5],
+            }
+        },
     ],
-    ids=["all fields", "routed follows", "routed but full", "bare", "all computed", "any text"],
+    ids=["all fields", "routed follows", "routed but full", "bare", "all computed", "any text", "guidance options"],
 )
 def test_round_trip(tmp_path, changes):
     graph = make(**changes)
@@ -182,6 +191,9 @@ def with_change(content, path, value):
         ("sampler.timesteps.1", "749", "sampler.timesteps[1] must be int or float, got str"),
         ("sampler.timesteps.1", True, "sampler.timesteps[1] must be int or float, got bool"),
         ("sampler.timesteps", 999, "sampler.timesteps must be list, got int"),
+        ("sampler.guidance.options", 3, "sampler.guidance.options must be values by name, got 3"),
+        ("sampler.guidance.options", {"pag_scale": [[1]]}, "sampler.guidance.options['pag_scale'] must be a"),
+        ("sampler.guidance.options", {"pag_scale": {}}, "sampler.guidance.options['pag_scale'] must be a"),
         ("sampler.num_evaluations", 6, "sampler.num_evaluations is 6, but there are 5 rows"),
         ("sampler.solver", None, "sampler.solver must be str, got NoneType"),
         ("sampler.guidance.scale", "1.5", "sampler.guidance.scale must be int or float or null, got str"),

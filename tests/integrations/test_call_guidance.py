@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
@@ -14,11 +16,12 @@ from tiny_pipelines import tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied
-from l2c.integrations.diffusers.guidance import check_inside, guidance_of
+from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.options import Names, check_options
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.prompts import check_prompts, condition_of, read_prompts
+from l2c.sampling.binding import binding_of
 
 
 class Called:
@@ -125,6 +128,9 @@ def test_a_guider_holds_the_scale():
     assert (pipe.guider.guidance_scale, pipe.guider.num_conditions) == (6.0, 2)
     pipe.guider.disable()
     assert guidance.asked(pipe, {}) == 1.0
+    own = guidance.options_of(pipe, {})
+    assert (own["guider"], own["guider.guidance_rescale"]) == ("ClassifierFreeGuidance", 0.0)
+    assert "guider.guidance_scale" not in own
 
 
 def test_further_branches_are_switched_off_and_named():
@@ -137,6 +143,65 @@ def test_further_branches_are_switched_off_and_named():
     edited = guidance_of(Edited())
     assert edited.left_out({"image_guidance_scale": 1.5, "image": "a picture"}) == {"image_guidance_scale": 1.5}
     assert edited.left_out({"image_guidance_scale": 1.5}) == {}  # off without a picture
+
+
+class Several(Called):
+    def __call__(
+        self,
+        prompt,
+        guidance_scale=7.5,
+        guidance_scale_2=None,
+        guidance_rescale=0.0,
+        use_dynamic_cfg=False,
+        skip_guidance_layers=None,
+        pag_scale=0.0,
+        prior_guidance_scale=4.0,
+        lora_scale=1.0,
+        control_guidance_start=0.0,
+        guidance_latents=None,
+        negative_prompt=None,
+    ):
+        """Take what says how a call is guided, and what does not though it is called so."""
+
+
+def test_the_arguments_that_guide_a_call_beside_its_scale_are_told_by_their_names():
+    pipe = Several()
+    pipe.prior_scheduler = object()  # of another trajectory
+    call = defaults_of(pipe)
+    usual = {"guidance_scale_2": None, "guidance_rescale": 0.0, "use_dynamic_cfg": False, "pag_scale": 0.0}
+    assert guidance_of(pipe).options_of(pipe, call) == {**usual, "skip_guidance_layers": None}
+    call |= {"skip_guidance_layers": (7, 8), "guidance_scale_2": torch.tensor(2.0), "pag_scale": float("nan")}
+    found = guidance_of(pipe).options_of(pipe, call)
+    kept = {"skip_guidance_layers": [7.0, 8.0], "guidance_scale_2": 2.0, "pag_scale": "nan"}
+    assert found == {**usual, **kept}
+    many = guidance_of(pipe).options_of(pipe, {"skip_guidance_layers": torch.ones(5000)})["skip_guidance_layers"]
+    assert re.fullmatch("Tensor [a-z0-9:]{64,80}", many)
+    assert guidance_of(pipe).options_of(pipe, {"skip_guidance_layers": print}) == {
+        "skip_guidance_layers": "builtin_function_or_method"
+    }
+
+
+def test_what_has_no_effect_in_a_call_is_as_if_it_were_off():
+    true, distilled = TrueGuidance(guidance_embeds=True), TrueGuidance(guidance_embeds=False)
+    call = {"true_cfg_scale": 4.0, "guidance_scale": 3.5}
+    assert guidance_of(true).options_of(true, call) == {"true_cfg_scale": 1.0}
+    assert guidance_of(true).options_of(true, {**call, "negative_prompt": ""}) == {"true_cfg_scale": 4.0}
+    assert guidance_of(distilled).options_of(distilled, call) == {}
+    scheduled = Scheduled()
+    of_steps = guidance_of(scheduled).options_of(scheduled, {"guidance_schedule": (7.0, 3.0)})
+    assert of_steps == {"guidance_schedule": [7.0, 3.0]}
+    assert guidance_of(scheduled).options_of(scheduled, {"guidance_schedule": (7.0, 7.0)}) == {}
+
+
+class InVain(Called):
+    do_classifier_free_guidance = True
+
+    def __call__(self, prompt, negative_prompt=None, true_cfg_scale=1.0, guidance_scale=7.0):
+        """Take the scales of Chroma's inpainting, which heeds one of them."""
+
+
+def test_a_scale_that_the_pipeline_does_not_heed_is_not_taken_for_its_own():
+    assert guidance_of(InVain(guidance_embeds=False)).argument == "guidance_scale"
 
 
 class Degraded(Called):
@@ -185,3 +250,28 @@ def test_a_call_without_the_graphs_guidance_is_refused():
         tiny.draw()
         with pytest.raises(ValueError, match=r"cfg_scale 3.0, got 1.0; .* true_cfg_scale=3.0 and a negative_prompt"):
             tiny.draw(negative_prompt=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("z_image", {"cfg_truncation": 0.5}), ("ltx", {"guidance_rescale": 0.7})]
+)
+def test_a_call_that_is_guided_in_another_way_is_refused(name, wrong):
+    tiny = tiny_pipeline(name)
+    pipe = tiny.pipe
+    how = {"num_evaluations": 2, "guidance_scale": tiny.scale, "options": tiny.options}
+    backbone = pipeline_backbone(pipe, tiny.prompts[:1], **how)
+    sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=2, cfg_scale=tiny.scale)
+    graph = l2c.CacheGraph.blank(binding_of(backbone, sampler.solver, weights_bound=False, guidance=sampler.guidance))
+    graph = l2c.CacheGraph.from_json(graph.to_json())
+    ((option, value),) = wrong.items()
+    assert option in graph.guidance_options
+    with applied(pipe, graph):
+        tiny.draw(num_inference_steps=2)
+        with pytest.raises(ValueError, match=rf"made for {option} .*, got {value}; call the pipeline with {option}="):
+            tiny.draw(num_inference_steps=2, **wrong)
+    with applied(pipe, graph, any_guidance=True):
+        tiny.draw(num_inference_steps=2, **wrong)
+    other = pipeline_backbone(pipe, tiny.prompts[:1], **{**how, "options": {**tiny.options, **wrong}})
+    with pytest.raises(ValueError, match=rf"{option} .* read the pipeline again"):
+        l2c.Sampler(other, graph=graph)
+    l2c.Sampler(other, graph=graph, any_guidance=True)

@@ -24,6 +24,7 @@ from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.placing import put, root_of
 from l2c.integrations.diffusers.recorded.answers import Answers
 from l2c.integrations.diffusers.recorded.turns import Turns, check_turns, graphs_of, turns_of
+from l2c.sampling.binding import binding_of
 
 STEPS = 6
 SIZES = {"height": 16, "width": 16, "num_frames": 1}
@@ -212,6 +213,23 @@ def test_denoisers_are_the_parts_that_take_a_time_and_predict():
     assert denoisers_in(Parts(scheduler="s", **stages)) == {"priority": one}
     assert denoisers_in(Parts(unet=other)) == {"unet": other}  # whose forward does not say what it takes
     assert denoisers_in(None) == {}
+
+
+def test_the_scale_of_the_second_denoiser_belongs_to_the_graphs(caplog):
+    tiny = tiny_pipeline("wan22")
+    read = {"num_evaluations": 4, "guidance_scale": 3.0}
+    backbone = pipeline_backbone(tiny.pipe, tiny.prompts[:1], **read, options=tiny.options)
+    assert backbone.conventions.guidance_options == {"guidance_scale_2": 3.0}  # which the pipeline fills in
+    assert not [message for message in caplog.messages if "guides its" in message]
+    other = pipeline_backbone(tiny.pipe, tiny.prompts[:1], **read, options={**tiny.options, "guidance_scale_2": 8.0})
+    (message,) = [message for message in caplog.messages if "guides its" in message]
+    assert "WanPipeline guides its transformer_2 by guidance_scale_2=8; it is calibrated at 3 for all" in message
+    sampler = l2c.Sampler(other, solver="pipeline", num_evaluations=4, cfg_scale=3.0)
+    blank = l2c.CacheGraph.blank(binding_of(other, sampler.solver, weights_bound=True, guidance=sampler.guidance))
+    with applied(tiny.pipe, graphs_of(blank, other)):
+        tiny.draw(guidance_scale_2=8.0)
+        with pytest.raises(ValueError, match=r"made for guidance_scale_2 8.0, got 3.0; .* guidance_scale_2=8.0"):
+            tiny.draw()
 
 
 def test_bad_input_is_one_sentence(pipe, tmp_path):

@@ -20,7 +20,7 @@ import l2c
 from l2c.integrations.diffusers import remove
 from l2c.integrations.diffusers.placing import root_of
 from l2c.io.version import code_version
-from l2c.pipelines import acceleration
+from l2c.pipelines import acceleration, asked
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_pictures_in_options_are_known_by_what_they_show():
     def name(colour):
         picture = Image.new("RGB", (64, 64), colour)
         tensor = torch.zeros(1, 3, 64, 64) + (colour == "blue") * torch.eye(64)
-        return acceleration._named({"image": [picture], "mask": tensor, "strength": 0.5})
+        return asked._named({"image": [picture], "mask": tensor, "strength": 0.5})
 
     assert name("red") == name("red") != name("blue")
     assert len({str(name(colour)["mask"]) for colour in ("red", "blue")}) == 2
@@ -185,14 +185,14 @@ def test_pictures_in_options_are_known_by_what_they_show():
 
 
 def test_the_number_of_steps_is_asked_for_where_there_is_none(pipe):
-    assert acceleration._steps(pipe, None) == 50
+    assert asked._steps(pipe, None) == 50
     kind = type(pipe)
     without = type("Without", (kind,), {"__call__": lambda self, class_labels: None})(**pipe.components)
     with pytest.raises(ValueError, match="Without takes no num_inference_steps"):
-        acceleration._steps(without, 5)
+        asked._steps(without, 5)
     none = type("Unset", (kind,), {"__call__": lambda self, class_labels, num_inference_steps=None: None})
     with pytest.raises(ValueError, match="Unset has no number of steps of its own; give num_inference_steps"):
-        acceleration._steps(none(**pipe.components), None)
+        asked._steps(none(**pipe.components), None)
 
 
 def test_bad_input_is_one_sentence(pipe, tmp_path):

@@ -16,7 +16,6 @@ from l2c.io.numbers import truth_value
 
 with needed("diffusers", "cache graphs on pipelines need", "diffusers"):
     from diffusers.hooks import ModelHook
-from diffusers.utils.torch_utils import unwrap_module
 
 from l2c.backbones.backbone import class_name
 from l2c.backbones.digest import WeightsWatch
@@ -103,7 +102,7 @@ def apply(
         truth_value(name, value)
     if isinstance(graph, Measurements) or budget is not None:
         made = _calibrated(pipe_or_model, graph, budget, resample=resample)
-        model = unwrap_module(denoiser_of(pipe_or_model))
+        model = denoiser_of(pipe_or_model)
         watch = _watched(made.first, model, **of_weights)
         _check_free(model)
         hooks = {model: _hooks_of(model, pipe_or_model, made, None, watch, any_guidance=any_guidance)}
@@ -153,16 +152,15 @@ def _hooks_of_graphs(
         )
     hooks: dict[nn.Module, Placed] = {}
     for name, model in models.items():
-        bare = unwrap_module(model)
-        _check_free(bare)
-        fitted = fitted_to(graphs[name], bare)
-        watch = _watched(fitted, bare, **of_weights)
+        _check_free(model)
+        fitted = fitted_to(graphs[name], model)
+        watch = _watched(fitted, model, **of_weights)
         if pipe is not None and not resample:
             check_scheduler(fitted, pipe.scheduler)
         part = len(models) > 1  # it makes some of the pipeline's evaluations, the other model the others
         rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
         correction = Correction.of(graphs[name])  # under the names that it was made with
-        hooks[bare] = _hooks_of(bare, pipe, rows, correction, watch, any_guidance=any_guidance)
+        hooks[model] = _hooks_of(model, pipe, rows, correction, watch, any_guidance=any_guidance)
     return hooks
 
 
@@ -186,7 +184,7 @@ def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resa
     calibration.tensor("responses")  # refuses one that holds none
     calibration = calibration.preferred(budget)  # type: ignore[attr-defined]  # an `l2c.Calibration`
     blank = CacheGraph.blank(calibration.binding)
-    blank = fitted_to(blank, unwrap_module(denoiser_of(pipe)))
+    blank = fitted_to(blank, denoiser_of(pipe))
     check_scheduler(blank, pipe.scheduler)
     return CalibratedRows(calibration, budget, blank)
 
@@ -209,7 +207,7 @@ def remove(pipe_or_model: Any) -> None:
         ValueError: if another thread is in a call of a pipeline with the model.
 
     """
-    models = [unwrap_module(model) for model in denoisers_of(pipe_or_model).values()]
+    models = list(denoisers_of(pipe_or_model).values())
     for model in models:
         if root_of(model) is not None:
             check_idle(model, "remove the graph")
@@ -220,7 +218,7 @@ def remove(pipe_or_model: Any) -> None:
 @contextmanager
 def set_aside(pipe_or_model: Any) -> Iterator[None]:
     """Remove the graph; put it back if the `with` block, which is to apply another one, fails. See `remove`."""
-    before = {unwrap_module(model): hooks_on(unwrap_module(model)) for model in denoisers_of(pipe_or_model).values()}
+    before = {model: hooks_on(model) for model in denoisers_of(pipe_or_model).values()}
     remove(pipe_or_model)
     try:
         yield
@@ -239,7 +237,7 @@ def applied(pipe_or_model: Any, graph: Graphs | Measurements | str | Path, **opt
         ValueError: if the pipeline has a graph before, see also `apply`.
 
     """
-    if any(root_of(unwrap_module(model)) is not None for model in denoisers_of(pipe_or_model).values()):
+    if any(root_of(model) is not None for model in denoisers_of(pipe_or_model).values()):
         raise ValueError(
             "the pipeline has a cache graph already, which the end of the with block would remove too; call "
             "l2c.remove first, or l2c.apply the other graph in its place"

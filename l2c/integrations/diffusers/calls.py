@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from l2c.integrations.diffusers.denoisers import denoisers_in
@@ -77,4 +76,4 @@ def _calls_elsewhere() -> Iterator[Any]:
 
 def _has(pipe: Any, model: nn.Module) -> bool:
     """Return whether a model is one of a pipeline's denoisers."""
-    return any(unwrap_module(part) is model for part in denoisers_in(pipe).values())
+    return any(part is model for part in denoisers_in(pipe).values())

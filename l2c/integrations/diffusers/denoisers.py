@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
+from l2c.backbones.forwards import INSIDE_COMPILED, eagerly
 from l2c.integrations.diffusers.layers import is_unet
 
 USUAL = ("transformer", "unet")
@@ -39,13 +41,21 @@ def is_time(name: str) -> bool:
 def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
     """Return the transformers and U-Nets of a pipeline by their names there; a model is its own, named `model`.
 
+    They are the models themselves, without what is around them, see `unwrapped`.
+
     Raises:
-        ValueError: if there is no denoiser.
+        ValueError: if there is no denoiser, or one runs as copies on several devices.
 
     """
-    if isinstance(pipe_or_model, nn.Module):
-        return {"model": pipe_or_model}
-    models = denoisers_in(pipe_or_model)
+    alone = isinstance(pipe_or_model, nn.Module)
+    models = {"model": unwrapped(pipe_or_model)} if alone else denoisers_in(pipe_or_model)
+    for name in models:
+        copies = getattr(pipe_or_model if alone else getattr(pipe_or_model, name), "device_ids", None) or ()
+        if len(copies) > 1:
+            raise ValueError(
+                f"the {name} runs as copies on {len(copies)} devices (DataParallel), each of which would need "
+                "outputs of its own to reuse; take the model inside (.module), or a pipeline for each device"
+            )
     if not models:
         raise ValueError(
             f"{type(pipe_or_model).__name__} has neither a transformer nor a unet, nor another part that takes a "
@@ -62,21 +72,57 @@ def denoisers_in(pipe: Any) -> dict[str, nn.Module]:
     (forwards that do not say what they take), the parts of the usual names.
     """
     parts: dict[str, Any] = getattr(pipe, "__dict__", {})
-    others = tuple(name.removesuffix(SCHEDULER) for name in parts if name.endswith(SCHEDULER))
     found: dict[str, nn.Module] = {}
     for name, part in parts.items():
-        elsewhere = name.startswith("_") or any(f"{name}_".startswith(f"{other}_") for other in others)
-        if isinstance(part, nn.Module) and not elsewhere and part not in found.values() and _predicts(part):
-            found[name] = part
-    return found or {name: parts[name] for name in USUAL if isinstance(parts.get(name), nn.Module)}
+        elsewhere = name.startswith("_") or of_another(pipe, name)
+        model = unwrapped(part) if isinstance(part, nn.Module) and not elsewhere else None
+        if model is not None and model not in found.values() and _predicts(model):
+            found[name] = model
+    return found or {name: unwrapped(parts[name]) for name in USUAL if isinstance(parts.get(name), nn.Module)}
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the model inside of what calls it: `torch.compile(model)`, peft's `get_peft_model`, data parallels."""
+    while True:
+        if INSIDE_COMPILED in module._modules:
+            inner = module.get_submodule(INSIDE_COMPILED)
+        elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = module.module
+        elif "base_model" in module._modules and hasattr(module, "get_base_model"):
+            inner = module.get_base_model()  # type: ignore[operator]
+        else:
+            return module
+        module = inner
+
+
+@contextmanager
+def without_wrappers(pipe: Any) -> Iterator[None]:
+    """Let a pipeline call its models themselves, nothing of them compiled, for the time of a `with` block.
+
+    Hooks that record calls are not seen by what was compiled before.
+    """
+    parts: dict[str, Any] = vars(pipe)
+    models = {name: unwrapped(part) for name, part in parts.items() if isinstance(part, nn.Module)}
+    around = {name: parts[name] for name, model in models.items() if model is not parts[name]}
+    parts |= {name: models[name] for name in around}
+    try:
+        with eagerly():
+            yield
+    finally:
+        parts |= around
+
+
+def of_another(pipe: Any, name: str) -> bool:
+    """Return whether a part or argument of a pipeline is by its name of a trajectory with a scheduler of its own."""
+    others = (part.removesuffix(SCHEDULER) for part in getattr(pipe, "__dict__", {}) if part.endswith(SCHEDULER))
+    return any(f"{name}_".startswith(f"{other}_") for other in others)
 
 
 def _predicts(part: nn.Module) -> bool:
     """Return whether a network takes a time and returns a prediction, not what steers another network."""
-    model: Any = unwrap_module(part)
-    kind: Any = type(model)
+    kind: Any = type(part)
     names = parameters_of(kind)
-    return any(map(is_time, names)) and (STRENGTH not in names or is_unet(model))
+    return any(map(is_time, names)) and (STRENGTH not in names or is_unet(part))
 
 
 def denoiser_of(pipe_or_model: Any) -> Any:

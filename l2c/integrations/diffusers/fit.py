@@ -12,6 +12,7 @@ from l2c.backbones.digest import known_digest
 from l2c.graph.binding import (
     SCHEDULERS,
     check_guidance,
+    check_guidance_options,
     check_noise,
     check_num_evaluations,
     check_solver,
@@ -23,7 +24,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import block_of, own_layers
 from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
 from l2c.integrations.diffusers.calls import call_of
-from l2c.integrations.diffusers.guidance import check_inside, guidance_of
+from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
 from l2c.integrations.dit_weights import diffusers_layer_names
@@ -152,6 +153,14 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
         mend = mend if guidance.guider is None else f"set pipe.guider.guidance_scale = {graph.cfg_scale}"
         mend += " and a negative_prompt" if guidance.on and graph.cfg_scale != 1 else ""
         check_guidance(graph.binding, None, guidance.scale_of(given), any_guidance=any_guidance, mend=mend)
+    if call is not None:
+        check_guidance_options(
+            graph.binding,
+            guidance.options_of(pipe, given),
+            usual={**defaults_of(pipe), **guidance.off},
+            any_guidance=any_guidance,
+            mend="call the pipeline with" if guidance.guider is None else "let pipe.guider have",
+        )
     check_noise(graph, draws=adds_noise(pipe.scheduler, eta=given.get("eta") or 0.0))
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import numbers
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,7 +14,9 @@ from typing import Any
 
 from l2c.backbones.backbone import class_name
 from l2c.graph.binding import NEUTRAL_SCALE
-from l2c.integrations.diffusers.denoisers import denoiser_of
+from l2c.integrations.diffusers.denoisers import denoiser_of, of_another
+from l2c.integrations.diffusers.prompts import array_of
+from l2c.io.digests import digest_of_text
 
 TRUE, EMBEDDED, OF_PICTURES = "true_cfg_scale", "guidance_scale", "image_guidance_scale"
 NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
@@ -22,6 +27,11 @@ BESIDE = {  # of further branches, where off: perturbed or own attention, skippe
 }
 SCHEDULE = "guidance_schedule"  # a scale for each step, in the place of one
 SCHEDULED = "%s is guided by a scale for each step; it is calibrated at that of the first one, %g"
+GUIDING = re.compile(
+    r"(?<![a-z])(cfg|guid\w*|pag|sag|seg|sld|stg|edit|modality|rescale)(?![a-z])"
+)  # in arguments' names
+NOT_GUIDING = re.compile(r"control_\w+|\w+_(latents|positions|strength|prompt\w*)|input_frames_guidance")  # but these
+MOST = 4096  # numbers of one argument that are compared one by one
 log = logging.getLogger(__name__)
 INSIDE = ("sag_scale",)  # of branches that are made from attention maps, which the pipeline reads inside its model
 
@@ -75,9 +85,34 @@ class PipelineGuidance:
     def left_out(self, call: Mapping[str, Any]) -> dict[str, Any]:
         """Return the scales of a call with these arguments whose further branches `off` leaves out."""
         beside = {name: call.get(name) for name in self.off if name != self.argument}
-        unmet = {TRUE: not negative(call), OF_PICTURES: call.get("image") is None}  # what they need is not given
-        beside = {name: scale for name, scale in beside.items() if not unmet.get(name)}
+        beside = {name: scale for name, scale in beside.items() if not self._unmet(name, call)}
         return {name: scale for name, scale in beside.items() if scale is not None and scale > self.off[name]}
+
+    def options_of(self, pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call beside its scale that say how it is guided, by name, as `graph` keeps them.
+
+        A second denoiser's scale is one of them; what has no effect in the call is as if it were off. Of a guider its
+        settings count.
+
+        Args:
+            pipe: the pipeline.
+            call: arguments of its call, as they stand when the model is called.
+
+        """
+        if self.guider is not None:
+            own = {name: value for name, value in dict(self.guider.config).items() if not name.startswith("_")}
+            own = {f"guider.{name}": value for name, value in own.items() if name != "guidance_scale"}
+            return {"guider": type(self.guider).__name__, **{name: _kept(value) for name, value in own.items()}}
+        steady = {TRUE, EMBEDDED} if TRUE in (self.argument, *self.off) else set()
+        found: dict[str, Any] = {}
+        for name in defaults_of(pipe):
+            guides = GUIDING.search(name) and not NOT_GUIDING.fullmatch(name) and not of_another(pipe, name)
+            if name in call and guides and name != self.argument and (name not in steady or name in self.off):
+                found[name] = _kept(self.off[name] if self._unmet(name, call) else call[name])
+        for name in self.single:
+            if not isinstance(found.get(name), list) or len(set(found[name])) < 2:
+                found.pop(name, None)  # one scale, which `scale_of` gives
+        return found
 
     def scale_of(self, call: Mapping[str, Any]) -> float | None:
         """Return the scale that counts in a call with these arguments; the neutral one where guidance is off.
@@ -120,6 +155,11 @@ class PipelineGuidance:
             log.warning(SCHEDULED, type(pipe).__name__, found)
         return found
 
+    def _unmet(self, name: str, call: Mapping[str, Any]) -> bool:
+        """Return whether a call lacks what a scale needs to have an effect: a negative prompt, a picture."""
+        unmet = {TRUE: not negative(call), OF_PICTURES: call.get("image") is None}
+        return name in self.off and unmet.get(name, False)
+
     def _schedule(self, call: Mapping[str, Any]) -> Any:
         """Return the scales of the steps of a call, None where it has one for all."""
         return next((call[name] for name in self.single if call.get(name) is not None), None)
@@ -128,6 +168,24 @@ class PipelineGuidance:
 def defaults_of(pipe: Any) -> dict[str, Any]:
     """Return the arguments of a pipeline's call with their defaults."""
     return {name: p.default for name, p in inspect.signature(pipe.__call__).parameters.items()}
+
+
+def _kept(value: Any) -> Any:
+    """Return an argument of a call as a graph keeps it: numbers, texts, bools, None, lists of these, or a digest."""
+    array = array_of(value)
+    value = array.tolist() if array is not None and array.size <= MOST else value
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) <= MOST
+        and not any(isinstance(v, (list, tuple)) for v in value)
+    ):
+        return [_kept(member) for member in value]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else str(value)
+    digest = "" if array is None else digest_of_text(f"{array.shape}{array.tobytes()!r}")
+    return f"{type(value).__name__} {digest}".rstrip()
 
 
 def negative(call: Mapping[str, Any]) -> bool:
@@ -172,7 +230,9 @@ def _usual_of(pipe: Any, parameters: Collection[str]) -> PipelineGuidance:
     scales = {name: 1.0 for name in (TRUE, EMBEDDED) if name in parameters}
     if _takes_scale(denoiser_of(pipe)) and EMBEDDED in parameters:
         return PipelineGuidance("embedded", EMBEDDED, {TRUE: 1.0} if TRUE in parameters else {})
-    if TRUE in parameters:
+    if TRUE in parameters and not hasattr(
+        pipe, "do_classifier_free_guidance"
+    ):  # Chroma's inpainting names it in vain
         return PipelineGuidance("cfg", TRUE, {TRUE: 1.0}, {"negative_prompt": [""]})
     if scales:
         neutral = _neutral(pipe)

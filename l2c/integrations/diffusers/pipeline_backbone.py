@@ -25,11 +25,10 @@ from l2c.backbones.wrap import WrappedModule
 from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.graph.layer_names import WHOLE_OUTPUT, kinds_asked
 from l2c.integrations.diffusers.adapters import effective_weights
-from l2c.integrations.diffusers.denoisers import denoisers_of
+from l2c.integrations.diffusers.denoisers import denoisers_of, without_wrappers
 from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.options import PER_PROMPT
-from l2c.integrations.diffusers.recorded.answers import Answers
 from l2c.integrations.diffusers.recorded.call import RecordedCall
 from l2c.integrations.diffusers.recorded.conditions import (
     differ_in_length,
@@ -39,13 +38,12 @@ from l2c.integrations.diffusers.recorded.conditions import (
     tabled,
 )
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
-from l2c.integrations.diffusers.recorded.preconditioning import preconditioning_of
+from l2c.integrations.diffusers.recorded.own_call import guided_by, say_other_scales
 from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
-from l2c.integrations.diffusers.recorded.steps import recorded_call
-from l2c.integrations.diffusers.recorded.turns import Turns, check_turns, turns_of
+from l2c.integrations.diffusers.recorded.solvers import solvers_of
+from l2c.integrations.diffusers.recorded.turns import Turns
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
-from l2c.integrations.diffusers.timesteps import trajectory_of
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +62,7 @@ class PipelineBackbone(WrappedModule):
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
         guidance: what the guidance scale means: `cfg`, `cfg_normed`, `uvit`, or `embedded`, an input of the
             model.
+        guidance_options: how calls are guided besides, see `Conventions`.
         turns: which denoisers make which evaluations; None = the model makes all.
 
     Attributes:
@@ -84,6 +83,7 @@ class PipelineBackbone(WrappedModule):
         of: tuple[str, ...] | None = None,
         fewer_steps: Mapping[int, SchedulerSolver] | None = None,
         guidance: str = "cfg",
+        guidance_options: Mapping[str, Any] | None = None,
         turns: Turns | None = None,
     ) -> None:
         calls = recording.calls
@@ -94,7 +94,9 @@ class PipelineBackbone(WrappedModule):
             [make_layer(model, name) for name in names],
             timestep=calls[0].time[-1],
             labels="prompt",
-            conventions=Conventions(class_name(model), "linear", 0, guidance, count),
+            conventions=Conventions(
+                class_name(model), "linear", 0, guidance, count, guidance_options=guidance_options or {}
+            ),
             input_shape=tuple(calls[0].x.shape[1:]),
             num_embedded_labels=count + 1,
         )
@@ -269,21 +271,38 @@ def pipeline_backbone(
     """
     if not prompts:
         raise ValueError("no prompts given; one at least is needed")
-    asked = kinds_asked(of)
-    check_inside(pipe, {**defaults_of(pipe), **(options or {})})
+    asked, options = kinds_asked(of), options or {}
+    check_inside(pipe, {**defaults_of(pipe), **options})
     denoisers_of(pipe)  # refuses a pipeline without
+    with without_wrappers(pipe):
+        return _read(pipe, prompts, num_evaluations, guidance_scale, asked, options, fewer_steps=fewer_steps)
+
+
+def _read(
+    pipe: Any,
+    prompts: Sequence[Any],
+    num_evaluations: int,
+    guidance_scale: float | None,
+    asked: tuple[str, ...] | None,
+    options: Mapping[str, Any],
+    *,
+    fewer_steps: bool,
+) -> Backbone:
+    """Return a pipeline's denoiser as a backbone; see `pipeline_backbone`."""
     guidance = guidance_of(pipe)
-    settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **(options or {}), **guidance.off}
-    settings |= guidance.single
+    settings: dict[str, Any] = {"num_inference_steps": num_evaluations, **options}
+    settings |= {**guidance.off, **guidance.single}
     settings |= {name: 1 for name in settings if re.fullmatch(PER_PROMPT, name)}
     if guidance.mode == "embedded":
         settings |= guidance.arguments(guidance_scale)
-    beside = guidance.left_out({**defaults_of(pipe), **(options or {})})
-    if beside:
+    if beside := guidance.left_out({**defaults_of(pipe), **options}):
         log.warning(LEFT_OUT, type(pipe).__name__, ", ".join(f"{name}={value:g}" for name, value in beside.items()))
-    with encoding_once(pipe), guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
-        recording = record(pipe, prompts, guidance, **settings)
-        solver, fewer, turns = _solvers(pipe, recording, fewer_steps=fewer_steps)
+    with encoding_once(pipe):
+        with guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
+            recording = record(pipe, prompts, guidance, **settings)
+            solver, fewer, turns = solvers_of(pipe, recording, fewer_steps=fewer_steps)
+        guided = guided_by(pipe, recording.model, guidance, guidance_scale, recording.given, options)
+    say_other_scales(pipe, turns, guidance, guidance_scale, guided)
     recording = recording if asked == (WHOLE_OUTPUT,) else recording.of_what_moves()
     asked = _kinds(recording.model, asked, recording)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
@@ -296,23 +315,10 @@ def pipeline_backbone(
         of=asked,
         fewer_steps=fewer,
         guidance=guidance.mode if off else recording.guidance or guidance.mode,
+        guidance_options=guided,
         turns=turns,
     )
     return under_layers(backbone, asked or ())
-
-
-def _solvers(
-    pipe: Any, recording: Recording, *, fewer_steps: bool
-) -> tuple[SchedulerSolver, dict[int, SchedulerSolver] | None, Turns]:
-    """Return the pipeline's scheduler as it stands, that at fewer steps if wanted, and the denoisers' turns."""
-    timesteps, end = trajectory_of(pipe, recording.calls[0].t)
-    solver = SchedulerSolver(pipe.scheduler, timesteps[:end], around=recording.around, rowed=recording.rowed)
-    answers = Answers()
-    turns = turns_of(pipe, recording.given, end, answers)
-    check_turns(turns, type(pipe).__name__)
-    if not fewer_steps:
-        return solver, None, turns
-    return solver, *_fewer_steps(pipe, recording.model, recording, turns, answers)
 
 
 def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -> tuple[str, ...] | None:
@@ -325,25 +331,3 @@ def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -
         log.warning("%s; its whole output is taken as the one layer", str(error).partition(";")[0])
         return (WHOLE_OUTPUT,)
     return None
-
-
-def _fewer_steps(
-    pipe: Any, model: nn.Module, recording: Recording, turns: Turns, answers: Answers
-) -> tuple[dict[int, SchedulerSolver], Turns]:
-    """Return the pipeline's scheduler at 2 steps and on, fewer than its settings say, and turns at their times too.
-
-    The prompt is encoded once.
-    """
-    found: dict[int, SchedulerSolver] = {}
-    for count in range(2, recording.given["num_inference_steps"]):
-        settings = {**recording.given, "num_inference_steps": count}
-        call = recorded_call(pipe, model, **settings).split(recording.calls[0].region)
-        around = None if recording.around is None else preconditioning_of(pipe, model, call, settings)
-        timesteps, end = trajectory_of(pipe, call.t)
-        if around is None and recording.around is not None:
-            continue
-        with contextlib.suppress(ValueError):  # steps that a graph could not follow: no baseline at this number
-            if turns.experts:
-                turns = turns.joined(turns_of(pipe, settings, end, answers))
-            found[count] = SchedulerSolver(pipe.scheduler, timesteps[:end], around=around, rowed=recording.rowed)
-    return found, turns

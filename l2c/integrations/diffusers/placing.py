@@ -10,10 +10,9 @@ from types import MethodType
 from typing import Any
 
 from diffusers.hooks.hooks import HookRegistry, ModelHook
-from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
-from l2c.integrations.diffusers.denoisers import denoisers_of
+from l2c.integrations.diffusers.denoisers import denoisers_of, unwrapped
 from l2c.integrations.diffusers.layers import module_of
 
 log = logging.getLogger(__name__)
@@ -149,7 +148,7 @@ class EndOfCall:
     def __init__(self, pipe: Any = None) -> None:
         self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
         models = {} if pipe is None else denoisers_of(pipe)
-        self._models = {name: weakref.ref(unwrap_module(model)) for name, model in models.items()}
+        self._models = {name: weakref.ref(model) for name, model in models.items()}
 
     def __call__(self) -> None:
         """Look at the denoisers."""
@@ -158,7 +157,7 @@ class EndOfCall:
             model, now = before(), getattr(pipe, name, None)
             if not isinstance(now, nn.Module):
                 continue
-            root = root_of(unwrap_module(now))
+            root = root_of(unwrapped(now))
             if root is not None:
                 root.schedule.end()  # diffusers does not tell every model
             elif model is None or root_of(model) is not None:

@@ -112,7 +112,7 @@ def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **sett
     name, models = condition_of(pipe), list(denoisers_of(pipe).values())
     step, listed = _first_step(pipe, models, name, prompts[0], settings)
     model = next((call.model for call in step.calls if call.model is not None), models[0])
-    settings = _with_texts(settings, listed)
+    settings = with_texts(settings, listed)
 
     def given(*batch: Any, **changes: Any) -> dict[str, Any]:
         return {**settings, **changes, name: list(batch) if listed or len(batch) > 1 else batch[0]}
@@ -126,7 +126,7 @@ def record(pipe: Any, prompts: Sequence[Any], guidance: PipelineGuidance, **sett
     def call(*batch: Any, **changes: Any) -> RecordedCall:
         return recorded_call(pipe, model, **given(*batch, **changes)).split(region).fed()
 
-    guided, on = RecordedStep(), _with_texts(guidance.on, listed)
+    guided, on = RecordedStep(), with_texts(guidance.on, listed)
     if guidance.branches:
         with guidance.at(SCALE) as scaled:
             guided = first_step(pipe, models, **{**on, **given(prompts[0]), **scaled}).split(region)
@@ -263,7 +263,7 @@ def _first_step(
     """Return the first step of a prompt, and whether the pipeline takes prompts as a list; some take one alone."""
 
     def step(listed: bool) -> tuple[RecordedStep, bool]:
-        own = _with_texts(settings, listed)
+        own = with_texts(settings, listed)
         return first_step(pipe, models, **{**own, name: [prompt] if listed else prompt}), listed
 
     try:
@@ -275,7 +275,7 @@ def _first_step(
             raise refusal from None
 
 
-def _with_texts(settings: Mapping[str, Any], listed: bool) -> dict[str, Any]:
+def with_texts(settings: Mapping[str, Any], listed: bool) -> dict[str, Any]:
     """Return arguments of a call, negative prompts in the form of its prompts."""
     return {name: _in_form(value, listed) if name in NEGATIVE else value for name, value in settings.items()}
 
