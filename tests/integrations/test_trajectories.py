@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import threading
 
@@ -11,6 +12,11 @@ import torch
 
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 
+pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
+
+from tiny_pipelines import STEPS, tiny_pipeline
+
+import l2c
 from l2c.integrations.diffusers import applied, apply, remove
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.histories import Branches
@@ -53,8 +59,6 @@ def test_a_model_is_right_in_two_threads(make_family, family_graph):
 
 
 def test_a_second_call_at_once_is_refused_and_the_first_is_right(make_pipeline, random_rows):
-    import l2c
-
     pipe = make_pipeline("dit")
     layers = find_layers(pipe.transformer)
     pipe.scheduler.set_timesteps(4)
@@ -93,6 +97,77 @@ def test_a_second_call_at_once_is_refused_and_the_first_is_right(make_pipeline, 
         assert "is being called in another thread" in str(refused)
         assert (first == alone).all()
         assert (call() == alone).all()
+
+
+def interrupted(tiny, second):
+    """Return what a call makes during whose second step another thread makes one, and what that one makes."""
+    began, goes_on, steps = threading.Event(), threading.Event(), []
+    step = tiny.pipe.scheduler.step
+
+    def step_and_wait(*args, **kwargs):
+        steps.append(1)
+        if len(steps) == 2:
+            began.set()
+            goes_on.wait(120)
+        return step(*args, **kwargs)
+
+    def other():
+        began.wait(120)
+        try:
+            return second()
+        finally:
+            goes_on.set()
+
+    tiny.pipe.scheduler.step = step_and_wait
+    try:
+        return in_threads(lambda: drawn_by(tiny), other)
+    finally:
+        del tiny.pipe.scheduler.step
+
+
+def drawn_by(tiny, **changes):
+    return tiny.draw(generator=torch.Generator().manual_seed(1), output_type="latent", **changes)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_scheduler_that_remembers_steps_is_not_set_anew_by_a_call_that_is_refused(later):
+    tiny = tiny_pipeline("wan21")
+    pipe, kind = tiny.pipe, type(tiny.pipe.scheduler)
+    pipe.scheduler.set_timesteps(STEPS)
+    layers = find_layers(pipe.transformer)
+    graph = l2c.CacheGraph(
+        rows=((True,) * len(layers),) * STEPS,
+        layers=layers,
+        timesteps=tuple(pipe.scheduler.timesteps.tolist()),
+        model="WanTransformer3DModel",
+        solver="UniPCMultistepScheduler",
+    )
+    with applied(pipe, graph):
+        if later:  # put in after the graph was applied
+            pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        alone = drawn_by(tiny)
+        first, refused = interrupted(tiny, lambda: drawn_by(tiny))
+        assert "WanPipeline is being called in another thread" in str(refused)
+        assert torch.equal(first, alone)
+        first, refused = interrupted(tiny, lambda: drawn_by(tiny, guidance_scale=9.0))
+        assert "WanPipeline is being called in another thread" in str(refused)
+        assert str(first).startswith("another thread called WanPipeline with other arguments (guidance_scale")
+        assert torch.equal(drawn_by(tiny), alone)
+
+
+def test_a_scheduler_under_a_graph_is_copied_as_it_would_be_without(make_pipeline, random_rows):
+    pipe = make_pipeline("dit")
+    kind = type(pipe.scheduler)
+    apply(pipe, graph_of(pipe, random_rows, 1))
+    assert isinstance(pipe.scheduler, kind)
+    assert inspect.signature(pipe.scheduler.set_timesteps) == inspect.signature(kind(beta_start=0.1).set_timesteps)
+    for made in (copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        copied = made(pipe.scheduler)
+        assert type(copied) is kind
+        copied.set_timesteps(3)
+        assert (len(copied.timesteps), len(pipe.scheduler.timesteps)) == (3, 4)
+    remove(pipe)
+    assert type(pipe.scheduler) is kind
 
 
 @torch.no_grad()
@@ -169,8 +244,6 @@ def picture(pipe, seed, steps=4):
 
 
 def graph_of(pipe, random_rows, seed):
-    import l2c
-
     layers = find_layers(pipe.transformer)
     pipe.scheduler.set_timesteps(4)
     times = tuple(pipe.scheduler.timesteps.tolist())
@@ -235,8 +308,6 @@ def test_a_graph_is_not_changed_under_a_call_of_another_thread(make_pipeline, ra
 def test_calls_of_a_model_before_the_timesteps_are_set(make_pipeline, caplog):
     """They compute everything; a call without evaluations is told of, one that goes on is not."""
     import diffusers
-
-    import l2c
 
     class Looking(diffusers.DiTPipeline):
         def __call__(self, goes_on):

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from l2c.integrations.diffusers.denoisers import denoisers_in
+from l2c.integrations.diffusers.recorded.conditions import same
+from l2c.io.locks import OwnLock
+
+_PLAIN = "_l2c_plain"  # names the class that a scheduler has without us
+AT_ONCE = (
+    "{} is being called in another thread, and both calls would share its scheduler; let them take turns, or give "
+    "each thread a pipeline and scheduler of its own"
+)
+DISTURBED = (
+    "another thread called {} with other arguments ({}) while this call ran, and the pipeline keeps them for both, "
+    "so that this call cannot go on; call it again, and let threads take turns"
+)
 
 
 def calls_in(thread: int | None = None) -> Iterator[tuple[FrameType, Any]]:
@@ -77,3 +92,110 @@ def _calls_elsewhere() -> Iterator[Any]:
 def _has(pipe: Any, model: nn.Module) -> bool:
     """Return whether a model is one of a pipeline's denoisers."""
     return any(part is model for part in denoisers_in(pipe).values())
+
+
+class Turn:
+    """The call that a scheduler's steps were set for; it has the scheduler until it ends.
+
+    Args:
+        frame: of the call.
+
+    Attributes:
+        thread: number of its thread.
+        disturbed: names of the arguments that a call at the same time, which was refused, changed in the pipeline.
+
+    """
+
+    _turns: ClassVar[weakref.WeakKeyDictionary[Any, Turn]] = weakref.WeakKeyDictionary()
+    _lock = OwnLock()
+
+    def __init__(self, frame: FrameType) -> None:
+        self.thread = threading.get_ident()
+        self.disturbed: list[str] = []
+        self._frame = id(frame)  # a frame that is kept would keep what its call holds
+
+    def of(self, frame: FrameType) -> bool:
+        """Return whether it is that of a call in this thread."""
+        return self.thread == threading.get_ident() and self._frame == id(frame)
+
+    @classmethod
+    def take(cls, scheduler: Any) -> None:
+        """Take a scheduler for the call that this thread is in; of none nothing is known.
+
+        Raises:
+            ValueError: if the call of another thread has it.
+
+        """
+        frame, pipe = next(((f, p) for f, p in calls_in() if p.scheduler is scheduler), (None, None))
+        with cls._lock:
+            turn = cls._turns.get(scheduler)
+            other = None if turn is None or turn.thread == threading.get_ident() else turn._running(scheduler)
+            if turn is not None and other is not None:
+                theirs, their_pipe = other
+                if frame is not None and pipe is their_pipe:
+                    turn.disturbed += _changed(pipe, dict(theirs.f_locals), dict(frame.f_locals))
+                raise ValueError(AT_ONCE.format(type(their_pipe).__name__))
+            if frame is not None:
+                cls._turns[scheduler] = cls(frame)
+
+    @classmethod
+    def check(cls, scheduler: Any, call: FrameType) -> bool:
+        """Return whether a scheduler was taken for a call in this thread.
+
+        Raises:
+            ValueError: if what the pipeline keeps of its arguments is no longer this call's.
+
+        """
+        turn = cls._turns.get(scheduler)
+        if turn is None or not turn.of(call):
+            return False
+        if turn.disturbed:
+            kind = type(call.f_locals.get("self")).__name__
+            raise ValueError(DISTURBED.format(kind, ", ".join(dict.fromkeys(turn.disturbed))))
+        return True
+
+    def _running(self, scheduler: Any) -> tuple[FrameType, Any] | None:
+        """Return the frame and the pipeline of the call, None once it has ended."""
+        running = ((f, p) for f, p in calls_in(self.thread) if id(f) == self._frame and p.scheduler is scheduler)
+        return next(running, None)
+
+
+def _changed(pipe: Any, theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:
+    """Return the arguments of a call that a pipeline keeps as attributes, and that differ from those of another."""
+    kept = [name for name in inspect.signature(pipe.__call__).parameters if f"_{name}" in vars(pipe)]
+    return [name for name in kept if not same(theirs.get(name), ours.get(name))]
+
+
+def in_turns(scheduler: Any) -> None:
+    """Let a scheduler refuse, from now on, to set its steps for a call while that of another thread has it.
+
+    It becomes one of a class of the same name; copies and pickles of it are of the plain class.
+    """
+    kind: Any = type(scheduler)
+    if not hasattr(kind, _PLAIN) and hasattr(kind, "set_timesteps"):
+        scheduler.__class__ = _taken_in_turns(kind)
+
+
+def at_will(scheduler: Any) -> None:
+    """Undo `in_turns`."""
+    scheduler.__class__ = getattr(type(scheduler), _PLAIN, type(scheduler))
+
+
+@functools.cache
+def _taken_in_turns(kind: Any) -> Any:
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        Turn.take(self)
+        return kind.set_timesteps(self, *args, **kwargs)
+
+    def reduced(self: Any, protocol: Any) -> tuple[Any, ...]:
+        return _made, (kind,), dict(vars(self))
+
+    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(
+        kind.__name__, (kind,), {**names, "set_timesteps": set_timesteps, "__reduce_ex__": reduced, _PLAIN: kind}
+    )
+
+
+def _made(kind: Any) -> Any:
+    return kind.__new__(kind)

@@ -12,6 +12,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
+from l2c.integrations.diffusers.calls import Turn, at_will, call_of, in_turns
 from l2c.integrations.diffusers.denoisers import denoisers_of, unwrapped
 from l2c.integrations.diffusers.layers import module_of
 
@@ -153,6 +154,9 @@ class EndOfCall:
     def __call__(self) -> None:
         """Look at the denoisers."""
         pipe = self._pipe()
+        call = None if pipe is None else call_of(pipe)
+        if call is not None:
+            Turn.check(pipe.scheduler, call)
         for name, before in self._models.items():
             model, now = before(), getattr(pipe, name, None)
             if not isinstance(now, nn.Module):
@@ -177,6 +181,7 @@ class EndOfCall:
         scheduler = getattr(pipe, "scheduler", None)
         if scheduler is not None:
             setattr(scheduler, cls.METHOD, cls(pipe))
+            in_turns(scheduler)
 
     @classmethod
     def unwatch(cls, pipe: Any) -> None:
@@ -184,3 +189,4 @@ class EndOfCall:
         scheduler = getattr(pipe, "scheduler", None)
         if isinstance(getattr(scheduler, cls.METHOD, None), cls):
             delattr(scheduler, cls.METHOD)
+            at_will(scheduler)

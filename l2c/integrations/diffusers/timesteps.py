@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.graph.resampling import nearest
-from l2c.integrations.diffusers.calls import call_of, called_elsewhere, caller_of
+from l2c.integrations.diffusers.calls import AT_ONCE, Turn, call_of, called_elsewhere, caller_of, in_turns
 from l2c.integrations.diffusers.denoisers import TIMES, is_time, parameters_of
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.rows import Rows, tolerance
@@ -146,17 +146,18 @@ class GraphSchedule(threading.local):
         pipe = None if self.pipe is None else caller_of(model, self.pipe())
         scheduler = getattr(pipe, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
+        call = None if timesteps is None else call_of(pipe)
+        own = call is not None and Turn.check(scheduler, call)
         if timesteps is None or timesteps is self._scheduled:
             return False
-        call = call_of(pipe)
-        if call is not None and call is self._call:  # another thread set them, and is refused
+        if not own and called_elsewhere(pipe):
+            raise ValueError(AT_ONCE.format(type(pipe).__name__))
+        if call is not None and call is self._call:  # a trajectory in parts
             self._scheduled = timesteps
             return False
-        if called_elsewhere(pipe):
-            raise ValueError(
-                f"{type(pipe).__name__} is being called in another thread, and both calls would share its scheduler; "
-                "let them take turns, or give each thread a pipeline and scheduler of its own"
-            )
+        if not own:  # a scheduler that was put in after the graph was applied
+            in_turns(scheduler)
+            Turn.take(scheduler)
         self._scheduled, self._call, self._seen[0], self._early = timesteps, call, timesteps, False
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
