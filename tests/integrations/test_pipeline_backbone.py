@@ -19,7 +19,7 @@ from l2c.calibration.measurements import Measurements
 from l2c.diffusion import Guidance
 from l2c.integrations.diffusers import apply, denoiser_of
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
-from l2c.integrations.diffusers.prompts import read_prompts
+from l2c.integrations.diffusers.prompts import prompt_lines, read_prompts
 from l2c.integrations.diffusers.recorded import recording
 from l2c.integrations.diffusers.recorded.steps import RecordedStep
 from l2c.integrations.diffusers.scheduler_solver import SchedulerSolver
@@ -172,6 +172,28 @@ def test_a_pipeline_that_takes_one_prompt_a_call(make_pipeline, monkeypatch):
 def test_a_call_that_breaks_is_named(make_pipeline):
     with pytest.raises(ValueError, match=r"DiTPipeline failed when it was called .*TypeError: .*colour.*options"):
         pipeline_backbone(make_pipeline("dit"), [3], num_evaluations=STEPS, options={"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        ("\ufeffa red cat\nb\n\n \n", ["a red cat", "b"]),
+        ("a\r\nb\rc", ["a", "b", "c"]),
+        ("a\x0cb\x1cc\u2028d\x85e\n f", ["a\x0cb\x1cc\u2028d\x85e", "f"]),
+    ],
+)
+def test_prompts_are_the_lines_of_a_file(content, lines, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content.encode())
+    assert prompt_lines(str(file)) == lines
+
+
+@pytest.mark.parametrize(("content", "line"), [("\na\n", 1), ("\ufeff\na", 1), ("a\n\u3000\nb", 2), ("a\n\n\nb", 2)])
+def test_an_empty_line_before_others_is_named_by_its_number(content, line, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(content.encode())
+    with pytest.raises(ValueError, match=rf"line {line} of the prompt file .*prompts.txt is empty; remove it"):
+        prompt_lines(str(file))
 
 
 def test_bad_input_is_one_sentence(make_pipeline, tmp_path):

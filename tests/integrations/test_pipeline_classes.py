@@ -40,7 +40,11 @@ def test_recorded_sampled_applied_removed(name, random_rows):
     tiny = tiny_pipeline(name)
     pipe, changes = tiny.pipe, {"max_guidance_scale": 1.0} if name == "svd" else {}
     backbone = pipeline_backbone(
-        pipe, tiny.prompts, num_evaluations=STEPS, guidance_scale=tiny.scale, options=tiny.options
+        pipe,
+        tiny.prompts,
+        num_evaluations=STEPS,
+        guidance_scale=tiny.scale,
+        options={**tiny.options, **changes},
     )
     assert backbone.conventions.guidance == GUIDANCE[name]
     noise = torch.randn(1, *backbone.input_shape, generator=torch.Generator().manual_seed(0))

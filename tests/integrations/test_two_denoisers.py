@@ -248,6 +248,82 @@ def test_bad_input_is_one_sentence(pipe, tmp_path):
     remove(pipe)
 
 
+def test_denoisers_that_share_layers_are_refused_or_keep_their_whole_outputs(pipe, caplog):
+    options = {"max_sequence_length": 7, **SIZES}
+    pipe.transformer_2.blocks[1] = pipe.transformer.blocks[1]
+    sentence = "transformer and transformer_2 share a WanAttention, whose outputs in one would be reused in the other"
+    with pytest.raises(ValueError, match=sentence):
+        apply(pipe, graphs(pipe))
+    assert roots(pipe) == [None, None]
+    with pytest.raises(ValueError, match=sentence):
+        pipeline_backbone(pipe, ["a red cat"], num_evaluations=STEPS, options=options, of="layer")
+    backbone = pipeline_backbone(pipe, ["a red cat"], num_evaluations=STEPS, options=options)
+    assert backbone.layer_names == ("output",)
+    assert f"{sentence}; its whole output is taken as the one layer" in caplog.messages
+    parts = {
+        name: graph.replace(layers=("output",), rows=[row[:1] for row in graph.rows])
+        for name, graph in graphs(pipe).items()
+    }
+    with applied(pipe, parts):
+        shared = latents(pipe)
+    pipe.transformer_2.blocks[1] = copy.deepcopy(pipe.transformer.blocks[1])
+    with applied(pipe, parts):
+        assert torch.equal(latents(pipe), shared)
+    assert not torch.equal(latents(pipe), shared)
+
+
+def test_a_layer_that_a_controlnet_runs_too_is_reused_in_the_model_alone():
+    tiny = tiny_pipeline("sd_controlnet")
+    pipe, layers = tiny.pipe, find_layers(tiny.pipe.unet)
+    pipe.scheduler.set_timesteps(4)
+    graph = l2c.CacheGraph(
+        rows=[[e == 0 or (e + i) % 2 == 0 for i in range(len(layers))] for e in range(4)],
+        layers=layers,
+        timesteps=pipe.scheduler.timesteps.tolist(),
+        model="UNet2DConditionModel",
+        solver=type(pipe.scheduler).__name__,
+    )
+    pipe.controlnet.mid_block = copy.deepcopy(pipe.unet.mid_block)
+    with applied(pipe, graph):
+        apart = tiny.draw(output_type="latent")
+    pipe.controlnet.mid_block = pipe.unet.mid_block
+    with applied(pipe, graph):
+        assert torch.equal(tiny.draw(output_type="latent"), apart)
+    with pytest.raises(ValueError, match="unet and ControlNetModel share a Transformer2DModel, whose outputs"):
+        pipeline_backbone(pipe, tiny.prompts[:1], num_evaluations=2, options=tiny.options, of="block")
+
+
+class FromMapping(WanPipeline):
+    """A pipeline whose denoisers lie in a mapping."""
+
+    @property
+    def transformer(self):
+        """Return the first one."""
+        return self.experts["high"]
+
+    @property
+    def transformer_2(self):
+        """Return the second one."""
+        return self.experts["low"]
+
+
+@pytest.mark.parametrize("mapping", [torch.nn.ModuleDict, dict])
+def test_denoisers_in_a_mapping_are_found(pipe, mapping, caplog):
+    plain, made = latents(pipe), graphs(pipe)
+    experts = mapping({"high": pipe.transformer, "low": pipe.transformer_2})
+    for name in made:
+        delattr(pipe, name)
+    pipe.__class__, pipe.experts = FromMapping, experts
+    assert denoisers_in(pipe) == {"experts.high": experts["high"], "experts.low": experts["low"]}
+    assert list(turns(pipe).models) == ["experts.high", "experts.low"]
+    with applied(pipe, {"experts.high": made["transformer"], "experts.low": made["transformer_2"]}):
+        assert not torch.equal(latents(pipe), plain)
+        experts["low"] = transformer(2)
+        latents(pipe)
+    (message,) = caplog.messages
+    assert "FromMapping.experts.low was replaced after the cache graph was applied" in message
+
+
 def roots(pipe):
     return [root_of(pipe.transformer), root_of(pipe.transformer_2)]
 

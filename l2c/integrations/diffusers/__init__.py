@@ -26,8 +26,8 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.collection import CacheGraphs
 from l2c.integrations.diffusers.adapters import facts_under_adapters
 from l2c.integrations.diffusers.calls import check_idle
+from l2c.integrations.diffusers.denoisers import check_apart, denoisers_of
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
-from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
@@ -161,6 +161,7 @@ def _hooks_of_graphs(
         rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
         correction = Correction.of(graphs[name])  # under the names that it was made with
         hooks[model] = _hooks_of(model, pipe, rows, correction, watch, any_guidance=any_guidance)
+    check_apart({name: [module for module, *_ in hooks[model]] for name, model in models.items()}, models)
     return hooks
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -50,7 +50,7 @@ def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
     alone = isinstance(pipe_or_model, nn.Module)
     models = {"model": unwrapped(pipe_or_model)} if alone else denoisers_in(pipe_or_model)
     for name in models:
-        copies = getattr(pipe_or_model if alone else getattr(pipe_or_model, name), "device_ids", None) or ()
+        copies = getattr(pipe_or_model if alone else part_of(pipe_or_model, name), "device_ids", None) or ()
         if len(copies) > 1:
             raise ValueError(
                 f"the {name} runs as copies on {len(copies)} devices (DataParallel), each of which would need "
@@ -68,17 +68,40 @@ def denoisers_in(pipe: Any) -> dict[str, nn.Module]:
     """Return the denoisers of a pipeline by their names there, none of what has none.
 
     They are the parts that take a time, each once, but for those that steer another one (ControlNets), and those of
-    another trajectory, which has a scheduler of its own (the prior of a pipeline of two stages). Where there are none
-    (forwards that do not say what they take), the parts of the usual names.
+    another trajectory, which has a scheduler of its own (the prior of a pipeline of two stages). Members of a mapping
+    or list count each, `experts.high` for one. Where there are none (forwards that do not say what they take), the
+    parts of the usual names.
     """
     parts: dict[str, Any] = getattr(pipe, "__dict__", {})
     found: dict[str, nn.Module] = {}
-    for name, part in parts.items():
-        elsewhere = name.startswith("_") or of_another(pipe, name)
-        model = unwrapped(part) if isinstance(part, nn.Module) and not elsewhere else None
-        if model is not None and model not in found.values() and _predicts(model):
+    for name, part in _parts_of(pipe):
+        model = unwrapped(part)
+        if model not in found.values() and _predicts(model):
             found[name] = model
     return found or {name: unwrapped(parts[name]) for name in USUAL if isinstance(parts.get(name), nn.Module)}
+
+
+def _parts_of(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a pipeline's trajectory by their names there, those of mappings and lists one by one."""
+    for name, part in getattr(pipe, "__dict__", {}).items():
+        if not name.startswith("_") and not of_another(pipe, name):
+            yield from _members(name, part)
+
+
+def _members(name: str, part: Any) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(part, (nn.ModuleDict, nn.ModuleList, Mapping, list, tuple)):
+        members: Any = part.items() if isinstance(part, (nn.ModuleDict, Mapping)) else enumerate(part)
+        for key, member in members:
+            yield from _members(f"{name}.{key}", member)
+    elif isinstance(part, nn.Module):
+        yield name, part
+
+
+def part_of(pipe: Any, name: str) -> Any:
+    """Return the part of a pipeline of a name as `denoisers_in` gives it, with what is around it; None without."""
+    whole, _, inside = name.partition(".")
+    part = getattr(pipe, whole, None)
+    return dict(_members(whole, part)).get(name) if inside else part
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -116,6 +139,28 @@ def of_another(pipe: Any, name: str) -> bool:
     """Return whether a part or argument of a pipeline is by its name of a trajectory with a scheduler of its own."""
     others = (part.removesuffix(SCHEDULER) for part in getattr(pipe, "__dict__", {}) if part.endswith(SCHEDULER))
     return any(f"{name}_".startswith(f"{other}_") for other in others)
+
+
+def check_apart(layers: Mapping[str, Iterable[nn.Module]], networks: Mapping[str, nn.Module]) -> None:
+    """Refuse layers of a network that are modules of another one of the pipeline too.
+
+    Args:
+        layers: the modules of the layers of networks, by the networks' names.
+        networks: all networks that run at each step, by their names.
+
+    Raises:
+        ValueError: if there is such a layer.
+
+    """
+    for name, modules in layers.items():
+        of_others = {part: other for other in networks if other != name for part in networks[other].modules()}
+        for module in modules:
+            if module in of_others:
+                raise ValueError(
+                    f"{name} and {of_others[module]} share a {type(module).__name__}, whose outputs in one would be "
+                    "reused in the other; give each a copy (copy.deepcopy), or take graphs of the whole output "
+                    "(layers='output')"
+                )
 
 
 def _predicts(part: nn.Module) -> bool:

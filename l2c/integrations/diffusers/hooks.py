@@ -37,8 +37,9 @@ class Slot:
         self.follows = False
 
     def clear(self) -> None:
-        """Free the tensors."""
+        """Free the tensors, and compute: a module may run outside of the model, as a part of another network."""
         self.cached = self.output = None
+        self.fresh, self.wanted = True, False
 
 
 class _UncopiedHook(ModelHook):
@@ -224,8 +225,6 @@ class GraphHook(_UncopiedHook):
         for hook in self.hooks:
             hook.turn = 0
         if self.schedule.before_first(module, t):
-            for layer in self.layers:
-                layer.fresh, layer.wanted = True, False
             return None
         anew = self.schedule.begins_anew(module, t)
         if anew:

@@ -25,7 +25,7 @@ from l2c.backbones.wrap import WrappedModule
 from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.graph.layer_names import WHOLE_OUTPUT, kinds_asked
 from l2c.integrations.diffusers.adapters import effective_weights
-from l2c.integrations.diffusers.denoisers import denoisers_of, without_wrappers
+from l2c.integrations.diffusers.denoisers import check_apart, denoisers_of, without_wrappers
 from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers, make_layer
 from l2c.integrations.diffusers.options import PER_PROMPT
@@ -304,7 +304,7 @@ def _read(
         guided = guided_by(pipe, recording.model, guidance, guidance_scale, recording.given, options)
     say_other_scales(pipe, turns, guidance, guidance_scale, guided)
     recording = recording if asked == (WHOLE_OUTPUT,) else recording.of_what_moves()
-    asked = _kinds(recording.model, asked, recording)
+    asked = _kinds(recording.model, asked, recording, turns)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
     if recording.own_way is not None and not off:
         log.warning(recording.own_way)
@@ -321,13 +321,23 @@ def _read(
     return under_layers(backbone, asked or ())
 
 
-def _kinds(model: nn.Module, of: tuple[str, ...] | None, recording: Recording) -> tuple[str, ...] | None:
-    """Return the kinds of layers asked for; the whole output where none were and a model has no usual ones."""
-    if of is not None:
-        return of
+def _kinds(
+    model: nn.Module, of: tuple[str, ...] | None, recording: Recording, turns: Turns
+) -> tuple[str, ...] | None:
+    """Return the kinds of layers asked for; the whole output where none were and a model has no usual ones.
+
+    Raises:
+        ValueError: if a layer that is asked for is another network's too, or there is none.
+
+    """
     try:
-        find_layers(model, calls=recording.runs)
+        names = () if of == (WHOLE_OUTPUT,) else find_layers(model, of=of, calls=recording.runs)
+        feeders = {type(f.module).__name__: f.module for call in recording.calls[:1] for f in call.feeders}
+        layers = {name: [make_layer(own, layer).module for layer in names] for name, own in turns.models.items()}
+        check_apart(layers, {**turns.models, **feeders})
     except ValueError as error:
+        if of is not None:
+            raise
         log.warning("%s; its whole output is taken as the one layer", str(error).partition(";")[0])
         return (WHOLE_OUTPUT,)
     return None

@@ -13,7 +13,7 @@ from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from l2c.integrations.diffusers.calls import Turn, at_will, call_of, in_turns
-from l2c.integrations.diffusers.denoisers import denoisers_of, unwrapped
+from l2c.integrations.diffusers.denoisers import denoisers_of, part_of, unwrapped
 from l2c.integrations.diffusers.layers import module_of
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class EndOfCall:
         if call is not None:
             Turn.check(pipe.scheduler, call)
         for name, before in self._models.items():
-            model, now = before(), getattr(pipe, name, None)
+            model, now = before(), part_of(pipe, name)
             if not isinstance(now, nn.Module):
                 continue
             root = root_of(unwrapped(now))

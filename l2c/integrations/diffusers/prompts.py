@@ -121,20 +121,22 @@ def read_prompts(path: str | None, pipe: Any) -> list[Any]:
 def prompt_lines(path: str) -> list[str]:
     """Return the lines of a file, stripped; empty lines may stand at its end alone.
 
+    Lines end in a line feed or carriage return, and in no other character that Unicode takes for a line's end.
+
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is empty, not UTF-8, or has an empty line between others.
+        ValueError: if the file is empty, not UTF-8, or has an empty line before others.
 
     """
     if not _is_file(path):
         raise FileNotFoundError(f"no prompt file at {shown(path, 300)}; write one prompt (or class label) a line")
     try:
-        text = Path(path).read_text(encoding="utf-8").strip()
+        text = Path(path).read_text(encoding="utf-8").removeprefix("\ufeff").rstrip()
     except UnicodeDecodeError as error:
         raise ValueError(f"the prompt file {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     if not text:
         raise ValueError(f"the prompt file {path} is empty; write one prompt (or class label) a line")
-    lines = [line.strip() for line in text.splitlines()]
+    lines = [line.strip() for line in text.split("\n")]
     if "" in lines:
         raise ValueError(f"line {lines.index('') + 1} of the prompt file {path} is empty; remove it")
     return lines

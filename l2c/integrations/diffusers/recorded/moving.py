@@ -29,6 +29,8 @@ def moving_calls(model: nn.Module, runs: Sequence[Callable[[], Any]]) -> dict[st
     kept: list[dict[str, list[Any]]] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is model:
+            given.clear()  # what feeds the model may have run modules of it
         given.setdefault(names[module], []).append(_summary((args, kwargs)))
 
     hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in names]

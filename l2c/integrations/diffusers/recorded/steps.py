@@ -40,20 +40,25 @@ def calls_of(model: nn.Module, run: Callable[[], Any]) -> dict[str, int]:
 
 @contextmanager
 def _counting(models: Collection[nn.Module]) -> Iterator[dict[nn.Module, dict[str, int]]]:
-    """Count in a `with` block how often each module of some models runs, by its name."""
+    """Count in a `with` block how often each module of some models runs in their forwards, by its name."""
     counts: dict[nn.Module, dict[str, int]] = {model: {} for model in models}
+    running: list[nn.Module] = []  # a module may be another network's too
 
-    def count(of: dict[str, int], name: str) -> Callable[[nn.Module, Any], None]:
+    def count(model: nn.Module, name: str) -> Callable[[nn.Module, Any], None]:
         def add(module: nn.Module, args: Any) -> None:
-            of[name] = of.get(name, 0) + 1
+            if module is model:
+                running.append(model)
+            if running and running[-1] is model:
+                counts[model][name] = counts[model].get(name, 0) + 1
 
         return add
 
     hooks = [
-        module.register_forward_pre_hook(count(of, name))
-        for model, of in counts.items()
+        module.register_forward_pre_hook(count(model, name))
+        for model in counts
         for name, module in model.named_modules()
     ]
+    hooks += [model.register_forward_hook(lambda *_: running.clear(), always_call=True) for model in counts]
     try:
         yield counts
     finally:
