@@ -263,3 +263,12 @@ def fingerprint(backbone: Backbone) -> str:
     if backbone.known_fingerprint is None or backbone.known_fingerprint[1] != checksum:
         backbone.known_fingerprint = weights_digest(weights), checksum
     return backbone.known_fingerprint[0]
+
+
+def known_by(backbone: Backbone) -> dict[str, str]:
+    """Return what tells a backbone from others by name: `weights`, and `pipeline` where it is one with its prompts.
+
+    The latter is a digest of conditions and scheduler, see `PipelineBackbone.origin`.
+    """
+    origin = getattr(backbone, "origin", None)
+    return {"weights": fingerprint(backbone), **({} if origin is None else {"pipeline": origin})}

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from l2c.backbones.backbone import fingerprint
+from l2c.backbones.backbone import known_by
 from l2c.data.vae import Vae, vae_digest
 from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
@@ -181,7 +181,7 @@ def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict
     return {
         "made_by": code_version(),
         "model": sampler.backbone.conventions.name,
-        "weights": fingerprint(sampler.backbone),
+        **{"pipeline": None, **known_by(sampler.backbone)},
         "dtype": str(next(sampler.backbone.parameters()).dtype).removeprefix("torch."),
         "solver": sampler.solver.name,
         "num_evaluations": sampler.solver.num_evaluations,

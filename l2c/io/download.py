@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from l2c.io.atomic import copy_file, write_json
+from l2c.io.atomic import check_writable, copy_file, write_json
 from l2c.io.bundled import at_home
 from l2c.io.digests import CHUNK, sha256_of
 from l2c.io.folder_lock import locked_file
@@ -71,6 +71,7 @@ def download(
         with locked_file(target, "wait for it to end, or download to another path"):
             if not target.is_file():  # which another process may have fetched meanwhile
                 _check_ours(part, tag)
+                check_writable(tag)  # which removes what a kill left of it
                 try:
                     _fetch_whole(url, target, part, tag, size=size, sha256=sha256, progress=progress)
                 finally:

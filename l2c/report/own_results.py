@@ -52,6 +52,8 @@ def is_ours(path: Path) -> bool:
     """Say from the content of a file whether it is a result of this package; True where only its folder tells."""
     if path.name not in KEYS and path.suffix not in DRAWN:
         return True
+    if not path.is_file():  # a pipe would be waited for
+        return False
     try:
         if path.suffix in DRAWN:
             return is_drawn(path)

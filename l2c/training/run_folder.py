@@ -82,7 +82,7 @@ def claimed(
             before = _recorded(folder)
             _check_unchanged(folder, before, [name for name in results if (folder / name).is_file()])
             set_aside(folder, resumed)
-            kept = before.get("kept") or []
+            kept = before.get("kept", [])
         else:
             kept = _make_room(folder, results)
         record = {"process": os.getpid(), "settings": dict(settings), "kept": kept}
@@ -101,7 +101,9 @@ def is_run(folder: Path) -> bool:
 
 def _recorded(folder: Path) -> dict[str, Any]:
     """Return what `run.json` says of the folder's last run; empty where there was none."""
-    return dict(parse_file(folder / RECORD)) if is_run(folder) else {}
+    record = dict(parse_file(folder / RECORD)) if is_run(folder) else {}
+    kinds = {"files": dict, "kept": list}  # which earlier versions did not write
+    return {name: value for name, value in record.items() if isinstance(value, kinds.get(name, object))}
 
 
 def _named(folder: Path, results: Sequence[str]) -> list[str]:
@@ -122,11 +124,12 @@ def _digest(path: Path) -> str:
 
 def _check_unchanged(folder: Path, record: Mapping[str, Any], names: Sequence[str]) -> None:
     """Refuse files that a run would replace and that are not those that the finished one wrote."""
-    files = record.get("files") if record.get("state") == FINISHED else None
-    if not isinstance(files, dict):  # earlier versions kept no account
+    if record.get("state") != FINISHED:
         return
+    files = record.get("files")  # earlier versions kept no account
     for name in names:
-        if files.get(name) != _digest(folder / name):
+        changed = name.endswith(".ckpt") and mark_of(folder / name) is None
+        if changed if files is None else files.get(name) != _digest(folder / name):
             raise ValueError(
                 f"{folder / name} is not what the finished run in that folder wrote, and would be replaced; move it "
                 "away, or choose another folder with hydra.run.dir=PATH"
@@ -159,7 +162,7 @@ def _make_room(folder: Path, results: Sequence[str]) -> list[str]:
             (folder / name).unlink(missing_ok=True)
     kept, before, files = [], record.get("kept"), record.get("files", {})
     for name in _metrics(folder):
-        ours = isinstance(before, list) and name not in before
+        ours = before is not None and name not in before
         if ours and not (finished and files.get(name) != _digest(folder / name)):
             (folder / name).unlink()
         else:

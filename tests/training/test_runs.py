@@ -19,6 +19,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from l2c.backbones.uvit import UViT
 from l2c.commands.train_router import train_by
 from l2c.drawing.lit_drawing import LitSampler
 from l2c.drawing.run import sample_images
@@ -294,11 +295,33 @@ def test_going_on_from_an_earlier_checkpoint_keeps_the_later_one(tmp_path, monke
     }
 
 
-def test_resume_refuses_data_that_changed(tmp_path, monkeypatch):
-    train_by(config(*SMALL), tmp_path)
-    monkeypatch.setattr(DigitsDataModule, "identity", lambda self: {"images_digest": "sha256:0"})
-    with pytest.raises(ValueError, match=r"belongs to another run: images_digest is sha256:\w+ there, sha256:0 here"):
-        train_by(config(*SMALL, "resume=auto"), tmp_path)
+def test_resume_refuses_data_and_prompts_that_changed(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(DigitsDataModule, "identity", lambda self: {"images_digest": "sha256:0"})
+        with pytest.raises(
+            ValueError, match=r"belongs to another run: images_digest is sha256:\w+ there, sha256:0 here"
+        ):
+            train_by(config(*SMALL, "resume=auto"), folder)
+    monkeypatch.setattr(UViT, "origin", "of these prompts", raising=False)
+    with pytest.raises(ValueError, match=r"another run: pipeline is not set there, of these prompts here"):
+        train_by(config(*SMALL, "resume=auto"), folder)
+
+
+RECORDS = [{"files": []}, {"kept": "x"}, {"kept": {}, "files": 1}, {"files": {"last.ckpt": 1}}, {"state": 1}]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=str)
+def test_a_record_that_others_changed_is_no_reason_to_remove_anything(finished, record, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    content = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**content, **record}))
+    theirs = [folder / "metrics" / "mine.csv", folder / "before_decay.ckpt"]
+    for path in theirs:
+        path.write_text("mine")
+    with pytest.raises(ValueError, match=r"is not what the finished run|holds 3 checkpoints|would be overwritten"):
+        train_by(config(*SMALL), folder)
+    assert all(path.read_text() == "mine" for path in theirs)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

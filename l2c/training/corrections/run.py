@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone, known_by
 from l2c.backbones.whole_output import under_layers
 from l2c.calibration.distillation import Distillation
 from l2c.data.noise import NoiseDataModule
@@ -59,7 +59,7 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
     )
     identity = {
         "graph": plan_digest(graph),
-        "weights": fingerprint(distillation.backbone),
+        **known_by(distillation.backbone),
         "cfg_scale": sampler.guidance.scale,
         **settings.identity(),
     }

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone, known_by
 from l2c.calibration.cost import Cost, count_macs
 from l2c.data.numbered import identity_of
 from l2c.diffusion import Solver
@@ -115,7 +115,7 @@ def train_routers(
     setup = set_up_routers(settings, backbone, solver, cost, images, objective)
     identity = {
         "model": backbone.conventions.name,
-        "weights": fingerprint(backbone),
+        **known_by(backbone),
         **({} if objective is LearningToCache else {"objective": objective.__qualname__}),
         **settings.identity(),
         **identity_of(setup.data),
