@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments import SLURMEnvironment
+
+from l2c.data.processes import this_place
 
 
 @dataclass(frozen=True)
@@ -46,19 +46,16 @@ class Share:
 
 
 def this_process() -> tuple[Share, int]:
-    """Return this process as its part of all that torchrun or SLURM started, and its number on its machine.
+    """Return this process as its part of all that a launcher started, and its number on its machine.
 
     For work that needs no communication; a process that was started by itself is the only part, number 0.
+
+    Raises:
+        ValueError: if the launcher's environment variables are wrong.
+
     """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # also torchrun's within SLURM
-        rank, world, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        return Share(rank, world), local
-    if SLURMEnvironment.detect() and "SLURM_PROCID" in os.environ:
-        rank, world, local = (
-            int(os.environ.get(name, "0")) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        )
-        return Share(rank, world), local
-    return Share(), 0
+    place = this_place()
+    return Share(place.rank, place.count), place.local_rank
 
 
 def parts(trainer: pl.Trainer | None) -> tuple[Share, ...]:

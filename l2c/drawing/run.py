@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 
 from l2c.backbones.backbone import known_by
+from l2c.data.processes import started_by_torchrun
 from l2c.data.vae import Vae, vae_digest
 from l2c.drawing.image_archive import write_archive
 from l2c.drawing.image_shards import ImageShards, Samples, Setting
@@ -161,10 +161,10 @@ def _samples(
 
 def _processes(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the Trainer's settings; `devices: auto` means the processes that torchrun has started, if any."""
-    launched = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
-    if settings.get("devices") != "auto" or None in launched:
+    launched = started_by_torchrun()
+    if settings.get("devices") != "auto" or launched is None:
         return dict(settings)
-    world, local = (int(count or 1) for count in launched)
+    world, local = launched
     return {**settings, "devices": local, "num_nodes": world // local}
 
 

@@ -29,14 +29,16 @@ STRANGE = (errno.ELOOP, errno.EMLINK, errno.EISDIR, errno.ENXIO, errno.ENODEV)  
 OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 MOST = 1000  # bytes of a lock
 LONGEST = 240  # bytes of a file's name that leave room for the lock's
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of processes that share a run: the first one is 0
+# Numbers of processes that share a run, of which the first one is 0; `data.processes` checks them.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 HELD: dict[Path, int] = {}  # locks that this process holds, and the thread that does
 
 
 def is_one_of_many() -> bool:
     """Return whether this process works for another one's run, which holds what they write."""
-    return any(os.environ.get(name, "0") != "0" for name in RANKS)
+    names = RANKS[:1] if RANKS[0] in os.environ else RANKS  # torchrun's decides, also within other launchers
+    return any(os.environ.get(name, "0").strip().lstrip("+0") for name in names)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from l2c.data.share import this_process
+from l2c.data.processes import is_first_process
 from l2c.io.atomic import check_writable, sweep, write_json
 from l2c.io.bundled import at_home
 from l2c.io.digests import sha256_of
@@ -39,11 +39,6 @@ def resume_from(resume: str | None, folder: Path) -> Path | None:
     if resume is None:
         return None
     return newest_whole(folder) if resume == "auto" else at_home(resume)
-
-
-def is_first_process() -> bool:
-    """Return whether this is the process that writes, of all that torchrun, SLURM or Lightning started."""
-    return this_process()[0].index == 0 and all(os.environ.get(n, "0") == "0" for n in ("LOCAL_RANK", "NODE_RANK"))
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from l2c.data.processes import check_processes, check_trainer_variables, may_be_one_of_several
+from l2c.io.memory import out_of_memory
 from l2c.io.names import as_text
 from l2c.training.checkpoints import RunIdentity, WholeCheckpoints
 from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
@@ -22,8 +24,6 @@ from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
 # Lines on devices and tips; warnings still come through.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
-# Some of them are there in processes of several machines: torchrun, SLURM, LSF, MPI, or by hand.
-LAUNCHED = ("MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE")
 FEW = 8  # processes that any CPU may be asked for
 EXPECTED_WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty",  # the run folder holds config.yaml by then
@@ -58,6 +58,7 @@ def make_trainer(
         ValueError: if the settings do not fit this machine.
 
     """
+    check_trainer_variables()
     _check_processes(settings.get("accelerator", "auto"), settings.get("devices", 1))
     _check_machines(settings.get("num_nodes", 1))
     for message in EXPECTED_WARNINGS:
@@ -65,16 +66,20 @@ def make_trainer(
     batches = max_steps * settings.get("accumulate_grad_batches", 1)
     bar = [StepBar()] if settings.get("enable_progress_bar", True) else []
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             max_steps=max_steps,
             limit_train_batches=batches,
             enable_model_summary=False,
             callbacks=[*callbacks, StopBySignal(folder), *bar],
             **settings,
         )
-    except MisconfigurationException as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except (MisconfigurationException, RuntimeError, LookupError) as error:  # the last two of cluster variables
+        if out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(f"the trainer's settings do not fit this machine: {reason}; change trainer.*") from error
+    check_processes(trainer.global_rank, trainer.world_size)
+    return trainer
 
 
 def _check_processes(accelerator: str, devices: object) -> None:
@@ -102,7 +107,7 @@ def _check_machines(num_nodes: int) -> None:
         ValueError: if there are several, and no sign of what starts processes.
 
     """
-    if num_nodes > 1 and not any(name in os.environ for name in LAUNCHED):
+    if num_nodes > 1 and not may_be_one_of_several():
         raise ValueError(
             f"trainer.num_nodes={num_nodes} waits for processes on other machines, but nothing has started this one "
             "beside them; start it by torchrun or srun on each, or say trainer.num_nodes=1"

@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 import l2c
 from l2c.commands.frame import start
 from l2c.commands.frame.interrupts import interrupts_kept
+from l2c.commands.frame.sentences import sentence_of
 from l2c.commands.frame.table import COMMANDS, command_line, override, python_line, spelled, this_command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -356,3 +357,11 @@ def test_an_interrupt_of_a_command_is_told_as_one(monkeypatch, command, tmp_path
     for arguments in (("show", "dit_digits_ddim20"), ("sample", "graph=dit_digits_ddim20", "hydra.run.dir=run")):
         ended = command(*arguments, cwd=tmp_path)
         assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
+
+
+def test_a_number_that_a_library_cannot_read_names_its_environment_variable(monkeypatch, tmp_path):
+    monkeypatch.setenv("A_LIBRARYS_OWN", "zzz")
+    for error in ("invalid literal for int() with base 10: 'zzz'", "could not convert string to float: 'zzz'"):
+        said = sentence_of(ValueError(error), tmp_path)
+        assert said == "the environment variable A_LIBRARYS_OWN must be a number, got 'zzz'; unset it"
+    assert "environment" not in sentence_of(ValueError("could not convert string to float: 'yyy'"), tmp_path)

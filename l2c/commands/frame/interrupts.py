@@ -14,7 +14,8 @@ def interrupts_kept() -> Iterator[None]:
     """Let Ctrl-C leave the `with` block as `KeyboardInterrupt`.
 
     Libraries make errors of their own of it (safetensors says that a file is damaged, omegaconf that a setting does
-    not exist), and Python drops it in a destructor. Where Ctrl-C is ignored, as under nohup, it stays so.
+    not exist), and Python drops it in a destructor. Where Ctrl-C is ignored, as in a job that a script put into the
+    background, it stays so.
 
     Raises:
         KeyboardInterrupt: if Ctrl-C came.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from l2c.commands.frame.settings import unknown_setting
 from l2c.io.memory import NO_MEMORY, ExplainedMemoryError, out_of_memory, short_of_memory
-from l2c.io.names import near_names, shown
+from l2c.io.names import near_names, quoted, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
 
 OLD = {**OLD_WORDS, "statistics": "calibration", "policy.judge_batch": "policy.eval_batch_size"}
@@ -79,4 +80,10 @@ def sentence_of(error: Exception, folder: Path, mend: str = MEND) -> str:
         meaning = MISSING.get(missing[1], "it has no default")
         return f"{missing[1]} is missing; say {missing[1]}=VALUE: {meaning}"
     text = re.sub(r"\.?\s*\n\s*", "; ", str(error).strip())
+    number = re.fullmatch(r"(?:invalid literal for int\(\)|could not convert string to float).*?'(.*)'", text)
+    holding = [name for name, value in os.environ.items() if number and value == number[1]]  # a library read it
+    if holding:
+        return (
+            f"the environment variable {holding[0]} must be a number, got {quoted(os.environ[holding[0]])}; unset it"
+        )
     return text or type(error).__name__

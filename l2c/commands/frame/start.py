@@ -14,6 +14,7 @@ from pathlib import Path
 
 from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, override
+from l2c.data.processes import check_environment
 from l2c.io.bundled import at_home
 from l2c.io.memory import NO_MEMORY, out_of_memory, short_of_memory
 from l2c.io.names import near_names
@@ -132,6 +133,7 @@ def start(name: str, arguments: list[str]) -> None:
     command = COMMANDS[name]
     try:
         arguments = [*map(_at_home, arguments)]
+        check_environment()  # before Lightning and torch read it while they are imported
     except ValueError as error:
         sys.exit(f"error: {error}")
     module = f"l2c.commands.{command.module}"

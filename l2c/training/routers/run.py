@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from l2c.backbones.backbone import Backbone, known_by
 from l2c.calibration.cost import Cost, count_macs
 from l2c.data.numbered import identity_of
+from l2c.data.processes import is_first_process
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import takes, text
@@ -37,7 +38,7 @@ from l2c.training.routers.objectives import LearningToCache
 from l2c.training.routers.predicted import reuse_under
 from l2c.training.routers.settings import FROM_NOISE, BudgetSettings, NoiseSettings, RouterTraining
 from l2c.training.routers.setup import RouterSetup, set_up_routers
-from l2c.training.run_folder import claimed, is_first_process, resume_from
+from l2c.training.run_folder import claimed, resume_from
 from l2c.training.settings import LoggerSettings
 from l2c.training.trainer import make_run_trainer
 
