@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.data.processes import is_first_process
 from l2c.training.checkpoint_files import LAST, checkpoints_in
-from l2c.training.run_folder import is_first_process
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -56,7 +56,8 @@ class StopBySignal(pl.Callback):
     """End the work of a Trainer by Ctrl-C or SIGTERM, with the usual exit codes.
 
     They are 128 + the signal's number, 130 and 143. A training that keeps checkpoints ends after the step of the
-    signal, with a checkpoint to go on from; all else ends at once. A second signal ends the process.
+    signal, with a checkpoint to go on from; all else ends at once. A second signal ends the process. A signal that
+    the process ignores stays ignored: Ctrl-C in a job that a script put into the background, for example.
 
     Args:
         folder: folder of the run, gets `last.ckpt`; None where no checkpoints are kept.
@@ -66,7 +67,8 @@ class StopBySignal(pl.Callback):
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self._received: int | None = None
-        self._handles = False  # signals
+        self._handled: tuple[signal.Signals, ...] = ()
+        self._ignored: tuple[signal.Signals, ...] = ()
         self._waits = False  # for the end of a step
 
     @contextmanager
@@ -80,25 +82,37 @@ class StopBySignal(pl.Callback):
             SystemExit: if a signal came that is not waited with.
 
         """
-        self._received, before = None, {}
-        self._handles = threading.current_thread() is threading.main_thread()
-        if self._handles:
-            before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._received = None
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            self._ignored = tuple(number for number in SIGNALS if before[number] == signal.SIG_IGN)
+            self._handled = tuple(number for number in SIGNALS if number not in self._ignored)
+        self._handle()
         try:
             yield
         except BaseException:
             if self._received is None or self._waits:
                 raise
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            self._waits = self._handles = False
+            for number in (*self._handled, *self._ignored):
+                signal.signal(number, before[number] or signal.SIG_DFL)  # None: no handler of Python's
+            self._waits, self._handled, self._ignored = False, (), ()
         if self._received is not None:
             self._leave(trainer, self._received)
 
+    def _handle(self) -> None:
+        for number in self._handled:
+            signal.signal(number, self._note)
+        self._keep_ignored()
+
+    def _keep_ignored(self) -> None:
+        """Ignore a signal for which Lightning has set its handler all the same."""
+        for number in self._ignored:
+            signal.signal(number, signal.SIG_IGN)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number
-        for each in SIGNALS:
+        for each in self._handled:
             signal.signal(each, signal.SIG_DFL)
         if not self._waits:
             raise SystemExit(128 + number)
@@ -115,10 +129,15 @@ class StopBySignal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait for the end of a step from now on, without Lightning's handler, which ends trainings too."""
-        if self.folder is not None and self._handles:
+        if self.folder is not None and self._handled:
             self._waits = True
-            for number in SIGNALS:
-                signal.signal(number, self._note)
+            self._handle()
+        else:
+            self._keep_ignored()
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep ignoring what was ignored before."""
+        self._keep_ignored()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -359,6 +359,14 @@ def start(folder, *overrides):
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Let Ctrl-C come, also where a shell runs the tests behind it, which ignores it then."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @SIGNALS
 @pytest.mark.parametrize("moment", ["setup", "configure_optimizers", "on_fit_start", "on_train_start", "on_fit_end"])
 def test_a_signal_outside_of_the_steps_has_the_usual_code(tmp_path, monkeypatch, capsys, moment, number, code):
@@ -401,6 +409,43 @@ def test_a_signal_ends_drawing_with_the_usual_code(tmp_path, monkeypatch, capsys
     assert stop.value.code == code
     assert f"stopped by {number.name}; run the same command again\n" in capsys.readouterr().err
     assert draw().num_images == 2  # the others
+
+
+@pytest.fixture
+def ignoring():
+    """Ignore both signals, as a shell does for a job behind it, or a program that starts others."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield before
+    ignored = {number: signal.getsignal(number) for number in before}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert set(ignored.values()) == {signal.SIG_IGN}
+
+
+def signalled(own):
+    """Return a method that sends its process both signals first."""
+
+    def run(self, *given, **named):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return own(self, *given, **named)
+
+    return run
+
+
+@pytest.mark.parametrize("moment", ["on_fit_start", "training_step"])
+def test_signals_that_are_ignored_do_not_end_a_training(tmp_path, monkeypatch, ignoring, moment):
+    monkeypatch.setattr(LitRouter, moment, signalled(getattr(LitRouter, moment)))
+    train_by(config("trainer.max_steps=3"), tmp_path)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert (tmp_path / "cache_graph.json").is_file()
+
+
+def test_signals_that_are_ignored_do_not_end_a_drawing(tmp_path, monkeypatch, make_dit, ignoring):
+    monkeypatch.setattr(LitSampler, "predict_step", signalled(LitSampler.predict_step))
+    sampler = Sampler(make_dit(), solver="ddim", num_evaluations=3)
+    trainer = {"accelerator": "cpu", "enable_progress_bar": False}
+    assert sample_images(sampler, tmp_path, num_images=4, batch_size=2, shard_size=2, trainer=trainer).num_images == 4
 
 
 def test_a_signal_that_is_swallowed_ends_the_training_all_the_same(tmp_path, monkeypatch):
