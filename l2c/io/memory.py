@@ -9,13 +9,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# What libraries say where memory runs out, in errors of other kinds: torch (also of pinned memory); protobuf; oneDNN,
-# which has none for the code that it makes; the loader of libraries; Python itself, which lost its MemoryError.
+# What libraries say where memory runs out, in errors of other kinds: torch (also of pinned memory, CUDA, HIP, MPS);
+# cuBLAS and cuDNN; protobuf; Pillow; oneDNN, which has none for the code that it makes; the loader of libraries;
+# Python itself, which lost its MemoryError. Compared in lower case.
 WORDS = (
-    *("out of memory", "DefaultCPUAllocator", "can't allocate memory", "annot allocate memory", "std::bad_alloc"),
+    *("out of memory", "out_of_memory", "outofmemory", "cudaerrormemoryallocation", "status_alloc_failed"),
+    *("defaultcpuallocator", "can't allocate memory", "cannot allocate memory", "std::bad_alloc"),
     *("could not create a primitive", "failed to map segment", "error return without exception set"),
     "without setting an exception",
 )
+# What torch.save says where it closes a file that it could not write, for whatever reason.
+UNWRITTEN = ("unexpected pos", "PytorchStreamWriter", "inline_container")
+TELLING = (RuntimeError, SystemError, ImportError, TypeError)  # kinds of errors in which libraries say it
 NO_MEMORY = "out of memory; free memory on this machine, or take a smaller model or fewer images at a time"
 
 KEPT = {-3: ("MALLOC_MMAP_THRESHOLD_", 32 * 2**20), -1: ("MALLOC_TRIM_THRESHOLD_", 64 * 2**20)}  # by glibc's number
@@ -36,16 +41,34 @@ def keep_freed_memory() -> None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that memory ran out, on the host or on a GPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on a GPU
+    """Return whether an exception says that memory ran out, on the host or on a GPU.
+
+    One that was raised from such an error is counted as one if it is of a kind in which libraries tell of it. An
+    error that was raised while such an error was handled, and not from it, says something else: except for the one
+    that `torch.save` raises where it closes what it could not write.
+    """
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and all(one is not other for other in seen):  # contexts may be a circle
+        seen.append(one)
+        if _tells_of_memory(one):
+            return True
+        if not isinstance(one, TELLING):
+            return False
+        unwritten = isinstance(one, RuntimeError) and any(words in str(one) for words in UNWRITTEN)
+        one = one.__cause__ or (one.__context__ if unwritten and not one.__suppress_context__ else None)
+    return False
+
+
+def _tells_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says by its own kind or words that memory ran out."""
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds:  # torch's, on a GPU
         return True
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    if not isinstance(error, (RuntimeError, SystemError, ImportError, TypeError)):
-        return False
-    # torch.save fails once more where it closes what it could not write.
-    before = error.__cause__ or error.__context__
-    return any(words in str(error) for words in WORDS) or (before is not None and out_of_memory(before))
+    tells = isinstance(error, (*TELLING, OSError)) or "SafetensorError" in kinds
+    return tells and any(words in str(error).lower() for words in WORDS)
 
 
 def short_of_memory() -> bool:

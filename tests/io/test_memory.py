@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from l2c.io import memory
 from l2c.io.memory import ExplainedMemoryError, halved, memory_explained, out_of_memory, remedies
@@ -29,6 +30,20 @@ from l2c.io.memory import ExplainedMemoryError, halved, memory_explained, out_of
         (SystemError("bad argument to internal function"), False),
         (ValueError("out of memory"), False),
         (OSError(errno.ENOSPC, "No space left on device"), False),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (type("Subclass", (torch.OutOfMemoryError,), {})(""), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"), False),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 18.1 GB, max allowed: 18.1 GB)"), True),
+        (RuntimeError("Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"), True),
+        (RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"), True),
+        (SafetensorError('IoError(Os { code: 12, kind: OutOfMemory, message: "Cannot allocate memory" })'), True),
+        (SafetensorError("Error while deserializing header: header too small"), False),
+        (OSError("out of memory when reading image file"), True),  # Pillow's
+        (OSError("image file is truncated"), False),
     ],
 )
 def test_what_is_running_out_of_memory(error, is_one):
@@ -37,21 +52,43 @@ def test_what_is_running_out_of_memory(error, is_one):
         raise error
 
 
-def test_an_error_that_follows_from_running_out_of_memory_is_one():
-    def fails_once_more(first, second):
-        try:
-            raise first
-        finally:
-            raise second
+UNWRITTEN = "[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1"
 
-    for first, second, is_one in (
-        (MemoryError(), RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2 vs 1"), True),
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_one"),
+    [
+        (MemoryError(), RuntimeError(UNWRITTEN), True),
         (KeyError("a"), RuntimeError("unexpected pos"), False),
+        (OSError(errno.ENOSPC, "No space left on device"), RuntimeError(UNWRITTEN), False),
         (MemoryError(), ValueError("a sentence of our own"), False),
-    ):
-        with pytest.raises(type(second)) as caught:
-            fails_once_more(first, second)
-        assert out_of_memory(caught.value) is is_one
+        (MemoryError(), TypeError("unsupported operand type(s)"), False),
+        (MemoryError(), RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), ImportError("no module"), False),
+    ],
+)
+def test_an_error_while_one_of_memory_is_handled_is_another_except_where_a_file_is_closed(first, second, is_one):
+    for suppressed in (False, True):
+        second.__cause__, second.__context__, second.__suppress_context__ = None, first, suppressed
+        assert out_of_memory(second) is (is_one and not suppressed)
+
+
+def test_an_error_that_was_raised_from_running_out_of_memory_is_one():
+    compiling = RuntimeError("backend='inductor' raised")
+    compiling.__cause__ = SystemError("in between")
+    compiling.__cause__.__cause__ = MemoryError()
+    assert out_of_memory(compiling)
+    sentence = ValueError("a sentence of our own")
+    sentence.__cause__ = MemoryError()
+    assert not out_of_memory(sentence)
+
+
+def test_a_circle_of_errors_ends():
+    one, other = RuntimeError(UNWRITTEN), RuntimeError(UNWRITTEN)
+    one.__context__, other.__context__ = other, one
+    assert not out_of_memory(one)
+    one.__cause__, other.__cause__ = other, one
+    assert not out_of_memory(one)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
