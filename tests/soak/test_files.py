@@ -164,18 +164,23 @@ def test_mutated_calibrations(make_dit, tmp_path, times, counted):
     assert 0 < refused < tried
 
 
-def test_damaged_checkpoints(tmp_path, times, counted):
-    weights, source = {"a": torch.ones(3), "b": torch.ones(2, 2)}, random.Random(5)
+def whole_checkpoint():
+    """Return the weights and the content of a checkpoint of two parameters."""
+    weights = {"a": torch.ones(3), "b": torch.ones(2, 2)}
     parameters = [torch.nn.Parameter(value.clone()) for value in weights.values()]
     optimiser = torch.optim.AdamW(parameters)
     sum(p.sum() for p in parameters).backward()
     optimiser.step()
-    content = {
+    return weights, {
         "state_dict": {f"net.{name}": value for name, value in weights.items()},
         "optimizer_states": [optimiser.state_dict()],
         **{"lr_schedulers": [], "loops": {}, "global_step": 5, "epoch": 0},
         "l2c_run": {"version": VERSION, "settings": {"seed": 0}},
     }
+
+
+def test_damaged_checkpoints(tmp_path, times, counted):
+    source, (weights, content) = random.Random(5), whole_checkpoint()
     path, refused = Path(tmp_path / "last.ckpt"), 0
     WholeCheckpoints().save_checkpoint(content, path)
     whole, tried = path.read_bytes(), times(120, 10_000)
