@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +21,9 @@ from l2c.backbones.wrap import WrappedLayer, WrappedModule
 from l2c.calibration.whole_blocks import sentence, whole_blocks
 
 ENOUGH = 0.8  # of the MACs of an evaluation
+FEW = "the %d layers of %s hold %.0f %% of the MACs of an evaluation; no graph of them saves more"
 log = logging.getLogger(__name__)
+_said: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 @torch.no_grad()
@@ -45,12 +48,10 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
             log.warning(sentence(blocks, len(backbone.layers), backbone.conventions.name))
     share = sum(held) / max(1, sum(held) + rest)
     if held and share < ENOUGH:
-        log.warning(
-            "the %d layers of %s hold %.0f %% of the MACs of an evaluation; no graph of them saves more",
-            len(held),
-            backbone.conventions.name,
-            100 * share,
-        )
+        said = FEW % (len(held), backbone.conventions.name, 100 * share)
+        if _said.get(backbone.module) != said:  # of one network once, however often it is measured
+            log.warning(said)
+            _said[backbone.module] = said
     return held, rest
 
 

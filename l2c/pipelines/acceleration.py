@@ -152,8 +152,10 @@ def _make(pipe: Any, asked: Asked, budget: Budget, path: Path, note: Path) -> No
             if place == len(ways) - 1:
                 raise
             refusals.append(f"policy {name} is not possible here: {error}")
+    graphs = graphs_of(graph, backbone)
     lines = [*refusals, *_summary(sampler, asked, graph, context)]
-    graphs_of(graph, backbone).save(path)
+    lines[-1] += _in_own_call(pipe, graphs, backbone, asked)
+    graphs.save(path)
     write_text(note, "\n".join(lines) + "\n")
 
 
@@ -225,6 +227,24 @@ def _summary(sampler: Sampler, asked: Asked, graph: CacheGraph, context: PolicyC
         "are left",
         f"latents of the same noise differ by {100 * error:.1f} % (L2, relative; {NUM_JUDGED} new noises)",
     ]
+
+
+def _in_own_call(pipe: Any, graphs: CacheGraph | CacheGraphs, backbone: Any, asked: Asked) -> str:
+    """Return the error in a call of the pipeline itself, in words; or why it was not measured.
+
+    It is that of what is foretold, and of what the calibration leaves out: further branches, an inpainted picture.
+    """
+    from l2c.integrations.diffusers import applied
+    from l2c.integrations.diffusers.recorded.own_call import last_sample
+
+    call = getattr(backbone, "network", backbone).own_call
+    try:
+        plain = last_sample(pipe, call, asked.seed)
+        with applied(pipe, graphs):
+            cached = last_sample(pipe, call, asked.seed)
+    except REFUSALS as error:
+        return f"; a call of the pipeline itself could not be measured: {' '.join(str(error).split())}"
+    return f", in a call of the pipeline itself by {100 * float((cached - plain).norm() / plain.norm()):.1f} %"
 
 
 def _reuse(graph: CacheGraph) -> str:

@@ -53,3 +53,22 @@ class Once(nn.Module):
 def test_what_runs_another_number_of_times_moves():
     call = RecordedCall.of(Once(), (torch.randn(1, 3), torch.tensor([1.0])), {"text": torch.ones(1, 3)})
     assert moving_calls(call.model, moving_runs(call)) == {"": 1, "part": 1}
+
+
+class Parts(nn.Module):
+    """Runs a part at early times alone, one at late times alone, and parts on the order of what is noisy."""
+
+    def __init__(self):
+        super().__init__()
+        self.early, self.late, self.on_order, self.on_place = (nn.Identity() for _ in range(4))
+
+    def forward(self, x, timestep):
+        x = x + (self.early if timestep > 500 else self.late)(x)
+        order = self.on_order(x.argsort(-1))
+        place = self.on_place(nn.functional.one_hot(order, x.shape[-1]).float())
+        return x + order + place.sum(-1)
+
+
+def test_what_does_not_run_at_all_times_is_left_out_and_another_order_is_another_input():
+    call = RecordedCall.of(Parts(), (torch.randn(1, 64), torch.tensor([999.0])), {})
+    assert moving_calls(call.model, moving_runs(call)) == {"": 1, "on_order": 1, "on_place": 1}

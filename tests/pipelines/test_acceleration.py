@@ -18,7 +18,8 @@ from wrong_arguments import WRONG, check_sentence
 
 import l2c
 from l2c.integrations.diffusers import remove
-from l2c.integrations.diffusers.placing import root_of
+from l2c.integrations.diffusers.placing import exchange, hooks_on, root_of
+from l2c.integrations.diffusers.recorded import own_call
 from l2c.io.version import code_version
 from l2c.pipelines import acceleration, asked
 
@@ -50,6 +51,41 @@ def accelerated(pipe, folder, **changes):
     return acceleration.accelerate(pipe, [1, 3], folder=folder, **options)
 
 
+def error_of_own_call(pipe):
+    """Return in percent how far the last step of the first prompt is from where it ends without the graph."""
+
+    def last():
+        made, step = [], pipe.scheduler.step
+
+        def record(*args, **kwargs):
+            made.append(step(*args, **kwargs))
+            return made[-1]
+
+        pipe.scheduler.step = record
+        generator = torch.Generator().manual_seed(0)
+        pipe([1], num_inference_steps=5, guidance_scale=2.0, generator=generator)
+        del pipe.scheduler.step
+        return made[-1].prev_sample
+
+    cached, graph = last(), root_of(pipe.transformer)
+    assert graph is not None
+    hooks = hooks_on(pipe.transformer)
+    remove(pipe)
+    plain = last()
+    exchange({pipe.transformer: hooks})
+    return 100 * float((cached - plain).norm() / plain.norm())
+
+
+def test_what_cannot_be_measured_in_a_call_of_the_pipeline_is_said(pipe, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no such call")
+
+    monkeypatch.setattr(own_call, "last_sample", refuse)
+    accelerated(pipe, tmp_path, policy="interval")
+    assert "; a call of the pipeline itself could not be measured: no such call\n" in capsys.readouterr().out
+    assert root_of(pipe.transformer) is not None
+
+
 def test_calibrated_once_and_found_after(pipe, tmp_path, capsys, monkeypatch):
     plain = image(pipe)
     graph = accelerated(pipe, tmp_path)
@@ -57,6 +93,8 @@ def test_calibrated_once_and_found_after(pipe, tmp_path, capsys, monkeypatch):
     assert note.startswith("gram: ")
     assert "50 % of the denoiser's MACs are left\nlatents of the same noise differ by " in note
     assert graph.num_evaluations == 5
+    own = float(re.search(r"4 new noises\), in a call of the pipeline itself by (\d+\.\d) %\n", note)[1])
+    assert own == pytest.approx(error_of_own_call(pipe), abs=0.06)
     cached = image(pipe)
     assert not (cached == plain).all()
 

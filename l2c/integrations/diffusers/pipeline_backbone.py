@@ -38,7 +38,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
     tabled,
 )
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
-from l2c.integrations.diffusers.recorded.own_call import guided_by, say_other_scales
+from l2c.integrations.diffusers.recorded.own_call import OwnCall, own_call, say_differences
 from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.solvers import solvers_of
@@ -62,13 +62,14 @@ class PipelineBackbone(WrappedModule):
         fewer_steps: the scheduler at smaller numbers of steps, for samplers without a graph.
         guidance: what the guidance scale means: `cfg`, `cfg_normed`, `uvit`, or `embedded`, an input of the
             model.
-        guidance_options: how calls are guided besides, see `Conventions`.
+        called: the pipeline's call with these settings; None = not known.
         turns: which denoisers make which evaluations; None = the model makes all.
 
     Attributes:
         turns: which denoisers make which evaluations.
         first_model: the one whose weights are the backbone's.
         own_solver: the solver that a sampler of this backbone uses.
+        own_call: the pipeline's call.
         fewer_steps: the scheduler at smaller numbers of steps.
         origin: a digest of conditions and scheduler, which decide with the weights what is drawn.
 
@@ -83,11 +84,11 @@ class PipelineBackbone(WrappedModule):
         of: tuple[str, ...] | None = None,
         fewer_steps: Mapping[int, SchedulerSolver] | None = None,
         guidance: str = "cfg",
-        guidance_options: Mapping[str, Any] | None = None,
+        called: OwnCall | None = None,
         turns: Turns | None = None,
     ) -> None:
         calls = recording.calls
-        count = len(calls) - 1
+        count, called = len(calls) - 1, OwnCall() if called is None else called
         names = () if of == (WHOLE_OUTPUT,) else find_layers(model, of=of, calls=recording.runs)
         super().__init__(
             model,
@@ -95,12 +96,12 @@ class PipelineBackbone(WrappedModule):
             timestep=calls[0].time[-1],
             labels="prompt",
             conventions=Conventions(
-                class_name(model), "linear", 0, guidance, count, guidance_options=guidance_options or {}
+                class_name(model), "linear", 0, guidance, count, guidance_options=called.guided_by
             ),
             input_shape=tuple(calls[0].x.shape[1:]),
             num_embedded_labels=count + 1,
         )
-        self.own_solver = solver
+        self.own_solver, self.own_call = solver, called
         self.usual_time = solver.timesteps[0]
         self.fewer_steps = dict(fewer_steps or {})
         self._recorded = calls[0]
@@ -301,8 +302,8 @@ def _read(
         with guidance.at(NEUTRAL_SCALE.get(guidance.mode, 1.0)):
             recording = record(pipe, prompts, guidance, **settings)
             solver, fewer, turns = solvers_of(pipe, recording, fewer_steps=fewer_steps)
-        guided = guided_by(pipe, recording.model, guidance, guidance_scale, recording.given, options)
-    say_other_scales(pipe, turns, guidance, guidance_scale, guided)
+        own = own_call(pipe, recording.model, guidance, guidance_scale, recording.given, options)
+    say_differences(pipe, turns, guidance, guidance_scale, own.guided_by)
     recording = recording if asked == (WHOLE_OUTPUT,) else recording.of_what_moves()
     asked = _kinds(recording.model, asked, recording, turns)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms
@@ -315,7 +316,7 @@ def _read(
         of=asked,
         fewer_steps=fewer,
         guidance=guidance.mode if off else recording.guidance or guidance.mode,
-        guidance_options=guided,
+        called=own,
         turns=turns,
     )
     return under_layers(backbone, asked or ())

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from l2c.backbones.layer_form import first
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import BESIDE, PipelineGuidance, defaults_of
 from l2c.integrations.diffusers.prompts import condition_of
 from l2c.integrations.diffusers.recorded.recording import with_texts
 from l2c.integrations.diffusers.recorded.steps import RecordedError, Unset, ended
 from l2c.integrations.diffusers.recorded.turns import Turns
+from l2c.io.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 ONE_SCALE = (
@@ -23,16 +28,87 @@ ONE_SCALE = (
     "another image"
 )
 
+ONE_FORM = (
+    "%s gives %s to its %s and not to its %s; it is calibrated as if both were given what the first is, so that "
+    "errors foretold are those of another image"
+)
 
-def guided_by(
+
+@dataclass(frozen=True)
+class OwnCall:
+    """A pipeline's call of a user's own, with the settings of a calibration.
+
+    Attributes:
+        guided_by: its arguments beside the scale that say how it is guided, see `PipelineGuidance.options_of`.
+        arguments: of the call for the first prompt.
+
+    """
+
+    guided_by: Mapping[str, Any] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def last_sample(pipe: Any, call: OwnCall, seed: int) -> Tensor:
+    """Return where a pipeline's call ends: as its scheduler's last step left it, or what is returned without steps.
+
+    Args:
+        pipe: the pipeline.
+        call: its call.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: if the pipeline does not take the call, or returns no tensor.
+
+    """
+    taken, given = defaults_of(pipe), dict(call.arguments)
+    if "generator" in taken:
+        given["generator"] = torch.Generator().manual_seed(seed)
+    if "output_type" in taken:
+        given["output_type"] = "latent"
+    steps = pipe.scheduler.step = _Steps(pipe.scheduler)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            output = pipe(**given)
+    except ValueError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+    finally:
+        del pipe.scheduler.step
+    return (first(output, listed=True) if steps.last is None else steps.last).float()
+
+
+class _Steps:
+    """The steps of a scheduler, the last of which is kept; a copy of the scheduler has its own."""
+
+    def __init__(self, scheduler: Any) -> None:
+        functools.update_wrapper(self, scheduler.step)  # pipelines look at its arguments
+        self._scheduler, self._step = scheduler, scheduler.step
+        self.last: Tensor | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._step(*args, **kwargs)
+        self.last = first(output)
+        return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied: Any = memo[id(self._scheduler)]
+        return functools.partial(type(copied).step, copied)
+
+
+def own_call(
     pipe: Any,
     model: nn.Module,
     guidance: PipelineGuidance,
     scale: float | None,
     recorded: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the arguments of a call beside its scale that say how it is guided, see `PipelineGuidance.options_of`.
+) -> OwnCall:
+    """Return a user's own call.
 
     The pipeline is called up to its model, as many fill in what they are not given (`guidance_scale_2`).
 
@@ -53,8 +129,9 @@ def guided_by(
     call |= {name: value for name, value in options.items() if name in switched}
     listed = isinstance(call[condition_of(pipe)], list)
 
-    def read(call: Mapping[str, Any]) -> dict[str, Any]:
-        return _guided_by(pipe, model, guidance, with_texts(call, listed), asides)
+    def read(call: Mapping[str, Any]) -> OwnCall:
+        call = with_texts(call, listed)
+        return OwnCall(_guided_by(pipe, model, guidance, call, asides), {**call, **asides})
 
     if asked == own:
         with contextlib.suppress(ValueError):  # a scale for each of another number of steps
@@ -82,17 +159,19 @@ def _guided_by(
     return found
 
 
-def say_other_scales(
+def say_differences(
     pipe: Any, turns: Turns, guidance: PipelineGuidance, scale: float | None, guided: Mapping[str, Any]
 ) -> None:
-    """Warn of denoisers with a guidance scale of their own: `transformer_2` with `guidance_scale_2`, if that differs.
+    """Warn of denoisers that are called in another way than the first one.
+
+    With a guidance scale of their own (`transformer_2` by `guidance_scale_2`), or other arguments (a control).
 
     Args:
         pipe: the pipeline.
         turns: of its denoisers.
         guidance: how it is guided.
         scale: that all of them are calibrated at; None = no guidance.
-        guided: what `guided_by` returned.
+        guided: how it is guided besides.
 
     """
     usual, *others = turns.models
@@ -101,3 +180,6 @@ def say_other_scales(
         own = guided.get(argument)
         if isinstance(own, float) and scale is not None and not math.isclose(own, scale):
             log.warning(ONE_SCALE, type(pipe).__name__, name, argument, own, scale)
+        for has, lacks in ((usual, name), (name, usual)) if turns.experts else ():
+            if alone := [key for key in turns.given[has] if key not in turns.given[lacks]]:
+                log.warning(ONE_FORM, type(pipe).__name__, ", ".join(alone), has, lacks)

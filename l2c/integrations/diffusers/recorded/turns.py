@@ -20,7 +20,7 @@ from l2c.integrations.diffusers.adapters import effective_weights
 from l2c.integrations.diffusers.denoisers import denoisers_of
 from l2c.integrations.diffusers.recorded.answers import Answers
 from l2c.integrations.diffusers.recorded.steps import RecordedError, Unset, ended
-from l2c.integrations.diffusers.timesteps import timestep_of
+from l2c.integrations.diffusers.timesteps import arguments_of, timestep_of
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,13 @@ class Turns:
         models: the denoisers by their names in the pipeline.
         called: for each timestep at which they were seen, the names of those called. Where one is called at each
             timestep they take turns (experts); where all are called at each, they are guidance branches.
+        given: names of the arguments that each is given at its first call.
 
     """
 
     models: Mapping[str, nn.Module]
     called: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
+    given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def experts(self) -> bool:
@@ -49,7 +51,7 @@ class Turns:
 
     def joined(self, other: Turns) -> Turns:
         """Return these and those of another number of steps."""
-        return Turns(self.models, {**self.called, **other.called})
+        return Turns(self.models, {**self.called, **other.called}, self.given)
 
 
 def graphs_of(graph: CacheGraph, backbone: Any) -> CacheGraph | CacheGraphs:
@@ -92,6 +94,7 @@ def turns_of(pipe: Any, settings: Mapping[str, Any], count: int, answers: Answer
     if len(models) == 1:
         return Turns(models)
     called: dict[float, dict[str, None]] = {}
+    given: dict[str, tuple[str, ...]] = {}
     unset, step = Unset(pipe), pipe.scheduler.step
 
     def look(name: str) -> Any:
@@ -100,6 +103,8 @@ def turns_of(pipe: Any, settings: Mapping[str, Any], count: int, answers: Answer
         def call(forward: Any, *args: Any, **kwargs: Any) -> Any:
             if not unset:
                 called.setdefault(timestep_of(models[name], args, kwargs), {})[name] = None
+                own = arguments_of(models[name], args, kwargs)
+                given.setdefault(name, tuple(key for key, value in own.items() if value is not None))
             return answer(forward, *args, **kwargs)
 
         return call
@@ -115,7 +120,7 @@ def turns_of(pipe: Any, settings: Mapping[str, Any], count: int, answers: Answer
             ended(pipe, settings)
     finally:
         del pipe.scheduler.step
-    return Turns(models, {t: tuple(names) for t, names in called.items()})
+    return Turns(models, {t: tuple(names) for t, names in called.items()}, given)
 
 
 def check_turns(turns: Turns, pipeline: str) -> None:
