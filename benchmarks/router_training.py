@@ -75,7 +75,9 @@ class Schemes:
 
     def _autocast(self) -> torch.autocast:
         """Return what Lightning runs a training step in."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
+        kinds = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        kind = kinds.get(self.precision)
+        return torch.autocast(self.device.type, kind or torch.bfloat16, enabled=kind is not None)
 
     def _train(self, draw: Callable[[], Pair]) -> None:
         with self._autocast():

@@ -35,6 +35,7 @@ CALLS = 20  # of attention in one timed run
 def measure(task: Task) -> None:
     """Time every backend on every shape, then DiT's cached trajectory under each."""
     for name, shape in SHAPES.items():
+        task.begin()
         q, k, v = (_like_a_projection(task, *((1, 2, 16, 8) if task.tiny else shape)) for _ in range(3))
 
         def attend(q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> None:
@@ -48,14 +49,15 @@ def measure(task: Task) -> None:
     sampler = Sampler(net.backbone, graph=graph, cfg_scale=net.cfg_scale, any_weights=True, precision=task.precision)
     labels = torch.arange(batch, device=task.device)
     noise = torch.randn(batch, *net.backbone.input_shape, device=task.device)
-    if task.in_time:
-        table = f"cached trajectory of DiT-XL/2, eager, {batch} images"
-        _alternate(task, table, lambda: sampler.sample(labels, noise=noise))
+    task.begin()
+    _alternate(
+        task, f"cached trajectory of DiT-XL/2, eager, {batch} images", lambda: sampler.sample(labels, noise=noise)
+    )
 
 
 def _like_a_projection(task: Task, n: int, heads: int, tokens: int, width: int) -> torch.Tensor:
     """Return (N, heads, T, D / heads) in memory as a joint projection leaves it."""
-    draw = torch.randn(n, tokens, heads, width, device=task.device, dtype=torch.bfloat16)
+    draw = torch.randn(n, tokens, heads, width, device=task.device, dtype=task.dtype)
     return draw.transpose(1, 2)
 
 

@@ -41,8 +41,7 @@ def measure(task: Task) -> None:
         f"responses, {probes} probes, activations recomputed": (1, recomputing),
     }
     for name, (trajectories, run) in runs.items():
-        if not task.in_time:
-            return
+        task.begin()
         task.reset_memory()
         try:
             seconds: float | None = task.seconds(run) / trajectories

@@ -1,40 +1,95 @@
-"""The tests that need a CUDA device, in a process of their own."""
+"""The tests that need a CUDA device: what each gave is sent as it ends."""
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
-import time
+import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from benchmarks.gpu.task import LeftOut, Task
+import pytest
+
+from benchmarks.gpu.task import OutOfTime, Task
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("tests/speed/test_cuda.py", "tests/sampling/test_executor.py")
 NAMED = "cuda or captured"
+SLOW = "compiled"  # what a compiler needs when it starts cold is longer than all the rest
 
 
 def measure(task: Task) -> None:
-    """Run them; every line of a failure is shown, the count and the first failures are recorded.
+    """Run them.
 
     Raises:
-        LeftOut: there is no pytest.
-        RuntimeError: a test failed, or time was over.
+        OutOfTime: some were not begun.
+        RuntimeError: a test failed, or there was none.
 
     """
-    if importlib.util.find_spec("pytest") is None:
-        raise LeftOut("the package pytest is not installed")
-    left = max(5.0, task.deadline - time.monotonic())
-    files = FILES[:1] if task.tiny else FILES
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", NAMED]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=left, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"the tests were not through in {left:.0f} s") from error
-    lines = [line for line in done.stdout.splitlines() if line.strip()] or ["nothing was said"]
-    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    task.send("pytest", {"result": lines[-1].strip("= "), "first failures": "; ".join(failures[:5])[:500] or None})
-    if done.returncode:
-        print(done.stdout[-4000:], done.stderr[-2000:], sep="\n", flush=True)
-        raise RuntimeError(f"pytest ended with code {done.returncode}: {lines[-1].strip('= ')}")
+    run_tests(task, FILES[:1] if task.tiny else FILES, named=NAMED)
+
+
+def run_tests(task: Task, files: tuple[str, ...], *, named: str) -> None:
+    """Run the tests of some files, of this repository or anywhere, whose names match; see `measure`."""
+    watcher = Watcher(task)
+    os.chdir(ROOT)  # this process has no other use for where it was
+    code = pytest.main(["-q", "-p", "no:cacheprovider", *files, "-k", named], plugins=[watcher])
+    told = ", ".join(f"{count} {outcome}" for outcome, count in watcher.outcomes.items()) or "none was run"
+    task.send("all tests", {"chosen": watcher.chosen, "result": told})
+    if watcher.outcomes["failed"] or code not in (pytest.ExitCode.OK, pytest.ExitCode.INTERRUPTED):
+        raise RuntimeError(f"the tests ended with code {int(code)}: {told}")
+    left = watcher.chosen - watcher.outcomes.total()
+    if left > 0:
+        raise OutOfTime(f"{left} of {watcher.chosen} tests were not begun in time")
+
+
+class Watcher:
+    """A plugin of pytest that sends each result, lets slow tests wait, and begins none when time is over.
+
+    Attributes:
+        chosen: number of tests that are to run.
+        outcomes: how many passed, failed, were skipped.
+
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.chosen = 0
+        self.outcomes: Counter[str] = Counter()
+
+    @pytest.hookimpl(trylast=True)  # after what is not named is left out
+    def pytest_collection_modifyitems(self, session: Any, items: list[Any]) -> None:
+        """Put the slow tests last."""
+        items.sort(key=lambda item: SLOW in item.name)
+        self.chosen = len(items)
+
+    def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> bool | None:
+        """Begin a test only in time."""
+        if self.task.in_time:
+            return None
+        item.session.shouldstop = "time is over"
+        return True
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Send what a test gave, or what kept it from running."""
+        if report.when != "call" and report.passed:
+            return
+        self.outcomes[report.outcome] += 1
+        self.task.send(
+            "tests",
+            {
+                "test": report.nodeid.rpartition("/")[2],
+                "result": report.outcome,
+                "seconds": round(report.duration, 2),
+                "why": _reason(report),
+            },
+        )
+
+
+def _reason(report: Any) -> str | None:
+    """Return the line that says why a test did not pass."""
+    if report.passed:
+        return None
+    if isinstance(report.longrepr, tuple):  # of a skip: file, line, reason
+        return str(report.longrepr[2]).partition("\n")[0]
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return (crash.message if crash is not None else str(report.longrepr)).partition("\n")[0][:300]

@@ -22,8 +22,7 @@ def measure(task: Task) -> None:
         for batch in (1, 2) if task.tiny else (1, 8, 32):
             uncached = _working_memory(task, plain, batch)
             for kept, options in OPTIONS.items():
-                if not task.in_time:
-                    return
+                task.begin()
                 sampler = Sampler(plain.backbone, graph=graph, cfg_scale=net.cfg_scale, any_weights=True, **options)
                 cached = _working_memory(task, sampler, batch)
                 more = None if cached is None or uncached is None else cached - uncached

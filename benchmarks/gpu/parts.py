@@ -27,7 +27,7 @@ class Part:
 
 
 PARTS = (
-    Part("tests", "cuda_tests", 40, "the tests that need a CUDA device"),
+    Part("tests", "cuda_tests", 50, "the tests that need a CUDA device"),
     Part(
         "dit",
         "trajectories",

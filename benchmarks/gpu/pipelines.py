@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from benchmarks.gpu.task import LeftOut, Task, against
+from benchmarks.gpu.task import OutOfTime, Task, against, lacking_module
 from benchmarks.twins import COMPUTE_ALL, first_block_at_odd_steps, graph_of, twin
 from l2c.io.torchvision_stand_in import make_importable
 from l2c.sampling.execution.compiled import short_reason
-from l2c.speed.latency import alternate
+from l2c.speed.latency import Latency, latencies, timed_rounds
 
 make_importable()  # diffusers and transformers import torchvision
 
@@ -30,51 +31,93 @@ TINY = {
 }
 COUNTED = ("to_q", "ff.net.2", "ff_context.net.2", "proj_mlp")  # one of each layer, below what caches wrap
 BLOCKS, LAYERS = "graph: first block alone at steps 1, 3, ...", "graph: all layers extrapolated at steps 2, 4, ..."
+EVERYTHING = "graph: everything computed"
+STEPS = (20, 16, 10, 8, 6, 4)  # of a drawing; even, as the caches take turns
+VARIANTS = 7
+COUNTED_DRAWS = VARIANTS + 2  # one to count each; the uncached one a few times before
 SAME_REUSE = {"FirstBlockCache": BLOCKS, "cache-dit DBCache": BLOCKS, "TaylorSeer": LAYERS}
 
 
 def measure(task: Task) -> None:
-    """Count what each variant computes, then time all of them in turn.
+    """Count what each variant computes, then time all in turn; the two that say what the hooks cost come first.
+
+    Every count and every round is sent at once.
 
     Raises:
-        LeftOut: diffusers is not installed.
+        OutOfTime: a variant, or a round, was not begun in time.
 
     """
-    try:
-        import diffusers  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise LeftOut("the package diffusers is not installed") from error
     torch.manual_seed(0)
     rivals = Rivals(task)
-    pipes = rivals.all()
-    calls = {name: (lambda pipe=pipe: rivals.draw(pipe)) for name, pipe in pipes.items()}
-    counts = {name: _computed(pipe.transformer, calls[name]) for name, pipe in pipes.items()}
-    full = counts["uncached"]
     task.reset_memory()
-    times = alternate(calls, repetitions=2 if task.tiny else 3)
-    for name, latency in times.items():
-        pair = _pair(name, times)
-        task.send(
-            f"{rivals.size}, {rivals.steps} steps, bf16",
-            {
-                "variant": name,
-                "layers computed": f"{counts[name]} of {full}",
-                "seconds": latency.seconds,
-                "over uncached": against(latency, times["uncached"]),
-                "over ours of the same reuse": None if pair is None else against(latency, times[pair]),
-            },
-        )
-        if pair is not None and counts[pair] != counts[name]:
-            task.send("not the same reuse", {"variant": name, "computes": counts[name], "ours": counts[pair]})
-    for name, reason in rivals.missing.items():
-        task.send("left out", {"variant": name, "reason": reason})
+    comparison = Comparison(task, rivals)
+    comparison.add("uncached", lambda: rivals.plain)
+    comparison.add(EVERYTHING, rivals.everything)
+    comparison.time("what the hooks cost", task.rounds)
+    for name, make in rivals.caches().items():
+        task.begin()
+        comparison.add(name, make)
+    comparison.time("all of them in turn", rivals.rounds)
     task.send("memory", {"most, with all of them in turn, MB": task.peak_memory()})
 
 
-def _pair(name: str, times: dict[str, Any]) -> str | None:
-    """Return which variant of ours reuses the same as another package's."""
-    found = SAME_REUSE.get(name)
-    return found if found in times else None
+class Comparison:
+    """Variants side by side: what each computes, and its seconds."""
+
+    def __init__(self, task: Task, rivals: Rivals) -> None:
+        self.task = task
+        self.rivals = rivals
+        self.size = f"{rivals.size}, {rivals.steps} steps, {task.precision}"
+        self.calls: dict[str, Callable[[], object]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, make: Callable[[], Any]) -> None:
+        """Make a variant, draw with it once, send what it computes or why it is not there."""
+        try:
+            pipe = make()
+            count = _computed(pipe.transformer, lambda: self.rivals.draw(pipe))
+        except Exception as error:  # other packages fail in ways of their own, which are no reason to stop
+            if name not in SAME_REUSE:
+                raise
+            self.task.send("left out", {"variant": name, "reason": lacking_module(error) or short_reason(error)})
+            return
+        self.calls[name], self.counts[name] = lambda: self.rivals.draw(pipe), count
+        full = self.counts["uncached"]
+        self.task.send(f"layers computed, {self.size}", {"variant": name, "layers computed": f"{count} of {full}"})
+        pair = SAME_REUSE.get(name)
+        if pair is not None and self.counts[pair] != count:
+            self.task.send("not the same reuse", {"variant": name, "computes": count, "ours": self.counts[pair]})
+
+    def time(self, title: str, number: int) -> None:
+        """Time what is there in turn, round by round in time, and send the medians.
+
+        Raises:
+            OutOfTime: not all rounds were begun in time.
+
+        """
+        done: list[dict[str, float]] = []
+        rounds = timed_rounds(self.calls)
+        while len(done) < number and self.task.in_time:
+            done.append(next(rounds))
+            self.task.send(f"{title}, seconds of each round", {"round": len(done), **done[-1]})
+        if done:
+            self._send(title, latencies(done))
+        if len(done) < number:
+            raise OutOfTime(f"{len(done)} of {number} rounds of {title!r} were timed")
+
+    def _send(self, title: str, times: dict[str, Latency]) -> None:
+        for name, latency in times.items():
+            pair = SAME_REUSE.get(name)
+            self.task.send(
+                f"{title}, {self.size}",
+                {
+                    "variant": name,
+                    "layers computed": f"{self.counts[name]} of {self.counts['uncached']}",
+                    "seconds": latency.seconds,
+                    "over uncached": against(latency, times["uncached"]),
+                    "over ours of the same reuse": None if pair is None else against(latency, times[pair]),
+                },
+            )
 
 
 class Rivals:
@@ -84,22 +127,22 @@ class Rivals:
         task: says where, and how large.
 
     Attributes:
-        missing: why a variant is not there.
+        steps: of each drawing, as many as time allows.
 
     """
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.steps = 4 if task.tiny else 10
+        self.rounds = 2 if task.tiny else 3  # of all variants
         self.side = 32 if task.tiny else 1024  # pixels; a token covers 16 x 16 of them
         self.size = "a tiny Flux" if task.tiny else "FLUX.1's size, random weights, 1024 x 1024"
-        self.missing: dict[str, str] = {}
         self.plain = _pipeline(task)
         config = self.plain.transformer.config
-        options: dict[str, Any] = {"device": task.device, "dtype": torch.bfloat16}
+        options: dict[str, Any] = {"device": task.device, "dtype": task.dtype}
         tokens = 7 if task.tiny else 512
         self._text = torch.randn(1, tokens, config.joint_attention_dim, **options)
         self._pooled = torch.randn(1, config.pooled_projection_dim, **options)
+        self.steps = self._steps()
         self.draw(self.plain)
         self._timesteps = tuple(t / 1000 for t in self.plain.scheduler.timesteps.tolist())
 
@@ -116,33 +159,34 @@ class Rivals:
             output_type="latent",
         ).images
 
-    def all(self) -> dict[str, Any]:
-        """Return all variants that can be had here, the uncached one first."""
-        alternating = self._ours(lambda e, block: e % 2 == 0 or block == 0, of="block")
-        linear = self._ours(lambda e, layer: e in (0, 1) or e % 2 == 1, of="layer", linear=True)
-        pipes = {
-            "uncached": self.plain,
-            "graph: everything computed": self._ours(lambda e, layer: True, of="layer"),
-            BLOCKS: alternating,
-            LAYERS: linear,
+    def everything(self) -> Any:
+        """Return a pipeline with our hooks at every layer and nothing reused."""
+        return self._ours(lambda e, layer: True, of="layer")
+
+    def caches(self) -> dict[str, Callable[[], Any]]:
+        """Return the makers of the variants that reuse something, ours first."""
+        return {
+            BLOCKS: lambda: self._ours(lambda e, block: e % 2 == 0 or block == 0, of="block"),
+            LAYERS: lambda: self._ours(lambda e, layer: e in (0, 1) or e % 2 == 1, of="layer", linear=True),
+            "FirstBlockCache": lambda: self._of_others(self._first_block_cache),
+            "TaylorSeer": lambda: self._of_others(self._taylorseer),
+            "cache-dit DBCache": lambda: self._of_others(self._dbcache),
         }
-        makers: dict[str, Callable[[], Any]] = {
-            "FirstBlockCache": self._first_block_cache,
-            "TaylorSeer": self._taylorseer,
-            "cache-dit DBCache": self._dbcache,
-        }
-        for name, make in makers.items():
-            try:
-                pipe = make()
-                _forget_children(pipe.transformer)
-                self.draw(pipe)
-            except ModuleNotFoundError as error:
-                self.missing[name] = f"the package {error.name} is not installed"
-            except Exception as error:  # other packages fail in ways of their own, which are no reason to stop
-                self.missing[name] = short_reason(error)
-            else:
-                pipes[name] = pipe
-        return pipes
+
+    def _steps(self) -> int:
+        """Draw twice in few steps and return how many fit into the time that is left."""
+        self.steps = STEPS[-1]
+        self.draw(self.plain)
+        a_step = self.task.seconds(lambda: self.draw(self.plain)) / self.steps
+        draws = COUNTED_DRAWS + 2 * self.task.rounds + VARIANTS * self.rounds
+        choices = STEPS[-1:] if self.task.tiny else STEPS
+        return steps_that_fit(choices, draws * a_step, self.task.deadline - time.monotonic())
+
+    @staticmethod
+    def _of_others(make: Callable[[], Any]) -> Any:
+        pipe = make()
+        _forget_children(pipe.transformer)
+        return pipe
 
     def _ours(self, fresh: Callable[[int, int], bool], *, of: str, linear: bool = False) -> Any:
         from l2c.integrations.diffusers import apply
@@ -183,7 +227,7 @@ class Rivals:
             cache_interval=2,
             disable_cache_before_step=2,
             max_order=1,
-            taylor_factors_dtype=torch.bfloat16,
+            taylor_factors_dtype=self.task.dtype,
             cache_identifiers=[re.escape(layer.name) for layer in layers],
             skip_predict_identifiers=_names(pipe.transformer, silent) or None,
         )
@@ -196,12 +240,24 @@ class Rivals:
         return pipe
 
 
+def steps_that_fit(choices: Sequence[int], a_step: float, left: float) -> int:
+    """Return the first of some numbers of steps that takes no more than the seconds left, else the last.
+
+    Args:
+        choices: numbers of steps, most first.
+        a_step: seconds of a step in all drawings together.
+        left: seconds.
+
+    """
+    return next((steps for steps in choices if steps * a_step <= left), choices[-1])
+
+
 def _pipeline(task: Task) -> Any:
     """Return a FluxPipeline without text encoders and autoencoder: embeddings go in, latents come out."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # in 32 bits it would not fit beside its caches
+    torch.set_default_dtype(task.dtype)  # in 32 bits it would not fit beside its caches
     try:
         with torch.device(task.device):
             transformer = FluxTransformer2DModel(guidance_embeds=True, **(TINY if task.tiny else {}))

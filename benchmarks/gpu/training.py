@@ -14,9 +14,9 @@ def measure(task: Task) -> None:
     """Time the schemes on DiT in turn, then watch the memory of each."""
     net = network(task, "dit")
     batch = 2 if task.tiny else 4
-    for precision in ("bf16-mixed",) if task.tiny else ("bf16-mixed", "32-true"):
-        if not task.in_time:
-            return
+    mixed = f"{task.precision.removeprefix('fp')}-mixed"
+    for precision in (mixed,) if task.tiny else (mixed, "32-true"):
+        task.begin()
         schemes = Schemes(net.backbone, batch, precision)
         steps = {name: schemes.step(name) for name in NAMES}
         times = alternate(steps, repetitions=task.rounds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -52,6 +54,7 @@ class Speed:
         device_bytes: the most memory allocated on a CUDA device with the graph; None elsewhere.
         error: root mean square difference of the cached images to those of the first setting, over their own.
         cached_times: seconds with the graph, of each repetition.
+        fallback: why it does not run as it was asked to; None where it does.
 
     """
 
@@ -69,6 +72,7 @@ class Speed:
     device_bytes: int | None
     error: float
     cached_times: tuple[float, ...] = ()
+    fallback: str | None = None
 
     def faster_than(self, other: Speed) -> tuple[float, float, float]:
         """Return median and quartiles of (cached time of another setting / that of this one) over the repetitions.
@@ -124,7 +128,8 @@ class Bench:
         for pair in pairs:
             for variant in pair:  # the first call of anything is slow
                 _reset_device_memory(variant.noise.device)
-                next(variant.start())
+                with heard(variant.said):
+                    next(variant.start())
             device_bytes.append(_device_memory(pair[1].noise.device))
         runs = {f"{i} {j}": variant.start for i, pair in enumerate(pairs) for j, variant in enumerate(pair)}
         times = alternate_pieces(runs, repetitions=repetitions, progress=True)
@@ -160,6 +165,7 @@ class Bench:
             device_bytes=device_bytes,
             error=float(error),
             cached_times=tuple(cached.sum(1).tolist()),
+            fallback=variant.said[0] if variant.said and variant.mode != setting.mode else None,
         )
 
     def _variant(self, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> _Variant:
@@ -169,11 +175,13 @@ class Bench:
             sampler = uncached_of(self.graph, backbone, cfg_scale=self.cfg_scale, **ways)
         else:
             sampler = Sampler(backbone, graph=graph, cfg_scale=self.cfg_scale, any_weights=True, **ways)
+        said: list[str] = []
         if setting.mode.startswith("compiled"):
-            sampler.compile(setting.batch_size, backend=self.backend)
+            with heard(said):
+                sampler.compile(setting.batch_size, backend=self.backend)
         if setting.mode.endswith("captured"):
             sampler.capture()
-        return _Variant(sampler, setting, graph, by_evaluation and not sampler.captured)
+        return _Variant(sampler, setting, graph, by_evaluation and not sampler.captured, said)
 
     def _cast(self, precision: str) -> Backbone:
         """Return the backbone in a precision; one copy serves all samplers."""
@@ -185,8 +193,11 @@ class Bench:
 class _Variant:
     """One sampler, or the published scheme on its backbone, as runs that can be timed."""
 
-    def __init__(self, sampler: Sampler, setting: Setting, graph: CacheGraph | None, by_evaluation: bool) -> None:
+    def __init__(
+        self, sampler: Sampler, setting: Setting, graph: CacheGraph | None, by_evaluation: bool, said: list[str]
+    ) -> None:
         self.sampler = sampler
+        self.said = said
         self.graph = graph
         self.by_evaluation = by_evaluation
         self.published = setting.mode == PUBLISHED
@@ -252,6 +263,22 @@ class _Variant:
         assert numbers is not None
         rows = self.sampler.guidance.rows(len(self.noise))
         return backbone.num_layers * rows * numbers * next(backbone.parameters()).element_size()
+
+
+@contextmanager
+def heard(sentences: list[str]) -> Iterator[None]:
+    """Note the warnings of what is done inside, and give them on: a sampler says so where it cannot do as asked.
+
+    Args:
+        sentences: the first line of each warning is added here.
+
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        sentences.append(str(warning.message).partition("\n")[0])
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _reset_device_memory(device: torch.device) -> None:

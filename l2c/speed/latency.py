@@ -82,11 +82,25 @@ def alternate(
     """
     for call in variants.values():
         call()
-    times: dict[str, list[float]] = {name: [] for name in variants}
+    rounds = timed_rounds(variants, clock)
+    bar = tqdm(range(repetitions), desc="timing", unit="round", disable=not progress)
+    return latencies([next(rounds) for _ in bar])
+
+
+def timed_rounds(
+    variants: Mapping[str, Callable[[], object]], clock: Callable[[], float] = time.perf_counter
+) -> Iterator[dict[str, float]]:
+    """Give the seconds of each variant, round after round without end; every second round runs in reverse."""
     names = list(variants)
-    for turn in tqdm(range(repetitions), desc="timing", unit="round", disable=not progress):
-        for name in names if turn % 2 == 0 else reversed(names):
-            times[name].append(seconds_of(variants[name], clock))
+    while True:
+        seconds = {name: seconds_of(variants[name], clock) for name in names}
+        yield {name: seconds[name] for name in variants}
+        names.reverse()
+
+
+def latencies(rounds: Sequence[Mapping[str, float]]) -> dict[str, Latency]:
+    """Sum up rounds of at least one; the first variant is what speed-ups refer to."""
+    times = {name: [seconds[name] for seconds in rounds] for name in rounds[0]}
     first = next(iter(times.values()))
     result = {}
     for name, values in times.items():
