@@ -196,8 +196,8 @@ def _fetch(requirement: Any, folder: Path) -> Distribution:
         )
         made = list(Path(fresh).glob("*.whl"))
         if done.returncode or not made:
-            said = [line for line in done.stderr.splitlines() if "rror" in line] or ["pip made no wheel"]
-            raise LookupError(said[-1].strip())
+            said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("[notice]")]
+            raise LookupError(said[-1].strip() if said else "pip made no wheel")
         path = folder / made[0].name
         path.write_bytes(made[0].read_bytes())
     return next(iter(distributions(path=[str(path)])))

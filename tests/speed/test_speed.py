@@ -95,6 +95,21 @@ def test_settings_of_a_graph_side_by_side(backbone, make_graph, by_evaluation, t
     assert json.loads((tmp_path / "results.json").read_text())["results"][1]["cached"] == speeds[1].cached
 
 
+def test_why_a_setting_did_not_run_as_asked_is_among_its_results(backbone, make_graph):
+    def broken(module, inputs):
+        raise RuntimeError("no compiler here")
+
+    graph = make_graph(backbone, num_evaluations=4)
+    bench = Bench(backbone, graph, count_macs(backbone), cfg_scale=2.0, backend=broken)
+    settings = [Setting(2, "fp32", "default", mode) for mode in ("eager", "captured", "compiled")]
+    with pytest.warns(UserWarning, match="compiling them failed"):
+        eager, captured, compiled = bench.run(settings, repetitions=1, by_evaluation=False)
+    assert [speed.setting.mode for speed in (eager, captured, compiled)] == ["eager"] * 3
+    assert eager.fallback is None
+    assert captured.fallback.startswith("the trajectory is not captured as a CUDA graph: the backbone is on cpu")
+    assert "no compiler here" in compiled.fallback or "BackendCompilerFailed" in compiled.fallback
+
+
 def made_up(terms, coefficients):
     seconds = sum(c * term for c, term in zip(coefficients, terms, strict=True))
     return TimedSize(Size(1, 16, 2, 4), seconds, terms, 0, 0)
