@@ -25,7 +25,7 @@ def of_torch():
         seen.add(name)
         found = distribution(name)
         todo += [r.name for r in map(parse, found.requires or ()) if packages._applies(r, frozenset())]
-        for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+        for top in {file.parts[0] for file in found.files or () if file.parts[0] not in ("..", "__pycache__")}:
             yield Path(str(found.locate_file(top)))
 
 
