@@ -254,6 +254,7 @@ def steps_that_fit(choices: Sequence[int], a_step: float, left: float) -> int:
 
 def _pipeline(task: Task) -> Any:
     """Return a FluxPipeline without text encoders and autoencoder: embeddings go in, latents come out."""
+    import transformers  # noqa: F401  without it diffusers gives a pipeline that fails in words of its own
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     before = torch.get_default_dtype()

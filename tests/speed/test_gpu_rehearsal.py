@@ -400,3 +400,14 @@ def test_rounds_of_a_pipeline_that_were_timed_are_kept_when_time_is_over():
     assert lines[2][1]["reason"] == "the package no_such_package is not installed"
     with pytest.raises(ModuleNotFoundError):  # ours are there, or something is wrong
         comparison.add("graph: another", lacks)
+
+
+def test_the_package_that_a_pipeline_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        pipelines()._pipeline(make_task()[0])
+    assert task.lacking_module(caught.value) == "the package transformers is not installed"
+    late = ModuleNotFoundError("No module named 'torch.new.part'", name="torch.new.part")
+    assert task.lacking_module(late) == "the installed torch has no module torch.new.part"
+    assert task.lacking_module(ModuleNotFoundError("ours", name="l2c.gone")) is None
+    assert task.lacking_module(RuntimeError("another")) is None
