@@ -45,6 +45,8 @@ def of_schema(schema: Mapping[str, Any]) -> st.SearchStrategy:
         return st.just(schema["const"])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
+    if "anyOf" in schema:
+        return st.one_of(*map(of_schema, schema["anyOf"]))
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     return st.one_of(*(_of_kind(kind, schema) for kind in kinds))
 
@@ -53,6 +55,8 @@ def _of_kind(kind: str, schema: Mapping[str, Any]) -> st.SearchStrategy:
     bounds = {"min_value": schema.get("minimum"), "max_value": schema.get("maximum")}
     if kind == "null":
         return st.none()
+    if kind == "boolean":
+        return st.booleans()
     if kind == "integer":
         return st.integers(**bounds)
     if kind == "number":

@@ -7,7 +7,7 @@ import math
 import numbers
 from typing import Any
 
-from l2c.io.names import quoted
+from l2c.io.names import quoted, shown
 
 LARGEST_SEED = 2**32 - 1
 AT_ONCE = 10**6  # images or trajectories that are held in memory together, at most
@@ -37,13 +37,13 @@ def finite_number(name: str, value: object, *, low: float = -math.inf, high: flo
     allowed = f"a finite number{_range(low, high)}"
     value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
+        raise ValueError(f"{shown(name, 200)} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
     try:
         result = float(value)
     except OverflowError:
         result = math.inf
     if not math.isfinite(result) or not low <= result <= high:
-        raise ValueError(f"{name} must be {allowed}, got {quoted(value)}")
+        raise ValueError(f"{shown(name, 200)} must be {allowed}, got {quoted(value)}")
     return result
 
 
@@ -64,11 +64,11 @@ def whole_number(name: str, value: object, *, low: int | None = None, high: int 
     allowed = f"a whole number{_range(*limits)}"
     value = scalar(value)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
+        raise ValueError(f"{shown(name, 200)} must be {allowed}, got {quoted(value)} ({type(value).__name__})")
     number: Any = value  # mypy knows no comparison of a Real
     whole = isinstance(value, numbers.Integral) or float(number).is_integer()
     if not whole or not limits[0] <= number <= limits[1]:
-        raise ValueError(f"{name} must be {allowed}, got {quoted(value)}")
+        raise ValueError(f"{shown(name, 200)} must be {allowed}, got {quoted(value)}")
     return int(number)
 
 
@@ -81,7 +81,7 @@ def truth_value(name: str, value: object) -> bool:
     """
     value = scalar(value)
     if not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {quoted(value)} ({type(value).__name__})")
+        raise ValueError(f"{shown(name, 200)} must be True or False, got {quoted(value)} ({type(value).__name__})")
     return value
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from l2c.io.names import listed, quoted, shown
-from l2c.io.numbers import finite_number, whole_number
+from l2c.io.numbers import finite_number, truth_value, whole_number
 
 ONES = [1, 1.0, np.float32(1), np.int64(1), np.array(1), torch.tensor(1), torch.tensor(1.0, requires_grad=True)]
 
@@ -58,3 +58,11 @@ def test_text_of_strangers_is_shown_on_one_short_line():
         assert len(text) < 150
     assert quoted({"a": 1}) == "dict"
     assert listed(range(10)) == "[0, 1, 2, 3, 4, 5, 6, 7, ...]"
+
+
+@pytest.mark.parametrize("check", [finite_number, whole_number, truth_value])
+def test_a_name_of_a_stranger_is_shown_without_its_control_characters(check):
+    with pytest.raises(ValueError, match="must be") as error:
+        check("options.\x1b[31m\ud7fc\n" + "x" * 1000, None)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
