@@ -73,6 +73,10 @@ class Manifest(Shards):
             **{name: member({name: None, **content}, name, (str, type(None))) for name in DIGESTS},
         }
 
+    def settings_to_agree(self) -> dict[str, Any]:
+        """Return all but the autoencoder's name, which `vae_digest` says better."""
+        return {name: value for name, value in vars(self).items() if name != "vae"}
+
     def write_shard(
         self, folder: Path, shard: int, mean: Tensor, std: Tensor, labels: Tensor, skipped: list[str]
     ) -> None:

@@ -70,9 +70,9 @@ class Samples(Shards):
         return {"labelled": member(content, "labelled", bool), "settings": settings}
 
     def settings_to_agree(self) -> dict[str, Any]:
-        """Return the settings that must be equal when a folder is continued, by name."""
+        """Return the settings that must be equal when a folder is continued, not an autoencoder's name."""
         own = {name: value for name, value in vars(self).items() if name != "settings"}
-        return {**own, **self.settings}
+        return {**own, **{name: value for name, value in self.settings.items() if name != "vae"}}
 
 
 class ImageShards:

@@ -144,7 +144,7 @@ def test_latents_of_other_images_are_not_mixed(folder, tmp_path, change, moment)
 
 def test_latents_of_another_autoencoder_of_one_name_are_not_mixed(folder, tmp_path):
     encode(folder, tmp_path / "latents", weighted(1.0))
-    encode(folder, tmp_path / "latents", weighted(1.0))
+    assert encode(folder, tmp_path / "latents", weighted(1.0), vae_name="the same elsewhere").num_images == 0
     for other in (weighted(2.0), HalvingVae(), OtherVae()):
         with pytest.raises(ValueError, match=r"other settings: vae_digest is sha256:\w+ there, sha256:\w+ here"):
             encode(folder, tmp_path / "latents", other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -27,9 +28,12 @@ from l2c.io.bundled import project_folder
 from l2c.io.folder_lock import locked
 from l2c.io.tensors import leaves_of
 from l2c.sampling.sampler import Sampler
+from l2c.sampling.solver_settings import SolverSettings
 from l2c.testbeds.digits_data import DigitsDataModule
 from l2c.training.checkpoints import WholeCheckpoints
 from l2c.training.routers.lit_router import LitRouter
+from l2c.training.routers.run import _identity as run_identity
+from l2c.training.routers.settings import LatentsSettings, RouterTraining
 from l2c.training.run_folder import resume_from
 from l2c.training.watch import shown_metrics
 
@@ -486,3 +490,15 @@ def test_a_signal_writes_a_checkpoint_and_resume_goes_on_bit_for_bit(tmp_path, n
     train_by(config(*more), tmp_path / "whole")
     whole, resumed = routers_of(tmp_path / "whole"), routers_of(tmp_path / "run")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_data_may_lie_elsewhere_but_must_be_the_same(tmp_path):
+    settings = RouterTraining(
+        solver=SolverSettings(name="ddim", num_evaluations=4, cfg_scale=1.5),
+        data=LatentsSettings(folder="there", batch_size=2),
+    )
+    moved = dataclasses.replace(settings, data=LatentsSettings(folder="elsewhere", batch_size=2))
+    known = {"latents_digest": "sha256:1"}
+    assert run_identity(settings, known) == run_identity(moved, known)
+    assert run_identity(settings, known) != run_identity(moved, {"latents_digest": "sha256:2"})
+    assert run_identity(settings, {}) != run_identity(moved, {})  # nothing is known of them but the path

@@ -298,6 +298,11 @@ class TrainBackbone(CommandSettings, BackboneTraining):
         {},
     )
 
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide the result; images of a folder are known by a digest of theirs."""
+        said = super().identity()
+        return {name: value for name, value in said.items() if (name, self.dataset) != ("dataset_options", "folder")}
+
 
 @dataclass(frozen=True)
 class TrainClassifier(CommandSettings, ClassifierTraining):

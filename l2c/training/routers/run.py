@@ -42,6 +42,7 @@ from l2c.training.run_folder import claimed, resume_from
 from l2c.training.settings import LoggerSettings
 from l2c.training.trainer import make_run_trainer
 
+PATHS = ("data.folder", "data.vae")  # settings that say where data are
 RESULTS = ("cache_graph.json", "graph.png", "routers.png")
 
 
@@ -118,8 +119,7 @@ def train_routers(
         "model": backbone.conventions.name,
         **known_by(backbone),
         **({} if objective is LearningToCache else {"objective": objective.__qualname__}),
-        **settings.identity(),
-        **identity_of(setup.data),
+        **_identity(settings, identity_of(setup.data)),
     }
     checkpoint = resume_from(settings.resume, place)
     if checkpoint is not None:
@@ -137,6 +137,12 @@ def train_routers(
             graph.save(place / "cache_graph.json")
             save_figure(graph_heatmap(graph), place / "graph.png")
     return TrainedRouters(graph, cost, place, None if graph.removed_fraction else _advice(settings))
+
+
+def _identity(settings: RouterTraining, data: dict[str, str]) -> dict[str, Any]:
+    """Return the settings that a resumed run must share; where data are known by digests they may lie elsewhere."""
+    paths = PATHS if data else ()
+    return {name: value for name, value in settings.identity().items() if name not in paths} | data
 
 
 def _trainer(
