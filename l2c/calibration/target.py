@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from l2c.calibration.grid import Grid
 from l2c.calibration.measurements import Measurements
+from l2c.calibration.other_times import check_reach_in_time
 from l2c.diffusion import SOLVERS, Solver, make_solver
 from l2c.graph.binding import Binding
 from l2c.graph.checks import MAX_EVALUATIONS
@@ -98,4 +99,11 @@ def _euler_grid(measured: Measurements, name: str, timesteps: Sequence[float]) -
     unit = own.coefficients[0] / (own.ends[0] - own.timesteps[0])  # models count to 1000, or to 1, or up
     ends = (*times[1:], 0.0 if own.timesteps[-1] < own.timesteps[0] else 1 / abs(unit))
     moved = tuple(unit * (end - t) for t, end in zip(times, ends, strict=True))
-    return Grid(times, ends, moved, (True,) * len(times))
+    grid = Grid(times, ends, moved, (True,) * len(times))
+    if (times[-1] < times[0]) != (own.timesteps[-1] < own.timesteps[0]):
+        raise ValueError(
+            f"timesteps go from {times[0]:g} to {times[-1]:g}, but those of the calibration from "
+            f"{own.timesteps[0]:g} to {own.timesteps[-1]:g}; give the noisiest first"
+        )
+    check_reach_in_time(own, grid)
+    return grid

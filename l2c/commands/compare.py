@@ -17,6 +17,7 @@ from l2c.diffusion import Guidance
 from l2c.evaluation.comparison import Comparison
 from l2c.evaluation.comparison_folder import ComparisonFolder, cell_name
 from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
+from l2c.evaluation.method_fit import check_for
 from l2c.evaluation.method_settings import FEWER_STEPS
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.atomic import write_text
@@ -51,7 +52,12 @@ def budgets_of(cfg: DictConfig) -> list[float]:
     """Return the budgets in evaluations' worth, or refuse two of one cost, which would count each method twice."""
     found: dict[str, Any] = {}
     for budget in cfg.budgets:
-        worth = evaluations_worth(budget, cfg.solver.num_evaluations)
+        worth = evaluations_worth(budget, count := cfg.solver.num_evaluations)
+        if worth > count:
+            raise ValueError(
+                f"budgets: {budget} is {worth:g} evaluations' worth of MACs, more than the {count} uncached; "
+                "give a smaller one"
+            )
         if (other := found.setdefault(cell_name("", worth), (budget, worth))) != (budget, worth):
             raise ValueError(
                 f"budgets {other[0]} and {budget} both cost {worth:g} evaluations; leave one of them out"
@@ -126,6 +132,8 @@ def main(cfg: DictConfig) -> None:
     backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
     comparison = Comparison(backbone, check.groups["solver"], check.top, folder)
     comparison.check_calibrations()
+    methods = {name: given for name, given in check.top.methods.items() if given is not False}
+    check_for(methods, comparison.context, seed=check.top.seed, measured_to=check.top.measured_to)
     comparison.kept.claim(comparison.settings)
     cells: list[Cell] = []
     with tqdm(total=len(names) * len(budgets), desc="comparing", unit="cell") as bar:

@@ -144,6 +144,29 @@ class DynamicMethod:
     forecast: bool = False
 
 
+def check_middle(front: int, back: int, num_blocks: int, prefix: str = "") -> None:
+    """Refuse numbers of blocks at the ends that leave none to reuse.
+
+    Args:
+        front: blocks at the start that always compute.
+        back: blocks at the end that do.
+        num_blocks: number of blocks of the backbone, with a layer of attention and one of its feed-forward each.
+        prefix: beginning of the message.
+
+    Raises:
+        ValueError: if none is left, or a number is negative.
+
+    """
+    if front < 0 or back < 0 or front + back >= num_blocks:
+        mend = (
+            "give smaller numbers" if num_blocks else "leave model.layers at its default: dynamic methods skip blocks"
+        )
+        raise ValueError(
+            f"{prefix}front + back must be below the {num_blocks} blocks, got {front} and {back}: some blocks must "
+            f"be left to reuse; {mend}"
+        )
+
+
 class DynamicPass(Pass):
     """The passes of one trajectory under a dynamic method, one evaluation after the other.
 
@@ -167,11 +190,7 @@ class DynamicPass(Pass):
         super().__init__(call_block)
         self.method, self.branches = method, branches
         self.middle = range(method.front, num_blocks - method.back)
-        if not self.middle or method.front < 0 or method.back < 0:
-            raise ValueError(
-                f"front + back must be below the {num_blocks} blocks, got {method.front} and {method.back}: some "
-                "blocks must be left to reuse"
-            )
+        check_middle(method.front, method.back, num_blocks)
         self.criterion = method.criterion(threshold)
         self.decisions: list[Tensor] = []
         self._past: list[tuple[Tensor, Tensor]] = []  # of the last two computings: residual, evaluation of each image

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -41,6 +42,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 DYNAMIC = tuple(OPTIONS)
 THRESHOLDS = (1e-4, 10.0)  # between which a budget's is looked for
+
+
+def blocks_outside(name: str, options: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many blocks at the start and at the end a dynamic method always computes."""
+    given = {**OPTIONS[name], **options}
+    return given.get("front", int(name == "first_block_cache")), given.get("back", 0)
 
 
 @dataclass(frozen=True)

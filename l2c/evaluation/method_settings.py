@@ -29,7 +29,7 @@ DYNAMIC_OPTIONS: dict[str, dict[str, Rule]] = {
     "first_block_cache": _SEARCHED,
     "dbcache": {"front": COUNT, "back": FROM_0, "warmup": FROM_0, **_SEARCHED},
     "dbcache_taylor": {"front": COUNT, "back": FROM_0, "warmup": FROM_0, **_SEARCHED},
-    "teacache": {"degree": COUNT, **_SEARCHED},
+    "teacache": {"degree": Number(whole=True, at_least=1, at_most=8), **_SEARCHED},
     "magcache": {"max_skips": COUNT, "retention": SHARE, **_SEARCHED},
 }
 METHODS = (FEWER_STEPS, *OPTIONS, *DYNAMIC_OPTIONS)

@@ -54,7 +54,7 @@ def best(
     pool: int = 512,
     eval_batch_size: int = 64,
     exchanges: int = 40,
-    steps: int = 50,
+    steps: int = 25,
     batch_size: int = 8,
     learning_rate: float = 0.02,
     whole_outputs: bool = True,
@@ -290,7 +290,8 @@ def _grams(context: PolicyContext, worth: float, max_span: int, *, needed: bool)
     """Yield the graphs of `gram` with other predictors and spans; with `needed` at least one, or an error."""
     kinds: list[dict[str, Any]] = [{"reuses": reuses, "max_span": max_span, "order": 2} for reuses in STARTS]
     kinds += [{"max_span": span, "order": 2} for span in range(1, max_span)]
-    kinds += [{"max_span": max_span, "order": order} for order in ORDERS]
+    ages = context.required_calibration().tensor("responses").shape[2]
+    kinds += [{"max_span": max_span, "order": order} for order in ORDERS if order <= ages]
     for kind in kinds:
         try:
             yield gram(context, budget=worth, **kind)

@@ -54,6 +54,12 @@ def gram(
     calibration, total = context.required_calibration(), context.blank.num_evaluations
     order = _order(context, worth) if order is None else order
     ORDER.check("order", order)
+    ages = calibration.tensor("responses").shape[2]
+    if order > ages:
+        raise ValueError(
+            f"order={order} reads {order} past outputs, but the calibration measured outputs of at most "
+            f"{counted(ages, 'evaluation')} before; take a smaller order, or calibrate with responses.max_age={order}"
+        )
     max_span = max(4, round(total / 5)) if max_span is None else max_span
     allocation = Allocation(
         calibration.tensor("responses").numpy(),
@@ -78,7 +84,8 @@ def gram(
 def _order(context: PolicyContext, worth: float) -> int:
     """Return how many past outputs are read where nobody says; one more of the whole network takes little memory."""
     calibration = context.required_calibration()
-    many = calibration.tensor("responses").shape[3] >= DIRECTIONS_OF_3 and calibration.carried_from is None
+    _, _, ages, directions = calibration.tensor("responses").shape
+    many = directions >= DIRECTIONS_OF_3 and ages >= 3 and calibration.carried_from is None
     wide = worth >= SHARE_OF_3 * context.blank.num_evaluations - SLACK
     return 3 if context.blank.layers == (WHOLE_OUTPUT,) and many and wide else 2
 

@@ -58,7 +58,7 @@ class ComparisonPage:
 
     def curves(self) -> Figure:
         """Return the curves of error against cost, as the page shows them."""
-        return pareto(self.cells, family_of=self.family_of, always=self.always)
+        return pareto(self.cells, family_of=self.family_of, always=self.always, measured_to=self.measured_to)
 
     def html(self) -> str:
         """Return the page.

@@ -75,6 +75,7 @@ def pareto(
     family_of: Mapping[str, str] | None = None,
     most: int = MOST_FAMILIES,
     always: Sequence[str] = (),
+    measured_to: str = "uncached images",
 ) -> Figure:
     """Draw error against MACs and against measured time.
 
@@ -86,6 +87,7 @@ def pareto(
         family_of: method to family; a method without one is a family of its own.
         most: labelled families at most, up to 7.
         always: families that are labelled before others, however large their errors are.
+        measured_to: what errors are the distance to; words after a comma are left out.
 
     """
     found = lines(cells)
@@ -105,7 +107,7 @@ def pareto(
         _label_ends(axis, ends, {family.name: COLOURS[i] for i, family in enumerate(chosen)})
     for budget in sorted({line.budget for line in found}):
         mark_budget(axes[0], budget, budget_label(budget), above=True)
-    axes[0].set_ylabel("mean squared error to the uncached images, x 1e-5")
+    axes[0].set_ylabel(f"mean squared error to the {measured_to.partition(',')[0]}, x 1e-5")
     axes[0].set_xlabel("cost: MACs, in evaluations of the uncached network")
     axes[1].set_xlabel("time, as a share of the uncached sampler's")
     if others:

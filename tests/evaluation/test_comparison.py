@@ -204,6 +204,8 @@ def test_what_would_count_twice_or_share_files_is_refused():
     cfg = OmegaConf.create({**settings, "graphs": None})
     with pytest.raises(ValueError, match=r"budgets 0\.5 and 2x both cost 4 evaluations; leave one of them out"):
         budgets_of(cfg)
+    with pytest.raises(ValueError, match="budgets: 25 is 25 evaluations' worth of MACs, more than the 8 uncached"):
+        budgets_of(OmegaConf.create({**settings, "budgets": [25]}))
     with pytest.raises(ValueError, match="'a b' and 'a_b' would share their files"):
         method_names(cfg)
     apart = OmegaConf.create({**settings, "budgets": [0.5, 3], "methods": {"a b": {}, "ab": {}}, "graphs": None})

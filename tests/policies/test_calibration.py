@@ -131,6 +131,11 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
     flow = replace(calibration, binding=replace(calibration.binding, solver="flow_euler", solver_options={}))
     with pytest.raises(ValueError, match="must rise or fall all the way, got 950 after 900; give them in the order"):
         flow.graph(0.5, timesteps=[900, 950, 100])
+    first, *_, last = flow.grid.timesteps
+    with pytest.raises(ValueError, match=r"but those of the calibration from .* give the noisiest first"):
+        flow.graph(0.5, timesteps=[last, 0.5 * (first + last), first])
+    with pytest.raises(ValueError, match=r"the calibration was measured from t = .* but t = 5000 is wanted"):
+        flow.graph(0.5, timesteps=[5000, 500, 100])
     short = replace(calibration, tensors={name: tensor[:, :, :1] for name, tensor in calibration.tensors.items()})
     with pytest.raises(ValueError, match=r"out of reach .* take more steps, or measure older outputs: .*max_age"):
         short.graph(0.3, num_steps=12)

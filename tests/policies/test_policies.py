@@ -7,15 +7,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from l2c.backbones.backbone import fingerprint
 from l2c.backbones.presets import load_backbone
 from l2c.backbones.shapes import backbone_shapes
 from l2c.calibration.measurements import Measurements
+from l2c.io.bundled import project_folder
 from l2c.policies.context import PolicyContext
 from l2c.policies.methods.block_caching import accumulate_rows
 from l2c.policies.methods.smoothcache import longest_spans
-from l2c.policies.registry import POLICIES, UNMEASURED, make_graph
+from l2c.policies.registry import POLICIES, UNMEASURED, make_graph, with_defaults
 from l2c.policies.settings import OPTIONS
 from l2c.sampling.sampler import Sampler
 
@@ -267,3 +269,24 @@ def test_a_policy_that_is_called_by_itself_checks_its_options(make_dit):
     with pytest.raises(ValueError, match=r"a policy makes graphs for a PolicyContext, got Sampler"):
         POLICIES["interval"](context.sampler, n=2)
     assert POLICIES["interval"](context, n=np.float32(2), first=np.int64(1)) == POLICIES["interval"](context, n=2)
+
+
+def test_outputs_that_were_not_measured_are_not_read_without_a_word(context):
+    kept = context.calibration.tensors
+    short = {**kept, "responses": kept["responses"][:, :, :2].contiguous()}
+    context = dataclasses.replace(context, calibration=dataclasses.replace(context.calibration, tensors=short))
+    with pytest.raises(
+        ValueError, match="order=3 reads 3 past outputs, but the calibration measured outputs of at mo"
+    ):
+        make_graph("gram", context, budget=0.8, order=3)
+    assert make_graph("gram", context, budget=0.8).provenance["hyperparameters"]["order"] == 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted((project_folder("configs") / "policy").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_configurations_hold_the_defaults_of_their_policies(path):
+    given = OmegaConf.to_object(OmegaConf.load(path))
+    policy = POLICIES[given.pop("name")]
+    defaults = with_defaults(policy, {})
+    assert {**defaults, **given} == {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}

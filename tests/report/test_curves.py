@@ -32,6 +32,12 @@ def test_the_best_seven_are_labelled_and_the_others_counted():
     assert "1e-05" not in "".join(found)
 
 
+def test_the_axis_says_what_errors_are_the_distance_to():
+    assert "mean squared error to the uncached images, x 1e-5" in texts(pareto(cells()))
+    ode = pareto(cells(), measured_to="solution of the ODE, the images of the same solver with 200 evaluations")
+    assert "mean squared error to the solution of the ODE, x 1e-5" in texts(ode)
+
+
 def test_a_family_is_its_best_method_at_each_budget():
     found = lines(cells(3))
     (family, other) = families(found, {"m0": "ours", "m2": "ours"})
