@@ -24,7 +24,7 @@ from l2c.io.numbers import finite_number, whole_number
 
 FORMAT = CALIBRATION
 VERSION = 2
-CORRECTIONS = ("corrections", "output_corrections")
+CORRECTIONS = ("corrections", "output_corrections", "both_corrections")
 FIELDS = ("format", "version", "binding", "settings", "grid", "schedule", "cost", *CORRECTIONS, "digest")
 OF_BINDING = tuple(Binding.__dataclass_fields__)
 OF_SCHEDULE = ("name", "first_timestep", "num_steps", "prediction", "given")
@@ -53,6 +53,7 @@ def header_of(
     cost: Cost | None,
     corrections: Sequence[Mapping[str, float]],
     output_corrections: Sequence[Mapping[str, float]],
+    both_corrections: Sequence[Mapping[str, float]],
 ) -> str:
     """Return the head as text; the arguments are the attributes of `Calibration`.
 
@@ -71,6 +72,7 @@ def header_of(
         "cost": cost and {"layers": list(cost.layers), "fixed": cost.fixed},
         "corrections": list(map(dict, corrections)),
         "output_corrections": list(map(dict, output_corrections)),
+        "both_corrections": list(map(dict, both_corrections)),
     }
     try:
         text = json.dumps(content, ensure_ascii=False, allow_nan=False)
@@ -118,7 +120,7 @@ def fields_of(header: str) -> dict[str, Any]:
     grid = member(content, "grid", (dict, type(None)))
     binding = _binding(member(content, "binding", dict))
     count = binding.num_evaluations
-    content = {"output_corrections": [], **content}
+    content = {**{name: [] for name in CORRECTIONS[1:]}, **content}
     corrections = {
         name: tuple(_correction(one, i, count, name) for i, one in enumerate(member(content, name, list)))
         for name in CORRECTIONS

@@ -60,6 +60,7 @@ class Measurements:
         cost: MACs of the backbone; None = not known without the model.
         corrections: true errors beside predicted ones, see `file.CORRECTION`, from the largest budget.
         output_corrections: the same of graphs of the whole output.
+        both_corrections: the same of graphs of layers and the whole output.
         carried_from: number of evaluations of the grid that responses were carried from; None = measured here.
 
     """
@@ -72,6 +73,7 @@ class Measurements:
     cost: Cost | None = None
     corrections: tuple[Mapping[str, float], ...] = ()
     output_corrections: tuple[Mapping[str, float], ...] = ()
+    both_corrections: tuple[Mapping[str, float], ...] = ()
     carried_from: int | None = None
 
     def __repr__(self) -> str:
@@ -143,6 +145,7 @@ class Measurements:
             cost=self.cost and self.cost.of_output,
             corrections=self.output_corrections,
             output_corrections=(),
+            both_corrections=(),
         )
 
     @takes(layers=names)
@@ -157,7 +160,7 @@ class Measurements:
         if whole is None:
             return (self,)
         alone = {name: tensor for name, tensor in self.tensors.items() if not name.startswith(file.OF_OUTPUT)}
-        return replace(self, tensors=alone, output_corrections=()), whole
+        return replace(self, tensors=alone, output_corrections=(), both_corrections=()), whole
 
     @takes(graph=CacheGraph, solver=solver_or_grid)
     def at(self: Kind, graph: CacheGraph, solver: Solver | Grid) -> Kind:
@@ -204,6 +207,7 @@ class Measurements:
             cost=self.cost,
             corrections=self.corrections,
             output_corrections=self.output_corrections,
+            both_corrections=self.both_corrections,
         )
         write_tensors(path, self.tensors, {"l2c": header})
 

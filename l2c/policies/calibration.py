@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
@@ -20,22 +21,21 @@ from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each, takes
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
-from l2c.graph.statistics import ERROR, WORTH
 from l2c.io.names import near_keywords
 from l2c.io.numbers import AT_ONCE, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.context import PolicyContext
-from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, stages_of, true_errors
-from l2c.policies.gram import NEAR, gram
-from l2c.policies.ladder import Ladder
+from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, images_of, stages_of, true_errors
+from l2c.policies.gram import gram
+from l2c.policies.ladder import Ladder, preferred_of, within_reach
 from l2c.policies.mixed import as_both, of_both, same_directions
 from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_like
 
-TIE = 1.5  # expected errors that differ by less say nothing about which is smaller
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
 REMEMBERED = 256  # graphs
+Reachable = Callable[[Target, Iterable[Budget]], Iterable[CacheGraph]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,14 +135,13 @@ class Calibration(Measurements):
             BudgetOutOfReach: if none can be reached.
 
         """
-        found: list[CacheGraph] = []
-        try:
-            for graph in self._graphs(target_of(self, num_steps), each("budgets", budgets)):
-                found.append(graph)
-        except BudgetOutOfReach:
-            if not found:
-                raise
-        return Ladder(found)
+        return Ladder(self._reachable(target_of(self, num_steps), each("budgets", budgets)))
+
+    def _reachable(self, target: Target, budgets: Iterable[Budget]) -> list[CacheGraph]:
+        return within_reach(lambda budget: next(self._graphs(target, [budget])), budgets)
+
+    def _both_reachable(self, target: Target, budgets: Iterable[Budget]) -> list[CacheGraph]:
+        return within_reach(lambda budget: self._of_both(target, budget, None), budgets)
 
     def preferred(self, budget: Budget) -> Calibration | OfBoth:
         """Return what makes graphs of the one kind of layers that `graph` prefers, and no others.
@@ -166,10 +165,9 @@ class Calibration(Measurements):
     ) -> Iterator[CacheGraph]:
         """Yield the graph of each budget."""
         layers, *whole = self.parts
-        both = whole and same_directions(layers, whole[0])
-        kinds = [*(part._graph for part in whole), layers._graph, *([self._of_both] if both else [])]
+        kinds = [*(part._graph for part in whole), layers._graph, *([self._of_both] if _of_two(self) else [])]
         for budget in budgets:
-            yield _preferred(
+            yield preferred_of(
                 partial(make, target, budget, max_span) for make in (kinds if whole_outputs else [layers._graph])
             )
 
@@ -177,9 +175,13 @@ class Calibration(Measurements):
         """Return the graph of layers and whole output; see `_graph`."""
 
         def make() -> CacheGraph:
-            context, whole = (part._context_of(target) for part in self.parts)
+            context, of_output = (part._context_of(target) for part in self.parts)
+            layers, whole = context.required_calibration(), of_output.required_calibration()
+            if self.both_corrections:  # in the place of those of either kind
+                layers, whole = replace(layers, corrections=self.both_corrections), replace(whole, corrections=())
+                context = replace(context, calibration=layers)
             worth = evaluations_worth(budget, context.blank.num_evaluations)
-            return of_both(context, whole.required_calibration(), worth, max_span=max_span or _span(context))
+            return of_both(context, whole, worth, max_span=max_span or _span(context))
 
         return self._remembered((target.key, str(budget), max_span, "both"), make)
 
@@ -235,30 +237,48 @@ class Calibration(Measurements):
         measuring.check_sampler(sampler)
         num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
         batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
-        parts = [replace(part, corrections=()) for part in self.parts]
+        alone = replace(self, corrections=(), output_corrections=(), both_corrections=())
+        kinds: list[tuple[Reachable, Sequence[float]]] = [
+            (part._reachable, shares) for part, shares in zip(alone.parts, (CORRECTED_AT, CARRIED_AT), strict=False)
+        ]
+        if _of_two(alone):
+            kinds.append((alone._both_reachable, CARRIED_AT))
         plan = [
             (i, stage)
-            for i, (part, shares) in enumerate(zip(parts, (CORRECTED_AT, CARRIED_AT), strict=False))
-            for stage in stages_of(part, shares, num_trajectories)
+            for i, (_, shares) in enumerate(kinds)
+            for stage in stages_of(alone.parts[0], shares, num_trajectories)
         ]
-        found: list[list[dict[str, float]]] = [[] for _ in parts]
+        found: list[tuple[dict[str, float], ...]] = [(), (), ()]
+        targets: dict[Stage, Tensor] = {}
         with tqdm(total=sum(stage.images for _, stage in plan), desc="true errors", unit="image") as bar:
             for i, stage in plan:
                 before = bar.n
-                found[i] += parts[i]._true_errors(sampler, stage, batch_size, bar)
-                bar.total -= stage.images - (bar.n - before)  # budgets out of reach
-        return replace(self, corrections=tuple(found[0]), output_corrections=tuple(found[1]) if found[1:] else ())
+                found[i] += tuple(self._true_errors(kinds[i][0], sampler, stage, targets, batch_size, bar))
+                bar.total -= stage.images - (bar.n - before)  # budgets out of reach, and images that were there
+        layers, output, both = found
+        return replace(self, corrections=layers, output_corrections=output, both_corrections=both)
 
-    def _true_errors(self, sampler: Sampler, stage: Stage, batch_size: int, bar: tqdm) -> list[dict[str, float]]:
+    def _true_errors(
+        self,
+        graphs: Reachable,
+        sampler: Sampler,
+        stage: Stage,
+        targets: dict[Stage, Tensor],
+        batch_size: int,
+        bar: tqdm,
+    ) -> list[dict[str, float]]:
         """Return true errors beside predicted ones of a stage; none where no budget of it can be reached."""
         count = stage.num_evaluations
         own = count == self.binding.num_evaluations
         first, seed = int(self.settings.get("num_trajectories", 0)), int(self.settings.get("seed", 0))
         how: dict[str, Any] = {"first": first, "seed": seed, "batch_size": batch_size, "bar": bar}
         try:
-            graphs = self.reachable(stage.shares, num_steps=None if own else count)
+            made = graphs(target_of(self, None if own else count), stage.shares)
             uncached = uncached_like(sampler, num_evaluations=count)
-            return true_errors(uncached, graphs, stage.num_trajectories, **how)
+            key = replace(stage, shares=())
+            if key not in targets:
+                targets[key] = images_of(uncached, stage.num_trajectories, **how)
+            return true_errors(uncached, made, targets[key], **how)
         except ValueError as error:  # the layers hold too few of the MACs, or nothing was measured at these times
             if own and not isinstance(error, BudgetOutOfReach):
                 raise
@@ -289,29 +309,14 @@ class OfBoth:
             return self.calibration._of_both(target, budget, None)
         except BudgetOutOfReach:
             layers, whole = self.calibration.parts
-            found = _preferred(partial(part._graph, target, budget, None) for part in (whole, layers))
+            found = preferred_of(partial(part._graph, target, budget, None) for part in (whole, layers))
             return as_both(found, layers.binding.layers)
 
 
-def _preferred(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
-    """Return the graph of the least expected error within reach of its budget, or the first kind's where it ties."""
-    found: list[CacheGraph] = []
-    refusals: list[BudgetOutOfReach] = []
-    for make in makes:
-        try:
-            found.append(make())
-        except BudgetOutOfReach as error:
-            refusals.append(error)
-    if not found:
-        raise refusals[0]  # the first kind reaches furthest
-    least = min(found, key=lambda graph: float(graph.measured[ERROR]))
-    return found[0] if _ties(found[0], least) else least
-
-
-def _ties(graph: CacheGraph, least: CacheGraph) -> bool:
-    """Return whether a graph is as good as the one of the least expected error, at no more MACs."""
-    error, worth = ([float(g.measured[name]) for g in (graph, least)] for name in (ERROR, WORTH))
-    return error[0] <= TIE * error[1] and worth[0] <= worth[1] + NEAR
+def _of_two(calibration: Calibration) -> bool:
+    """Return whether a calibration makes graphs of layers and whole output."""
+    layers, *whole = calibration.parts
+    return bool(whole) and same_directions(layers, whole[0])
 
 
 def _span(context: PolicyContext) -> int:

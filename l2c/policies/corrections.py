@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -54,14 +55,11 @@ def stages_of(measured: Measurements, shares: Sequence[float], num_trajectories:
     ]
 
 
-def true_errors(
-    uncached: Sampler, graphs: Iterable[CacheGraph], count: int, *, first: int, seed: int, batch_size: int, bar: tqdm
-) -> list[dict[str, float]]:
-    """Return true errors beside predicted ones, see `calibration_file.CORRECTION`.
+def images_of(sampler: Sampler, count: int, *, first: int, seed: int, batch_size: int, bar: tqdm) -> Tensor:
+    """Return a sampler's images (N, C, H, W).
 
     Args:
-        uncached: the sampler of the images that are right.
-        graphs: of the same number of evaluations, with the errors predicted.
+        sampler: the sampler.
         count: noises.
         first: number of the first noise among those of the seed.
         seed: of the noises.
@@ -69,18 +67,28 @@ def true_errors(
         bar: over images.
 
     """
-    backbone, num_evaluations = uncached.backbone, uncached.solver.num_evaluations
-    noise = seeded_noise(backbone.input_shape, seed, count, first=first)
-    labels = labels_in_turn(backbone.num_labels, count, first=first)
+    noise = seeded_noise(sampler.backbone.input_shape, seed, count, first=first)
+    labels = labels_in_turn(sampler.backbone.num_labels, count, first=first)
+    batches = {"batch_size": batch_size, "seed": seed, "first_image": first}
+    return sample_in_batches(sampler, labels, noise, **batches, advance=bar)
 
-    def drawn(sampler: Sampler) -> Tensor:
-        batches = {"batch_size": batch_size, "seed": seed, "first_image": first}
-        return sample_in_batches(sampler, labels, noise, **batches, advance=bar)
 
-    target = drawn(uncached)
+def true_errors(
+    uncached: Sampler, graphs: Iterable[CacheGraph], target: Tensor, **how: Any
+) -> list[dict[str, float]]:
+    """Return true errors beside predicted ones, see `calibration_file.CORRECTION`.
+
+    Args:
+        uncached: the sampler of the images that are right.
+        graphs: of the same number of evaluations, with the errors predicted.
+        target: (N, C, H, W), its images.
+        how: which noises, see `images_of`.
+
+    """
+    num_evaluations = uncached.solver.num_evaluations
     found: list[dict[str, float]] = []
     for graph in graphs:
-        images = drawn(cached_like(uncached, graph))
+        images = images_of(cached_like(uncached, graph), len(target), **how)
         true = float(squared_errors(images, target).mean())
         predicted = float(graph.measured[ERROR])
         share = float(graph.measured[WORTH]) / num_evaluations

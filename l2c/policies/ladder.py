@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import overload
@@ -15,11 +15,13 @@ from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.io.names import chosen, quoted, shown
 from l2c.io.numbers import finite_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
+from l2c.policies.gram import NEAR as NEAR_BUDGET
 
 FORMAT = "l2c-cache-ladder"
 MOST = 1000  # graphs
 SLACK = 1e-6  # evaluations' worth, of rounding
 NEAR = 0.01  # of the MACs: budgets are met to within about a layer
+TIE = 1.5  # expected errors that differ by less say nothing about which is smaller
 
 
 class Ladder(Sequence[CacheGraph]):
@@ -146,3 +148,41 @@ def _alike(graph: CacheGraph, other: CacheGraph) -> bool:
     """Return whether graphs are for one model and sampler; they may be of layers, of the whole output or of both."""
     layers = {own_layers(graph.layers), own_layers(other.layers)} - {()}
     return len(layers) <= 1 and replace(graph.binding, layers=other.layers) == other.binding
+
+
+def within_reach(make: Callable[[Budget], CacheGraph], budgets: Iterable[Budget]) -> list[CacheGraph]:
+    """Return the graphs of budgets from the largest, up to the first that is out of reach.
+
+    Raises:
+        BudgetOutOfReach: if that is the first one.
+
+    """
+    found: list[CacheGraph] = []
+    try:
+        for budget in budgets:
+            found.append(make(budget))
+    except BudgetOutOfReach:
+        if not found:
+            raise
+    return found
+
+
+def preferred_of(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
+    """Return the graph of the least expected error within reach of its budget, or the first kind's where it ties."""
+    found: list[CacheGraph] = []
+    refusals: list[BudgetOutOfReach] = []
+    for make in makes:
+        try:
+            found.append(make())
+        except BudgetOutOfReach as error:
+            refusals.append(error)
+    if not found:
+        raise refusals[0]  # the first kind reaches furthest
+    least = min(found, key=lambda graph: float(graph.measured[ERROR]))
+    return found[0] if _ties(found[0], least) else least
+
+
+def _ties(graph: CacheGraph, least: CacheGraph) -> bool:
+    """Return whether a graph is as good as the one of the least expected error, at no more MACs."""
+    error, worth = ([float(g.measured[name]) for g in (graph, least)] for name in (ERROR, WORTH))
+    return error[0] <= TIE * error[1] and worth[0] <= worth[1] + NEAR_BUDGET

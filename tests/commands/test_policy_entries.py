@@ -111,13 +111,19 @@ def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):
     assert "unknown method 'smothcache'; did you mean smoothcache" in refused(unknown)
     option = call("scripts/compare.py", *SMALL, "methods.best={rounds: 20}", run)
     assert "policy best has no option 'rounds'" in refused(option)
-    without = call("scripts/compare.py", *SMALL, run)
+    without = call("scripts/compare.py", *SMALL, "budgets=[3]", run)
     sentence = refused(without)
     assert (
         "no calibration is given; run l2c calibrate measure=[changes,responses] and pass calibration=PATH" in sentence
     )
     assert "or compare the others alone with only=[fewer_steps,interval," in sentence
-    other = [f"calibration={calibration}", "solver.num_evaluations=6", "num_images=2", "only=[gram,smoothcache]"]
+    other = [
+        f"calibration={calibration}",
+        "solver.num_evaluations=6",
+        "budgets=[3]",
+        "num_images=2",
+        "only=[gram,smoothcache]",
+    ]
     carried = refused(call("scripts/compare.py", "model=dit_digits", *other, run))
     assert carried.startswith("error: smoothcache: the calibration was made for")
     assert "layer_change is known at those alone" in carried

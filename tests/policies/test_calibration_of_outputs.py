@@ -93,16 +93,29 @@ def test_a_graph_of_one_kind_as_one_of_both_draws_the_same(calibration, sampler,
     assert torch.equal(*images)
 
 
-def test_true_errors_correct_both(calibration, sampler):
-    assert calibration.corrections
-    assert calibration.output_corrections
-    assert calibration.of_output().corrections == calibration.output_corrections
-    graph = calibration.of_output().graph(0.5)
+@pytest.mark.parametrize("kind", ["layers", "output", "both"])
+def test_true_errors_correct_each_kind(calibration, sampler, kind):
+    makes = dict(zip(("layers", "output"), calibration.parts, strict=True), both=OfBoth(calibration))
+    known = {"layers": calibration.corrections, "output": calibration.output_corrections}
+    assert all((known["layers"], known["output"], calibration.both_corrections))
+    assert all(calibration.parts[i].corrections == known[name] for i, name in enumerate(known))
+    graph = makes[kind].graph(0.5)
     noise = torch.randn(16, *sampler.backbone.input_shape, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(16) % 5
     cached = l2c.Sampler(sampler.backbone, graph=graph, cfg_scale=2.0).sample(labels, noise=noise)
     true = float((cached - sampler.sample(labels, noise=noise)).square().mean())
     assert true / 5 < graph.measured["expected_mse"] < 5 * true
+
+
+def test_graphs_of_both_are_corrected_by_their_own_true_errors(calibration):
+    """Not by those of either kind: graphs of both are chosen among several, and err where responses do not add up."""
+    known = OfBoth(calibration).graph(0.5).measured["expected_mse"]
+    far = tuple({**one, "true": 1e4 * one["true"]} for one in calibration.both_corrections)
+    worse = OfBoth(replace(calibration, both_corrections=far)).graph(0.5)
+    assert worse.measured["expected_mse"] == pytest.approx(1e4 * known)
+    assert replace(calibration, both_corrections=far).graph(0.5).layers != worse.layers
+    old = OfBoth(replace(calibration, both_corrections=())).graph(0.5)  # of a file that does not hold them
+    assert old.rows == worse.rows
 
 
 def test_a_ladder_takes_both(calibration):
@@ -117,6 +130,7 @@ def test_both_are_saved_and_carried(calibration, tmp_path):
     again = l2c.Calibration.load(tmp_path / "c.safetensors")
     assert again.graph(0.4) == calibration.graph(0.4)
     assert again.output_corrections == calibration.output_corrections
+    assert again.both_corrections == calibration.both_corrections
     carried = again.of_output().graph(0.5, num_steps=12)
     assert (carried.num_evaluations, carried.layers) == (12, ("output",))
     assert again.graph(0.5, num_steps=12).num_evaluations == 12
