@@ -50,7 +50,8 @@ class Responses(Settings, group=RESPONSES):
         num_probes: backward passes per batch; with `forward` directions kept per trajectory.
         max_age: the oldest output considered, in evaluations; None = `grid.oldest_age` of the solver.
         between: with `gradient`, whole outputs that are taken between two evaluations, by forward passes alone; from
-            them responses are carried to other times. A pipeline's scheduler knows no states there: none are taken.
+            them responses are carried to other times. None where a pipeline's scheduler does not tell
+            its states there.
         group: with `forward` neighbouring layers that are measured together.
 
     """
