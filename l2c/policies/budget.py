@@ -27,6 +27,7 @@ OLD_WORDS = {
     "router.speed_up": "router.budget",
 }
 SLACK = 1e-6  # evaluations; rounding must not refuse the ends of a range
+NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 
 class Worth(float):

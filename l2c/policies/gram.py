@@ -12,14 +12,13 @@ from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED
 from l2c.io.names import counted
 from l2c.policies.allocation import Allocation, Array
-from l2c.policies.budget import SLACK, Budget, check_reach
+from l2c.policies.budget import NEAR, SLACK, Budget, check_reach
 from l2c.policies.context import PolicyContext, policy
 from l2c.policies.expected_error import expected_error, true_over_predicted
 from l2c.policies.settings import GRAM_REUSES, ORDER
 
 SHARE_OF_3 = 0.4  # of the MACs; below, long spans make weights of three outputs worse than those of two
 DIRECTIONS_OF_3 = 256  # responses that weights of three outputs are fitted on at least
-NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 
 @policy
@@ -55,7 +54,7 @@ def gram(
     order = _order(context, worth) if order is None else order
     ORDER.check("order", order)
     ages = calibration.tensor("responses").shape[2]
-    if order > ages:
+    if order > max(ages, 2):
         raise ValueError(
             f"order={order} reads {order} past outputs, but the calibration measured outputs of at most "
             f"{counted(ages, 'evaluation')} before; take a smaller order, or calibrate with responses.max_age={order}"

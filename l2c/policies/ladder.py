@@ -14,8 +14,8 @@ from l2c.graph.layer_names import own_layers
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.io.names import chosen, quoted, shown
 from l2c.io.numbers import finite_number
+from l2c.policies.budget import NEAR as NEAR_BUDGET
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
-from l2c.policies.gram import NEAR as NEAR_BUDGET
 
 FORMAT = "l2c-cache-ladder"
 MOST = 1000  # graphs

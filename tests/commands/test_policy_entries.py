@@ -132,7 +132,7 @@ def test_bad_input_ends_in_one_sentence(call, refused, calibration, tmp_path):
     assert "policy gram needs responses; say measure=[responses]" in refused(needs)
     by_score = call("scripts/calibrate.py", *SMALL, "policy=top_k", "policy.score=response", "measure=[changes]", run)
     assert "policy top_k needs responses; say measure=[responses]" in refused(by_score)
-    same = call("scripts/compare.py", *SMALL, f"calibration={calibration}", "seed=7", run)
+    same = call("scripts/compare.py", *SMALL, f"calibration={calibration}", "budgets=[3]", "seed=7", run)
     assert "was calibrated on the noises of seed 7, where graphs would be compared" in refused(same)
     other = call("scripts/make_graph.py", "policy=top_k", "budget=0.8", f"calibration={calibration}", run)
     assert "the calibration was made for 4 other evaluations, and layer_change is known at those" in refused(other)

@@ -30,8 +30,8 @@ def test_data_from_state_and_prediction():
     assert calibrated_as_drawn(tiny) == "yes"
     tiny.pipe.transformer.proj_out.register_forward_hook(lambda *_: ran.append(1))
     backbone = backbone_of(tiny)
-    # the first step plain and guided, one answer as a model, and two that tell what moves: the run itself needs none
-    assert len(ran) == 6
+    # the first step plain and guided, one answer as a model, three that tell what moves: the run needs none
+    assert len(ran) == 7
     sigma = tiny.pipe.scheduler.sigmas[:STEPS]
     around = backbone.own_solver.around
     assert around.start == pytest.approx(80.0)  # sigma_max

@@ -341,4 +341,4 @@ def _kinds(
             raise
         log.warning("%s; its whole output is taken as the one layer", str(error).partition(";")[0])
         return (WHOLE_OUTPUT,)
-    return None
+    return of
