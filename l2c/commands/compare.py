@@ -51,8 +51,9 @@ def method_names(cfg: DictConfig) -> list[str]:
 def budgets_of(cfg: DictConfig) -> list[float]:
     """Return the budgets in evaluations' worth, or refuse two of one cost, which would count each method twice."""
     found: dict[str, Any] = {}
+    count = cfg.solver.num_evaluations
     for budget in cfg.budgets:
-        worth = evaluations_worth(budget, count := cfg.solver.num_evaluations)
+        worth = evaluations_worth(budget, count)
         if worth > count:
             raise ValueError(
                 f"budgets: {budget} is {worth:g} evaluations' worth of MACs, more than the {count} uncached; "
@@ -132,8 +133,7 @@ def main(cfg: DictConfig) -> None:
     backbone = configured_backbone(cfg.model, cfg.solver, fewer_steps=FEWER_STEPS in cfg.methods)
     comparison = Comparison(backbone, check.groups["solver"], check.top, folder)
     comparison.check_calibrations()
-    methods = {name: given for name, given in check.top.methods.items() if given is not False}
-    check_for(methods, comparison.context, seed=check.top.seed, measured_to=check.top.measured_to)
+    check_for(check.top.chosen, comparison.context, seed=check.top.seed, measured_to=check.top.measured_to)
     comparison.kept.claim(comparison.settings)
     cells: list[Cell] = []
     with tqdm(total=len(names) * len(budgets), desc="comparing", unit="cell") as bar:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from l2c.backbones.backbone import Backbone, fingerprint
+from l2c.backbones.backbone import Backbone, known_by
 from l2c.calibration.measurements import Measurements
 from l2c.evaluation.comparison_folder import ComparisonFolder, cell_name
 from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
@@ -95,7 +95,7 @@ class Comparison:
             ValueError: if a calibration or a part of it is missing, or it was made on those noises.
 
         """
-        chosen = {name: dict(given or {}) for name, given in self.asked.methods.items() if given is not False}
+        chosen = self.asked.chosen
         needs = {name: needs_of(given.get("policy", name), given) for name, given in chosen.items()}
         calibrated = [name for name in chosen if needs[name]]
         if calibrated and not self.contexts:
@@ -121,7 +121,7 @@ class Comparison:
 
     def _lacking(self, methods: Sequence[str], missing: str) -> str:
         """Return the sentence on methods that lack something."""
-        names = [name for name, given in self.asked.methods.items() if given is not False and name not in methods]
+        names = [name for name in self.asked.chosen if name not in methods]
         others = ",".join([*names, *self.graphs])
         alone = f", or compare the others alone with only=[{others}]" if others else ""
         return f"{', '.join(methods)}: {missing}{alone}"
@@ -142,8 +142,7 @@ class Comparison:
             "num_images": self.asked.num_images,
             "seed": self.asked.seed,
             **{f"solver.{name}": value for name, value in self.solver.to_dict().items()},
-            "weights": fingerprint(self.backbone),
-            "pipeline": getattr(self.backbone, "origin", None),
+            **{"pipeline": None, **known_by(self.backbone)},
             "measured_to": self.asked.measured_to,
         }
 

@@ -50,3 +50,8 @@ class ComparisonSettings(Settings):
     timing_batch: int = whole(16, at_least=1, at_most=10**6)
     timing_repetitions: int = whole(5, at_least=1)
     any_version: bool = flag(False)
+
+    @property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """Options of the methods by their names, those aside that are left out."""
+        return {name: dict(given or {}) for name, given in self.methods.items() if given is not False}

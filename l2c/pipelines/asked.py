@@ -104,16 +104,14 @@ def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
 
 def _named(value: Any) -> Any:
     """Return prompts or options as text, pictures and tensors in them by their digest."""
-    from l2c.integrations.diffusers.prompts import array_of
+    from l2c.integrations.diffusers.prompts import array_of, digest_of_array
 
     if isinstance(value, Mapping):
         return {str(name): _named(member) for name, member in value.items()}
     if isinstance(value, (list, tuple)):
         return [_named(member) for member in value]
     array = array_of(value)
-    if array is None:
-        return str(value)
-    return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
+    return str(value) if array is None else digest_of_array(array)
 
 
 def _read(prompts: Any, pipe: Any) -> list[Any]:

@@ -25,7 +25,7 @@ from l2c.io.names import near_keywords
 from l2c.io.numbers import AT_ONCE, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.context import PolicyContext
-from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, images_of, stages_of, true_errors
+from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, drawer, stages_of, true_errors
 from l2c.policies.gram import gram
 from l2c.policies.ladder import Ladder, preferred_of, within_reach
 from l2c.policies.mixed import as_both, of_both, same_directions
@@ -271,14 +271,15 @@ class Calibration(Measurements):
         count = stage.num_evaluations
         own = count == self.binding.num_evaluations
         first, seed = int(self.settings.get("num_trajectories", 0)), int(self.settings.get("seed", 0))
-        how: dict[str, Any] = {"first": first, "seed": seed, "batch_size": batch_size, "bar": bar}
         try:
             made = graphs(target_of(self, None if own else count), stage.shares)
             uncached = uncached_like(sampler, num_evaluations=count)
+            number = stage.num_trajectories
+            draw = drawer(uncached.backbone, number, first=first, seed=seed, batch_size=batch_size, bar=bar)
             key = replace(stage, shares=())
             if key not in targets:
-                targets[key] = images_of(uncached, stage.num_trajectories, **how)
-            return true_errors(uncached, made, targets[key], **how)
+                targets[key] = draw(uncached)
+            return true_errors(uncached, made, targets[key], draw)
         except ValueError as error:  # the layers hold too few of the MACs, or nothing was measured at these times
             if own and not isinstance(error, BudgetOutOfReach):
                 raise

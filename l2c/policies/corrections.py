@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.backbones.backbone import Backbone
 from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import ERROR, WORTH
@@ -55,11 +56,13 @@ def stages_of(measured: Measurements, shares: Sequence[float], num_trajectories:
     ]
 
 
-def images_of(sampler: Sampler, count: int, *, first: int, seed: int, batch_size: int, bar: tqdm) -> Tensor:
-    """Return a sampler's images (N, C, H, W).
+def drawer(
+    backbone: Backbone, count: int, *, first: int, seed: int, batch_size: int, bar: tqdm
+) -> Callable[[Sampler], Tensor]:
+    """Return what draws a sampler's images (N, C, H, W) of some noises.
 
     Args:
-        sampler: the sampler.
+        backbone: gives shape and labels of the noises.
         count: noises.
         first: number of the first noise among those of the seed.
         seed: of the noises.
@@ -67,14 +70,14 @@ def images_of(sampler: Sampler, count: int, *, first: int, seed: int, batch_size
         bar: over images.
 
     """
-    noise = seeded_noise(sampler.backbone.input_shape, seed, count, first=first)
-    labels = labels_in_turn(sampler.backbone.num_labels, count, first=first)
-    batches = {"batch_size": batch_size, "seed": seed, "first_image": first}
-    return sample_in_batches(sampler, labels, noise, **batches, advance=bar)
+    noise = seeded_noise(backbone.input_shape, seed, count, first=first)
+    labels = labels_in_turn(backbone.num_labels, count, first=first)
+    how = {"batch_size": batch_size, "seed": seed, "first_image": first, "advance": bar}
+    return partial(sample_in_batches, labels=labels, noise=noise, **how)
 
 
 def true_errors(
-    uncached: Sampler, graphs: Iterable[CacheGraph], target: Tensor, **how: Any
+    uncached: Sampler, graphs: Iterable[CacheGraph], target: Tensor, draw: Callable[[Sampler], Tensor]
 ) -> list[dict[str, float]]:
     """Return true errors beside predicted ones, see `calibration_file.CORRECTION`.
 
@@ -82,13 +85,13 @@ def true_errors(
         uncached: the sampler of the images that are right.
         graphs: of the same number of evaluations, with the errors predicted.
         target: (N, C, H, W), its images.
-        how: which noises, see `images_of`.
+        draw: draws a sampler's images of the same noises.
 
     """
     num_evaluations = uncached.solver.num_evaluations
     found: list[dict[str, float]] = []
     for graph in graphs:
-        images = images_of(cached_like(uncached, graph), len(target), **how)
+        images = draw(cached_like(uncached, graph))
         true = float(squared_errors(images, target).mean())
         predicted = float(graph.measured[ERROR])
         share = float(graph.measured[WORTH]) / num_evaluations

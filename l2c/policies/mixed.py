@@ -20,11 +20,10 @@ from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, WEIGHTED
 from l2c.graph.statistics import ERROR
 from l2c.policies.allocation import Allocation, Array
-from l2c.policies.budget import SLACK, BudgetOutOfReach
+from l2c.policies.budget import NEAR, SLACK, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import with_expected
 
-NEAR = 0.1  # evaluations' worth by which a budget may be missed
 ORDERS = (2, 3)  # past outputs that are read
 RUNS = (1.25, 1.45, 1.65)  # evaluations that run, as multiples of the budget: where the least errors were found
 

@@ -69,44 +69,27 @@ def test_a_second_call_at_once_is_refused_and_the_first_is_right(make_pipeline, 
         model="DiTTransformer2DModel",
         solver="ddim",
     )
-    began, goes_on = threading.Event(), threading.Event()
-
-    step = pipe.scheduler.step
-
-    def step_and_wait(*args, **kwargs):
-        if not began.is_set():
-            began.set()
-            goes_on.wait(120)
-        return step(*args, **kwargs)
 
     def call():
         generator = torch.Generator().manual_seed(0)
         return pipe([3], num_inference_steps=4, generator=generator, output_type="np").images
 
-    def second():
-        began.wait(120)
-        try:
-            return call()
-        finally:
-            goes_on.set()
-
     with applied(pipe, graph):
         alone = call()
-        pipe.scheduler.step = step_and_wait
-        first, refused = in_threads(call, second)
+        first, refused = interrupted(pipe, call, call, at=1)
         assert "is being called in another thread" in str(refused)
         assert (first == alone).all()
         assert (call() == alone).all()
 
 
-def interrupted(tiny, second):
-    """Return what a call makes during whose second step another thread makes one, and what that one makes."""
+def interrupted(pipe, first, second, *, at):
+    """Return what a call makes during one of whose steps another thread makes one, and what that one makes."""
     began, goes_on, steps = threading.Event(), threading.Event(), []
-    step = tiny.pipe.scheduler.step
+    step = pipe.scheduler.step
 
     def step_and_wait(*args, **kwargs):
         steps.append(1)
-        if len(steps) == 2:
+        if len(steps) == at:
             began.set()
             goes_on.wait(120)
         return step(*args, **kwargs)
@@ -118,11 +101,11 @@ def interrupted(tiny, second):
         finally:
             goes_on.set()
 
-    tiny.pipe.scheduler.step = step_and_wait
+    pipe.scheduler.step = step_and_wait
     try:
-        return in_threads(lambda: drawn_by(tiny), other)
+        return in_threads(first, other)
     finally:
-        del tiny.pipe.scheduler.step
+        del pipe.scheduler.step
 
 
 def drawn_by(tiny, **changes):
@@ -146,10 +129,10 @@ def test_a_scheduler_that_remembers_steps_is_not_set_anew_by_a_call_that_is_refu
         if later:  # put in after the graph was applied
             pipe.scheduler = kind.from_config(pipe.scheduler.config)
         alone = drawn_by(tiny)
-        first, refused = interrupted(tiny, lambda: drawn_by(tiny))
+        first, refused = interrupted(pipe, lambda: drawn_by(tiny), lambda: drawn_by(tiny), at=2)
         assert "WanPipeline is being called in another thread" in str(refused)
         assert torch.equal(first, alone)
-        first, refused = interrupted(tiny, lambda: drawn_by(tiny, guidance_scale=9.0))
+        first, refused = interrupted(pipe, lambda: drawn_by(tiny), lambda: drawn_by(tiny, guidance_scale=9.0), at=2)
         assert "WanPipeline is being called in another thread" in str(refused)
         assert str(first).startswith("another thread called WanPipeline with other arguments (guidance_scale")
         assert torch.equal(drawn_by(tiny), alone)

@@ -15,8 +15,7 @@ from typing import Any
 from l2c.backbones.backbone import class_name
 from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.integrations.diffusers.denoisers import denoiser_of, of_another
-from l2c.integrations.diffusers.prompts import array_of
-from l2c.io.digests import digest_of_text
+from l2c.integrations.diffusers.prompts import array_of, digest_of_array
 
 TRUE, EMBEDDED, OF_PICTURES = "true_cfg_scale", "guidance_scale", "image_guidance_scale"
 NEGATIVE = ("negative_prompt", "negative_prompt_embeds")
@@ -184,7 +183,7 @@ def _kept(value: Any) -> Any:
         return value
     if isinstance(value, numbers.Real):
         return float(value) if math.isfinite(value) else str(value)
-    digest = "" if array is None else digest_of_text(f"{array.shape}{array.tobytes()!r}")
+    digest = "" if array is None else f"sha256:{digest_of_array(array)}"
     return f"{type(value).__name__} {digest}".rstrip()
 
 

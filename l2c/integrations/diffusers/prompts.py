@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ def array_of(value: Any) -> Any:
         return value.detach().float().cpu().numpy()
     array = isinstance(value, np.ndarray) or hasattr(value, "__array_interface__")  # PIL's pictures
     return np.asarray(value) if array and not isinstance(value, np.generic) else None
+
+
+def digest_of_array(array: Any) -> str:
+    """Return the SHA-256 of an array's shape, type and values."""
+    return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
 
 
 def condition_of(pipe: Any) -> str:
