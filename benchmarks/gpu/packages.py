@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from typing import Any
@@ -88,13 +89,14 @@ def pack(folder: Path) -> int:
 
 
 def unpack(folder: Path, site: Path) -> int:
-    """Unpack the wheels of a folder whose packages are not installed, so that imports find them; return how many.
+    """Unpack the wheels of a folder whose packages are not installed or too old; return how many.
 
-    Versions that are installed, and belong to the installed torch, stay.
+    What is installed stays, since it may belong to the installed torch, but for versions below those that this
+    project asks for.
 
     Args:
         folder: as `pack` filled it.
-        site: an empty folder; it is put at the end of the path of this process and of those that it starts.
+        site: an empty folder; it is put at the start of the path of this process and of those that it starts.
 
     Raises:
         ValueError: there is no wheel, or one is for another Python or another machine.
@@ -104,7 +106,8 @@ def unpack(folder: Path, site: Path) -> int:
     wheels = sorted(folder.glob("*.whl"))
     if not wheels:
         raise ValueError(f"there are no wheels in {folder}; {HELP}")
-    lacking = [wheel for wheel in wheels if not _is_installed(wheel.name.split("-")[0])]
+    asked = _specifiers()
+    lacking = [wheel for wheel in wheels if not _serves(normal(wheel.name.split("-")[0]), asked)]
     for wheel in lacking:
         _check_fits(wheel)
         try:
@@ -115,8 +118,8 @@ def unpack(folder: Path, site: Path) -> int:
     for scheme in ("purelib", "platlib"):
         for part in site.glob(f"*.data/{scheme}/*"):
             part.rename(site / part.name)
-    sys.path.append(str(site))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(site))))
+    sys.path.insert(0, str(site))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     importlib.invalidate_caches()
     return len(lacking)
 
@@ -147,12 +150,22 @@ def _applies(requirement: Any, extras: frozenset[str]) -> bool:
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or ("",))
 
 
-def _is_installed(name: str) -> bool:
+def _serves(name: str, asked: Mapping[str, str]) -> bool:
+    """Return whether a package is installed, and not below the version asked for."""
     try:
-        distribution(normal(name))
+        installed = distribution(name).version
     except PackageNotFoundError:
         return False
-    return True
+    least = re.search(r">=\s*([\d.]+)", asked.get(name, ""))
+    return least is None or _release(installed) >= _release(least[1])
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return the numbers that a version begins with, `2.1.0+cpu` as (2, 1), so that 2.1 is no less than 2.1.0."""
+    numbers = [int(part) for part in re.match(r"\d+(?:\.\d+)*", version)[0].split(".")]  # type: ignore[index]
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def _write(name: str, folder: Path) -> Distribution | None:

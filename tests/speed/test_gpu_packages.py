@@ -7,6 +7,7 @@ import sys
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,15 @@ def test_what_is_packed_is_whole_without_anything_else(packed, tmp_path):
     assert done.stdout.splitlines()[:2] == ["6", "0"]  # what is there stays
     assert done.stdout.splitlines()[2].split()[0] == version("hydra-core")
     assert str(tmp_path / "site") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("installed", "serves"), [("0.9", False), ("2.1", True), ("2.0.0rc1", False), ("10.0", True)]
+)
+def test_what_is_too_old_does_not_serve(monkeypatch, installed, serves):
+    monkeypatch.setattr(packages, "distribution", lambda _: SimpleNamespace(version=installed))
+    assert packages._serves("some-package", {"some-package": ">=2.1.0,<11"}) is serves
+    assert packages._serves("of-torch", {})  # nobody asks for a version
 
 
 def test_torch_is_left_to_the_machine():
