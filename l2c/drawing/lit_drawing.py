@@ -54,6 +54,7 @@ class ShardsToDraw(pl.LightningDataModule):
         self.samples = samples
         self.folder = folder
         self.batch_size = batch_size
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # a process may have no shard left to draw
 
     def predict_dataloader(self) -> DataLoader[tuple[int, int, int]]:
         """Return the loader of this process."""

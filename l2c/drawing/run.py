@@ -25,7 +25,7 @@ from l2c.io.version import code_version
 from l2c.sampling.correction import plan_digest
 from l2c.sampling.sampler import Sampler
 from l2c.training.trainer import make_bare_trainer
-from l2c.training.watch import ended_by_signals
+from l2c.training.watch import watched
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ def sample_images(
 def _drawn(runner: pl.Trainer, module: LitSampler, shards: ShardsToDraw, place: Path) -> Drawn:
     """Draw the shards that are missing, wait for the other processes."""
     start = time.perf_counter()
-    with memory_explained(lambda: _memory_sentence(shards.batch_size)), ended_by_signals(runner):
+    with memory_explained(lambda: _memory_sentence(shards.batch_size)), watched(runner):
         runner.predict(module, shards, return_predictions=False)
-    drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
-    total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all
+        drawn = torch.tensor(float(module.num_drawn), device=runner.strategy.root_device)
+        total = runner.strategy.reduce(drawn, reduce_op="sum")  # also waits for all
     return Drawn(place, int(total), time.perf_counter() - start, runner.is_global_zero)
 
 

@@ -25,7 +25,7 @@ from l2c.testbeds.picture_classifier import PictureClassifier
 from l2c.testbeds.readers import READERS
 from l2c.testbeds.settings import ClassifierTraining
 from l2c.training.trainer import make_bare_trainer, seed_everything
-from l2c.training.watch import FiniteLoss, ended_by_signals
+from l2c.training.watch import FiniteLoss, watched
 
 HELD_OUT = 5  # one of so many
 
@@ -179,7 +179,7 @@ def _trained(classifier: PictureClassifier, settings: ClassifierTraining, path: 
     trainer = make_bare_trainer(
         accelerator="cpu", max_steps=settings.max_steps, callbacks=[FiniteLoss("lower learning_rate")]
     )
-    with ended_by_signals(trainer):
+    with watched(trainer):
         trainer.fit(module, parts.batches)
     classifier.eval()
     if isinstance(classifier, EmojiClassifier):

@@ -18,7 +18,7 @@ from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
 from l2c.io.tensors import is_plain, leaves_of, not_finite
 from l2c.training.checkpoints import read_checkpoint
-from l2c.training.watch import ended_by_signals
+from l2c.training.watch import watched
 
 GIVE = "give the last.ckpt that a training wrote"
 BAD_INPUT = (ValueError, OSError, MemoryError)
@@ -59,7 +59,7 @@ def fit(
     restoring = _Restoring()
     trainer.callbacks.append(restoring)  # type: ignore[attr-defined]
     try:
-        with ended_by_signals(trainer):
+        with watched(trainer):
             trainer.fit(module, data, ckpt_path=checkpoint)
     except Exception as error:
         if checkpoint is None or restoring.done or isinstance(error, BAD_INPUT) or out_of_memory(error):

@@ -21,8 +21,9 @@ from l2c.io.names import as_text
 from l2c.training.checkpoints import RunIdentity, WholeCheckpoints
 from l2c.training.watch import FiniteLoss, StepBar, StopBySignal
 
-# Lines on devices and tips; warnings still come through.
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+# Lines on devices, processes and tips; warnings still come through.
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 FEW = 8  # processes that any CPU may be asked for
 EXPECTED_WARNINGS = (

@@ -15,10 +15,13 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from torch import Tensor
+from torch.distributed import DistError
 from tqdm.auto import tqdm
 
 from l2c.data.processes import is_first_process
+from l2c.io.memory import out_of_memory
 from l2c.training.checkpoint_files import LAST, checkpoints_in
+from l2c.training.other_processes import looking_after, lost
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -178,11 +181,28 @@ class StopBySignal(pl.Callback):
 
 
 @contextmanager
-def ended_by_signals(trainer: pl.Trainer) -> Iterator[None]:
-    """Handle Ctrl-C and SIGTERM in the `with` block, in which a Trainer works; see `StopBySignal`."""
+def watched(trainer: pl.Trainer) -> Iterator[None]:
+    """Handle Ctrl-C, SIGTERM and the end of another process in the `with` block, in which a Trainer works.
+
+    Raises:
+        SystemExit: if a signal came, see `StopBySignal`.
+        ConnectionError: if another process of the run has ended, so that this one would wait for it for ever.
+
+    """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    with next(one for one in callbacks if isinstance(one, StopBySignal)).watching(trainer):
-        yield
+    stop = next(one for one in callbacks if isinstance(one, StopBySignal))
+    try:
+        with looking_after(trainer), stop.watching(trainer):
+            yield
+    except RuntimeError as error:
+        if trainer.world_size == 1 or out_of_memory(error) or not _is_of_connections(error):
+            raise
+        raise ConnectionError(lost(trainer.global_rank, trainer.world_size, "another one")) from error
+
+
+def _is_of_connections(error: RuntimeError) -> bool:
+    """Return whether an error is one of torch's connections of processes; gloo's have no type of their own."""
+    return isinstance(error, DistError) or "gloo" in str(error)
 
 
 class StepBar(ProgressBar):

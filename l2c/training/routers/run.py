@@ -16,6 +16,7 @@ from l2c.backbones.backbone import Backbone, known_by
 from l2c.calibration.cost import Cost, count_macs
 from l2c.data.numbered import identity_of
 from l2c.data.processes import is_first_process
+from l2c.data.share import parts
 from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import takes, text
@@ -126,6 +127,8 @@ def train_routers(
         weights, most = setup.routers.state_dict(), settings.trainer.max_steps
         check_checkpoint(checkpoint, "routers.", weights, settings=identity, max_steps=most)
     module, trainer = _trainer(settings, place, solver, setup, identity)
+    for part in parts(trainer):
+        part.within(settings.data.batch_size)  # refuses what cannot be split, before other processes are started
     check_restorable(checkpoint, module, trainer)
     with claimed(place, identity, resumed=checkpoint, results=RESULTS):
         if config is not None and is_first_process():
