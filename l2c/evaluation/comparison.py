@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone, known_by
 from l2c.calibration.measurements import Measurements
-from l2c.evaluation.comparison_folder import ComparisonFolder, cell_name
+from l2c.evaluation.comparison_folder import ComparisonFolder, cell_name, targets_digest
 from l2c.evaluation.comparison_settings import ODE_EVALUATIONS, ComparisonSettings
 from l2c.evaluation.dynamic import DynamicSampler
 from l2c.evaluation.dynamic_methods import OPTIONS, at_budget
@@ -24,7 +24,6 @@ from l2c.evaluation.metrics import image_error
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.digests import sha256_of
 from l2c.io.names import counted, listed
-from l2c.io.tensors import opened, write_tensors
 from l2c.policies.best import reference_evaluations, with_responses
 from l2c.policies.budget import BudgetOutOfReach, Worth
 from l2c.policies.context import PolicyContext
@@ -152,14 +151,12 @@ class Comparison:
 
         The uncached sampler draws them; with `measured_to=ode` the same solver with 200 evaluations.
         """
-        path = self.folder / "targets.safetensors"
-        if self._targets is None and path.is_file():
-            with opened(path, what="the images that errors are measured to", again="delete it and run again") as file:
-                self._targets = file.get_tensor("images")
+        if self._targets is None:
+            self._targets = self.kept.targets(self.settings)
         if self._targets is None:
             sampler = self.uncached if self.asked.measured_to == "uncached" else self.uncached_at(ODE_EVALUATIONS)
             self._targets = self.images(sampler)
-            write_tensors(path, {"images": self._targets})
+            self.kept.keep_targets(self._targets, self.settings)
         return self._targets
 
     def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:
@@ -254,7 +251,7 @@ class Comparison:
         """Return the cell of a draw, read from the folder if nothing changed; none if the budget is out of reach."""
         name = cell_name(method, worth)
         timing = {"timing_batch": self.asked.timing_batch, "timing_repetitions": self.asked.timing_repetitions}
-        origin = {"method": method, **draw.origin, "budget": worth, **timing}
+        origin = {"method": method, **draw.origin, "budget": worth, **timing, "targets": targets_digest(self.targets)}
         found = self.kept.recall(file := f"{name}-{seed}", origin)
         if not isinstance(found, str):
             return found

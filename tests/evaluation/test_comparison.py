@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from l2c.commands.compare import budgets_of, method_names
 from l2c.evaluation.comparison import Comparison, fewer_evaluations
 from l2c.evaluation.comparison_folder import ComparisonFolder
 from l2c.evaluation.comparison_settings import ComparisonSettings
+from l2c.io.digests import sealed
 from l2c.policies.budget import evaluations_worth
 from l2c.report.method_table import Cell
 from l2c.sampling.solver_settings import SolverSettings
@@ -183,6 +186,64 @@ def test_a_damaged_cell_is_measured_again(tmp_path, damage):
     file_of(tmp_path).write_text(damage(json.loads(file_of(tmp_path).read_text())))
     assert kept.recall("mine-4-0", origin) == "mine-4-0.json is damaged or of an earlier version"
     assert kept.recall("nothing", origin) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda images, texts: (images, {**texts, "settings": texts["settings"].replace("1000", "7")}),
+            "seed is 7 th",
+        ),
+        (lambda images, texts: (images + 1, texts), "holds other images than were drawn into it"),
+        (lambda images, texts: (images, {}), "does not say of which settings its images are; move it away"),
+        (lambda images, texts: (images, {**texts, "settings": "[]"}), "does not say of which settings"),
+    ],
+)
+def test_targets_of_others_are_refused(compared, tmp_path, change, said):
+    compared(INTERVAL)
+    path = tmp_path / "targets.safetensors"
+    with safe_open(path, framework="pt") as file:
+        images, texts = change(file.get_tensor("images"), file.metadata())
+    save_file({"images": images}, path, texts)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=said):
+        compared(INTERVAL)
+    assert path.read_bytes() == before
+
+
+def test_a_cell_that_was_measured_to_other_images_is_measured_again(compared, tmp_path, capsys):
+    (before,), _ = compared(INTERVAL)
+    foreign = file_of(tmp_path).read_text()
+    path = tmp_path / "targets.safetensors"
+    path.unlink()
+    file_of(tmp_path).write_text(
+        json.dumps(
+            sealed({**json.loads(foreign), "origin": {**json.loads(foreign)["origin"], "targets": "sha256:0"}})
+        )
+    )
+    (after,), _ = compared(INTERVAL)
+    assert "mine at 4 is measured again: targets is sha256:0 there" in capsys.readouterr().out
+    assert after.mse == before.mse
+    edited = json.loads(file_of(tmp_path).read_text())
+    edited["cells"][0]["mse"] /= 2
+    file_of(tmp_path).write_text(json.dumps(edited))
+    assert compared(INTERVAL)[0][0].mse == before.mse
+    assert "mine-4-0.json is damaged or of an earlier version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["samples/mine-4.safetensors", "graphs/mine-4.json"])
+def test_drawings_that_are_not_of_a_cell_are_drawn_again(compared, tmp_path, capsys, file):
+    compared(INTERVAL)
+    drawn = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(drawn + b" ")
+    compared(INTERVAL)
+    assert f"is measured again: {file} is not what was drawn of it" in capsys.readouterr().out
+    assert (tmp_path / file).read_bytes() == drawn
+    (tmp_path / "cells" / "notes.json").write_text('{"of": "others"}')
+    (tmp_path / file).unlink()
+    compared(INTERVAL)
+    assert "measured again" not in capsys.readouterr().out, "what is missing is left out of the report"
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"settings": 3}'])
