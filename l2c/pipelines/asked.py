@@ -63,27 +63,30 @@ class Asked:
             object.__setattr__(self, name, value)
 
     def key(self, pipe: Any) -> str:
-        """Return a digest of these settings, these weights, this scheduler."""
+        """Return a digest of these settings, the weights and settings of all parts of the pipeline; see `content_of`.
+
+        Raises:
+            ValueError: if something in the settings is known by its address alone.
+
+        """
         from l2c.integrations.diffusers import denoisers_of
         from l2c.integrations.diffusers.adapters import effective_weights
+        from l2c.integrations.diffusers.recorded.contents import content_of, numbers_in, part_content, parts_beside
 
+        models = denoisers_of(pipe)
         content = {
-            "weights": [known_digest(model, effective_weights(model)) for model in denoisers_of(pipe).values()],
-            "scheduler": [type(pipe.scheduler).__name__, str(dict(pipe.scheduler.config))],
-            "pipeline": [type(pipe).__name__, _config_of(pipe), _config_of(getattr(pipe, "guider", None))],
-            "prompts": _named(self.prompts),
+            "weights": [known_digest(model, effective_weights(model)) for model in models.values()],
+            "numbers": [numbers_in(model) for model in models.values()],
+            "pipeline": part_content(type(pipe).__name__, pipe),
+            "beside": {name: content_of(name, part) for name, part in parts_beside(pipe, models.values())},
+            "prompts": content_of("prompts", self.prompts),
+            "options": content_of("options", self.options),
             "settings": [
-                *(self.steps, self.scale, self.policy, _named(self.options), self.num_trajectories, self.seed),
+                *(self.steps, self.scale, self.policy, self.num_trajectories, self.seed),
                 *(self.layers, self.num_probes),
             ],
         }
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
-
-
-def _config_of(part: Any) -> str:
-    """Return the settings of a pipeline or of a part of it as text, those aside that say where it was loaded from."""
-    settings = dict(getattr(part, "config", {}))
-    return str({name: value for name, value in settings.items() if not str(name).startswith("_")})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
@@ -100,18 +103,6 @@ def _steps(pipe: Any, num_inference_steps: int | None) -> Any:
     if steps is None:
         raise ValueError(f"{type(pipe).__name__} has no number of steps of its own; give num_inference_steps")
     return steps
-
-
-def _named(value: Any) -> Any:
-    """Return prompts or options as text, pictures and tensors in them by their digest."""
-    from l2c.integrations.diffusers.prompts import array_of, digest_of_array
-
-    if isinstance(value, Mapping):
-        return {str(name): _named(member) for name, member in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_named(member) for member in value]
-    array = array_of(value)
-    return str(value) if array is None else digest_of_array(array)
 
 
 def _read(prompts: Any, pipe: Any) -> list[Any]:

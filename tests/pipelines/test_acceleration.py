@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import re
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +16,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 import diffusers
 from PIL import Image
+from tiny_pipelines import tiny_pipeline
 from without_backward import WithoutBackward
 from wrong_arguments import WRONG, check_sentence
 
@@ -20,6 +24,7 @@ import l2c
 from l2c.integrations.diffusers import remove
 from l2c.integrations.diffusers.placing import exchange, hooks_on, root_of
 from l2c.integrations.diffusers.recorded import own_call
+from l2c.integrations.diffusers.recorded.contents import content_of
 from l2c.io.version import code_version
 from l2c.pipelines import acceleration, asked
 
@@ -215,11 +220,92 @@ def test_pictures_in_options_are_known_by_what_they_show():
     def name(colour):
         picture = Image.new("RGB", (64, 64), colour)
         tensor = torch.zeros(1, 3, 64, 64) + (colour == "blue") * torch.eye(64)
-        return asked._named({"image": [picture], "mask": tensor, "strength": 0.5})
+        return content_of("options", {"image": [picture], "mask": tensor, "strength": 0.5})
 
     assert name("red") == name("red") != name("blue")
     assert len({str(name(colour)["mask"]) for colour in ("red", "blue")}) == 2
-    assert name("red")["strength"] == "0.5"
+    assert name("red")["strength"] == 0.5
+
+
+@dataclass
+class Condition:
+    """As LTXVideoCondition: no argument of it says which picture it holds."""
+
+    image: Image.Image
+    frame: int = 0
+
+
+class InSlots:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_objects_are_known_by_what_they_hold():
+    def name(value):
+        return json.dumps(content_of("options", {"conditions": [value]}), sort_keys=True)
+
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    assert name(Condition(red)) == name(Condition(red.copy())) != name(Condition(blue))
+    assert name(Condition(red)) != name(Condition(red, 1))
+    assert name(InSlots(3)) == name(InSlots(3)) != name(InSlots(4))
+    objects = np.array([red, None, {"a", "b"}], dtype=object)
+    assert name(objects) == name(objects.copy()) != name(np.array([blue, None, {"a", "b"}], dtype=object))
+    assert name(np.float32(2)) == name(2.0)
+    for unknown in (lambda: 0, object()):
+        with pytest.raises(ValueError, match=r"options holds '(function|object)', which nothing tells from others"):
+            name(unknown)
+    circle = Condition(red)
+    circle.image = circle
+    with pytest.raises(ValueError, match="options holds members that lie 64 levels deep, or in a circle"):
+        name(circle)
+
+
+KEY = """
+import sys
+sys.path += ["tests", "tests/pipelines", "benchmarks"]
+from l2c.io.torchvision_stand_in import make_importable
+make_importable()
+from tiny_pipelines import tiny_pipeline
+from test_acceleration import key_of
+print(key_of(tiny_pipeline("sd_controlnet")))
+"""
+
+
+def key_of(tiny):
+    """Return the key of a pipeline whose scheduler was loaded from few settings."""
+    tiny.pipe.scheduler = type(tiny.pipe.scheduler).from_config({"beta_schedule": "scaled_linear"})
+    options = {name: value for name, value in tiny.options.items() if name != "output_type"}
+    given = asked.Asked.of(tiny.pipe, list(tiny.prompts), 4, tiny.scale, None, options, 2, 8, 0, None)
+    return given.key(tiny.pipe)
+
+
+def test_another_process_finds_what_was_kept(call_process):
+    """The settings that a scheduler was not given are in a list that was made of a set, in any order."""
+    tiny = tiny_pipeline("sd_controlnet")
+    here = key_of(tiny)
+    assert len(tiny.pipe.scheduler.config["_use_default_values"]) > 5
+    there = call_process("-c", KEY, PYTHONHASHSEED="1")
+    assert there.stdout.split()[-1:] == [here], there.stderr
+
+
+@pytest.mark.parametrize("part", ["controlnet", "text_encoder", "freeu", "scheduler", "nothing", "switched off"])
+def test_what_runs_beside_the_model_belongs_to_the_key(part):
+    tiny = tiny_pipeline("sd_controlnet")
+    before = key_of(tiny)
+    if part == "freeu":
+        tiny.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    elif part == "scheduler":
+        tiny.pipe.scheduler = diffusers.EulerDiscreteScheduler()
+    elif part == "switched off":
+        tiny.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+        tiny.pipe.disable_freeu()
+        tiny.pipe.unet.train()
+    elif part != "nothing":
+        with torch.no_grad():
+            next(getattr(tiny.pipe, part).parameters()).mul_(1.5)
+    assert (key_of(tiny) == before) is (part in ("nothing", "switched off"))
 
 
 def test_the_number_of_steps_is_asked_for_where_there_is_none(pipe):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from l2c.integrations.diffusers.recorded.contents import content_of
 
 
 @contextlib.contextmanager
@@ -13,7 +16,11 @@ def encoding_once(pipe: Any) -> Iterator[None]:
     known: dict[str, Any] = {}
 
     def once(encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        key = repr((args, kwargs, getattr(pipe, "_guidance_scale", None)))  # some look whether they are guided
+        scale = getattr(pipe, "_guidance_scale", None)  # some look whether they are guided
+        try:
+            key = json.dumps(content_of("arguments", (args, kwargs, scale)), sort_keys=True)
+        except ValueError:  # what nothing tells from others
+            return encode(*args, **kwargs)
         if key not in known:
             known[key] = encode(*args, **kwargs)
         return known[key]
