@@ -90,7 +90,8 @@ class ComparisonFolder:
         with opened(path, what="the images that errors are measured to", again=again) as file:
             images, texts = file.get_tensor("images"), file.metadata() or {}
         try:
-            different, digest = differences(json.loads(texts["settings"]), _as_read(settings)), texts[DIGEST]
+            said = json.loads(texts["targets"])
+            different, digest = differences(said["settings"], _as_read(settings)), said[DIGEST]
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ValueError(f"{shown(path, 300)} does not say of which settings its images are; {again}") from error
         if different:
@@ -101,8 +102,10 @@ class ComparisonFolder:
 
     def keep_targets(self, images: Tensor, settings: Mapping[str, Any]) -> None:
         """Keep the images that errors are measured to, with the settings that made them."""
-        texts = {"settings": json.dumps(_as_read(settings)), DIGEST: targets_digest(images)}
-        write_tensors(self.path / TARGETS, {"images": images}, texts)
+        said = json.dumps({"settings": _as_read(settings), DIGEST: targets_digest(images)})
+        write_tensors(
+            self.path / TARGETS, {"images": images}, {"targets": said}
+        )  # one text: their order is by chance
 
     def recall(self, name: str, origin: Mapping[str, Any]) -> list[Cell] | str:
         """Return the cells that were kept under a name, none of a budget out of reach.

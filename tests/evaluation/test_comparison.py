@@ -192,12 +192,12 @@ def test_a_damaged_cell_is_measured_again(tmp_path, damage):
     ("change", "said"),
     [
         (
-            lambda images, texts: (images, {**texts, "settings": texts["settings"].replace("1000", "7")}),
+            lambda images, texts: (images, {"targets": texts["targets"].replace("1000", "7")}),
             "seed is 7 th",
         ),
         (lambda images, texts: (images + 1, texts), "holds other images than were drawn into it"),
         (lambda images, texts: (images, {}), "does not say of which settings its images are; move it away"),
-        (lambda images, texts: (images, {**texts, "settings": "[]"}), "does not say of which settings"),
+        (lambda images, texts: (images, {"targets": "[]"}), "does not say of which settings"),
     ],
 )
 def test_targets_of_others_are_refused(compared, tmp_path, change, said):
