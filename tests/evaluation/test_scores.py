@@ -172,6 +172,12 @@ def test_bad_input_is_one_sentence(extractor, noisy, tmp_path):
     colour = Pixels(torch.zeros(4, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(ValueError, match="have 3 channels, but features=digits reads 1"):
         scored(colour, load_reference(REAL, extractor, progress=False), extractor)
+    real = load_reference(TensorImages(digits()[0][:20]), extractor, progress=False)
+    with pytest.raises(ValueError, match="need more than 3 images, got 3; give more"):
+        scored(Pixels(noisy.pixels[:3]), real, None)  # no features are taken
+    few = load_reference(TensorImages(digits()[0][:3]), extractor, progress=False)
+    with pytest.raises(ValueError, match="need more than 3 images, got 3; give more"):
+        scored(noisy, few, None)
     path = write_archive(tmp_path / "cut.npz", [noisy.pixels], 400, (1, 8, 8))
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.npz is no"):

@@ -13,6 +13,15 @@ def _chunks(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
     return rows.split(max(1, MAX_DISTANCES // len(columns)))
 
 
+def check_enough(count: int, k: int = K) -> None:
+    """Refuse fewer images than precision and recall need, drawn or real ones."""
+    if count <= k:
+        raise ValueError(
+            f"precision and recall look at the {k} nearest neighbours and need more than {k} images, got {count}; "
+            "give more"
+        )
+
+
 def radii(features: Tensor, k: int = K) -> Tensor:
     """Return the distance (N,) of each of N features (N, F) to its k-th nearest other one.
 
@@ -20,11 +29,7 @@ def radii(features: Tensor, k: int = K) -> Tensor:
         ValueError: if there are not more than k features.
 
     """
-    if len(features) <= k:
-        raise ValueError(
-            f"precision and recall look at the {k} nearest neighbours and need more than {k} images, "
-            f"got {len(features)}; draw more"
-        )
+    check_enough(len(features), k)
     found, start = [], 0
     for chunk in _chunks(features, features):
         distances = torch.cdist(chunk, features)

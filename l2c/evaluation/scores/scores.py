@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l2c.evaluation.scores.features import FeatureExtractor
 from l2c.evaluation.scores.frechet import Frechet
-from l2c.evaluation.scores.precision_recall import precision_recall
+from l2c.evaluation.scores.precision_recall import check_enough, precision_recall
 from l2c.evaluation.scores.reference import ImageSet, Reference, features_of
 from l2c.io.seeds import torch_generator
 
@@ -68,6 +68,9 @@ def score(
     """
     if len(images) < 2:
         raise ValueError(f"scores need at least 2 images, got {len(images)}; draw more")
+    if reference.pooled is not None:  # before their features are taken
+        check_enough(len(images))
+        check_enough(len(reference.pooled))
     fid = _against(reference, "mu", "sigma", device)
     sfid = _against(reference, "mu_s", "sigma_s", device) if "mu_s" in reference.statistics else None
     inception = _inception_score(len(images))
