@@ -219,11 +219,28 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float
         timesteps: the scheduler's.
         t: the one that the model is called with.
         scheduler: the scheduler.
-        like: timesteps of another trajectory of the model. Half-way t may fit in several units; without these, t is
-            taken for the one that the scheduler is to begin at.
+        like: timesteps of another trajectory of the model. Half-way t may fit in several units (0.5 is also the
+            sigma / (1 + sigma) of the first step): those count in which t is the step that the scheduler is at, then
+            those that `like` lies in.
 
     """
     values = tuple(float(value) for value in torch.as_tensor(timesteps).tolist())
+    places = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
+    at = next((min(int(place), len(values) - 1) for place in places if place is not None), None)
+
+    def misfit(unit: tuple[float, ...]) -> tuple[bool, float, bool, float, int]:
+        unlike = len(like) > 1 and (unit[-1] > unit[0], max(unit) > 1) != (like[-1] > like[0], max(like) > 1)
+        place = nearest(unit, t)
+        off = round(max(0.0, abs(unit[place] - t) - tolerance(unit, t)), 6)
+        elsewhere = at is not None and abs(unit[at] - t) > tolerance(unit, t)
+        apart = max((abs(unit[nearest(unit, other)] - other) for other in like), default=0.0)
+        return unlike, off, elsewhere, round(apart, 6), place
+
+    return min(_units_of(values, scheduler), key=misfit)
+
+
+def _units_of(values: tuple[float, ...], scheduler: Any) -> list[tuple[float, ...]]:
+    """Return a scheduler's timesteps in all units that models take, see `as_model_sees`."""
     training = float(getattr(scheduler.config, "num_train_timesteps", 1000))
     units = [values, tuple(v / training for v in values), tuple(1 - v / training for v in values)]
     units.append(tuple(v - 1 for v in values))
@@ -233,14 +250,7 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float
         units += [levels, tuple(sigma / (1 + sigma) for sigma in levels)]
     if min(values) >= 0 and max(values) <= ANGLE:
         units.append(tuple(math.sin(v) / (math.sin(v) + math.cos(v)) for v in values))
-    begin = getattr(scheduler, "begin_index", None)
-
-    def misfit(unit: tuple[float, ...]) -> tuple[bool, float, int]:
-        unlike = len(like) > 1 and (unit[-1] > unit[0], max(unit) > 1) != (like[-1] > like[0], max(like) > 1)
-        place = nearest(unit, t) if like or begin is None else min(begin, len(unit) - 1)
-        return unlike, round(abs(unit[place] - t), 6), place
-
-    return min(units, key=misfit)
+    return units
 
 
 def trajectory_of(pipe: Any, t: float, like: Sequence[float] = ()) -> tuple[tuple[float, ...], int]:
