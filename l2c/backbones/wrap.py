@@ -188,7 +188,7 @@ class WrappedModule(Backbone):
         t, *y = condition
         calls: dict[nn.Module, list[Callable[..., Any]]] = {}
         for index, layer in sorted(enumerate(self.layers), key=lambda item: item[1].call):
-            calls.setdefault(layer.module, []).append(self._caller(index, layers))
+            calls.setdefault(layer.module, []).append(self._caller(index, layers, by_input=x.requires_grad))
         names = {layer.module: layer.name for layer in reversed(self.layers)}
         if self.module not in self._around:
             self._around[self.module] = around(self.module, list(calls))
@@ -197,7 +197,7 @@ class WrappedModule(Backbone):
         with self._lock, replaced({**outer, **inner}):
             return self.call(x, t, y[0] if y else None)
 
-    def _caller(self, index: int, layers: Pass) -> Callable[..., Any]:
+    def _caller(self, index: int, layers: Pass, *, by_input: bool) -> Callable[..., Any]:
         """Return what replaces a layer's forward in one evaluation, `call(forward, *args, **kwargs)`."""
         layer = self.layers[index]
 
@@ -217,8 +217,11 @@ class WrappedModule(Backbone):
                 if not torch.is_grad_enabled():
                     return output, _Outputs(lambda: branch_of(output))
                 branch = branch_of(output)
+                if by_input and not any(value.requires_grad for _, value in leaves_of((args, kwargs))):
+                    branch = branch.detach().requires_grad_(True)  # of prompt and time alone: gradients begin here
                 if branch is not output and branch.requires_grad:  # what follows must depend on the branch
-                    output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))
+                    given = branch.clone() if branch.is_leaf else branch  # which the model may change in place
+                    output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, given))
                 return output, _Outputs(lambda: branch)
             branch = mix(fresh[0], lambda: branch_of(original(*args, **kwargs)), cached[0])
             output = layer.form.stand_in(layer.module, args, kwargs, self._unpacked(index, branch))

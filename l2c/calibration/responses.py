@@ -181,10 +181,14 @@ class _Trajectory:
             for k, gradient in enumerate(by_output):
                 # Some layers may be made that nothing reads: the last block's text stream.
                 with _gradients_refused(self._backbone):
-                    at_state[k], *by_layer = torch.autograd.grad(
-                        output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, materialize_grads=True
+                    at_x, *by_layer = torch.autograd.grad(
+                        output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, allow_unused=True
                     )
-                yield e, k, [*by_layer, gradient]
+                    if at_x is None:  # outputs that do not follow x begin gradients themselves
+                        raise NotImplementedError("its output does not follow its input")
+                at_state[k] = at_x
+                found = zip(by_layer, layers, strict=True)
+                yield e, k, [*(torch.zeros_like(own) if at is None else at for at, own in found), gradient]
             at_states[e] = at_state
 
     def _by_output(self, e: int, at_image: Tensor, at_states: Sequence[Tensor | None]) -> list[Tensor]:

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+import l2c
 from l2c.calibration.responses import measure_both_ways, measure_responses
 from l2c.io.seeds import ImageNoise
 from l2c.sampling.guided import GuidedBackbone
@@ -143,3 +145,46 @@ def test_activations_of_one_evaluation_at_a_time_are_kept(make_dit):
 
     few, many = most_saved(3), most_saved(9)
     assert many < 1.5 * few  # what the solver's own products of states keep
+
+
+class Prompted(nn.Module):
+    """Its first layer is given the time alone, as refiners of texts are."""
+
+    def __init__(self, reads=True):
+        super().__init__()
+        self.text, self.picture, self.reads = nn.Linear(1, 4), nn.Linear(4, 4), reads
+
+    def forward(self, x, t):
+        text = self.text(t[:, None] / 1000)
+        flat = x.flatten(1) if self.reads else x.detach().flatten(1)
+        return (flat + self.picture(flat).tanh() * 0.1 + text).view_as(x)
+
+
+def sampler_of(module):
+    torch.manual_seed(0)
+    return Sampler(l2c.wrap(module, ["text", "picture"], input_shape=(1, 2, 2)), solver="ddim", num_evaluations=E)
+
+
+def test_layers_of_prompt_and_time_alone_have_responses():
+    """Of all four directions the squares are those of the image, in which the last output was an older one."""
+    torch.manual_seed(0)
+    sampler = sampler_of(Prompted())
+    noise = seeded_noise((1, 2, 2), 3, 1)
+    found = measure_responses(sampler, None, noise, num_probes=4, max_age=2)
+    rows = [[True, True]] * (E - 1) + [[False, True]]
+    graph = l2c.CacheGraph(
+        rows=rows,
+        layers=sampler.backbone.layer_names,
+        timesteps=sampler.solver.timesteps,
+        model=sampler.backbone.conventions.name,
+        solver="ddim",
+    )
+    cached = Sampler(sampler.backbone, graph=graph).sample(None, noise=noise)
+    true = (cached - sampler.sample(None, noise=noise)).square().mean()
+    assert float(found[E - 1, 0, 0].square().sum()) == pytest.approx(float(true), rel=1e-3)
+    assert true > 0
+
+
+def test_a_model_whose_output_does_not_follow_its_input_is_refused():
+    with pytest.raises(ValueError, match="passes no gradient from its output to its layers"):
+        measure_responses(sampler_of(Prompted(reads=False)), None, seeded_noise((1, 2, 2), 3, 1))
