@@ -12,15 +12,19 @@ from torch import Tensor
 from l2c.backbones.digest import weights_digest
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid
-from l2c.calibration.settings import MOST_BETWEEN
+from l2c.calibration.settings import CHANGES, MOST_BETWEEN, RESPONSES, CalibrationSettings, Changes, Responses
 from l2c.diffusion import Schedule
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, named_or_betas
 from l2c.graph.binding import Binding
-from l2c.graph.given import plain_table
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.checks import MAX_EVALUATIONS
+from l2c.graph.given import plain_table, table
 from l2c.io.digests import digest_of_text
 from l2c.io.json_fields import CALIBRATION, items, known_fields, member, parse
-from l2c.io.names import quoted
+from l2c.io.names import quoted, shown
 from l2c.io.numbers import finite_number, whole_number
+from l2c.io.settings import Settings
+from l2c.io.tensors import is_plain
 
 FORMAT = CALIBRATION
 VERSION = 2
@@ -39,8 +43,14 @@ DIMENSIONS = {
     "block_change": 3,
     **{f"{name}{end}": 4 for pair in PAIRS for name in pair for end in ("", TO_BETWEEN)},
 }
+NEEDED = (*((ahead, name) for name, ahead in PAIRS), *zip(PAIRS[1], PAIRS[0], strict=True))  # the second by the first
 MOST = 1000  # corrections, ages
 MOST_MACS = 10**18
+LARGEST = 1e12  # of a number of a tensor: squares of sums of such are 32-bit floats
+SHARES = 1e-9, 1 + 1e-6  # of the MACs, of corrections
+ERRORS = 1e-60, 1e60  # mean squared errors of corrections
+FLOATS = (torch.float16, torch.float32, torch.float64)  # which numpy has too
+GROUPS: Mapping[str, type[Settings]] = {CHANGES: Changes, RESPONSES: Responses}
 
 
 def header_of(
@@ -182,41 +192,117 @@ def _cost(content: Mapping[str, Any] | None) -> Cost | None:
 def _correction(content: Any, index: int, num_evaluations: int, name: str) -> Mapping[str, float]:
     """Return a correction; one that does not say its number of evaluations is of those measured."""
     where = f"{name}[{index}]"
-    if not isinstance(content, dict) or index >= MOST:
+    if not isinstance(content, Mapping) or index >= MOST:
         raise ValueError(f"{where} must be an object, and one of at most {MOST}, got {quoted(content, 40)}")
     content = {"num_evaluations": num_evaluations, **content}
     known_fields(content, CORRECTION, where)
-    return {name: finite_number(f"{where}.{name}", content.get(name), low=1e-300) for name in CORRECTION}
+    found: dict[str, float] = {
+        CORRECTION[0]: whole_number(f"{where}.num_evaluations", content[CORRECTION[0]], low=1, high=MAX_EVALUATIONS)
+    }
+    for field in CORRECTION[1:]:
+        low, high = SHARES if field == "share" else ERRORS
+        found[field] = finite_number(f"{where}.{field}", content.get(field), low=low, high=high)
+    return found
 
 
-def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid | None, cost: Cost | None) -> None:
-    """Refuse tensors that do not fit the head; the arguments are the attributes of `Calibration`.
+def check_content(
+    tensors: Mapping[str, Tensor],
+    *,
+    binding: Binding,
+    settings: Mapping[str, Any],
+    grid: Grid | None,
+    cost: Cost | None,
+    corrections: Mapping[str, Sequence[Mapping[str, float]]],
+    whole: bool,
+) -> None:
+    """Refuse parts of a calibration that are wrong, or do not fit each other; see the attributes of `Calibration`.
+
+    Args:
+        tensors: by name.
+        binding: what was measured.
+        settings: how it was measured.
+        grid: None = the responses belong to their times alone.
+        cost: None = not known.
+        corrections: by name of their kind, see `CORRECTIONS`.
+        whole: every number was measured; of responses that were carried some are NaN, for out of reach.
 
     Raises:
-        ValueError: if a tensor is unknown, has a wrong shape, or holds values that are not finite.
+        ValueError: if one is of another type, out of range or not finite, or two contradict each other.
 
     """
+    if not isinstance(binding, Binding):
+        raise ValueError(
+            f"the binding of a calibration must be a Binding, got {quoted(binding)}; graph.binding is one"
+        )
+    CacheGraph.blank(binding)  # has the rules for names, times and options
+    check_settings(settings)
+    for name, content in corrections.items():
+        for index, one in enumerate(content):
+            _correction(one, index, binding.num_evaluations, name)
+    for name, tensor in table("the tensors of a calibration", tensors).items():
+        _check_tensor(name, tensor, binding, whole=whole)
+    _check_together(tensors)
+    if grid is not None and grid.timesteps != binding.timesteps:
+        raise ValueError("the timesteps of grid and binding differ, must be the same; run l2c calibrate again")
+    if cost is not None and len(cost.layers) != len(binding.layers):
+        raise ValueError(
+            f"cost has {len(cost.layers)} layers, but the file is of {len(binding.layers)}; run l2c calibrate again"
+        )
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a measurement that none can have; others than the known ones may be anything.
+
+    Raises:
+        ValueError: if one is of another type or out of range.
+
+    """
+    own = table("the settings of a calibration", settings)
+    known = CalibrationSettings.__dataclass_fields__
+    try:
+        CalibrationSettings.of({name: value for name, value in own.items() if name in known})
+        for name, group in GROUPS.items():
+            group.of(table(name, own.get(name, {})))
+    except ValueError as error:
+        raise ValueError(f"settings: {shown(error, 500)}") from error
+
+
+def _check_tensor(name: str, tensor: Tensor, binding: Binding, *, whole: bool) -> None:
     num_evaluations, num_layers = binding.num_evaluations, len(binding.layers)
-    for name, tensor in tensors.items():
-        if name not in DIMENSIONS:
-            raise ValueError(
-                f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}; run l2c calibrate again"
-            )
-        shape = tuple(tensor.shape)
-        most = max(MOST, num_evaluations) * (MOST_BETWEEN if name.endswith(TO_BETWEEN) else 1)
-        if len(shape) != DIMENSIONS[name] or 0 in shape or max(shape[:1] + shape[2:3]) > most:
-            raise ValueError(
-                f"{name} must have {DIMENSIONS[name]} dimensions of sensible size, got {shape}; run l2c "
-                "calibrate again"
-            )
-        found = shape[1:3] if name.endswith("change") else shape[:2]
-        wanted = num_evaluations, 1 if name.startswith(OF_OUTPUT) else num_layers
-        if found != wanted and (name != "block_change" or found[0] != num_evaluations):
-            raise ValueError(
-                f"{name} has {found} evaluations and layers, but the file is of {wanted}; run l2c calibrate again"
-            )
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{name} holds numbers that are not finite; run l2c calibrate again")
+    if name not in DIMENSIONS:
+        raise ValueError(
+            f"the tensor {quoted(name)} is unknown; known are {', '.join(DIMENSIONS)}; run l2c calibrate again"
+        )
+    if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or not is_plain(tensor):
+        got = f"one of {tensor.dtype}" if isinstance(tensor, Tensor) else quoted(tensor)
+        raise ValueError(
+            f"{name} must be a plain tensor of 32-bit floats (or of 16 or 64 bits), got {got}; give tensor.float(), "
+            "or run l2c calibrate again"
+        )
+    shape = tuple(tensor.shape)
+    most = max(MOST, num_evaluations) * (MOST_BETWEEN if name.endswith(TO_BETWEEN) else 1)
+    if len(shape) != DIMENSIONS[name] or 0 in shape or max(shape[:1] + shape[2:3]) > most:
+        raise ValueError(
+            f"{name} must have {DIMENSIONS[name]} dimensions of sensible size, got {shape}; run l2c calibrate again"
+        )
+    found = shape[1:3] if name.endswith("change") else shape[:2]
+    wanted = num_evaluations, 1 if name.startswith(OF_OUTPUT) else num_layers
+    if found != wanted and (name != "block_change" or found[0] != num_evaluations):
+        raise ValueError(
+            f"{name} has {found} evaluations and layers, but the file is of {wanted}; run l2c calibrate again"
+        )
+    low, high = map(float, tensor.aminmax())
+    if whole and not -LARGEST <= low <= high <= LARGEST:
+        raise ValueError(
+            f"{name} holds numbers that are not finite, or larger than {LARGEST:g}; run l2c calibrate again"
+        )
+
+
+def _check_together(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that lack the one beside them, or differ from it in their directions."""
+    for name, other in NEEDED:
+        if name in tensors and other not in tensors:
+            raise ValueError(f"{name} needs {other} beside it, which is missing; run l2c calibrate again")
     for names in PAIRS:
         pair = [tensors[name].shape for name in names if name in tensors]
         if len(pair) == 2 and pair[0][3] != pair[1][3]:
@@ -225,12 +311,6 @@ def check_tensors(tensors: Mapping[str, Tensor], *, binding: Binding, grid: Grid
                 "calibrate again"
             )
         _check_between(names, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    if grid is not None and grid.timesteps != binding.timesteps:
-        raise ValueError("the timesteps of grid and binding differ, must be the same; run l2c calibrate again")
-    if cost is not None and len(cost.layers) != num_layers:
-        raise ValueError(
-            f"cost has {len(cost.layers)} layers, but the file is of {num_layers}; run l2c calibrate again"
-        )
 
 
 def _check_between(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> None:

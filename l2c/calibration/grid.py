@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from l2c.diffusion import Solver
 from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.io.json_fields import items, known_fields
+from l2c.io.names import listed
 from l2c.io.numbers import finite_number
 
 FIELDS = ("timesteps", "ends", "coefficients", "direct")
+MOST_MOVED = 1e9  # by an output of 1
 SMALL = 1e-4  # outputs of this size reach no clip of a scheduler, so that its steps are linear
 
 
@@ -55,6 +58,11 @@ class Grid:
         for name in ("timesteps", "ends", "coefficients"):
             values = tuple(finite_number(f"{name} of a grid", value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
+        if not all(1 / MOST_MOVED <= abs(value) <= MOST_MOVED for value in self.coefficients):
+            raise ValueError(
+                f"the coefficients of a grid must be of sizes in [{1 / MOST_MOVED:g}, {MOST_MOVED:g}], got "
+                f"{listed(self.coefficients)}; run l2c calibrate again, with another solver or number of steps"
+            )
         rising = self.timesteps[-1] > self.timesteps[0]
         for before, after in itertools.pairwise(self.timesteps):
             if not (after > before if rising else after < before):
@@ -62,6 +70,13 @@ class Grid:
                     f"the timesteps of a grid must rise or fall all the way, got {after:g} after {before:g}; give "
                     "them in the order of the evaluations, the noisiest first"
                 )
+        sign = 1 if rising else -1
+        ends = [sign * end for end in self.ends]
+        if ends != sorted(ends) or any(end < sign * t for end, t in zip(ends, self.timesteps, strict=True)):
+            raise ValueError(
+                f"the ends of a grid must be in the order of its timesteps and none before its own, got "
+                f"{listed(self.ends)} for {listed(self.timesteps)}; run l2c calibrate again"
+            )
 
     @classmethod
     def of(cls, solver: Solver) -> Grid:
@@ -166,6 +181,18 @@ def places(times: Sequence[float], like: Grid) -> list[float]:
     """Normalise times to 1 at the first evaluation of a grid and 0 at its last."""
     first, last = like.timesteps[0], like.timesteps[-1]
     return [(t - last) / (first - last) for t in times]
+
+
+def finer(grid: Grid, measured: Grid) -> float:
+    """Return how many evaluations a grid has for each of another one in the same stretch of time, on average.
+
+    40 evaluations are twice as fine as 20; so are the last 20 of 40, which image-to-image makes.
+    """
+    falling = measured.timesteps[-1] < measured.timesteps[0]
+    known = [-t if falling else t for t in measured.timesteps]
+    ends = (-t if falling else t for t in (grid.timesteps[0], grid.timesteps[-1]))
+    first, last = np.interp(list(ends), known, np.arange(len(known))).tolist()
+    return len(grid.timesteps) / (last - first + 1)
 
 
 def oldest_age(num_evaluations: int) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from l2c.calibration import calibration_file as file
 from l2c.calibration.cost import Cost
-from l2c.calibration.grid import Grid, oldest_age
+from l2c.calibration.grid import Grid, finer, oldest_age
 from l2c.calibration.other_times import ResponsesOnGrid, carry
 from l2c.diffusion import Schedule, Solver
 from l2c.graph.binding import Binding
@@ -22,12 +22,14 @@ from l2c.graph.given import names, takes
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.io.bundled import at_home
 from l2c.io.json_fields import as_form
+from l2c.io.memory import memory_explained
 from l2c.io.names import chosen, quoted, shown
 from l2c.io.numbers import truth_value
 from l2c.io.tensors import opened, write_tensors
 
 Kind = TypeVar("Kind", bound="Measurements")
 MAX_BYTES = 2**32
+LOWER = "take half as many, which need a quarter of it, or a calibration of fewer trajectories or probes"
 OF_TIMES = ("solver", "solver_options", "timesteps")
 HOW = {
     "layer_change": "run `l2c calibrate` and give the file that it writes",
@@ -62,6 +64,10 @@ class Measurements:
         output_corrections: the same of graphs of the whole output.
         both_corrections: the same of graphs of layers and the whole output.
         carried_from: number of evaluations of the grid that responses were carried from; None = measured here.
+        finer: evaluations for each of those that responses were carried from, in the same stretch of time.
+
+    Raises:
+        ValueError: if a part is of another type or out of range, or two contradict each other.
 
     """
 
@@ -75,6 +81,18 @@ class Measurements:
     output_corrections: tuple[Mapping[str, float], ...] = ()
     both_corrections: tuple[Mapping[str, float], ...] = ()
     carried_from: int | None = None
+    finer: float = 1.0
+
+    def __post_init__(self) -> None:
+        file.check_content(
+            self.tensors,
+            binding=self.binding,
+            settings=self.settings,
+            grid=self.grid,
+            cost=self.cost,
+            corrections={name: getattr(self, name) for name in file.CORRECTIONS},
+            whole=self.carried_from is None,
+        )
 
     def __repr__(self) -> str:
         binding, count = self.binding, self.settings.get("num_trajectories", "unknown")
@@ -181,13 +199,16 @@ class Measurements:
         self.check(graph, any_times=True)
         grid = solver if isinstance(solver, Grid) else Grid.of(solver)
         measured = ResponsesOnGrid.of(self.grid, self.tensors)
-        responses = carry(measured, grid, max_age=oldest_age(len(grid.timesteps)))
+        count = len(grid.timesteps)
+        with memory_explained(lambda: f"out of memory while carrying responses to {count} evaluations; {LOWER}"):
+            responses = carry(measured, grid, max_age=oldest_age(count))
         return replace(
             self,
             tensors={"responses": torch.from_numpy(responses)},
             binding=graph.binding,
             grid=grid,
             carried_from=len(self.grid.timesteps),
+            finer=finer(grid, self.grid),
         )
 
     def save(self, path: str | Path) -> None:
@@ -236,7 +257,6 @@ class Measurements:
             tensors = {key: found.get_tensor(key) for key in found.keys()}  # noqa: SIM118 - not a dict
         try:
             calibration = cls(tensors, **file.fields_of(header))
-            file.check_tensors(tensors, binding=calibration.binding, grid=calibration.grid, cost=calibration.cost)
             file.check_digest(header, tensors)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error

@@ -39,6 +39,7 @@ def measure(
     what: Sequence[str] | str = (RESPONSES,),
     num_trajectories: int = 64,
     seed: int = 7,
+    first_trajectory: int = 0,
     batch_size: int = 8,
     changes: Mapping[str, Any] | None = None,
     responses: Mapping[str, Any] | None = None,
@@ -51,6 +52,8 @@ def measure(
         what: `changes` and/or `responses`, a list or one of them.
         num_trajectories: number of trajectories; trajectory i has label i modulo the number of labels.
         seed: seed of noises and directions.
+        first_trajectory: number of the first trajectory among those of the seed; of parts of one calibration these
+            follow on each other.
         batch_size: trajectories at a time; memory grows with it.
         changes: those of `settings.Changes` that differ from the defaults.
         responses: those of `settings.Responses` that do.
@@ -63,26 +66,27 @@ def measure(
     check_sampler(sampler)
     backbone, solver = sampler.backbone, sampler.solver
     how = _settings(what, {CHANGES: changes, RESPONSES: responses}, solver)
-    num_trajectories = whole_number("num_trajectories", num_trajectories, low=1, high=AT_ONCE)
-    batch_size = whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
-    labels = labels_in_turn(backbone.num_labels, num_trajectories)
-    start = labels, seeded_noise(backbone.input_shape, seed, num_trajectories)
+    given = {"num_trajectories": num_trajectories, "batch_size": batch_size}
+    sizes = {name: whole_number(name, value, low=1, high=AT_ONCE) for name, value in given.items()}
+    first = sizes["first_trajectory"] = whole_number("first_trajectory", first_trajectory, low=0, high=AT_ONCE)
+    labels = labels_in_turn(backbone.num_labels, sizes["num_trajectories"], first=first)
+    start = labels, seeded_noise(backbone.input_shape, seed, sizes["num_trajectories"], first=first)
     if RESPONSES in how and how[RESPONSES]["method"] == GRADIENT:
         check_gradients(sampler)
     cost = count_macs(backbone)  # before what is measured: it warns of layers that are none
     tensors: dict[str, Tensor] = {}
     if CHANGES in how:
-        tensors |= measure_changes(sampler, *start, batch_size=batch_size, **how[CHANGES])
+        tensors |= measure_changes(sampler, *start, batch_size=sizes["batch_size"], **how[CHANGES])
     if RESPONSES in how:
-        arguments = {"batch_size": batch_size, **how[RESPONSES]}
+        arguments = {"batch_size": sizes["batch_size"], **how[RESPONSES]}
         if arguments.pop("method") == FORWARD:
             tensors["responses"], tensors["responses_ahead"] = measure_forward(sampler, *start, **arguments)
         else:
-            tensors |= measure_both_ways(sampler, *start, seed=seed, **arguments)
+            tensors |= measure_both_ways(sampler, *start, seed=seed, first=first, **arguments)
     return kind(
         tensors,
         binding_of(backbone, solver, weights_bound=True, guidance=sampler.guidance),
-        {"seed": seed, "num_trajectories": num_trajectories, "batch_size": batch_size, "measure": list(how), **how},
+        {"seed": seed, **sizes, "measure": list(how), **how},
         grid=_grid(solver) if RESPONSES in how else None,
         schedule=solver.schedule if solver.name in SOLVERS else None,
         cost=cost,

@@ -33,6 +33,7 @@ SOFT = 0.1  # of the trajectory: f changes with the logarithm of the time left, 
 ROUGH = 0.3  # of what a left-out output differs by: how far an interpolated one is taken to be off halfway
 BETWEEN = ("responses_between", "responses_ahead_between")  # of outputs between evaluations, see `ResponsesOnGrid.of`
 FURTHER = 0.1  # of the last step: how far beyond the last output a spline through the others holds
+MOST_BYTES = 2**32  # of carried responses
 SLACK = 1e-6  # of the trajectory: times that differ by less are the same
 
 
@@ -80,10 +81,11 @@ def carry(measured: ResponsesOnGrid, wanted: Grid, *, max_age: int) -> Array:
         max_age: the oldest output wanted, in evaluations of the wanted grid.
 
     Raises:
-        ValueError: if times lie outside those measured, or no evaluation of a kind was measured.
+        ValueError: if times lie outside those measured, or responses to all ages would take too much memory.
 
     """
     check_reach_in_time(measured.grid, wanted)
+    check_size(measured, len(wanted.timesteps), max_age)
     grid = measured.grid
     source = _Source(measured)
     u = _bent(places(wanted.timesteps, grid))
@@ -108,6 +110,24 @@ def carry(measured: ResponsesOnGrid, wanted: Grid, *, max_age: int) -> Array:
             mixed = np.where(np.isnan(mixed), value, mixed)
         carried[e, :, : len(older)] = np.float32(wanted.coefficients[e]) * np.swapaxes(mixed, 0, 1)
     return carried
+
+
+def check_size(measured: ResponsesOnGrid, count: int, max_age: int) -> None:
+    """Refuse carried responses that take more than `MOST_BYTES`.
+
+    Raises:
+        ValueError: if they do; the message says how many evaluations would fit.
+
+    """
+    _, num_layers, _, size = measured.responses.shape
+    taken = 4 * count * num_layers * max_age * size
+    if taken > MOST_BYTES:
+        fits = int(count * (MOST_BYTES / taken) ** 0.5)  # ages grow with evaluations
+        raise ValueError(
+            f"responses of {num_layers} layers along {size} directions take {taken / 2**30:.1f} GiB for {count} "
+            f"evaluations, allowed are {MOST_BYTES / 2**30:g}; take at most {fits} steps, or a calibration of fewer "
+            "trajectories or probes"
+        )
 
 
 def check_reach_in_time(measured: Grid, wanted: Grid) -> None:

@@ -72,6 +72,7 @@ def measure_both_ways(
     between: int = 0,
     batch_size: int = 8,
     seed: int = 0,
+    first: int = 0,
 ) -> dict[str, Tensor]:
     """Return responses to older outputs, see `measure_responses`, and to younger ones, (E, L, max_ahead, M).
 
@@ -79,7 +80,8 @@ def measure_both_ways(
     `output_responses` and `output_responses_ahead`, L = 1, are those to the network's whole guided output. They cost
     nothing more, and are left out where that is the backbone's one layer anyway. With `between`, the names of the
     whole output's with `_between` are those to outputs between evaluations, the nearest first, (E, 1, max_age *
-    between, M) and (E, 1, max_ahead * between, M); they cost `between` forward passes an evaluation.
+    between, M) and (E, 1, max_ahead * between, M); they cost `between` forward passes an evaluation. `first` is the
+    number of the first trajectory among those of the seed, by which directions are drawn.
     """
     check_gradients(sampler)
     parts = []
@@ -87,7 +89,7 @@ def measure_both_ways(
     with tqdm(total=total, desc="responses", unit="pass") as bar:
         for start, chosen, part in in_batches(labels, noise, batch_size):
             count, size = len(part), noise[0].numel()
-            directions = ImageNoise("directions of responses", seed, range(start, start + count))
+            directions = ImageNoise("directions of responses", seed, range(first + start, first + start + count))
             draws = directions((count, size, num_probes))
             probes = torch.linalg.qr(draws).Q.movedim(2, 0)  # (K, n, P), orthonormal per image
             trajectory = _Trajectory(sampler, chosen, part)

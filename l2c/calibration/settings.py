@@ -23,6 +23,8 @@ class CalibrationSettings(Settings):
         num_trajectories: number of trajectories.
         batch_size: trajectories at a time.
         seed: seed of noises and directions.
+        first_trajectory: number of the first one among those of the seed, for parts of one calibration, see
+            `Calibration.joined`.
         true_errors: trajectories that correct the expected errors of graphs; 0 = first order.
 
     """
@@ -31,6 +33,7 @@ class CalibrationSettings(Settings):
     num_trajectories: int = whole(64, at_least=1, at_most=AT_ONCE)
     batch_size: int = whole(8, at_least=1, at_most=AT_ONCE)
     seed: int = whole(7, at_least=0, at_most=LARGEST_SEED)
+    first_trajectory: int = whole(0, at_least=0, at_most=AT_ONCE)
     true_errors: int = whole(64, at_least=0, at_most=AT_ONCE)
 
 

@@ -99,11 +99,11 @@ def _euler_grid(measured: Measurements, name: str, timesteps: Sequence[float]) -
     unit = own.coefficients[0] / (own.ends[0] - own.timesteps[0])  # models count to 1000, or to 1, or up
     ends = (*times[1:], 0.0 if own.timesteps[-1] < own.timesteps[0] else 1 / abs(unit))
     moved = tuple(unit * (end - t) for t, end in zip(times, ends, strict=True))
-    grid = Grid(times, ends, moved, (True,) * len(times))
     if (times[-1] < times[0]) != (own.timesteps[-1] < own.timesteps[0]):
         raise ValueError(
             f"timesteps go from {times[0]:g} to {times[-1]:g}, but those of the calibration from "
             f"{own.timesteps[0]:g} to {own.timesteps[-1]:g}; give the noisiest first"
         )
+    grid = Grid(times, ends, moved, (True,) * len(times))
     check_reach_in_time(own, grid)
     return grid

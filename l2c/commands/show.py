@@ -119,11 +119,13 @@ def _of_calibration(name: str, options: dict[str, str], output: Path) -> tuple[s
 
 def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
     """Draw error against budget; return it as a table, `how` saying what the errors are."""
-    from l2c.graph.statistics import ERROR, SPREAD, WORTH
+    from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN, WORTH
     from l2c.report.curves import budget_curve
     from l2c.report.figures import save_figure
 
     first, count = ladder[0], ladder[0].num_evaluations
+    if all(UNKNOWN in graph.measured for graph in ladder):
+        raise ValueError(f"there is no error to draw: {first.measured[UNKNOWN]}")
     figure = budget_curve(
         ladder.figures(WORTH),
         ladder.figures(ERROR),

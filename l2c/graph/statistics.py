@@ -11,6 +11,7 @@ from l2c.io.version import __version__
 
 # What makers of graphs measure, by its name in a file.
 MACS, WORTH, SPEED_UP = "macs_per_evaluation", "evaluations_worth_of_macs", "macs_speed_up"
+UNKNOWN = "expected_mse_unknown"  # why the next two are null
 ERROR, SPREAD = "expected_mse", "expected_mse_standard_error"  # per pixel, and of it over trajectories
 COUNTED = (
     "num_evaluations",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from l2c.graph.fields import GraphFields
 from l2c.graph.layer_names import layers_of
 from l2c.graph.predictor import HOLD
-from l2c.graph.statistics import ERROR, SPREAD, WORTH, share_reused
+from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN, WORTH, share_reused
 from l2c.io.names import shown
 
 NUMBER = (int, float)
@@ -68,6 +68,8 @@ def _measured(graph: GraphFields) -> list[str]:
     if ERROR in said:
         spread = f" \u00b1 {said[SPREAD]:.2g}" if SPREAD in said else ""
         parts.append(f"expected squared error per pixel {said[ERROR]:.3g}{spread}")
+    elif UNKNOWN in graph.measured:
+        parts.append(f"expected squared error not known: {shown(graph.measured[UNKNOWN], 300)}")
     if method := graph.provenance.get("method"):
         parts.append(f"made by {shown(method, 60)}")
     return ["; ".join(parts)] if parts else []

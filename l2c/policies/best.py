@@ -253,7 +253,7 @@ def _measured(context: PolicyContext, sampler: Sampler, what: tuple[str, ...]) -
 
 def with_responses(sampler: Sampler, settings: Mapping[str, Any]) -> PolicyContext:
     """Return the context of an uncached sampler, its responses measured now as the settings of a calibration say."""
-    known = ("num_trajectories", "seed", "batch_size", "responses")
+    known = ("num_trajectories", "seed", "first_trajectory", "batch_size", "responses")
     how = {name: settings[name] for name in known if name in settings}
     return PolicyContext.of(sampler, measure(Measurements, sampler, **how))
 

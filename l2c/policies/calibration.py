@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
+from l2c.calibration.joining import free_noises, joined
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.settings import RESPONSES
 from l2c.calibration.target import Target, target_of
@@ -21,11 +24,13 @@ from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each, takes
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
+from l2c.graph.statistics import UNKNOWN
 from l2c.io.names import near_keywords
 from l2c.io.numbers import AT_ONCE, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, drawer, stages_of, true_errors
+from l2c.policies.expected_error import without_unknown
 from l2c.policies.gram import gram
 from l2c.policies.ladder import Ladder, preferred_of, within_reach
 from l2c.policies.mixed import as_both, of_both, same_directions
@@ -34,6 +39,7 @@ from l2c.sampling.uncached import uncached_like
 
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
+log = logging.getLogger(__name__)
 REMEMBERED = 256  # graphs
 Reachable = Callable[[Target, Iterable[Budget]], Iterable[CacheGraph]]
 
@@ -49,6 +55,7 @@ class Calibration(Measurements):
 
     _made: dict[Any, CacheGraph] = field(default_factory=dict, init=False, repr=False, compare=False)
     _contexts: dict[Any, PolicyContext] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def measure(cls, sampler: Sampler, *, true_errors: int = 64, **settings: Any) -> Calibration:
@@ -57,7 +64,7 @@ class Calibration(Measurements):
         Args:
             sampler: the uncached sampler.
             true_errors: trajectories that correct the expected errors of graphs, see `corrected`; 0 = first order.
-            settings: `what`, `num_trajectories`, `seed`, `batch_size`, `changes`, `responses`.
+            settings: `what`, `num_trajectories`, `seed`, `first_trajectory`, `batch_size`, `changes`, `responses`.
 
         """
         true_errors = whole_number("true_errors", true_errors, low=0, high=AT_ONCE)
@@ -66,6 +73,14 @@ class Calibration(Measurements):
             return calibration
         size = calibration.settings["batch_size"]
         return calibration.corrected(sampler, num_trajectories=true_errors, batch_size=size)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Calibration | str | Path]) -> Calibration:
+        """Return one calibration of parts that several processes measured, or of their files; see `joining.joined`.
+
+        Measure them with a `first_trajectory` each and `true_errors=0`, and the joined one by `corrected`.
+        """
+        return joined(cls, parts)
 
     @takes(whole_outputs=truth_value)
     def graph(
@@ -125,7 +140,8 @@ class Calibration(Measurements):
         """Return the graphs of several budgets, each as `graph` makes it."""
         max_span = None if max_span is None else whole_number("max_span", max_span, low=1)
         target = target_of(self, num_steps, timesteps, solver, solver_options)
-        return Ladder(self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs))
+        found = self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs)
+        return Ladder(map(self._as_known, found))
 
     @near_keywords()
     def reachable(self, budgets: Sequence[Budget], *, num_steps: int | None = None) -> Ladder:
@@ -135,7 +151,15 @@ class Calibration(Measurements):
             BudgetOutOfReach: if none can be reached.
 
         """
-        return Ladder(self._reachable(target_of(self, num_steps), each("budgets", budgets)))
+        return Ladder(map(self._as_known, self._reachable(target_of(self, num_steps), each("budgets", budgets))))
+
+    def _as_known(self, graph: CacheGraph) -> CacheGraph:
+        """Return a graph without an expected error that says nothing; one warning says why."""
+        why = graph.measured.get(UNKNOWN)
+        if why is not None and why not in self._warned:
+            self._warned.add(why)
+            log.warning("the expected error is not known: %s", why)
+        return without_unknown(graph)
 
     def _reachable(self, target: Target, budgets: Iterable[Budget]) -> list[CacheGraph]:
         return within_reach(lambda budget: next(self._graphs(target, [budget])), budgets)
@@ -270,7 +294,7 @@ class Calibration(Measurements):
         """Return true errors beside predicted ones of a stage; none where no budget of it can be reached."""
         count = stage.num_evaluations
         own = count == self.binding.num_evaluations
-        first, seed = int(self.settings.get("num_trajectories", 0)), int(self.settings.get("seed", 0))
+        seed, first = free_noises(self.settings)
         try:
             made = graphs(target_of(self, None if own else count), stage.shares)
             uncached = uncached_like(sampler, num_evaluations=count)
@@ -307,11 +331,11 @@ class OfBoth:
         """Return a graph of a budget, of one kind alone where both do not reach it; see `Calibration.graph`."""
         target = target_of(self.calibration, solver=solver)
         try:
-            return self.calibration._of_both(target, budget, None)
+            return self.calibration._as_known(self.calibration._of_both(target, budget, None))
         except BudgetOutOfReach:
             layers, whole = self.calibration.parts
             found = preferred_of(partial(part._graph, target, budget, None) for part in (whole, layers))
-            return as_both(found, layers.binding.layers)
+            return as_both(self.calibration._as_known(found), layers.binding.layers)
 
 
 def _of_two(calibration: Calibration) -> bool:

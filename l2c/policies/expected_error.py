@@ -8,11 +8,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from l2c.calibration.measurements import Measurements
-from l2c.graph.statistics import ERROR, SPREAD
+from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN
 from l2c.policies.allocation import Array
 from l2c.sampling.image_error import standard_error
 
+DIRECTIONS = 64  # below, first-order errors are tens to hundreds of times too small
+FINER = 2.0  # evaluations for each one measured, up to which an expected error says something
+FINER_THAN_TRUE = 1.25  # the same for each one of those at which true errors are known
 BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of those known, as a factor
+SLACK = 1e-6  # of these factors, of rounding
+LARGEST = math.log(1e12)  # of a ratio's logarithm: numbers of evaluations that lie close together know no trend
 
 
 def expected_error(change: Array, calibration: Measurements, share: float) -> dict[str, float]:
@@ -27,14 +33,56 @@ def expected_error(change: Array, calibration: Measurements, share: float) -> di
         share: share of the uncached MACs.
 
     """
-    of_probes = calibration.settings.get("responses")
-    num_probes = int(of_probes.get("num_probes", 1)) if isinstance(of_probes, dict) else 1
-    num_probes = num_probes if num_probes > 0 and len(change) % num_probes == 0 else 1
-    each = np.square(change.astype(np.float64)).reshape(-1, num_probes).sum(axis=1)
+    each = np.square(change.astype(np.float64)).reshape(_num_trajectories(calibration, len(change)), -1).sum(axis=1)
     each *= len(each)  # per trajectory
     ratio = true_over_predicted(calibration.corrections, calibration.binding.num_evaluations, share)
     spread = standard_error(each) if len(each) > 1 else 0.0
     return {ERROR: float(ratio * each.mean()), SPREAD: float(ratio * spread)}
+
+
+def _num_trajectories(calibration: Measurements, num_directions: int) -> int:
+    num_probes = int(calibration.settings.get("responses", {}).get("num_probes", 1))
+    return num_directions // num_probes if num_directions % num_probes == 0 else num_directions
+
+
+def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
+    """Return why nothing can be said of the error of a calibration's graphs at its times; None where it can.
+
+    Weights are fitted to the directions that the error is then taken along, so that along few of them little is left.
+    Carried to many more evaluations first-order errors fall without end. True errors do neither.
+
+    Args:
+        calibration: of the graphs' own times.
+        num_directions: M, along which its responses were measured.
+
+    """
+    if _num_trajectories(calibration, num_directions) < 2:
+        return "responses of one trajectory say nothing of others; calibrate with num_trajectories=8 or more"
+    if not calibration.corrections and num_directions < DIRECTIONS:
+        return (
+            f"without true errors, responses along {num_directions} directions expect many times too little; "
+            f"calibrate with true_errors=8 or more, or with trajectories x probes of at least {DIRECTIONS}"
+        )
+    measured = calibration.carried_from
+    if measured is None:
+        return None
+    corrected = max((one["num_evaluations"] for one in calibration.corrections), default=0)
+    most = max(FINER, FINER_THAN_TRUE * corrected / measured)
+    if calibration.finer <= most + SLACK:
+        return None
+    count = calibration.binding.num_evaluations
+    return (
+        f"{count} evaluations lie {calibration.finer:.3g} x as close in time as the {measured} that were calibrated, "
+        f"and beyond {most:.3g} x first-order errors are many times too small; calibrate with at least "
+        f"{math.ceil(measured * calibration.finer / most)} evaluations"
+    )
+
+
+def without_unknown(graph: CacheGraph) -> CacheGraph:
+    """Return a graph whose expected error is None where `with_expected` wrote down why it is not known."""
+    return (
+        graph.replace(measured={**graph.measured, ERROR: None, SPREAD: None}) if UNKNOWN in graph.measured else graph
+    )
 
 
 def true_over_predicted(corrections: Iterable[Mapping[str, float]], num_evaluations: int, share: float) -> float:
@@ -60,8 +108,12 @@ def true_over_predicted(corrections: Iterable[Mapping[str, float]], num_evaluati
     ratios = [float(np.interp(share, shares[n], [known[n][at] for at in shares[n]])) for n in counts]
     wanted = min(max(math.log(num_evaluations), counts[0] - math.log(BEYOND)), counts[-1] + math.log(BEYOND))
     if len(counts) == 1:
-        return math.exp(ratios[0])
+        return math.exp(_bounded(ratios[0]))
     place = min(max(int(np.searchsorted(counts, wanted)), 1), len(counts) - 1)
     low, high = counts[place - 1], counts[place]
     part = (wanted - low) / (high - low)
-    return math.exp(ratios[place - 1] + part * (ratios[place] - ratios[place - 1]))
+    return math.exp(_bounded(ratios[place - 1] + part * (ratios[place] - ratios[place - 1])))
+
+
+def _bounded(logarithm: float) -> float:
+    return min(max(logarithm, -LARGEST), LARGEST)

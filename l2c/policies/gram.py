@@ -10,11 +10,12 @@ import numpy as np
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED
+from l2c.graph.statistics import UNKNOWN
 from l2c.io.names import counted
 from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import NEAR, SLACK, Budget, check_reach
 from l2c.policies.context import PolicyContext, policy
-from l2c.policies.expected_error import expected_error, true_over_predicted
+from l2c.policies.expected_error import expected_error, true_over_predicted, unknown_error
 from l2c.policies.settings import GRAM_REUSES, ORDER
 
 SHARE_OF_3 = 0.4  # of the MACs; below, long spans make weights of three outputs worse than those of two
@@ -144,6 +145,8 @@ def with_expected(
 ) -> CacheGraph:
     """Return a graph that says the error that is expected and where responses were carried from.
 
+    Where the error says nothing, it is there for comparisons alone, with the reason; see `without_unknown`.
+
     Args:
         context: a context with `responses` in its calibration.
         graph: the graph, with its MACs.
@@ -157,4 +160,6 @@ def with_expected(
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
     beyond = max(1.0, true_over_predicted(others, graph.num_evaluations, share))
     expected = expected_error(change, calibration, share).items()
-    return graph.replace(measured={**graph.measured, **{name: beyond * value for name, value in expected}})
+    why = unknown_error(calibration, len(change))
+    said = {} if why is None else {UNKNOWN: why}
+    return graph.replace(measured={**graph.measured, **{name: beyond * value for name, value in expected}, **said})

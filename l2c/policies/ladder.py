@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,8 @@ class Ladder(Sequence[CacheGraph]):
                 raise ValueError("a graph of a ladder does not say its cost and expected error; make it by gram")
             finite_number(WORTH, graph.measured[WORTH], low=1e-9, high=graph.num_evaluations + SLACK)
             for figure in (ERROR, SPREAD):
-                finite_number(figure, graph.measured[figure], low=0)
+                if graph.measured[figure] is not None:
+                    finite_number(figure, graph.measured[figure], low=0)
         self._graphs = sorted(found, key=lambda graph: -graph.measured[WORTH])
 
     @overload
@@ -75,9 +77,10 @@ class Ladder(Sequence[CacheGraph]):
         return len(self._graphs)
 
     def figures(self, name: str) -> list[float]:
-        """Return a measured figure of all graphs: `WORTH` in evaluations, `ERROR` or `SPREAD` per pixel."""
+        """Return a figure of each graph: `WORTH` in evaluations, `ERROR` or `SPREAD` per pixel, NaN = unknown."""
         chosen("figure", name, (WORTH, ERROR, SPREAD))
-        return [float(graph.measured[name]) for graph in self._graphs]
+        values = [graph.measured[name] for graph in self._graphs]
+        return [math.nan if value is None else float(value) for value in values]
 
     @property
     def shares(self) -> list[float]:
@@ -116,9 +119,9 @@ class Ladder(Sequence[CacheGraph]):
         errors = self.figures(ERROR)
         found = [graph for graph, expected in zip(self._graphs, errors, strict=True) if expected <= error]
         if not found:
-            raise ValueError(
-                f"no graph of the ladder is expected to err by {error:g} or less; the least is {min(errors):g}"
-            )
+            known = [value for value in errors if not math.isnan(value)]
+            least = f"the least is {min(known):g}" if known else "none of their errors is known"
+            raise ValueError(f"no graph of the ladder is expected to err by {error:g} or less; {least}")
         return found[-1]
 
     def summary(self) -> str:
@@ -126,7 +129,7 @@ class Ladder(Sequence[CacheGraph]):
         count = self._graphs[0].num_evaluations
         rows = zip(*(self.figures(name) for name in (WORTH, ERROR, SPREAD)), strict=True)
         return "\n".join(
-            f"{worth:8.2f} evaluations' worth {count / worth:6.2f} x  {1e5 * error:.3g} +- {1e5 * spread:.2g}"
+            f"{worth:8.2f} evaluations' worth {count / worth:6.2f} x  {_shown(error)} +- {_shown(spread, 2)}"
             for worth, error, spread in rows
         )
 
@@ -142,6 +145,10 @@ class Ladder(Sequence[CacheGraph]):
     def load(cls, path: str | Path) -> Ladder:
         """Read and validate a file; see `collection.read`."""
         return cls(collection.read(path, FORMAT, "ladder of cache graphs", most=MOST).values())
+
+
+def _shown(error: float, digits: int = 3) -> str:
+    return "unknown" if math.isnan(error) else f"{1e5 * error:.{digits}g}"
 
 
 def _alike(graph: CacheGraph, other: CacheGraph) -> bool:

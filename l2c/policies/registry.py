@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.statistics import UNKNOWN
 from l2c.policies.best import best
 from l2c.policies.budget import FORMS
 from l2c.policies.context import PolicyContext, check_context
+from l2c.policies.expected_error import without_unknown
 from l2c.policies.gram import gram
 from l2c.policies.methods.block_caching import block_caching
 from l2c.policies.methods.budcache import budcache
@@ -21,6 +24,7 @@ from l2c.policies.methods.ranking import late_first, random, top_k
 from l2c.policies.methods.smoothcache import smoothcache
 from l2c.policies.settings import check_options, check_values, needs_of
 
+log = logging.getLogger(__name__)
 POLICIES: dict[str, Callable[..., CacheGraph]] = {
     policy.__name__: policy
     for policy in (
@@ -72,7 +76,10 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     ]
     if required:
         raise ValueError(f"policy {name} needs a {required[0]}: give {FORMS}")
-    return POLICIES[name](check_context(context).for_any_weights() if name in UNMEASURED else context, **options)
+    graph = POLICIES[name](check_context(context).for_any_weights() if name in UNMEASURED else context, **options)
+    if UNKNOWN in graph.measured:
+        log.warning("the expected error is not known: %s", graph.measured[UNKNOWN])
+    return without_unknown(graph)
 
 
 def with_defaults(policy: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

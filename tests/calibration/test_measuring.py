@@ -31,6 +31,7 @@ def test_tensors_are_those_of_the_measurements_and_settings_are_complete(sampler
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in changes.items())
     assert found.settings == {
         "seed": 3,
+        "first_trajectory": 0,
         "num_trajectories": 2,
         "batch_size": 8,
         "measure": ["changes", "responses"],

@@ -93,15 +93,14 @@ def test_outputs_between_evaluations_carry_what_their_neighbours_do_not_tell():
                     found[e, 0, i] = of.coefficients[e] * (output(other) - output(t[e]))
         return torch.from_numpy(found)
 
-    tensors = {"responses": responses(measured, 8), "responses_ahead": torch.zeros(20, 1, 3, 1)}
-    ahead = responses(Grid(measured.timesteps[::-1], measured.ends, measured.coefficients[::-1], measured.direct), 3)
-    tensors["responses_ahead"] = ahead.flip(0)
+    back = measured.timesteps[::-1]
+    turned = Grid(back, back, measured.coefficients[::-1], measured.direct)
+    tensors = {"responses": responses(measured, 8), "responses_ahead": responses(turned, 3).flip(0)}
     expected = responses(wanted, 6).numpy()
     scale, errors = np.abs(expected[10:40]).max(), []
     for known in (False, True):
         if known:
             parts = (0.75, 0.5, 0.25)
-            turned = Grid(measured.timesteps[::-1], measured.ends, measured.coefficients[::-1], measured.direct)
             tensors["responses_between"] = responses(measured, 8, parts)
             tensors["responses_ahead_between"] = responses(turned, 3, parts).flip(0)
         carried = carry(ResponsesOnGrid.of(measured, tensors), wanted, max_age=6)

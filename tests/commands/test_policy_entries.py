@@ -36,6 +36,25 @@ def test_make_graph_by_a_budget(call, calibration, tmp_path):
     assert graph.statistics["evaluations_worth_of_macs"] == pytest.approx(2.4, abs=0.1)
 
 
+def test_parts_of_a_calibration_are_joined(call, refused, tmp_path):
+    """And the joined one is corrected by true errors on noises that no part was measured on."""
+    sampler = l2c.Sampler(l2c.load_backbone("dit_digits"), solver="ddim", num_evaluations=4)
+    how = {"num_trajectories": 1, "true_errors": 0, "responses": {"num_probes": 1, "max_age": 3}}
+    for first in (0, 1):
+        part = l2c.Calibration.measure(sampler, first_trajectory=first, **how)
+        part.save(tmp_path / f"part{first}.safetensors")
+    options = [*SMALL, f"parts={tmp_path}/part*.safetensors", "batch_size=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    result = call("scripts/calibrate.py", *options, "true_errors=2", f"output={tmp_path / 'whole.safetensors'}")
+    assert result.returncode == 0, result.stderr
+    whole = l2c.Calibration.load(tmp_path / "whole.safetensors")
+    assert (whole.settings["first_trajectory"], whole.settings["num_trajectories"]) == (0, 2)
+    assert whole.corrections
+    twice = f"parts=[{tmp_path}/part0.safetensors,{tmp_path}/whole.safetensors]"
+    result = call("scripts/calibrate.py", *options[:-3], twice, f"output={tmp_path / 'twice.safetensors'}")
+    assert "trajectory 0 of seed 7 is in two of the calibrations" in refused(result)
+    assert not (tmp_path / "twice.safetensors").exists()
+
+
 def test_next_lines_keep_the_solver_and_the_weights(call, tmp_path):
     weights = tmp_path / "own.safetensors"
     save_model(l2c.load_backbone("dit_digits"), weights)

@@ -28,8 +28,8 @@ def path(tmp_path):
         solver_options={"eta": 0.0},
     )
     tensors = {
-        "responses": torch.randn(10, 8, 6, 8, generator=generator),
-        "responses_ahead": torch.randn(10, 8, 3, 8, generator=generator),
+        "responses": torch.randn(10, 8, 6, 64, generator=generator),
+        "responses_ahead": torch.randn(10, 8, 3, 64, generator=generator),
     }
     settings = {"responses": {"num_probes": 2}}
     Calibration(tensors, binding, settings, Grid.of(solver), schedule, Cost((20,) * 8, 1)).save(
@@ -60,6 +60,13 @@ def test_bad_options_are_refused(path, options, sentence):
     with pytest.raises(ValueError) as refusal:
         show.main([str(path), *options])
     assert sentence in str(refusal.value)
+
+
+def test_errors_that_are_not_known_are_not_drawn(path):
+    with pytest.raises(
+        ValueError, match=r"no error to draw: 25 evaluations lie 2\.5 x as close in time as the 10 that"
+    ):
+        show.main([str(path), "num_steps=25"])
 
 
 def test_a_graph_has_its_number_of_evaluations():

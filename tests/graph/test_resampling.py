@@ -28,6 +28,19 @@ def test_a_slope_stays_the_same_multiple_of_the_line(graph):
     assert other.entry_slopes[3][1] == pytest.approx(0.5 * 250 / 350)  # computed at 250 and 600
 
 
+def test_weights_of_several_outputs_follow_the_lines_through_them():
+    rows, weights = ((T,), (T,), (T,), (F,)), ((), (), (), ((2.3, -1.5, 0.2),))
+    common = {"layers": ("a",), "model": "m", "solver": "ddim", "reuse": ("weighted",) * 4}
+    graph = CacheGraph(rows=rows, timesteps=(900.0, 600.0, 300.0, 0.0), weights=weights, **common)
+    other = resampled(graph, (900.0, 600.0, 250.0, 0.0))
+    first, second = 1.5 * 250 / 350, -0.2 * (250 / 650) / 0.5  # the lines' slopes were 1 and 0.5
+    assert other.entry_weights[3][0] == pytest.approx((1 + first + second, -first, -second), abs=1e-5)
+    fewer = resampled(graph, (900.0, 310.0, 0.0))  # two outputs before
+    (pair,) = fewer.entry_weights[2]
+    assert pair == pytest.approx((1 + 1.5 * 310 / 590, -1.5 * 310 / 590), abs=1e-5)
+    assert resampled(graph, (900.0, 0.0)).entry_weights[1] == ((1.0,),)
+
+
 def test_at_its_own_times_a_graph_stays_as_it_is(graph):
     assert resampled(graph, graph.timesteps) is graph
 

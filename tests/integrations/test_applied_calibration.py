@@ -166,6 +166,14 @@ def test_a_calibration_of_two_evaluations_makes_graphs_of_more(calibrated):
         assert schedule_of(pipe).graph.num_evaluations == 3
 
 
+def test_the_rung_of_a_ladder_is_applied(calibrated):
+    pipe, options, calibration, _ = calibrated
+    ladder = calibration.ladder([0.8, 0.65])
+    with l2c.applied(pipe, ladder, budget=0.7):
+        draw(pipe, options, MEASURED)
+        assert schedule_of(pipe).graph.rows == ladder[1].rows
+
+
 def test_what_was_not_measured_is_refused_in_one_sentence(calibrated):
     pipe, options, calibration, _ = calibrated
     for budget, sentence in ((None, "say which, budget=0.5"), ("half", "a budget is a share")):
@@ -175,14 +183,18 @@ def test_what_was_not_measured_is_refused_in_one_sentence(calibrated):
         l2c.apply(pipe, calibration, budget=0.5, resample=True)
     with pytest.raises(ValueError, match="of one denoiser from the pipeline's scheduler, got"):
         l2c.apply(denoiser_of(pipe), calibration, budget=0.5)
-    with pytest.raises(ValueError, match=r"budget is for an l2c.Calibration, got CacheGraph"):
+    with pytest.raises(ValueError, match=r"budget is for an l2c.Calibration or an l2c.Ladder, got CacheGraph"):
         l2c.apply(pipe, calibration.graph(0.7), budget=0.5)
+    with pytest.raises(ValueError, match=r"got 'mine.safetensors'; .* give l2c.Calibration.load\(PATH\)"):
+        l2c.apply(pipe, "mine.safetensors", budget=0.5)
+    with pytest.raises(ValueError, match="a ladder holds graphs of several budgets; say which"):
+        l2c.apply(pipe, calibration.ladder([0.7]))
     with l2c.applied(pipe, calibration, budget=0.01), pytest.raises(ValueError, match="is out of reach"):
         draw(pipe, options, 5)
     scheduler = pipe.scheduler
     try:
         pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
-        with pytest.raises(ValueError, match="made for solver FlowMatchEulerDiscreteScheduler, got FlowMatchHeun"):
+        with pytest.raises(ValueError, match=r"got FlowMatchHeun.* or measure a calibration with these$"):
             l2c.apply(pipe, calibration, budget=0.5)
     finally:
         pipe.scheduler = scheduler

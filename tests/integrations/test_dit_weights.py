@@ -9,7 +9,6 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 import l2c
 from l2c.backbones.dit import sincos_position_embedding
-from l2c.graph.resampling import resampled
 from l2c.integrations.diffusers import apply
 from l2c.integrations.dit_weights import from_diffusers, to_diffusers
 from l2c.policies.context import PolicyContext
@@ -68,13 +67,6 @@ def test_one_graph_for_both(dit, make_graph, make_batch, forecast):
     for t, (x, output) in zip(graph.timesteps, expected, strict=True):
         ours = model(x, timestep=torch.full((3,), t), class_labels=y.clamp(max=4)).sample
         torch.testing.assert_close(ours, output, rtol=1e-4, atol=1e-5)
-
-
-def test_weights_of_several_outputs_are_not_carried_to_other_times(dit):
-    uncached = l2c.Sampler(dit, solver="ddim", num_evaluations=9)
-    graph = make_policy_graph("interval", PolicyContext.of(uncached), n=2, reuse="taylor2")
-    with pytest.raises(ValueError, match="reuse weighted cannot be resampled from 9 evaluations to 2"):
-        resampled(graph, (900.0, 400.0))
 
 
 def test_what_cannot_be_converted_is_said(make_family):

@@ -10,13 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import l2c
-from l2c.calibration.grid import Grid
+from l2c.calibration.grid import Grid, finer
 from l2c.calibration.responses import measure_both_ways
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.uncached import uncached_like
 
 E = 10
+CORRECTION = {"num_evaluations": E, "share": 0.5, "predicted": 1e-3, "true": 2e-3}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,7 @@ def calibration(sampler):
         grid=Grid.of(solver),
         schedule=solver.schedule,
         cost=context.cost,
+        corrections=({**CORRECTION, "true": CORRECTION["predicted"]},),
     )
 
 
@@ -83,7 +86,7 @@ def test_at_the_times_measured_a_graph_is_that_of_the_policy(calibration, sample
     assert "carried_from" not in graph.provenance
 
 
-@pytest.mark.parametrize("num_steps", [6, 14, 25])
+@pytest.mark.parametrize("num_steps", [6, 14, 20])
 def test_graphs_of_other_numbers_of_steps_run(calibration, backbone, num_steps):
     graph = calibration.graph("1.6x", num_steps=num_steps)
     assert graph.num_evaluations == num_steps
@@ -96,6 +99,59 @@ def test_graphs_of_other_numbers_of_steps_run(calibration, backbone, num_steps):
         Sampler(backbone, solver="ddim", num_evaluations=num_steps, cfg_scale=1.5), calibration
     )
     assert make_graph("gram", context, budget="1.6x", max_span=max(4, round(0.3 * num_steps))) == graph
+
+
+def test_errors_far_beyond_what_was_measured_are_not_told(calibration, sampler, caplog, tmp_path):
+    ladder = calibration.ladder([0.6, 0.5], num_steps=25)
+    for graph in (*ladder, calibration.graph(0.6, num_steps=25)):
+        assert graph.measured["expected_mse"] is graph.measured["expected_mse_standard_error"] is None
+        assert "calibrate with at least 13 evaluations" in graph.measured["expected_mse_unknown"]
+        assert "expected squared error not known: 25 evaluations lie 2.5 x as close" in graph.summary()
+    assert len(caplog.messages) == 1
+    ladder.save(tmp_path / "ladder.json")
+    again = l2c.Ladder.load(tmp_path / "ladder.json")
+    assert again.summary().count("unknown +- unknown") == 2
+    with pytest.raises(ValueError, match="none of their errors is known"):
+        again.within(1.0)
+    context = PolicyContext.of(uncached_like(sampler, num_evaluations=25), calibration)
+    assert make_graph("gram", context, budget=0.6).measured["expected_mse"] is None
+    late = uncached_like(sampler, num_evaluations=25).timesteps[-10:]
+    assert finer(grid_at(late), calibration.grid) == pytest.approx(2.5, rel=0.1)  # by time, not by count
+    known = replace(calibration, corrections=({"num_evaluations": 20, "share": 0.5, "predicted": 1.0, "true": 2.0},))
+    assert known.graph(0.6, num_steps=25).measured["expected_mse"] > 0
+    assert known.graph(0.6, num_steps=26).measured["expected_mse"] is None
+
+
+def test_errors_of_tiny_calibrations_are_not_told(calibration):
+    """Weights are fitted to the few directions along which the error is then expected."""
+    few = {name: tensor[..., :2] for name, tensor in calibration.tensors.items()}
+    for wrong, sentence in (
+        (replace(calibration, tensors=few), "responses of one trajectory say nothing"),
+        (replace(calibration, corrections=()), "without true errors, responses along 8 directions"),
+    ):
+        graph = wrong.graph(0.6)
+        assert graph.measured["expected_mse"] is graph.measured["expected_mse_standard_error"] is None
+        assert sentence in graph.measured["expected_mse_unknown"]
+    many = {name: tensor.repeat(1, 1, 1, 8) for name, tensor in calibration.tensors.items()}
+    assert replace(calibration, corrections=(), tensors=many).graph(0.6).measured["expected_mse"] > 0
+
+
+def grid_at(times):
+    return Grid(times, times, (1.0,) * len(times), (True,) * len(times))
+
+
+def test_too_many_steps_for_memory_are_refused_with_what_fits(calibration, monkeypatch):
+    monkeypatch.setattr("l2c.calibration.other_times.MOST_BYTES", 4 * 40 * 4 * 16 * 8)
+    with pytest.raises(ValueError, match=r"for 100 evaluations, allowed are .*; take at most 40 steps, or a calib"):
+        calibration.graph(0.5, num_steps=100)
+    assert calibration.graph(0.5, num_steps=40).num_evaluations == 40
+    monkeypatch.setattr("l2c.calibration.measurements.carry", out_of_memory)
+    with pytest.raises(MemoryError, match="while carrying responses to 30 evaluations; take half as many"):
+        calibration.graph(0.5, num_steps=30)
+
+
+def out_of_memory(*_, **__):
+    raise MemoryError
 
 
 def test_other_solvers_of_the_schedule_run(calibration, backbone):
@@ -167,6 +223,21 @@ def rewritten(path, change, tensors=None):
         (lambda h: h["binding"].pop("model"), "the field binding.model is missing"),
         (lambda h: h["grid"]["coefficients"].pop(), "must have as many coefficients, got 9"),
         (lambda h: h["grid"].update(timesteps=[1.0] * E), "must rise or fall"),
+        (lambda h: h["grid"]["coefficients"].insert(0, 0) or h["grid"]["coefficients"].pop(), "of sizes in .1e-09, "),
+        (lambda h: h["grid"]["ends"].reverse(), "the ends of a grid must be in the order of its timesteps"),
+        (lambda h: h["binding"].update(layers=["a"] * 4), "layer names must differ"),
+        (lambda h: h["settings"]["responses"].update(num_probes="2"), "settings: responses.num_probes must be"),
+        (lambda h: h["settings"].update(seed=-1), "settings: seed must be"),
+        (lambda h: h["settings"].update(responses=[2]), "settings: responses must be values by name"),
+        (
+            lambda h: h.update(corrections=[CORRECTION | {"share": 7}]),
+            r"corrections\[0\].share must be a finite numb",
+        ),
+        (
+            lambda h: h.update(corrections=[CORRECTION | {"num_evaluations": 1e9}]),
+            "num_evaluations must be a whole n",
+        ),
+        (lambda h: h.update(corrections=[CORRECTION | {"true": 1e300}]), r"corrections\[0\].true must be a finite n"),
         (lambda h: h["cost"]["layers"].pop(), "cost has 3 layers, but the file is of 4"),
         (lambda h: h["cost"].update(fixed=-1), "cost.fixed must be a whole number"),
         (lambda h: h["schedule"].update(name="sigmoid"), "unknown noise schedule 'sigmoid'"),
@@ -185,6 +256,9 @@ def test_damaged_heads_are_refused(path, change, sentence):
         ("responses", torch.ones(E, 4, 3), "must have 4 dimensions"),
         ("responses", torch.ones(E, 3, 3, 8), r"responses has \(10, 3\) evaluations and layers"),
         ("responses", torch.full((E, 4, 3, 8), torch.nan), "not finite"),
+        ("responses", torch.full((E, 4, 3, 8), 1e25), r"or larger than 1e\+12"),
+        ("responses", torch.ones(E, 4, 3, 8).bfloat16(), "must be a plain tensor of 32-bit floats .* torch.bfloat16"),
+        ("output_responses_ahead", torch.ones(E, 1, 3, 8), "output_responses_ahead needs output_responses beside it"),
         ("responses", torch.ones(E, 4, 3, 6), "are of 6 and 8 directions"),
         ("responses_between", torch.ones(E, 4, 12, 8), r"responses_ahead_between must both be there.*missing"),
     ],

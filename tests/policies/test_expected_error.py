@@ -23,3 +23,9 @@ def test_a_power_of_the_number_of_evaluations_is_met():
 def test_one_number_of_evaluations_counts_for_all_and_none_for_nothing():
     assert true_over_predicted([correction(20, 0.5, 3.0)], 50, 0.9) == pytest.approx(3.0)
     assert true_over_predicted([], 50, 0.9) == 1.0
+
+
+def test_numbers_of_evaluations_that_lie_close_together_lead_to_no_infinite_ratio():
+    known = [correction(n, 0.5, ratio) for n, ratio in ((4095, 1e-60), (4096, 1e60))]
+    assert true_over_predicted(known, 9000, 0.5) == pytest.approx(1e12)
+    assert true_over_predicted(known, 2, 0.5) == pytest.approx(1e-12)

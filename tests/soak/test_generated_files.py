@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from safetensors.torch import save
 from test_files import MANIFESTS, whole_checkpoint
 
 import l2c
+from l2c.calibration.grid import Grid
 from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.policies.context import PolicyContext
@@ -136,6 +138,73 @@ def test_generated_calibrations(make_dit, tmp_path, times, counted):
 
     holds(check, st.one_of(changes(head), cuts(whole)), count=times(40, 10_000))
     counted(tried=len(read), read=sum(found is not None for found in read))
+
+
+SCALES = (1e25, -1e25, 1e12, 1e-30, 0.0, math.nan, math.inf)
+CUTS = (slice(1, None), slice(0, 1), slice(0, 0))
+
+
+@st.composite
+def changed_tensors(draw, tensors):
+    """Return tensors of which one or two are left out, cut, scaled, of another type or in the place of another."""
+    changed = dict(tensors)
+    for _ in range(draw(st.integers(1, 2))):
+        name = draw(st.sampled_from(sorted(changed)))
+        act, value = draw(st.sampled_from(("drop", "cut", "scale", "type", "name"))), changed[name]
+        if act == "drop" and len(changed) > 1:
+            del changed[name]
+        elif act == "cut" and value.ndim == 4:
+            changed[name] = value.movedim(draw(st.integers(0, 3)), 0)[draw(st.sampled_from(CUTS))].contiguous()
+        elif act == "scale":
+            changed[name] = value * draw(st.sampled_from(SCALES))
+        elif act == "type":
+            changed[name] = value.to(draw(st.sampled_from((torch.bfloat16, torch.float16, torch.int64, torch.bool))))
+        elif act == "name":
+            changed[draw(st.sampled_from((*tensors, "other")))] = value.clone()
+    return changed
+
+
+def test_generated_calibrations_make_graphs_or_are_refused(make_dit, tmp_path, times, counted):
+    """What loads makes graphs at its own times and at others, with finite errors, or says why not."""
+    net, made, draws = make_dit(depth=1), [], torch.Generator().manual_seed(0)
+    solver = l2c.Sampler(net, solver="ddim", num_evaluations=6).solver
+    context = PolicyContext.of(l2c.Sampler(net, solver=solver))
+    shapes = {
+        f"{prefix}responses{end}": (6, width, ages, 4)
+        for prefix, width in (("", net.num_layers), ("output_", 1))
+        for end, ages in (("", 5), ("_ahead", 3))
+    }
+    tensors = {name: torch.randn(shape, generator=draws) for name, shape in shapes.items()}
+    correction = {"num_evaluations": 6, "share": 0.5, "predicted": 1e-3, "true": 2e-3}
+    calibration = l2c.Calibration(
+        tensors,
+        context.blank.binding,
+        {"seed": 0, "num_trajectories": 2, "batch_size": 1, "measure": ["responses"], "responses": {"num_probes": 2}},
+        grid=Grid.of(solver),
+        schedule=solver.schedule,
+        cost=context.cost,
+        corrections=(correction, {**correction, "num_evaluations": 12, "share": 0.4}),
+        output_corrections=(correction,),
+    )
+    path = tmp_path / "c.safetensors"
+    calibration.save(path)
+    with safe_open(path, framework="pt") as file:
+        head = unsealed(json.loads(file.metadata()["l2c"]))
+
+    def check(changed, found_tensors):
+        path.write_bytes(save(found_tensors, {"l2c": json.dumps(changed)}))
+        found, _ = verdict(lambda: l2c.Calibration.load(path))
+        made.append(0)
+        for num_steps in (None, 9) if found is not None else ():
+            graph, _ = verdict(lambda num_steps=num_steps: found.graph(0.6, num_steps=num_steps))
+            made[-1] += graph is not None
+            assert graph is None or math.isfinite(graph.measured["expected_mse"])
+
+    holds(check, changes(head), st.just(tensors), count=times(40, 10_000))
+    holds(check, st.just(head), changed_tensors(tensors), count=times(40, 10_000))
+    counted(tried=len(made), loaded=sum(map(bool, made)))
+    assert 0 in made
+    assert 2 in made
 
 
 def test_generated_checkpoints(tmp_path, times, counted):

@@ -228,6 +228,7 @@ class Calibrate(CommandSettings, CalibrationSettings):
     LOWERS: ClassVar[tuple[str, ...]] = ("batch_size", "num_trajectories", "responses.max_age")
 
     output: str | None = optional_text()
+    parts: Sequence[str] | str | None = ruled(Items(item=Text(), single=True, optional=True), None)
     budget: Budget | None = ruled(BUDGET, None)
     num_threads: int | None = count(at_most=THREADS)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from l2c.io.lazy import needed
-from l2c.io.names import near_keywords
+from l2c.io.names import near_keywords, quoted
 from l2c.io.numbers import truth_value
 
 with needed("diffusers", "cache graphs on pipelines need", "diffusers"):
@@ -79,8 +79,9 @@ def apply(
     Args:
         pipe_or_model: a diffusers pipeline, or a model of one.
         graph: its layers must be modules of the model. For pipelines with two denoisers a graph for each, by its
-            name there, see `CacheGraphs`. Or an `l2c.Calibration` of the model: the pipeline then takes any number of
-            steps, resolution and strength, and rows are made at the first call of each schedule. Needs the pipeline.
+            name there, see `CacheGraphs`. Or an `l2c.Ladder`, whose rung of the budget is taken. Or an
+            `l2c.Calibration` of the model: the pipeline then takes any number of steps, resolution and strength, and
+            rows are made at the first call of each schedule. Needs the pipeline.
         budget: what the graphs of a calibration may cost, see `l2c.policies.budget`.
         resample: accept a graph for other timesteps: every evaluation gets the row of the nearest one, with a warning
             and a summary. Needs the pipeline.
@@ -100,6 +101,8 @@ def apply(
     of_weights = {"any_weights": any_weights, "any_adapters": any_adapters}
     for name, value in {**of_weights, "any_guidance": any_guidance, "resample": resample}.items():
         truth_value(name, value)
+    if hasattr(graph, "rung"):
+        graph, budget = _rung(graph, budget), None
     if isinstance(graph, Measurements) or budget is not None:
         made = _calibrated(pipe_or_model, graph, budget, resample=resample)
         model = denoiser_of(pipe_or_model)
@@ -155,10 +158,10 @@ def _hooks_of_graphs(
         _check_free(model)
         fitted = fitted_to(graphs[name], model)
         watch = _watched(fitted, model, **of_weights)
-        if pipe is not None and not resample:
-            check_scheduler(fitted, pipe.scheduler)
         part = len(models) > 1  # it makes some of the pipeline's evaluations, the other model the others
         rows: Rows = ResampledRows(fitted) if resample else FinishedRows(fitted, part=part)
+        if pipe is not None and not resample:
+            check_scheduler(fitted, pipe.scheduler, rows.or_else)
         correction = Correction.of(graphs[name])  # under the names that it was made with
         hooks[model] = _hooks_of(model, pipe, rows, correction, watch, any_guidance=any_guidance)
     check_apart({name: [module for module, *_ in hooks[model]] for name, model in models.items()}, models)
@@ -169,9 +172,10 @@ def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resa
     """Return the rows of a calibration for a pipeline; refuse what has no calibration, or no schedule of its own."""
     kind = type(pipe).__name__
     if not isinstance(calibration, Measurements) or not hasattr(calibration, "graph"):
+        what = quoted(calibration) if isinstance(calibration, (str, Path)) else type(calibration).__name__
         raise ValueError(
-            f"budget is for an l2c.Calibration, got {type(calibration).__name__}; a finished graph has its budget: "
-            "leave budget out, or give l2c.Calibration.load(PATH)"
+            f"budget is for an l2c.Calibration or an l2c.Ladder, got {what}; a finished graph has its budget: leave "
+            "budget out, or give l2c.Calibration.load(PATH)"
         )
     if budget is None:
         raise ValueError("a calibration makes graphs of any budget; say which, budget=0.5 for half of the MACs")
@@ -186,8 +190,17 @@ def _calibrated(pipe: Any, calibration: Any, budget: float | str | None, *, resa
     calibration = calibration.preferred(budget)  # type: ignore[attr-defined]  # an `l2c.Calibration`
     blank = CacheGraph.blank(calibration.binding)
     blank = fitted_to(blank, denoiser_of(pipe))
-    check_scheduler(blank, pipe.scheduler)
-    return CalibratedRows(calibration, budget, blank)
+    rows = CalibratedRows(calibration, budget, blank)
+    check_scheduler(blank, pipe.scheduler, rows.or_else)
+    return rows
+
+
+def _rung(ladder: Any, budget: float | str | None) -> CacheGraph:
+    """Return the graph of a ladder that a budget asks for."""
+    if budget is None:
+        raise ValueError("a ladder holds graphs of several budgets; say which, budget=0.5 for half of the MACs")
+    found: CacheGraph = ladder.rung(budget)
+    return found
 
 
 def _loaded(
@@ -197,7 +210,10 @@ def _loaded(
     if isinstance(graph, (str, Path)):
         return (CacheGraphs if two else CacheGraph).load(graph)
     if not isinstance(graph, (CacheGraph, Mapping)):
-        raise ValueError(f"graph must be a cache graph, a path or a bundled name, got {type(graph).__name__}")
+        raise ValueError(
+            "graph must be a cache graph, a path or a bundled name, or with budget= a calibration or a ladder, got "
+            f"{type(graph).__name__}"
+        )
     return CacheGraphs(graph) if isinstance(graph, Mapping) else graph
 
 

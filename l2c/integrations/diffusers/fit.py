@@ -32,7 +32,6 @@ from l2c.io.names import shown
 
 TOLERANCE = 1e-5  # of the largest timestep: schedulers round in 32 bits
 FLOW_TOLERANCE = 4e-3  # of a timestep of flow matching, which some pipelines round to 16 bits
-RESAMPLE = "or apply it with resample=True"
 
 
 def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
@@ -101,30 +100,40 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
         ) from error
 
 
-def check_scheduler(graph: CacheGraph, scheduler: Any) -> None:
+def check_scheduler(graph: CacheGraph, scheduler: Any, or_else: str) -> None:
     """Refuse a scheduler of another kind than the graph's.
+
+    Args:
+        graph: the graph.
+        scheduler: the scheduler.
+        or_else: what else mends it, words for the message, see `FinishedRows`.
 
     Raises:
         ValueError: if it is of another kind.
 
     """
     made_for = SCHEDULERS.get(graph.solver, graph.solver)
-    mend = f"set pipe.scheduler = {made_for}.from_config(pipe.scheduler.config), {RESAMPLE}"
+    mend = f"set pipe.scheduler = {made_for}.from_config(pipe.scheduler.config), {or_else}"
     check_solver(graph.binding, type(scheduler).__name__, mend=mend)
 
 
-def check_timesteps(graph: CacheGraph, timesteps: Sequence[float]) -> None:
+def check_timesteps(graph: CacheGraph, timesteps: Sequence[float], or_else: str) -> None:
     """Refuse other timesteps than the graph's, in the units of the model.
+
+    Args:
+        graph: the graph.
+        timesteps: t of each evaluation.
+        or_else: see `check_scheduler`.
 
     Raises:
         ValueError: if their number or one of them differs.
 
     """
-    mend = f"call the pipeline with the graph's number of steps, {RESAMPLE}"
+    mend = f"call the pipeline with the graph's number of steps, {or_else}"
     check_num_evaluations(graph.binding, len(timesteps), mend=mend)
     largest = max(map(abs, graph.timesteps))
     flow = FLOW_TOLERANCE if largest <= 1 else 0.0
-    mend = f"give the scheduler the graph's settings (timestep_spacing, shift, ...), {RESAMPLE}"
+    mend = f"give the scheduler the graph's settings (timestep_spacing, shift, ...), {or_else}"
     check_times(graph.binding, timesteps, lambda t: max(TOLERANCE * largest, flow * abs(t)), mend=mend)
 
 

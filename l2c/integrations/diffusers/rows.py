@@ -37,12 +37,14 @@ class FinishedRows:
 
     Attributes:
         first: the graph that stands before the first call.
+        or_else: what else than its own times lets it run, words for messages.
 
     """
 
     def __init__(self, graph: CacheGraph, *, part: bool = False) -> None:
         self.first = graph
         self.part = part
+        self.or_else = "or make a graph for these timesteps" if part else "or apply it with resample=True"
 
     def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the graph of a trajectory, and for each evaluation the row of the given graph that it follows.
@@ -57,15 +59,17 @@ class FinishedRows:
             ValueError: if there is no graph for these.
 
         """
-        check_scheduler(self.first, scheduler)
+        check_scheduler(self.first, scheduler, self.or_else)
         whole = self.part or len(timesteps) == self.first.num_evaluations  # some of whose rows may not be needed
         timesteps = timesteps if whole else timesteps[:end]
-        check_timesteps(self.first, within(self.first, timesteps) if self.part else timesteps)
+        check_timesteps(self.first, within(self.first, timesteps) if self.part else timesteps, self.or_else)
         return self.first, range(self.first.num_evaluations)
 
 
 class ResampledRows:
     """The rows of a graph for any timesteps: every evaluation gets the row of the nearest one."""
+
+    or_else = "or call the pipeline from the first one on"
 
     def __init__(self, graph: CacheGraph) -> None:
         self.first = graph
@@ -76,9 +80,10 @@ class ResampledRows:
         if result is self.first:
             return result, range(result.num_evaluations)
         log.warning(
-            "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes rescaled "
-            "to the new distances; its error was not measured and may be many times that of a graph made for these "
-            "timesteps, which a calibration makes without the model: l2c.apply(pipe, calibration, budget=...)\n%s",
+            "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes and "
+            "weights rescaled to the new distances; its error was not measured and may be many times that of a graph "
+            "made for these timesteps, which a calibration makes without the model: l2c.apply(pipe, calibration, "
+            "budget=...)\n%s",
             self.first.num_evaluations,
             result.num_evaluations,
             result.summary(),
@@ -99,6 +104,8 @@ class CalibratedRows:
 
     """
 
+    or_else = "or measure a calibration with these"
+
     def __init__(self, calibration: MakesGraphs, budget: float | str, blank: CacheGraph) -> None:
         self.first = blank
         self._calibration = calibration
@@ -106,7 +113,7 @@ class CalibratedRows:
 
     def at(self, timesteps: Sequence[float], t: float, scheduler: Any, end: int) -> Followed:
         """Return the graph of the trajectory from `t` on, and its rows. See `FinishedRows.at`."""
-        check_scheduler(self.first, scheduler)
+        check_scheduler(self.first, scheduler, self.or_else)
         begin = nearest(timesteps[:end], t)
         if end - begin == 1:  # nothing to reuse
             return with_evaluations(self.first, [0], timesteps=(timesteps[begin],)), range(1)

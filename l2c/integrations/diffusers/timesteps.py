@@ -193,7 +193,7 @@ class GraphSchedule(threading.local):
         if e is None:
             raise ValueError(
                 f"the model is called at t = {float(t):g}, but the graph's {len(timesteps)} evaluations lie at "
-                f"{_shown(timesteps)}; use its scheduler and number of steps, or apply it with resample=True"
+                f"{_shown(timesteps)}; use its scheduler and number of steps, {self.rows.or_else}"
             )
         self._early = False
         return e
