@@ -69,7 +69,8 @@ def accelerate(
             gradients on or memory is short, gram is calibrated by forward passes, for graphs of the whole output.
         options: further arguments of the pipeline's call, `height` for one; none that another argument here says.
         num_trajectories: trajectories to calibrate on.
-        num_probes: with `gram`, backward passes for each of them; 1 takes 3 sampling runs in the place of 10.
+        num_probes: with `gram`, backward passes for each of them; 1 takes 6 sampling runs in the place of 13 (2
+            forward, 3 between evaluations where the scheduler tells its states there, and the backward ones).
         seed: seed of the noises.
         layers: kinds of layers, `layer`, `block`, `resnet`, or `output`, what the whole model returns, see
             `find_layers`; None = with `gram` the usual layers or the whole output, see `Calibration.graph`.

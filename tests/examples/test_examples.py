@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+import socket
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import l2c
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -34,6 +38,26 @@ def test_the_notebook_runs_from_top_to_bottom(command, tmp_path, monkeypatch, ca
         elif cell["cell_type"] == "code":
             exec(compile(source, "digits.ipynb", "exec"), namespace)
     assert "mean squared error" in capsys.readouterr().out
+
+
+def test_a_pipeline_whose_weights_are_split(tiny_pipeline, tmp_path, monkeypatch, capsys):
+    """By one process here; tests/integrations/test_pipeline_parallel.py has two."""
+    if not torch.distributed.is_available():
+        pytest.skip("this torch was built without torch.distributed")
+    told = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        told["MASTER_PORT"] = free.getsockname()[1]
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    files = [str(tiny_pipeline), str(tmp_path / "prompts.txt"), str(tmp_path / "c.safetensors")]
+    few = ["--steps", "2", "--trajectories", "1", "--directions", "1", "--true-errors", "0"]
+    monkeypatch.setattr(sys, "argv", ["sharded.py", *files, *few])
+    runpy.run_path(str(EXAMPLES / "sharded.py"), run_name="__main__")
+    assert "wrote" in capsys.readouterr().out
+    assert l2c.Calibration.load(tmp_path / "c.safetensors").binding.layers == ("output",)
 
 
 def test_a_pipeline_in_twenty_lines(tiny_pipeline, quick_acceleration, tmp_path, monkeypatch, capsys):

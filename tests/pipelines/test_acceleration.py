@@ -374,7 +374,7 @@ def test_a_budget_of_more_than_all_is_refused_before_the_calibration(pipe, tmp_p
 def test_what_is_no_pipeline_and_no_graph_is_refused(pipe, tmp_path):
     with pytest.raises(ValueError, match="str has neither a transformer nor a unet"):
         acceleration.accelerate("a name", [1], folder=tmp_path)
-    with pytest.raises(ValueError, match=r"graph must be a cache graph, a path .* a calibration or a ladder, got int"):
+    with pytest.raises(ValueError, match=r"graph must be a cache graph, a path .* a ladder, got int"):
         l2c.apply(pipe, 3)
 
 
