@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
+from l2c.calibration.calibration_file import ERRORS
 from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import ERROR, WORTH
@@ -95,6 +95,6 @@ def true_errors(
         true = float(squared_errors(images, target).mean())
         predicted = float(graph.measured[ERROR])
         share = float(graph.measured[WORTH]) / num_evaluations
-        if 0 < true < math.inf and predicted > 0:
+        if all(ERRORS[0] <= error <= ERRORS[1] for error in (true, predicted)):  # none is 0
             found.append({"num_evaluations": num_evaluations, "share": share, "predicted": predicted, "true": true})
     return found
