@@ -124,3 +124,27 @@ def test_cached_with_it_is_what_is_replaced_by_hand(name):
 
 def test_a_controlnet_runs_again_at_every_step_of_a_calibration():
     assert calibrated_as_drawn(tiny_pipeline("sd_controlnet")) == "yes"
+
+
+OTHER_CACHES = {
+    "FirstBlockCacheConfig": {"threshold": 10.0},
+    "PyramidAttentionBroadcastConfig": {
+        "spatial_attention_block_skip_range": 2,
+        "spatial_attention_timestep_skip_range": (-1, 1001),
+        "current_timestep_callback": lambda: 500,
+    },
+    "TaylorSeerCacheConfig": {"cache_interval": 2, "disable_cache_before_step": 1},
+}
+
+
+def test_another_cache_that_is_switched_on_under_a_graph_is_refused():
+    tiny = tiny_pipeline("flux")
+    model, graph = tiny.pipe.transformer, graph_of(tiny.pipe, tiny.draw)
+    with applied(tiny.pipe, graph):
+        cached = tiny.draw()
+        for name, settings in OTHER_CACHES.items():
+            model.enable_cache(getattr(diffusers, name)(**settings))
+            with pytest.raises(ValueError, match=rf"now cached by {name}; call its disable_cache\(\), or l2c.remove"):
+                tiny.draw()
+            model.disable_cache()
+            assert torch.equal(tiny.draw(), cached)

@@ -352,6 +352,18 @@ def test_both_graphs_are_applied_or_those_before_stay(pipe, monkeypatch):
     remove(pipe)
 
 
+def test_another_boundary_after_the_graphs_were_applied_is_refused(pipe, caplog):
+    apply(pipe, graphs(pipe))
+    cached = latents(pipe)
+    for boundary in (0.0001, 0.99):
+        pipe.register_to_config(boundary_ratio=boundary)
+        with pytest.raises(ValueError, match=r"the model is called at t = .*, but the graph's . evaluations lie at"):
+            latents(pipe)
+    pipe.register_to_config(boundary_ratio=0.8)
+    assert torch.equal(latents(pipe), cached)
+    assert not caplog.messages
+
+
 def test_a_denoiser_put_in_later_is_said_to_run_uncached(pipe, caplog):
     apply(pipe, graphs(pipe))
     latents(pipe)
@@ -371,3 +383,15 @@ def test_a_denoiser_put_in_later_is_said_to_run_uncached(pipe, caplog):
     latents(pipe)
     assert len(caplog.messages) == 1
     assert not hasattr(pipe.scheduler, "_reset_stateful_cache")
+
+
+def test_a_denoiser_put_in_after_another_scheduler_is_said_to_run_uncached(pipe, caplog):
+    apply(pipe, graphs(pipe))
+    for kind in (type(pipe.scheduler), UniPCMultistepScheduler):  # of a class of ours, and of the plain one
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        latents(pipe)
+    assert not caplog.messages
+    pipe.transformer_2 = transformer(2)
+    latents(pipe)
+    (message,) = caplog.messages
+    assert "WanPipeline.transformer_2 was replaced after the cache graph was applied" in message

@@ -287,6 +287,7 @@ def _hooks_of(
     hooked = HookedModules(model, placed)
 
     def upkeep(model: nn.Module) -> None:
+        _check_uncached(model, later=True)
         if watch is not None:
             watch.look(model)
         hooked.look(model)
@@ -302,8 +303,16 @@ def _check_free(model: nn.Module) -> None:
     check_idle(model, "apply the graph")
 
 
-def _check_uncached(model: nn.Module) -> None:
-    """Refuse a model that another mechanism, or a graph of another model with its layers, already caches."""
+def _check_uncached(model: nn.Module, *, later: bool = False) -> None:
+    """Refuse a model that another mechanism, or a graph of another model with its layers, already caches.
+
+    Args:
+        model: the model.
+        later: it has a graph, and the other one was switched on since.
+
+    """
+    mend = ", or l2c.remove, for both cannot cache it" if later else " before applying a graph"
+    when = "now" if later else "already"
     registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
     names = [name for registry in registries if registry is not None for name in registry.hooks]
     if LAYER in names and root_of(model) is None:
@@ -315,9 +324,9 @@ def _check_uncached(model: nn.Module) -> None:
     foreign = next((name for name in names if not name.startswith(harmless)), None)
     if getattr(model, "is_cache_enabled", False) or foreign is not None:
         by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign
-        raise ValueError(f"the model is already cached by {by}; call its disable_cache() before applying a graph")
+        raise ValueError(f"the model is {when} cached by {by}; call its disable_cache(){mend}")
     if getattr(model, "_is_cached", False) or getattr(model, "_context_manager", None) is not None:
-        raise ValueError("the model is already cached by cache-dit; call cache_dit.disable_cache(pipe) first")
+        raise ValueError(f"the model is {when} cached by cache-dit; call cache_dit.disable_cache(pipe){mend}")
 
 
 def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:

@@ -211,7 +211,7 @@ class GraphHook(_UncopiedHook):
                 evaluation, history = decided
                 self._keep(evaluation, history)
                 if evaluation == self.schedule.graph.num_evaluations - 1:
-                    self.schedule.end()
+                    self.schedule.end(goes_on=True)
             finally:
                 for layer in self.layers:
                     layer.clear()

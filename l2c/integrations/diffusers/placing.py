@@ -176,10 +176,11 @@ class EndOfCall:
         return EndOfCall, ()
 
     @classmethod
-    def watch(cls, pipe: Any) -> None:
-        """Watch the calls of a pipeline with a scheduler."""
+    def watch(cls, pipe: Any, *, anew: bool = True) -> None:
+        """Watch the calls of a pipeline with a scheduler; with `anew` false, where that is not watched yet."""
         scheduler = getattr(pipe, "scheduler", None)
-        if scheduler is not None:
+        known = getattr(scheduler, cls.METHOD, None)
+        if scheduler is not None and (anew or not isinstance(known, cls) or known._pipe() is None):
             setattr(scheduler, cls.METHOD, cls(pipe))
             in_turns(scheduler)
 

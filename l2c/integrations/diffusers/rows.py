@@ -70,6 +70,7 @@ class ResampledRows:
     """The rows of a graph for any timesteps: every evaluation gets the row of the nearest one."""
 
     or_else = "or call the pipeline from the first one on"
+    part = False
 
     def __init__(self, graph: CacheGraph) -> None:
         self.first = graph
@@ -105,6 +106,7 @@ class CalibratedRows:
     """
 
     or_else = "or measure a calibration with these"
+    part = False
 
     def __init__(self, calibration: MakesGraphs, budget: float | str, blank: CacheGraph) -> None:
         self.first = blank

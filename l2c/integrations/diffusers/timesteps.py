@@ -17,6 +17,7 @@ from l2c.graph.resampling import nearest
 from l2c.integrations.diffusers.calls import AT_ONCE, Turn, call_of, called_elsewhere, caller_of, in_turns
 from l2c.integrations.diffusers.denoisers import TIMES, is_time, parameters_of
 from l2c.integrations.diffusers.fit import check_call
+from l2c.integrations.diffusers.placing import EndOfCall
 from l2c.integrations.diffusers.rows import Rows, tolerance
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,7 @@ class GraphSchedule(threading.local):
         self.any_guidance = any_guidance
         self._scheduled: Any = None
         self._call: FrameType | None = None  # in which the trajectory that runs began
+        self._over = 0  # the identity of the call that goes on after the last of the graph's evaluations
         self._seen = seen
         self._early = False  # whether all calls of the model so far came before the timesteps were set
 
@@ -158,6 +160,7 @@ class GraphSchedule(threading.local):
         if not own:  # a scheduler that was put in after the graph was applied
             in_turns(scheduler)
             Turn.take(scheduler)
+        EndOfCall.watch(pipe, anew=False)
         self._scheduled, self._call, self._seen[0], self._early = timesteps, call, timesteps, False
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
@@ -172,13 +175,17 @@ class GraphSchedule(threading.local):
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
         call = call_of(pipe)
         self._early = call is not None and call is not self._call and timesteps is not None
-        self._early = self._early and timesteps is self._seen[0]
+        self._early = self._early and timesteps is self._seen[0] and not (self.rows.part and id(call) == self._over)
         return self._early
 
-    def end(self) -> None:
-        """Forget the pipeline's call after the end of its trajectory."""
+    def end(self, *, goes_on: bool = False) -> None:
+        """Forget the pipeline's call after the end of its trajectory; the call itself may go on."""
         if self._early:
             log.warning(UNCACHED, _shown(self.graph.timesteps))
+        if not goes_on:
+            self._over = 0
+        elif self._call is not None:  # not at the last evaluation of a second branch
+            self._over = id(self._call)
         self._call, self._early = None, False
 
     def evaluation(self, t: float) -> int:
