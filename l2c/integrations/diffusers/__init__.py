@@ -32,14 +32,13 @@ from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler,
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.placing import (
-    KINDS,
     LAYER,
-    OUTER,
     ROOT,
     SILENT,
     EndOfCall,
     HookedModules,
     Placed,
+    check_uncached,
     exchange,
     hooks_on,
     root_of,
@@ -51,11 +50,6 @@ from l2c.sampling.correction import Correction
 # Models that hand each block's output to the next one and to nothing else: no long skips, no control in between.
 CHAINED = ("DiTTransformer2DModel", "PixArtTransformer2DModel")
 Graphs: TypeAlias = "CacheGraph | Mapping[str, CacheGraph]"
-# Memory, precision and devices; everything else that hooks into a forward may change what it computes.
-HARMLESS = (
-    *("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution"),
-    *OUTER,
-)
 
 
 @near_keywords()
@@ -287,7 +281,7 @@ def _hooks_of(
     hooked = HookedModules(model, placed)
 
     def upkeep(model: nn.Module) -> None:
-        _check_uncached(model, later=True)
+        check_uncached(model, later=True)
         if watch is not None:
             watch.look(model)
         hooked.look(model)
@@ -299,34 +293,8 @@ def _hooks_of(
 
 def _check_free(model: nn.Module) -> None:
     """Refuse a model that something else caches, or that another thread is in a call with."""
-    _check_uncached(model)
+    check_uncached(model)
     check_idle(model, "apply the graph")
-
-
-def _check_uncached(model: nn.Module, *, later: bool = False) -> None:
-    """Refuse a model that another mechanism, or a graph of another model with its layers, already caches.
-
-    Args:
-        model: the model.
-        later: it has a graph, and the other one was switched on since.
-
-    """
-    mend = ", or l2c.remove, for both cannot cache it" if later else " before applying a graph"
-    when = "now" if later else "already"
-    registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
-    names = [name for registry in registries if registry is not None for name in registry.hooks]
-    if LAYER in names and root_of(model) is None:
-        raise ValueError(
-            f"a cache graph is already applied to another model that has layers of this {class_name(model)}; call "
-            "l2c.remove on that one first"
-        )
-    harmless = (*HARMLESS, *KINDS)
-    foreign = next((name for name in names if not name.startswith(harmless)), None)
-    if getattr(model, "is_cache_enabled", False) or foreign is not None:
-        by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign
-        raise ValueError(f"the model is {when} cached by {by}; call its disable_cache(){mend}")
-    if getattr(model, "_is_cached", False) or getattr(model, "_context_manager", None) is not None:
-        raise ValueError(f"the model is {when} cached by cache-dit; call cache_dit.disable_cache(pipe){mend}")
 
 
 def _hooks(graph: CacheGraph, layers: Sequence[WrappedLayer], *, share: bool) -> dict[nn.Module, LayerHook]:

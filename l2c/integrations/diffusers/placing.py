@@ -12,6 +12,7 @@ from typing import Any
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
+from l2c.backbones.backbone import class_name
 from l2c.integrations.diffusers.calls import Turn, at_will, call_of, in_turns
 from l2c.integrations.diffusers.denoisers import denoisers_of, part_of, unwrapped
 from l2c.integrations.diffusers.layers import module_of
@@ -20,6 +21,11 @@ log = logging.getLogger(__name__)
 Placed = Sequence[tuple[nn.Module, ModelHook, str]]  # modules, each with its hook and the hook's name
 ROOT, SILENT, LAYER = KINDS = "l2c_cache_graph", "l2c_silent", "l2c_layer"  # names of the hooks, the outer ones first
 OUTER = ("cp_input", "cp_output")  # of context parallelism: they give a module its part of the tokens
+# Memory, precision and devices; everything else that hooks into a forward may change what it computes.
+HARMLESS = (
+    *("group_offloading", "layerwise_casting", "peft_autocast_disable", "lazy_prefetch", "layer_execution"),
+    *OUTER,
+)
 
 
 def put(module: Any, hook: ModelHook, name: str) -> None:
@@ -102,6 +108,35 @@ def hooks_on(model: nn.Module) -> Placed:
     registries = [(module, getattr(module, "_diffusers_hook", None)) for module in model.modules()]
     named = [(module, registry.hooks.items()) for module, registry in registries if registry is not None]
     return [(module, hook, kind) for module, hooks in named for kind, hook in hooks if kind in KINDS]
+
+
+def check_uncached(model: nn.Module, *, later: bool = False) -> None:
+    """Refuse a model that another mechanism, or a graph of another model with its layers, already caches.
+
+    Args:
+        model: the model.
+        later: it has a graph, and the other one was switched on since.
+
+    Raises:
+        ValueError: if it is cached.
+
+    """
+    mend = ", or l2c.remove, for both cannot cache it" if later else " before applying a graph"
+    when = "now" if later else "already"
+    registries: list[Any] = [getattr(module, "_diffusers_hook", None) for module in model.modules()]
+    names = [name for registry in registries if registry is not None for name in registry.hooks]
+    if LAYER in names and root_of(model) is None:
+        raise ValueError(
+            f"a cache graph is already applied to another model that has layers of this {class_name(model)}; call "
+            "l2c.remove on that one first"
+        )
+    harmless = (*HARMLESS, *KINDS)
+    foreign = next((name for name in names if not name.startswith(harmless)), None)
+    if getattr(model, "is_cache_enabled", False) or foreign is not None:
+        by = type(model._cache_config).__name__ if getattr(model, "is_cache_enabled", False) else foreign
+        raise ValueError(f"the model is {when} cached by {by}; call its disable_cache(){mend}")
+    if getattr(model, "_is_cached", False) or getattr(model, "_context_manager", None) is not None:
+        raise ValueError(f"the model is {when} cached by cache-dit; call cache_dit.disable_cache(pipe){mend}")
 
 
 def exchange(hooks: Mapping[nn.Module, Placed]) -> None:
