@@ -165,7 +165,7 @@ def changed_tensors(draw, tensors):
 
 
 def test_generated_calibrations_make_graphs_or_are_refused(make_dit, tmp_path, times, counted):
-    """What loads makes graphs at its own times and at others, with finite errors, or says why not."""
+    """What loads makes graphs at its own times and at others, with finite errors or none, or says why not."""
     net, made, draws = make_dit(depth=1), [], torch.Generator().manual_seed(0)
     solver = l2c.Sampler(net, solver="ddim", num_evaluations=6).solver
     context = PolicyContext.of(l2c.Sampler(net, solver=solver))
@@ -198,7 +198,8 @@ def test_generated_calibrations_make_graphs_or_are_refused(make_dit, tmp_path, t
         for num_steps in (None, 9) if found is not None else ():
             graph, _ = verdict(lambda num_steps=num_steps: found.graph(0.6, num_steps=num_steps))
             made[-1] += graph is not None
-            assert graph is None or math.isfinite(graph.measured["expected_mse"])
+            expected = None if graph is None else (graph.measured or {}).get("expected_mse")  # None: not known
+            assert expected is None or math.isfinite(expected)
 
     holds(check, changes(head), st.just(tensors), count=times(40, 10_000))
     holds(check, st.just(head), changed_tensors(tensors), count=times(40, 10_000))
