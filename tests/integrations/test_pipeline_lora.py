@@ -10,7 +10,7 @@ pytest.importorskip("transformers", reason="needs the package transformers: pip 
 pytest.importorskip("peft", reason="needs the package peft: pip install '.[dev]'")
 
 from diffusers.utils import logging
-from peft import LoraConfig
+from peft import BOFTConfig, FourierFTConfig, HRAConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
 from peft.utils import get_peft_model_state_dict
 from test_pipeline_composition import graph_of, swapped_by_hand
 from tiny_pipelines import tiny_pipeline
@@ -18,7 +18,7 @@ from tiny_pipelines import tiny_pipeline
 import l2c
 from l2c.backbones.digest import weights_digest
 from l2c.integrations.diffusers import applied, denoiser_of
-from l2c.integrations.diffusers.adapters import at_work, base_weights, effective_weights
+from l2c.integrations.diffusers.adapters import at_work, bare, base_weights, effective_weights
 
 TARGETS = ["to_q", "to_out.0", "proj_mlp", "proj_out", "net.2", "linear_1", "conv1"]  # layers and parts of layers
 
@@ -137,3 +137,58 @@ def test_fused(case):
     model.load_state_dict(before)
     with applied(pipe, graph):
         tiny.draw()
+
+
+QUERIES = {"target_modules": ["to_q", "to_out.0"]}
+KINDS = {
+    "loha": lambda: LoHaConfig(r=2, **QUERIES),
+    "lokr": lambda: LoKrConfig(r=2, **QUERIES),
+    "ia3": lambda: IA3Config(feedforward_modules=[], **QUERIES),
+    "hra": lambda: HRAConfig(r=2, **QUERIES),
+    "fourierft": lambda: FourierFTConfig(n_frequency=8, **QUERIES),
+    "oft": lambda: OFTConfig(r=0, oft_block_size=4, **QUERIES),
+    "boft": lambda: BOFTConfig(boft_block_size=4, **QUERIES),
+    "trained whole": lambda: LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["to_k"]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_every_kind_follow_the_rule_of_lora(kind, case):
+    """Kinds that keep parameters in other containers, that have no scale, and modules that are trained whole."""
+    tiny, graph, _ = case
+    pipe, model = tiny.pipe, denoiser_of(tiny.pipe)
+    plain = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = graph.replace(fingerprint=weights_digest(plain))
+    torch.manual_seed(3)
+    model.add_adapter(KINDS[kind](), "a")
+    try:
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "a" in name.split("."):
+                    weight.add_(0.3 * torch.randn_like(weight))
+        assert list(at_work(model)) == ["a"]
+        assert weights_digest(base_weights(model)) == graph.fingerprint
+        own = weights_digest(effective_weights(model))
+        assert own != graph.fingerprint
+        with pytest.raises(ValueError, match=r"than are at work in \w+ now \(a at \d\); call pipe.disable_lora"):
+            l2c.apply(pipe, graph)
+        with applied(pipe, graph, any_adapters=True):
+            cached = tiny.draw()
+        with swapped_by_hand(model, graph):
+            torch.testing.assert_close(tiny.draw(), cached, rtol=1e-4, atol=1e-4)
+        with applied(pipe, graph.replace(fingerprint=own)):
+            assert torch.equal(tiny.draw(), cached)
+    finally:
+        unloaded(model)
+    assert all(torch.equal(value, plain[name]) for name, value in model.state_dict().items())
+
+
+def unloaded(model):
+    """Take every adapter off, of any kind, and what was trained whole."""
+    for name, module in list(model.named_modules()):
+        inner = bare(module)
+        if inner is not module:
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, inner)
+    model._hf_peft_config_loaded = False
+    del model.peft_config

@@ -1,8 +1,9 @@
 """Adapters in a model (LoRA and its like, as the package peft puts them in; IP-Adapters), and weights that count.
 
-A layer with adapters holds the plain one as `base_layer`, says which are active, merged (fused) or all disabled, and
-how much each is scaled. Nothing else of peft is needed here. An IP-Adapter is a scaled processor in each attention,
-and a projection of what a picture was encoded to.
+A layer with adapters holds the plain one as `base_layer` (`original_module` where it is trained whole), says which
+are active, merged (fused) or all disabled, and holds what each adds in containers with a part for each name; kinds
+that can be scaled (LoRA, LoHa, LoKr) say by how much. Nothing else of peft is needed here. An IP-Adapter is a scaled
+processor in each attention, and a projection of what a picture was encoded to.
 """
 
 from __future__ import annotations
@@ -18,16 +19,25 @@ from l2c.backbones.digest import shared, some_values, written
 
 FUSED = "fused"
 PICTURES = "IP-Adapter"
+PLAIN = ("base_layer", "original_module")  # names of the plain layer in one with adapters
+
+
+def _plain_in(module: nn.Module) -> str | None:
+    """Return the name under which a layer with adapters holds the plain one, None for other modules."""
+    own: Any = module
+    found = next((name for name in PLAIN if name in own._modules), None)
+    return found if hasattr(own, "active_adapters") else None
 
 
 def is_adapted(module: nn.Module) -> bool:
     """Return whether a module is a layer with adapters around a plain one."""
-    return "base_layer" in dict(module.named_children()) and hasattr(module, "active_adapters")
+    return _plain_in(module) is not None
 
 
 def bare(module: nn.Module) -> Any:
     """Return a layer without its adapters."""
-    return module.get_submodule("base_layer") if is_adapted(module) else module
+    plain = _plain_in(module)
+    return module if plain is None else module.get_submodule(plain)
 
 
 def plain_parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -42,7 +52,7 @@ def at_work(model: nn.Module) -> dict[str, str]:
     """Return the active adapters by name, each with its scale, or that it is fused, in words."""
     found: dict[str, str] = {}
     for _, layer in _adapted(model):
-        found |= {name: f"at {layer.scaling.get(name, 1.0):g}" for name in _active(layer)}
+        found |= {name: f"at {_scale(layer, name):g}" for name in _active(layer)}
         found |= dict.fromkeys(layer.merged_adapters, FUSED)
     scales = dict.fromkeys(scale for _, scale in _of_pictures(model) if scale)
     return {**found, PICTURES: f"at {', '.join(scales)}"} if scales else found
@@ -68,17 +78,19 @@ def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
     number = {
         name: place for place, name in enumerate(sorted({name for _, layer in layers for name in _active(layer)}))
     }
-    for name, layer in layers:
-        active = _active(layer) if keep_active else []
+    for name, layer in reversed(layers):  # layers inside others first
+        active, plain = _active(layer) if keep_active else [], f"{_plain_in(layer)}."
         start = f"{name}." if name else ""
         for key in [key for key in weights if key.startswith(start)]:
             inside, value = key.removeprefix(start), weights.pop(key)
-            if inside.startswith("base_layer."):
-                weights[start + inside.removeprefix("base_layer.")] = value
+            if inside.startswith(plain):
+                weights[start + inside.removeprefix(plain)] = value
             elif any(part in active for part in inside.split(".")):
                 weights[start + ".".join(str(number.get(part, part)) for part in inside.split("."))] = value
         for adapter in active:
-            weights[f"{start}scale.{number[adapter]}"] = torch.tensor(layer.scaling.get(adapter, 1.0))
+            weights[f"{start}scale.{number[adapter]}"] = torch.tensor(_scale(layer, adapter))
+            for what, value in _passing(layer, adapter):
+                weights[f"{start}{what}.{number[adapter]}"] = value
     pictures = _of_pictures(model)
     off = not keep_active or not any(scale for _, scale in pictures)
     for name, scale in pictures:
@@ -124,8 +136,23 @@ def _of_pictures(model: nn.Module) -> list[tuple[str, str]]:
 def _active(layer: Any) -> list[str]:
     """Return the adapters that a layer adds to its plain output; fused ones are in its weights."""
     off = layer.disable_adapters or layer.merged_adapters
-    own = {key for part in layer.children() if isinstance(part, nn.ModuleDict) for key in part}
+    own = {key for part in layer.children() if hasattr(part, "keys") for key in part.keys()}  # noqa: SIM118
     return [] if off else [name for name in layer.active_adapters if name in own]
+
+
+def _scale(layer: Any, adapter: str) -> float:
+    """Return by how much a layer scales what an adapter adds; 1 of kinds that have no scale."""
+    scales = getattr(layer, "scaling", None)  # a module that is trained whole may have another thing of this name
+    return float(scales.get(adapter, 1.0)) if isinstance(scales, dict) else 1.0
+
+
+def _passing(layer: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield by name what no state dict has of an adapter: the frequencies that it holds (FourierFT), their scale."""
+    for name in getattr(layer, "other_param_names", ()):
+        held = getattr(layer, name, None)
+        value = held.get(adapter) if isinstance(held, dict) else None
+        if isinstance(value, Tensor) or (value is not None and name.endswith("_scaling")):
+            yield name, torch.as_tensor(value)
 
 
 def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
@@ -135,17 +162,22 @@ def facts_under_adapters(model: nn.Module) -> dict[Any, Any]:
     """
     layers = [(name, layer, _active(layer), list(layer.merged_adapters)) for name, layer in _adapted(model)]
     adapters = [
-        (name, {adapter: layer.scaling.get(adapter) for adapter in active}, merged)
+        (name, {adapter: _scale(layer, adapter) for adapter in active}, merged)
         for name, layer, active, merged in layers
         if active or merged
     ]
     names = dict(model.named_parameters())
-    weights = {name.replace("base_layer.", ""): weight for name, weight in names.items()}
+    weights = {_plain_name(name): weight for name, weight in names.items()}
     precision = {weight.dtype for weight in weights.values()}  # weights that come back from 16 bits are rounded
     pictures = _of_pictures(model)
     facts: dict[Any, Any] = {"adapters at work": (adapters, pictures), "precision": precision}
     if shared(weights.values()):
         return facts
     added = tuple(f"{name}." for name, *_ in (*layers, *pictures))
-    plain = {n.replace("base_layer.", "") for n in names if "base_layer." in n or not n.startswith(added)}
+    plain = {_plain_name(n) for n in names if _plain_name(n) != n or not n.startswith(added)}
     return {**facts, "names": plain, **written(weights.values()), **some_values(weights.items())}
+
+
+def _plain_name(name: str) -> str:
+    """Return the name of a weight without the part that a layer with adapters puts between."""
+    return ".".join(part for part in name.split(".") if part not in PLAIN)
