@@ -19,6 +19,7 @@ import l2c
 from l2c.backbones.digest import weights_digest
 from l2c.integrations.diffusers import applied, denoiser_of
 from l2c.integrations.diffusers.adapters import at_work, bare, base_weights, effective_weights
+from l2c.integrations.diffusers.guidance import guidance_of
 
 TARGETS = ["to_q", "to_out.0", "proj_mlp", "proj_out", "net.2", "linear_1", "conv1"]  # layers and parts of layers
 
@@ -114,6 +115,29 @@ def test_without_it_adapters_are_refused_and_their_own_graph_is_taken(case):
     with applied(pipe, own):
         assert torch.equal(tiny.draw(), expected)
     pipe.unload_lora_weights()
+
+
+@pytest.mark.parametrize(("name", "argument"), [("flux", "joint"), ("sd3", "joint"), ("sd", "cross")])
+def test_a_scale_in_the_call_is_one_of_the_adapters(name, argument):
+    """It scales them for a forward alone; a graph keeps the one that it was made with."""
+    tiny = tiny_pipeline(name)
+    pipe, model, argument = tiny.pipe, denoiser_of(tiny.pipe), f"{argument}_attention_kwargs"
+    model.add_adapter(LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["to_q"]), "a")
+    graph = graph_of(pipe, tiny.draw).replace(fingerprint=weights_digest(effective_weights(model)))
+    half = {argument: {"scale": 0.5}}
+    with applied(pipe, graph):
+        cached = tiny.draw()
+        with pytest.raises(ValueError, match=r"than are at work in \w+ now \(a at 1\); call"):
+            tiny.draw(**half)
+        assert torch.equal(tiny.draw(), cached)
+        assert at_work(model) == {"a": "at 2"}
+    with applied(pipe, graph.replace(fingerprint=weights_digest(base_weights(model))), any_adapters=True):
+        other = tiny.draw(**half)
+        assert not torch.equal(other, cached)
+    with applied(pipe, graph.replace(guidance_options=guidance_of(pipe).options_of(pipe, half))):
+        assert torch.equal(tiny.draw(**half), other)
+        with pytest.raises(ValueError, match=r"now \(a at 4\); call"):
+            tiny.draw()
 
 
 def test_fused(case):

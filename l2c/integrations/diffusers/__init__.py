@@ -24,11 +24,11 @@ from l2c.backbones.wrap import WrappedLayer
 from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.collection import CacheGraphs
-from l2c.integrations.diffusers.adapters import facts_under_adapters
+from l2c.integrations.diffusers.adapters import facts_under_adapters, scaled
 from l2c.integrations.diffusers.calls import check_idle
 from l2c.integrations.diffusers.denoisers import check_apart, denoisers_of
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
-from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to
+from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to, scale_beside
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.placing import (
@@ -280,10 +280,11 @@ def _hooks_of(
         placed += [(module, SilentHook(slot), SILENT) for module in layer.silent]
     hooked = HookedModules(model, placed)
 
-    def upkeep(model: nn.Module) -> None:
+    def upkeep(model: nn.Module, given: Mapping[str, Any]) -> None:
         check_uncached(model, later=True)
         if watch is not None:
-            watch.look(model)
+            with scaled(model, scale_beside(graph, given)):
+                watch.look(model)
         hooked.look(model)
 
     seen = [getattr(getattr(pipe, "scheduler", None), "timesteps", None)]

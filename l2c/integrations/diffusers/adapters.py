@@ -9,7 +9,8 @@ processor in each attention, and a projection of what a picture was encoded to.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from l2c.backbones.digest import shared, some_values, written
 
 FUSED = "fused"
 PICTURES = "IP-Adapter"
+ATTENTION, SCALE = "attention_kwargs", ".scale"  # arguments for attention layers; what a scale in one is named
 PLAIN = ("base_layer", "original_module")  # names of the plain layer in one with adapters
 
 
@@ -144,6 +146,31 @@ def _scale(layer: Any, adapter: str) -> float:
     """Return by how much a layer scales what an adapter adds; 1 of kinds that have no scale."""
     scales = getattr(layer, "scaling", None)  # a module that is trained whole may have another thing of this name
     return float(scales.get(adapter, 1.0)) if isinstance(scales, dict) else 1.0
+
+
+def scales_in(call: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scales of all adapters that the arguments of a call, or of a forward, give; none where it is 1.
+
+    They are in a dictionary for the attention layers (`joint_attention_kwargs={"scale": 0.5}`), and named after it.
+    """
+    held = {name: value for name, value in call.items() if name.endswith(ATTENTION) and isinstance(value, Mapping)}
+    found = {f"{name}{SCALE}": float(value.get("scale", 1.0)) for name, value in held.items()}
+    return {name: scale for name, scale in found.items() if scale != 1}
+
+
+@contextmanager
+def scaled(model: nn.Module, factor: float) -> Iterator[None]:
+    """Let adapters be scaled as in a forward with a scale for all of them, for the time of a `with` block."""
+    adapted = [] if factor == 1 else [layer for _, layer in _adapted(model)]
+    layers = [layer for layer in adapted if isinstance(getattr(layer, "scaling", None), dict)]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer, scales in zip(layers, before, strict=True):
+        layer.scaling.update({name: factor * scale for name, scale in scales.items()})
+    try:
+        yield
+    finally:
+        for layer, scales in zip(layers, before, strict=True):
+            layer.scaling.update(scales)
 
 
 def _passing(layer: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -22,7 +22,15 @@ from l2c.graph.binding import (
 )
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import block_of, own_layers
-from l2c.integrations.diffusers.adapters import FUSED, PICTURES, at_work, base_weights, effective_weights
+from l2c.integrations.diffusers.adapters import (
+    FUSED,
+    PICTURES,
+    SCALE,
+    at_work,
+    base_weights,
+    effective_weights,
+    scales_in,
+)
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import check_inside, defaults_of, guidance_of
 from l2c.integrations.diffusers.layers import find_layers
@@ -100,6 +108,13 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
         ) from error
 
 
+def scale_beside(graph: CacheGraph, given: Mapping[str, Any]) -> float:
+    """Return by how much the arguments of a forward scale all adapters more than those the graph was made with."""
+    made = {name: scale for name, scale in graph.guidance_options.items() if name.endswith(SCALE)}
+    now, before = next(iter(scales_in(given).values()), 1.0), next(iter(made.values()), 1.0)
+    return 1.0 if now == before else now / before if before else now
+
+
 def check_scheduler(graph: CacheGraph, scheduler: Any, or_else: str) -> None:
     """Refuse a scheduler of another kind than the graph's.
 
@@ -165,7 +180,7 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
     if call is not None:
         check_guidance_options(
             graph.binding,
-            guidance.options_of(pipe, given),
+            {name: value for name, value in guidance.options_of(pipe, given).items() if not name.endswith(SCALE)},
             usual={**defaults_of(pipe), **guidance.off},
             any_guidance=any_guidance,
             mend="call the pipeline with" if guidance.guider is None else "let pipe.guider have",

@@ -14,6 +14,7 @@ from typing import Any
 
 from l2c.backbones.backbone import class_name
 from l2c.graph.binding import NEUTRAL_SCALE
+from l2c.integrations.diffusers.adapters import scales_in
 from l2c.integrations.diffusers.denoisers import denoiser_of, of_another
 from l2c.integrations.diffusers.prompts import array_of, digest_of_array
 
@@ -91,7 +92,7 @@ class PipelineGuidance:
         """Return the arguments of a call beside its scale that say how it is guided, by name, as `graph` keeps them.
 
         A second denoiser's scale is one of them; what has no effect in the call is as if it were off. Of a guider its
-        settings count.
+        settings count. A scale of all adapters is among them, by which `scale_beside` reads their weights.
 
         Args:
             pipe: the pipeline.
@@ -111,7 +112,7 @@ class PipelineGuidance:
         for name in self.single:
             if not isinstance(found.get(name), list) or len(set(found[name])) < 2:
                 found.pop(name, None)  # one scale, which `scale_of` gives
-        return found
+        return {**found, **scales_in(call)}
 
     def scale_of(self, call: Mapping[str, Any]) -> float | None:
         """Return the scale that counts in a call with these arguments; the neutral one where guidance is off.

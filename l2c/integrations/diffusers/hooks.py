@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l2c.backbones.layer_form import Branch, LayerForm, over
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
-from l2c.integrations.diffusers.timesteps import GraphSchedule, conditions_of, timestep_of
+from l2c.integrations.diffusers.timesteps import GraphSchedule, arguments_of, conditions_of, timestep_of
 from l2c.io.locks import OwnLock
 from l2c.sampling.correction import Correction
 
@@ -175,7 +175,7 @@ class GraphHook(_UncopiedHook):
         layers: the slots of the graph's layers, in their order.
         hooks: the hooks that hold them.
         correction: scales and shifts of the rows of the graph that was given; None = none.
-        upkeep: function called with the model at the start of each trajectory; None = none.
+        upkeep: function called with the model and its arguments by name at the start of each trajectory; None = none.
 
     """
 
@@ -187,7 +187,7 @@ class GraphHook(_UncopiedHook):
         layers: Sequence[Slot],
         hooks: Sequence[LayerHook],
         correction: Correction | None = None,
-        upkeep: Callable[[nn.Module], None] | None = None,
+        upkeep: Callable[[nn.Module, Mapping[str, Any]], None] | None = None,
     ) -> None:
         super().__init__()
         self._upkeep = upkeep
@@ -231,7 +231,7 @@ class GraphHook(_UncopiedHook):
             self._forget()
         e = self.schedule.evaluation(t)
         if self._upkeep is not None and (anew or e < getattr(self._local, "evaluation", e + 1)):
-            self._upkeep(module)
+            self._upkeep(module, arguments_of(module, args, kwargs))
         self._local.evaluation = e
         name = self.branch.name
         branches = self._branches
