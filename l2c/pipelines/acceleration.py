@@ -81,14 +81,14 @@ def accelerate(
         FileNotFoundError: if there is no such prompt file.
 
     """
-    from l2c.integrations.diffusers import denoisers_of, set_aside
+    from l2c.integrations.diffusers import denoisers_of, modes_kept, set_aside
 
     denoisers_of(pipe)  # refuses what is no pipeline
     options = {} if options is None else table("options", options)
     settings = policy, options, num_trajectories, num_probes, seed, kinds_asked(layers)
     asked = Asked.of(pipe, prompts, num_inference_steps, guidance_scale, *settings)
     worth = evaluations_worth(budget, asked.steps)
-    with set_aside(pipe):
+    with set_aside(pipe), modes_kept(pipe):
         place = _place(cache_folder() if folder is None else at_home(folder), asked.key(pipe))
         path, note = place / f"graph_{worth:g}.json", place / f"note_{worth:g}.txt"
         if not (path.is_file() and note.is_file()):

@@ -111,6 +111,22 @@ def test_calibrated_once_and_found_after(pipe, tmp_path, capsys, monkeypatch):
     assert (image(pipe) == plain).all()
 
 
+def test_networks_train_and_have_gradients_as_before(pipe, tmp_path):
+    pipe.transformer.train().requires_grad_(True)
+    pipe.transformer.transformer_blocks[1].eval()
+    pipe.transformer.transformer_blocks[0].ff.requires_grad_(False)
+
+    def modes():
+        model = pipe.transformer
+        return [m.training for m in model.modules()], [weight.requires_grad for weight in model.parameters()]
+
+    before = modes()
+    accelerated(pipe, tmp_path, policy="block_caching", num_trajectories=1)
+    remove(pipe)
+    assert modes() == before
+    assert all(len(set(each)) == 2 for each in before)
+
+
 def test_calls_with_other_steps_get_graphs_of_their_own_from_gram_alone(pipe, tmp_path):
     plain = image(pipe, 7)
     graph = accelerated(pipe, tmp_path)

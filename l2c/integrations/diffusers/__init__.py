@@ -28,6 +28,7 @@ from l2c.integrations.diffusers.adapters import facts_under_adapters, scaled
 from l2c.integrations.diffusers.calls import check_idle
 from l2c.integrations.diffusers.denoisers import check_apart, denoisers_of
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
+from l2c.integrations.diffusers.denoisers import modes_kept as modes_kept
 from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to, scale_beside
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer

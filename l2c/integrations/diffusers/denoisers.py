@@ -38,6 +38,22 @@ def is_time(name: str) -> bool:
     return name in TIMES or (ends and not str(name).startswith("r_"))
 
 
+@contextmanager
+def modes_kept(pipe: Any) -> Iterator[None]:
+    """Let a pipeline's networks train or infer, and weights have gradients, as before, after a `with` block."""
+    networks = [network for network in vars(pipe).values() if isinstance(network, nn.Module)]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    gradients = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for weight, needed in gradients:
+            if weight.requires_grad != needed:  # whole numbers of quantised weights have none to set
+                weight.requires_grad_(needed)
+
+
 def denoisers_of(pipe_or_model: Any) -> dict[str, nn.Module]:
     """Return the transformers and U-Nets of a pipeline by their names there; a model is its own, named `model`.
 
