@@ -156,6 +156,11 @@ class Backbone(nn.Module, ABC):
         return result
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The type of an input: that of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     def num_layers(self) -> int:
         """Number of layers, 2 per block."""
         return len(self.layer_names)

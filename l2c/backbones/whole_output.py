@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from l2c.backbones.backbone import Backbone
@@ -50,6 +51,11 @@ class OutputOf(Backbone):
     def input_shape(self) -> tuple[int, int, int]:  # type: ignore[override]
         """(C, H, W) of one input."""
         return self.network.input_shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of an input."""
+        return self.network.dtype
 
     @property
     def output_numbers(self) -> int | None:

@@ -37,7 +37,7 @@ def measure_macs(backbone: WrappedModule) -> tuple[tuple[int, ...], int]:
 
     """
     weight = next(backbone.parameters())
-    x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=weight.dtype)
+    x = torch.zeros((1, *backbone.input_shape), device=weight.device, dtype=backbone.dtype)
     y = torch.zeros(1, dtype=torch.long, device=weight.device) if backbone.labels is not None else None
     t = torch.full((1,), backbone.usual_time, device=weight.device)
     held, rest = macs_of(backbone.layers, lambda: backbone(x, t, y))

@@ -182,7 +182,7 @@ def _settings(sampler: Sampler, device: torch.device, **others: Setting) -> dict
         "made_by": code_version(),
         "model": sampler.backbone.conventions.name,
         **{"pipeline": None, **known_by(sampler.backbone)},
-        "dtype": str(next(sampler.backbone.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(sampler.backbone.dtype).removeprefix("torch."),
         "solver": sampler.solver.name,
         "num_evaluations": sampler.solver.num_evaluations,
         **{"eta": None, **sampler.solver.options},

@@ -70,7 +70,7 @@ def layer_widths(backbone: Backbone) -> tuple[int, ...]:
     if backbone.layer_shape is not None:
         return (backbone.layer_shape[1],) * backbone.num_layers
     like = next(backbone.parameters())
-    x = torch.zeros(1, *backbone.input_shape, device=like.device, dtype=like.dtype)
+    x = torch.zeros(1, *backbone.input_shape, device=like.device, dtype=backbone.dtype)
     y = torch.zeros(1, dtype=torch.long, device=like.device) if backbone.num_labels else None
     _, outputs = backbone.forward_cached(x, torch.ones(1, device=like.device), y, (True,) * backbone.num_layers)
     return tuple(output.shape[channels(output)] for output in outputs if output is not None)

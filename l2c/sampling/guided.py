@@ -26,7 +26,7 @@ class GuidedBackbone:
         self.backbone = backbone
         self.guidance = guidance
         self.y = guidance.labels(y, backbone.conventions.null_label)
-        self.dtype = next(backbone.parameters()).dtype
+        self.dtype = backbone.dtype
 
     def batch(self, x: Tensor) -> Tensor:
         """Return the inputs (N or 2 N, C, H, W) for the states x (N, C, H, W), in the weights' dtype."""

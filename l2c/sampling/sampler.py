@@ -269,7 +269,7 @@ class Sampler:
         numbers = lifetimes.num_slots * backbone.kept_numbers
         if isinstance(backbone, LayersAndOutput):
             numbers += lifetimes.num_whole * (backbone.output_numbers or 0)
-        dtype = self._stores.dtype or next(backbone.parameters()).dtype
+        dtype = self._stores.dtype or backbone.dtype
         return numbers * self.guidance.rows(num_images) * dtype.itemsize
 
     @takes(backend=named_or_called, progress=truth_value)

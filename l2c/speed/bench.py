@@ -262,7 +262,7 @@ class _Variant:
         numbers = backbone.kept_numbers
         assert numbers is not None
         rows = self.sampler.guidance.rows(len(self.noise))
-        return backbone.num_layers * rows * numbers * next(backbone.parameters()).element_size()
+        return backbone.num_layers * rows * numbers * backbone.dtype.itemsize
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class PublishedScheme:
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """Return the output (N, C or 2 C, H, W), in 32 bits, for the state x (N, C, H, W) at timestep t."""
-        batch = self.guidance.inputs(x).to(next(self.backbone.parameters()).dtype)
+        batch = self.guidance.inputs(x).to(self.backbone.dtype)
         times = torch.full((len(batch),), t, device=x.device)
         net = self.backbone
         output = (self._dit(net, batch, times) if isinstance(net, DiT) else self._uvit(net, batch, times)).float()

@@ -9,11 +9,16 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from tiny_pipelines import tiny_pipeline
 
 import l2c
 from l2c.backbones.digest import known_digest
+from l2c.backbones.whole_output import WholeOutput
+from l2c.calibration.measured_cost import measure_macs
 from l2c.integrations.diffusers import apply, denoiser_of, remove
+from l2c.integrations.diffusers.adapters import precisions_of
 from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.scheduler_solver import adds_noise
 
 STEPS = 4
@@ -86,6 +91,67 @@ def test_weights_that_come_back_from_16_bits_are_others(pipe):
     pipe.to(torch.float32)
     with pytest.raises(ValueError, match="weights changed after the graph was applied"):
         draw(pipe)
+
+
+def test_weights_some_of_which_are_rounded_are_not_compared(pipe):
+    """Whichever the first one is: some models keep it in 32 bits."""
+    model = denoiser_of(pipe)
+    graph = graph_of(pipe, fingerprint="sha256:" + "0" * 64)
+    first, *_, last = model.parameters()
+    for rounded in (first, last):
+        with pytest.raises(ValueError, match="made for other weights"):
+            apply(pipe, graph)
+        rounded.data = rounded.data.bfloat16()
+        apply(pipe, graph)
+        remove(pipe)
+        rounded.data = rounded.data.float()
+
+
+def test_an_adapter_of_16_bits_does_not_keep_weights_from_being_compared():
+    peft = pytest.importorskip("peft", reason="needs the package peft: pip install '.[dev]'")
+    model = tiny_pipeline("flux").pipe.transformer
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]), "new")
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            weight.data = weight.data.bfloat16()
+    assert precisions_of(model) == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan21"])
+def test_a_graph_holds_under_layerwise_casting(name):
+    tiny = tiny_pipeline(name)
+    pipe, model = tiny.pipe, denoiser_of(tiny.pipe)
+    layers = find_layers(model)
+    backbone = pipeline_backbone(pipe, tiny.prompts, num_evaluations=STEPS, options=tiny.options)
+    graph = l2c.CacheGraph(
+        rows=((True,) * len(layers),) * STEPS,
+        layers=layers,
+        timesteps=backbone.own_solver.timesteps,
+        model=type(model).__name__,
+        solver=type(pipe.scheduler).__name__,
+        fingerprint=known_digest(model),
+    )
+    apply(pipe, graph)
+    tiny.draw()
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    cached = tiny.draw()
+    apply(pipe, graph)
+    remove(pipe)
+    assert torch.equal(tiny.draw(), cached)
+    again = pipeline_backbone(pipe, tiny.prompts, num_evaluations=STEPS, options=tiny.options)
+    assert measure_macs(again) == measure_macs(backbone)  # which gives inputs of the type that the model computes in
+
+
+def test_inputs_are_of_the_type_that_most_weights_have(tmp_path):
+    """Wan keeps its first weight in 32 bits."""
+    tiny = tiny_pipeline("wan21")
+    tiny.pipe.transformer.save_pretrained(tmp_path)
+    model = type(tiny.pipe.transformer).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    tiny.pipe.transformer = model
+    assert next(model.parameters()).dtype == torch.float32
+    backbone = pipeline_backbone(tiny.pipe, tiny.prompts, num_evaluations=STEPS, options=tiny.options)
+    assert backbone.dtype == WholeOutput(backbone).dtype == torch.bfloat16
+    assert sum(measure_macs(backbone)[0]) > 0
 
 
 def test_guidance_that_is_off_is_one_scale(pipe):

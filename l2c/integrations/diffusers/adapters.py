@@ -70,6 +70,13 @@ def base_weights(model: nn.Module) -> dict[str, Any]:
     return weights_under(model, keep_active=False)
 
 
+def precisions_of(model: nn.Module) -> set[torch.dtype]:
+    """Return the types of a model's own parameters, those of adapters aside."""
+    own = base_weights(model).keys()
+    plain = ((name.replace("base_layer.", ""), weight) for name, weight in model.named_parameters())
+    return {weight.dtype for name, weight in plain if name in own}
+
+
 def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
     """Return the state dict under plain names, with the adapters that are at work or without.
 

@@ -29,6 +29,7 @@ from l2c.integrations.diffusers.adapters import (
     at_work,
     base_weights,
     effective_weights,
+    precisions_of,
     scales_in,
 )
 from l2c.integrations.diffusers.calls import call_of
@@ -78,10 +79,10 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
         any_adapters: look at the weights without adapters alone.
 
     Raises:
-        ValueError: if they differ, where their precision is the graph's (rounded weights have another digest).
+        ValueError: if they differ, where all of them have the graph's precision (rounded ones have another digest).
 
     """
-    if graph.provenance.get("dtype", "torch.float32") != str(next(model.parameters()).dtype):
+    if {graph.provenance.get("dtype", "torch.float32")} != {str(dtype) for dtype in precisions_of(model)}:
         return
     name, weights = class_name(model), base_weights if any_adapters else effective_weights
     try:

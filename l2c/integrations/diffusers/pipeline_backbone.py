@@ -121,6 +121,12 @@ class PipelineBackbone(WrappedModule):
         given = digest_of(self._table) + ("" if self._none is None else digest_of(self._table_of_none))
         self.origin = hashlib.sha256(f"{given}{solver.name}{solver.timesteps}".encode()).hexdigest()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of an input: what the model computes in, where weights are of several types or stored as fp8."""
+        own = getattr(self.module, "dtype", None)
+        return own if isinstance(own, torch.dtype) else super().dtype
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the weights that count, see `effective_weights`."""
         return effective_weights(self.module)

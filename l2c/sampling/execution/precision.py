@@ -46,7 +46,7 @@ def in_precision(backbone: Backbone, precision: str | None) -> Backbone:
 
     """
     dtype = dtype_of(precision)
-    if dtype is None or next(backbone.parameters()).dtype == dtype:
+    if dtype is None or backbone.dtype == dtype:
         return backbone
     return copy.deepcopy(backbone).to(dtype)
 

@@ -73,7 +73,7 @@ class Runner:
             )
             return
         parameter = next(backbone.parameters())
-        x = torch.zeros(count, *backbone.input_shape, device=parameter.device, dtype=parameter.dtype)
+        x = torch.zeros(count, *backbone.input_shape, device=parameter.device, dtype=backbone.dtype)
         y = torch.zeros(count, dtype=torch.long, device=parameter.device) if backbone.num_labels else None
         blocks = CompiledBlocks(backend)
         try:
