@@ -14,6 +14,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
+from test_pipeline_composition import graph_of as graph_of_call
 from tiny_pipelines import STEPS, tiny_pipeline
 
 import l2c
@@ -326,3 +327,22 @@ def test_calls_of_a_model_before_the_timesteps_are_set(make_pipeline, caplog):
     assert message.startswith(
         "the pipeline set no timesteps in this call and called its model at none of the graph's (50"
     )
+
+
+@pytest.mark.parametrize("name", ["sd", "flux"])
+def test_a_callback_may_draw_with_another_pipeline_on_the_model(name):
+    """A preview has a trajectory of its own; the outer call's goes on as if it had not been."""
+    tiny = tiny_pipeline(name)
+    other = type(tiny)(alike(tiny.pipe), tiny.options, tiny.prompts, tiny.scale)
+    previews = []
+
+    def preview(pipe, step, t, kept):
+        previews.append(other.draw(tiny.prompts[1]))
+        return {}
+
+    with applied(tiny.pipe, graph_of_call(tiny.pipe, tiny.draw)):
+        expected, inner = tiny.draw(), other.draw(tiny.prompts[1])
+        assert torch.equal(tiny.draw(callback_on_step_end=preview), expected)
+        assert len(previews) == STEPS
+        assert all(torch.equal(image, inner) for image in previews)
+        assert torch.equal(tiny.draw(), expected)

@@ -57,6 +57,11 @@ def caller_of(model: nn.Module, usual: Any) -> Any:
     return next((pipe for _, pipe in calls_in() if _has(pipe, model)), usual)
 
 
+def calls_with(model: nn.Module) -> list[int]:
+    """Return the identities of the calls of pipelines with a model that this thread is in, innermost first."""
+    return [id(frame) for frame, pipe in calls_in() if _has(pipe, model)]
+
+
 def called_elsewhere(pipe: Any) -> bool:
     """Return whether another thread is in a call of the pipeline, or of one with the same scheduler."""
     return any(other.scheduler is pipe.scheduler for other in _calls_elsewhere())

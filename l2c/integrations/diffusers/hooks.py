@@ -11,6 +11,7 @@ from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManag
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import Branch, LayerForm, over
+from l2c.integrations.diffusers.calls import calls_with
 from l2c.integrations.diffusers.histories import Branches, BranchHistory
 from l2c.integrations.diffusers.timesteps import GraphSchedule, arguments_of, conditions_of, timestep_of
 from l2c.io.locks import OwnLock
@@ -217,6 +218,22 @@ class GraphHook(_UncopiedHook):
                     layer.clear()
             return output
 
+    def _turn_to_call(self, module: nn.Module) -> None:
+        """Let a call inside another one (a preview, drawn by a callback) have a trajectory of its own.
+
+        That of the outer call waits until the inner one has ended.
+        """
+        local = self._local
+        calls = calls_with(module)
+        own, before = calls[0] if calls else None, getattr(local, "call", None)
+        local.call = own
+        waiting = getattr(local, "waiting", {})
+        if own != before and (before in calls or own in waiting):
+            state, branches, evaluation = waiting.get(own, (None, Branches(len(self.layers)), -1))
+            waiting[before] = self.schedule.exchange(state), self._branches, getattr(local, "evaluation", -1)
+            local.branches, local.evaluation = branches, evaluation
+        local.waiting = {call: kept for call, kept in waiting.items() if call in calls and call != own}
+
     @torch.compiler.disable
     def _decide(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -224,6 +241,7 @@ class GraphHook(_UncopiedHook):
         t = timestep_of(module, args, kwargs)
         for hook in self.hooks:
             hook.turn = 0
+        self._turn_to_call(module)
         if self.schedule.before_first(module, t):
             return None
         anew = self.schedule.begins_anew(module, t)

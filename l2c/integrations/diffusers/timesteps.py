@@ -136,6 +136,15 @@ class GraphSchedule(threading.local):
         self._seen = seen
         self._early = False  # whether all calls of the model so far came before the timesteps were set
 
+    def exchange(self, other: dict[str, Any] | None) -> dict[str, Any]:
+        """Take up the state of another call of this thread, None = of one that begins; return the state until now."""
+        before = dict(vars(self))
+        if other is None:
+            self.__init__(self.rows, self.pipe, self._seen, any_guidance=self.any_guidance)  # type: ignore[misc]
+        else:
+            vars(self).update(other)
+        return before
+
     def begins_anew(self, model: nn.Module, t: float) -> bool:
         """Return whether the pipeline that calls the model has set its timesteps since the last forward.
 
