@@ -13,6 +13,7 @@ from tiny_pipelines import STEPS, tiny_pipeline
 import l2c
 from l2c.integrations.diffusers import applied
 from l2c.integrations.diffusers.denoisers import denoisers_of
+from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.recorded.turns import graphs_of
 from l2c.policies.context import PolicyContext
@@ -87,3 +88,9 @@ def test_a_network_of_another_name_whose_scheduler_adds_noise(tmp_path):
     assert torch.equal(tiny.draw(), cached)
     l2c.remove(tiny.pipe)
     assert torch.equal(tiny.draw(), plain)
+
+
+def test_tables_that_modulate_are_no_layers():
+    """Blocks of JoyImage hold tables (1, 6, D), which look like experts of feed-forwards."""
+    model = tiny_pipeline("joyimage").pipe.transformer
+    assert {name.rpartition(".")[2] for name in find_layers(model)} == {"img_mlp", "txt_mlp", "attn"}

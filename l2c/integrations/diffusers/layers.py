@@ -223,12 +223,9 @@ def _is_feed_forward(module: nn.Module, block: nn.Module) -> bool:
     downs = [shape for shape in matrices if shape[0] in widths]
     # A gate doubles the inner width of the way up.
     through = any(up[0] in (down[1], 2 * down[1]) for up in ups for down in downs if up is not down)
-    return (
-        through
-        or any(  # experts are matrices (E, inner, D) of the module itself
-            p.ndim == 3 and set(p.shape[1:]) & widths for part in module.modules() for p in _own_parameters(part)
-        )
-    )
+    own = [p for part in module.modules() for p in _own_parameters(part)]
+    # Experts are matrices (E, inner, D) of the module itself; a table (1, 6, D) modulates.
+    return through or any(p.ndim == 3 and len(p) > 1 and set(p.shape[1:]) & widths for p in own)
 
 
 def _own_parameters(module: nn.Module) -> list[nn.Parameter]:
