@@ -12,7 +12,8 @@ from torch import nn
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
-from tiny_pipelines import tiny_pipeline
+from test_pipeline_composition import graph_of
+from tiny_pipelines import STEPS, tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied
@@ -275,3 +276,24 @@ def test_a_call_that_is_guided_in_another_way_is_refused(name, wrong):
     with pytest.raises(ValueError, match=rf"{option} .* read the pipeline again"):
         l2c.Sampler(other, graph=graph)
     l2c.Sampler(other, graph=graph, any_guidance=True)
+
+
+def test_guidance_that_a_call_does_not_tell_is_said(caplog):
+    """Modular pipelines take it among other arguments; a loop of one's own is no call."""
+    from diffusers.modular_pipelines import FluxAutoBlocks
+    from diffusers.modular_pipelines.flux import FluxModularPipeline
+
+    tiny = tiny_pipeline("flux")
+    modular = FluxModularPipeline(blocks=FluxAutoBlocks())
+    parts = {name: part for name, part in tiny.pipe.components.items() if name in modular._component_specs}
+    modular.update_components(**parts)
+    graph = graph_of(tiny.pipe, tiny.draw).replace(cfg_scale=tiny.scale, guidance="embedded")
+    options = {**tiny.options, "prompt": "a red cat", "num_inference_steps": STEPS, "output": "images"}
+    with applied(modular, graph, any_guidance=True):
+        modular(**options, guidance_scale=7.0)
+    with applied(tiny.pipe, graph):
+        tiny.draw()
+    assert "cannot be read" not in caplog.text
+    with applied(modular, graph):
+        modular(**options, guidance_scale=7.0)
+    assert "which cannot be read from this call of FluxModularPipeline" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +41,11 @@ from l2c.integrations.diffusers.scheduler_solver import adds_noise
 from l2c.integrations.dit_weights import diffusers_layer_names
 from l2c.io.names import shown
 
+log = logging.getLogger(__name__)
+UNREAD = (
+    "the graph was made for a guidance scale of %g, which cannot be read from this call of %s, so that another one "
+    "is not noticed; keep to it, or pass any_guidance=True to have nothing said"
+)
 TOLERANCE = 1e-5  # of the largest timestep: schedulers round in 32 bits
 FLOW_TOLERANCE = 4e-3  # of a timestep of flow matching, which some pipelines round to 16 bits
 
@@ -156,7 +163,8 @@ def check_timesteps(graph: CacheGraph, timesteps: Sequence[float], or_else: str)
 def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> None:
     """Refuse steps or guidance of the pipeline's running call that are not the graph's.
 
-    Guidance scale and eta are read from the call's arguments; outside of a call nothing is known and refused.
+    Guidance scale and eta are read from the call's arguments. Where a graph has a scale and a call does not tell it
+    (outside of `__call__`, a modular pipeline), a warning says so.
 
     Args:
         graph: the graph.
@@ -178,6 +186,8 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
         mend = mend if guidance.guider is None else f"set pipe.guider.guidance_scale = {graph.cfg_scale}"
         mend += " and a negative_prompt" if guidance.on and graph.cfg_scale != 1 else ""
         check_guidance(graph.binding, None, guidance.scale_of(given), any_guidance=any_guidance, mend=mend)
+    elif graph.cfg_scale is not None and not any_guidance and (call is None or _takes_anything(pipe)):
+        log.warning(UNREAD, graph.cfg_scale, type(pipe).__name__)
     if call is not None:
         check_guidance_options(
             graph.binding,
@@ -187,6 +197,11 @@ def check_call(graph: CacheGraph, pipe: Any, *, any_guidance: bool = False) -> N
             mend="call the pipeline with" if guidance.guider is None else "let pipe.guider have",
         )
     check_noise(graph, draws=adds_noise(pipe.scheduler, eta=given.get("eta") or 0.0))
+
+
+def _takes_anything(pipe: Any) -> bool:
+    """Return whether a pipeline's call names only some of its arguments, as those of modular pipelines do."""
+    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(pipe.__call__).parameters.values())
 
 
 def _has(model: nn.Module, name: str) -> bool:
