@@ -14,6 +14,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
+from diffusers import DDIMScheduler
 from test_pipeline_composition import graph_of as graph_of_call
 from tiny_pipelines import STEPS, tiny_pipeline
 
@@ -327,6 +328,36 @@ def test_calls_of_a_model_before_the_timesteps_are_set(make_pipeline, caplog):
     assert message.startswith(
         "the pipeline set no timesteps in this call and called its model at none of the graph's (50"
     )
+
+
+def test_nothing_is_left_on_schedulers_of_other_pipelines_on_the_model():
+    """They carried the graph too; schedulers that were exchanged meanwhile are as before as well."""
+    tiny = tiny_pipeline("sd")
+    pipe, other = tiny.pipe, alike(tiny.pipe)
+    others = type(tiny)(other, tiny.options, tiny.prompts, tiny.scale)
+    plain, first = tiny.draw(), pipe.scheduler
+    apply(pipe, graph_of_call(pipe, tiny.draw))
+    assert torch.equal(others.draw(), tiny.draw())
+    pipe.scheduler = type(first).from_config(first.config)
+    tiny.draw()
+    with_graph = [first, pipe.scheduler, other.scheduler]
+    assert all(scheduler.__class__ is not DDIMScheduler for scheduler in with_graph)
+    remove(pipe)
+    for scheduler in with_graph:
+        assert scheduler.__class__ is DDIMScheduler
+        assert "_reset_stateful_cache" not in vars(scheduler)
+    found = interrupted(other, others.draw, others.draw, at=1)
+    assert all(torch.equal(image, plain) for image in found)
+
+
+def test_any_guidance_is_for_the_pipeline_that_it_was_given_with():
+    tiny = tiny_pipeline("sd")
+    other = alike(tiny.pipe)
+    graph = graph_of_call(tiny.pipe, tiny.draw).replace(cfg_scale=tiny.scale, guidance="cfg")
+    with applied(other, graph, any_guidance=True):
+        type(tiny)(other, tiny.options, tiny.prompts, tiny.scale).draw(guidance_scale=5.0)
+        with pytest.raises(ValueError, match=r"made for cfg_scale"):
+            tiny.draw(guidance_scale=5.0)
 
 
 @pytest.mark.parametrize("name", ["sd", "flux"])

@@ -82,7 +82,7 @@ def apply(
             and a summary. Needs the pipeline.
         any_weights: accept a graph that was made for other weights of the same architecture.
         any_adapters: accept any adapters (LoRA, IP-Adapter), now or later; the weights beneath must be the graph's.
-        any_guidance: accept calls of the pipeline at another guidance scale than the graph's.
+        any_guidance: accept calls at another guidance scale than the graph's, of this pipeline alone.
 
     Raises:
         ValueError: if the model has another architecture, other weights or a cache that is already on, the correction

@@ -7,14 +7,14 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from l2c.backbones.backbone import class_name
 from l2c.integrations.diffusers.calls import Turn, at_will, call_of, in_turns
-from l2c.integrations.diffusers.denoisers import denoisers_of, part_of, unwrapped
+from l2c.integrations.diffusers.denoisers import denoisers_in, denoisers_of, part_of, unwrapped
 from l2c.integrations.diffusers.layers import module_of
 
 log = logging.getLogger(__name__)
@@ -180,6 +180,7 @@ class EndOfCall:
     """
 
     METHOD = "_reset_stateful_cache"
+    _watched: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()  # schedulers
 
     def __init__(self, pipe: Any = None) -> None:
         self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
@@ -218,11 +219,26 @@ class EndOfCall:
         if scheduler is not None and (anew or not isinstance(known, cls) or known._pipe() is None):
             setattr(scheduler, cls.METHOD, cls(pipe))
             in_turns(scheduler)
+            cls._watched.add(scheduler)
 
     @classmethod
     def unwatch(cls, pipe: Any) -> None:
-        """Watch them no longer."""
-        scheduler = getattr(pipe, "scheduler", None)
-        if isinstance(getattr(scheduler, cls.METHOD, None), cls):
-            delattr(scheduler, cls.METHOD)
+        """Leave as they were a pipeline's scheduler, and all those whose pipelines have no graph now."""
+        for scheduler in list(cls._watched):
+            own = getattr(scheduler, cls.METHOD, None)
+            given = scheduler is getattr(pipe, "scheduler", None)
+            if isinstance(own, cls) and not given and own._needed(scheduler):
+                continue
+            cls._watched.discard(scheduler)
+            if isinstance(own, cls):
+                delattr(scheduler, cls.METHOD)
             at_will(scheduler)
+
+    def _needed(self, scheduler: Any) -> bool:
+        """Return whether a denoiser of the pipeline has a graph, and the pipeline has this scheduler."""
+        pipe = self._pipe()
+        models = {} if pipe is None or pipe.scheduler is not scheduler else denoisers_in(pipe)
+        known = [model() for model in self._models.values()]  # one that was replaced has its graph yet
+        return bool(models) and any(
+            model is not None and root_of(model) is not None for model in (*models.values(), *known)
+        )

@@ -114,7 +114,7 @@ class GraphSchedule(threading.local):
             pipeline: no scheduler is followed.
         seen: one member, the scheduler's timesteps as any thread saw them last; those of a call that is over, until
             the next one sets its own.
-        any_guidance: accept another guidance scale than the graph's.
+        any_guidance: accept another guidance scale than the graph's from that pipeline.
 
     Attributes:
         graph: the graph in use.
@@ -173,7 +173,8 @@ class GraphSchedule(threading.local):
         self._scheduled, self._call, self._seen[0], self._early = timesteps, call, timesteps, False
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
-        check_call(self.graph, pipe, any_guidance=self.any_guidance)
+        own = pipe is self.pipe()  # type: ignore[misc]  # not None where a pipeline was found
+        check_call(self.graph, pipe, any_guidance=self.any_guidance and own)
         return True
 
     def before_first(self, model: nn.Module, t: float) -> bool:
