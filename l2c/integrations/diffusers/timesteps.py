@@ -243,12 +243,12 @@ def as_model_sees(timesteps: Any, t: float, scheduler: Any, like: Sequence[float
     """
     values = tuple(float(value) for value in torch.as_tensor(timesteps).tolist())
     places = (getattr(scheduler, name, None) for name in ("step_index", "begin_index"))
-    at = next((min(int(place), len(values) - 1) for place in places if place is not None), None)
+    at = next((int(place) for place in places if place is not None and place < len(values)), None)  # not at the end
 
     def misfit(unit: tuple[float, ...]) -> tuple[bool, float, bool, float, int]:
         unlike = len(like) > 1 and (unit[-1] > unit[0], max(unit) > 1) != (like[-1] > like[0], max(like) > 1)
         place = nearest(unit, t)
-        off = round(max(0.0, abs(unit[place] - t) - tolerance(unit, t)), 6)
+        off = round(max(0.0, abs(unit[place] - t) - getattr(t, "eps", 0.0) * abs(t)), 6)
         elsewhere = at is not None and abs(unit[at] - t) > tolerance(unit, t)
         apart = max((abs(unit[nearest(unit, other)] - other) for other in like), default=0.0)
         return unlike, off, elsewhere, round(apart, 6), place
