@@ -218,6 +218,25 @@ def test_what_is_read_inside_the_model_is_refused_before_a_calibration():
     check_inside(Perturbed(), {"pag_scale": 3.0})
 
 
+def test_processors_that_keep_attention_maps_are_refused():
+    """Pipelines put them in for a call, under no argument of one name: Attend-and-Excite, LEDITS++."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+    from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
+        pipeline_stable_diffusion_attend_and_excite as excite,
+    )
+    from diffusers.pipelines.ledits_pp.pipeline_leditspp_stable_diffusion import LEDITSCrossAttnProcessor
+
+    stores = LEDITSCrossAttnProcessor(None, "up", False, []), excite.AttendExciteAttnProcessor(None, "mid")
+    for processor in stores:
+        pipe = Guided()
+        pipe.transformer.attn = nn.Module()
+        pipe.transformer.attn.processor = AttnProcessor2_0()
+        check_inside(pipe, {"guidance_scale": 3.0})
+        pipe.transformer.attn.processor = processor
+        with pytest.raises(ValueError, match=f"inside its Module, where {type(processor).__name__} keeps them"):
+            check_inside(pipe, {"guidance_scale": 3.0})
+
+
 def test_pictures_and_several_scales():
     pipe = OfPictures()
     assert guidance_of(pipe).argument is None

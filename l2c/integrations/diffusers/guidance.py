@@ -35,6 +35,8 @@ MOST = 4096  # numbers of one argument that are compared one by one
 log = logging.getLogger(__name__)
 INSIDE = ("sag_scale",)  # of branches that are made from attention maps, which the pipeline reads inside its model
 
+STORES = re.compile(r"(?i)attn_?store|store_?proc|attention_(store|probs|maps)")  # in names of what keeps maps
+
 
 @dataclass(frozen=True)
 class PipelineGuidance:
@@ -206,6 +208,26 @@ def check_inside(pipe: Any, call: Mapping[str, Any]) -> None:
             f"{name}={call[name]:g}, which reused layers do not compute; call it, and calibrate it (options), with "
             f"{name}=0.0"
         )
+    if any(name in call for name in INSIDE):  # which keeps attention maps without reading them
+        return
+    model = denoiser_of(pipe)
+    kept = [type(processor).__name__ for processor in map(_processor_of, model.modules()) if _stores(processor)]
+    if kept:
+        raise ValueError(
+            f"{type(pipe).__name__} reads attention maps inside its {class_name(model)}, where {kept[0]} keeps them, "
+            "and reused layers do not compute these; call it without a graph (l2c.remove), or take out what another "
+            "pipeline left there, set_default_attn_processor()"
+        )
+
+
+def _processor_of(module: Any) -> Any:
+    return vars(module).get("processor") or module._modules.get("processor")
+
+
+def _stores(processor: Any) -> bool:
+    """Return whether an attention's processor keeps its maps for the pipeline: in a store, or as an attribute."""
+    names = () if processor is None else (type(processor).__name__, *vars(processor))
+    return any(STORES.search(name) for name in names)
 
 
 def guidance_of(pipe: Any) -> PipelineGuidance:
