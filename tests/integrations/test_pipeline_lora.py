@@ -163,6 +163,16 @@ def test_fused(case):
         tiny.draw()
 
 
+def test_fused_projections_are_named():
+    tiny = tiny_pipeline("sd3")
+    model = denoiser_of(tiny.pipe)
+    with applied(tiny.pipe, graph_of(tiny.pipe, tiny.draw).replace(fingerprint=weights_digest(model.state_dict()))):
+        tiny.draw()
+        model.fuse_qkv_projections()
+        with pytest.raises(ValueError, match=r"are fused in SD3\w+ \(fuse_qkv_projections\), which adds weights"):
+            tiny.draw()
+
+
 QUERIES = {"target_modules": ["to_q", "to_out.0"]}
 KINDS = {
     "loha": lambda: LoHaConfig(r=2, **QUERIES),

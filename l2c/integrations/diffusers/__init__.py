@@ -121,7 +121,8 @@ def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adap
     check(model)
     if graph.fingerprint is None:
         return None
-    return WeightsWatch(model, check, since="the graph was applied (a fused LoRA?)", facts=facts_under_adapters)
+    since = "the graph was applied (fused LoRA or projections?)"
+    return WeightsWatch(model, check, since=since, facts=facts_under_adapters)
 
 
 def _hooks_of_graphs(

@@ -96,6 +96,12 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
         check_weights(graph.binding, (name, name), lambda: known_digest(model, weights(model)))
     except ValueError as error:
         adapters = at_work(model)
+        if not adapters and any(getattr(module, "fused_projections", False) for module in model.modules()):
+            raise ValueError(
+                f"projections of queries, keys and values are fused in {name} (fuse_qkv_projections), which adds "
+                "weights that the graph was made without; leave them apart in a model that is loaded anew, as "
+                "unfuse_qkv_projections() keeps them in some, or pass any_weights=True to use it all the same"
+            ) from error
         fused = [adapter for adapter, how in adapters.items() if how == FUSED]
         if not adapters or (any_adapters and not fused):
             raise
