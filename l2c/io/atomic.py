@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.io.bundled import at_home
-from l2c.io.folder_lock import is_one_of_many, lock, locked_file
+from l2c.io.folder_lock import claim, is_one_of_many, lock, locked_file
 from l2c.io.names import quoted, shown
 
 MARK = ".part"  # in the names of temporary files
@@ -203,8 +203,8 @@ def output_file(what: str, path: str | Path, *, ours: Callable[[Path], bool]) ->
         ours: says of a file of that name whether it is an earlier result, which may be replaced.
 
     Raises:
-        ValueError: if it names a folder or the terminal, something else is there, which would be lost, or another
-            process is going to write it.
+        ValueError: if it names a folder or the terminal, something else is there, which would be lost, another
+            process is going to write it, or another job of this sweep has.
         OSError: if it cannot be written.
 
     """
@@ -218,6 +218,8 @@ def output_file(what: str, path: str | Path, *, ours: Callable[[Path], bool]) ->
                 f"{what} is {shown(path, 300)}, where something else is that would be lost; give another path, or "
                 "move that file away"
             )
+        mend = f"put ${{hydra:job.num}} into the name, {what}='NAME-${{hydra:job.num}}{target.suffix}'"
+        claim(target, f"{what} {shown(path, 300)}", mend)
         yield at_home(path)
 
 

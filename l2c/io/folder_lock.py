@@ -1,6 +1,7 @@
 """One run at a time in a folder, and at a file: a locked file with the number of the process that holds it.
 
 The operating system releases the lock when the process ends, however it ends, so that a lock cannot become stale.
+The jobs of a sweep follow each other in one process, so that locks do not part them: each claims what it will write.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from l2c.io.names import shown
@@ -34,6 +36,45 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"
 
 HELD: dict[Path, int] = {}  # locks that this process holds, and the thread that does
 
+# Of the sweep that this process makes: the number of its job, and the job that claimed a path first.
+JOB: ContextVar[tuple[int, dict[Path, int]] | None] = ContextVar("job of a sweep", default=None)
+
+
+@contextmanager
+def job_of_sweep(number: int, claimed: dict[Path, int]) -> Iterator[None]:
+    """Make what is claimed in the `with` block that of one job of a sweep.
+
+    Args:
+        number: the job's number.
+        claimed: the job that claimed a path first, one mapping for all jobs of the sweep; it is added to.
+
+    """
+    token = JOB.set((number, claimed))
+    try:
+        yield
+    finally:
+        JOB.reset(token)
+
+
+def claim(path: Path, what: str, mend: str) -> None:
+    """Claim a path for this job of a sweep, which replaces what is there; outside of sweeps nothing is done.
+
+    Args:
+        path: the path, no link.
+        what: what it is to the job and its name, for the message.
+        mend: how to give each job its own.
+
+    Raises:
+        ValueError: if another job of the sweep has claimed it, and its results would be lost.
+
+    """
+    if (job := JOB.get()) is None:
+        return
+    number, claimed = job
+    first = claimed.setdefault(path.parent.resolve() / path.name, number)
+    if first != number:
+        raise ValueError(f"{what} is also that of job {first} of this sweep, whose results would be lost; {mend}")
+
 
 def is_one_of_many() -> bool:
     """Return whether this process works for another one's run, which holds what they write."""
@@ -46,14 +87,16 @@ def locked(folder: str | Path) -> Iterator[None]:
     """Hold a folder for this thread, which may hold it already.
 
     Raises:
-        ValueError: if another process holds it (the message names the process), or another file than a lock
-            has that name.
+        ValueError: if another process holds it (the message names the process), another job of this sweep has
+            worked in it, or another file than a lock has that name.
         OSError: if the folder cannot be made or written.
 
     """
     place = Path(folder).resolve()
     place.mkdir(parents=True, exist_ok=True)
     with _held(place / NAME, str(place), "wait for it to end, or choose another folder with hydra.run.dir=PATH"):
+        mend = "leave hydra.sweep.subdir out, or say hydra.sweep.subdir='NAME-${hydra.job.num}'"
+        claim(place, f"the run folder {shown(place, 300)}", mend)
         yield
 
 

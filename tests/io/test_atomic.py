@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from l2c.io.atomic import check_writable, copy_file, output_file, replacing, sweep, write_text
-from l2c.io.folder_lock import NAME, lock, lock_of, locked, locked_file
+from l2c.io.folder_lock import NAME, job_of_sweep, lock, lock_of, locked, locked_file
 from l2c.io.tensors import check_finite, not_finite
 
 
@@ -171,6 +171,25 @@ def test_an_output_is_held_while_its_command_works(tmp_path):
             path.write_text("x")
     second()
     assert sorted(found.name for found in tmp_path.rglob("*")) == ["a.txt", "far", "link.txt"]
+
+
+def test_jobs_of_a_sweep_do_not_replace_each_others_output(tmp_path):
+    claimed = {}
+
+    def job(number, name):
+        with job_of_sweep(number, claimed), output_file("output", tmp_path / name, ours=lambda _: True) as path:
+            path.write_text(str(number))
+
+    (tmp_path / "link.txt").symlink_to("a.txt")
+    job(0, "a.txt")
+    job(0, "link.txt")
+    for name in ("a.txt", "link.txt"):
+        with pytest.raises(ValueError, match=rf"^output .*{name} is also that of job 0 .*job\.num.*\.txt'$"):
+            job(1, name)
+    assert (tmp_path / "a.txt").read_text() == "0"
+    job(1, "b.txt")
+    with output_file("output", tmp_path / "a.txt", ours=lambda _: True) as path:  # after the sweep
+        path.write_text("again")
 
 
 def test_not_finite_values_are_counted():

@@ -27,7 +27,7 @@ from l2c.commands.frame.settings import checked, memory_sentence
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, spelled
 from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
-from l2c.io.folder_lock import is_one_of_many, locked
+from l2c.io.folder_lock import is_one_of_many, job_of_sweep, locked
 from l2c.io.memory import NO_MEMORY, memory_explained
 from l2c.io.names import shown
 from l2c.report.own_results import check_results
@@ -100,7 +100,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
 
     Bad input (ValueError, OSError, a config that does not compose, no memory) prints one sentence on stderr and
     exits with code 1; with the environment variable `L2C_TRACEBACK=1` it raises instead. In a sweep (`-m`) such a
-    job fails alone, and the code 1 comes at the end.
+    job fails alone, and the code 1 comes at the end; so does a job that would replace an earlier one's results.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # else Hydra prints a traceback of its own
     OmegaConf.register_new_resolver("command", spelled, replace=True)  # examples in the configs' help
@@ -108,6 +108,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     started = list(sys.argv)
     failed: list[str] = []  # jobs of a sweep
     begun: list[str] = []
+    claimed: dict[Path, int] = {}  # by jobs of a sweep
 
     def job(cfg: DictConfig) -> None:
         sys.argv = started  # Lightning starts further processes with it
@@ -117,7 +118,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
                 checked(config_name, cfg)
                 _use_threads(cfg)
                 sentence = memory_sentence(config_name, cfg)  # made while there is memory
-                with _held(run_folder(), config_name), memory_explained(lambda: sentence):
+                with _job(claimed), _held(run_folder(), config_name), memory_explained(lambda: sentence):
                     task(cfg)
         except BAD_INPUT as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -176,6 +177,12 @@ def _use_threads(cfg: DictConfig) -> None:
         import torch
 
         torch.set_num_threads(count)
+
+
+def _job(claimed: dict[Path, int]) -> contextlib.AbstractContextManager[None]:
+    """Tell a job of a sweep from the others, so that none writes what another one has written."""
+    config = HydraConfig.get()
+    return job_of_sweep(config.job.num, claimed) if config.mode == RunMode.MULTIRUN else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
