@@ -24,7 +24,7 @@ from l2c.io.seeds import ImageNoise, draw_normal
 from l2c.sampling.binding import agreed, checked_own, guidance_in_use, loaded, solver_for, tolerance_of, watch_of
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
-from l2c.sampling.execution.precision import dtype_of, in_precision, matmul_setting, matmuls
+from l2c.sampling.execution.precision import dtype_of, in_precision, matmul_setting, own_arithmetic
 from l2c.sampling.execution.runner import Runner, cache_explained
 from l2c.sampling.inputs import as_labels, check_images, checked_count
 from l2c.sampling.store import LayerStore, Stores
@@ -64,7 +64,8 @@ class Sampler:
         any_weights: accept a graph that was made for other weights of the same architecture (benchmarks).
         any_guidance: accept a graph that was made under another guidance scale than `cfg_scale`.
         precision: `fp32`, `tf32`, `bf16` or `fp16`, of the network (a copy of it where it is in another one); the
-            solver's arithmetic is in 32 bits always. None = as the backbone is.
+            solver's arithmetic is in 32 bits always, and `torch.autocast` around a call changes nothing. None = as
+            the backbone is.
         matmul: library for 32-bit products on a CPU, `default` or `onednn`; see `sampling.execution.precision`.
         cache_dtype: type of cached outputs, e.g. `bf16` for half the memory; None = as computed.
         cache_device: device of cached outputs, e.g. `cpu` beside a GPU; None = where computed.
@@ -201,7 +202,7 @@ class Sampler:
         y = None if y is None else y.long()
         images = range(first_image, first_image + count)
         generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
-        with matmuls(self.matmul), cache_explained(count, self.cache_bytes(count)):
+        with own_arithmetic(self.matmul, device), cache_explained(count, self.cache_bytes(count)):
             result = self._runner.run(
                 self._trajectory,
                 self.solver,
@@ -287,7 +288,8 @@ class Sampler:
         """
         num_images = whole_number("num_images", num_images, low=1, high=AT_ONCE)
         rows = self.guidance.rows(num_images)
-        with matmuls(self.matmul), cache_explained(num_images, self.cache_bytes(num_images)):
+        device = next(self.backbone.parameters()).device
+        with own_arithmetic(self.matmul, device), cache_explained(num_images, self.cache_bytes(num_images)):
             self._runner.compile(self.backbone, self.graph, rows, backend=backend, progress=progress)
         return self
 

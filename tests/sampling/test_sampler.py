@@ -247,6 +247,18 @@ def test_bf16_backbone_samples_in_bf16_and_returns_fp32(backbone, noise, make_gr
     assert (images - exact).std() < 0.1 * exact.std()
 
 
+@pytest.mark.parametrize("precision", [None, "tf32"])
+def test_autocast_around_a_sampler_changes_nothing(backbone, noise, make_graph, precision):
+    sampler = l2c.Sampler(backbone, graph=make_graph(backbone), precision=precision)
+    expected = sampler.sample(LABELS, noise=noise)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sampler.sample(LABELS, noise=noise), expected)
+        assert torch.is_autocast_enabled("cpu")  # of what follows
+        with torch.no_grad():  # a loop that it does reach
+            reached = sampler.solver.sample(sampler.denoiser(LABELS), noise)
+    assert not torch.equal(reached, expected)
+
+
 # --- refusals -----------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -88,6 +88,21 @@ def matmuls(setting: str | None) -> Iterator[None]:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def own_arithmetic(setting: str | None, device: torch.device) -> Iterator[None]:
+    """Compute in a `with` block as a sampler was told: its `matmuls`, and no `torch.autocast` around the caller.
+
+    Args:
+        setting: see `matmuls`.
+        device: device of the backbone, whose autocast is off in the block.
+
+    """
+    kind = device.type
+    surrounded = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with matmuls(setting), torch.autocast(kind, enabled=False) if surrounded else nullcontext():
+        yield
 
 
 def _onednn_obstacle() -> str | None:
