@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from l2c.backbones.digest import weights_checksum, weights_digest
+from l2c.backbones.digest import weights_checksum, weights_digest, with_switches
 from l2c.backbones.layer_cache import BlockCall, LayerCache, LayerOutput, LayerPlan, Pass, Row
 from l2c.backbones.single_plan import SinglePlan
 from l2c.diffusion.prediction import check_prediction
@@ -152,7 +152,7 @@ class Backbone(nn.Module, ABC):
             known = fingerprint(self) if first or self.known_fingerprint is not None else None
         result = super()._apply(fn, recurse)
         if known is not None:
-            self.known_fingerprint = known, weights_checksum(self.state_dict())
+            self.known_fingerprint = known, weights_checksum(with_switches(self))
         return result
 
     @property
@@ -256,14 +256,15 @@ class Backbone(nn.Module, ABC):
 def fingerprint(backbone: Backbone) -> str:
     """Return a digest of names, shapes and values of the weights (as 32-bit floats), `sha256:...`.
 
-    It is worked out once and remembered, and worked out anew where the weights have changed since, in whatever way;
-    see `l2c.backbones.digest` for what either costs. After a cast to fewer bits it stays that of the weights before.
+    Switches of the network that are not at their defaults count too (`frequency_shift` of a DiT from diffusers). It
+    is worked out once and remembered, and worked out anew where one of these has changed since, in whatever way; see
+    `l2c.backbones.digest` for what either costs. After a cast to fewer bits it stays that of the weights before.
 
     Raises:
         ValueError: if the weights have no values that can be read (meta device, some quantised tensors).
 
     """
-    weights = backbone.state_dict()
+    weights = with_switches(backbone)
     checksum = weights_checksum(weights)
     if backbone.known_fingerprint is None or backbone.known_fingerprint[1] != checksum:
         backbone.known_fingerprint = weights_digest(weights), checksum

@@ -5,8 +5,8 @@ reads the weights once at the speed of memory (about a tenth of that on a CPU, m
 over all bytes rather than a look at version counters, because writes through `.data` (merged adapters, quantising)
 leave version counters and addresses as they are.
 
-Both are too slow to run before each trajectory. A `WeightsWatch` compares version counters and a few values, and asks
-for the checksum only if one of them differs.
+Both are too slow to run before each trajectory. A `WeightsWatch` compares version counters and a few values of each
+weight, and asks for the checksum only if one of them differs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from l2c.io.tensors import digest_of_tensors, is_plain
 
 RUN = 64  # words of eight bytes
 SAMPLED = 8  # values that are looked at of a weight
-WATCHED = 16  # weights of a module of ours whose values are looked at
+SWITCHES = "digested_switches"  # attribute of a class: names of numbers that its modules hold, with their defaults
 
 Facts = dict[Hashable, Any]
 
@@ -125,9 +125,11 @@ def _stored(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
 class WeightsWatch:
     """Notices between trajectories that a model's weights have changed since they were checked.
 
-    Facts that are cheap to find are compared; if one differs, the check is made again. A write through `.data` to few
-    values can be missed. Sharded weights (FSDP2) are not watched: the check needs all processes, but each process
-    sees only its own shards and could ask for it alone.
+    Facts that are cheap to find are compared; if one differs, the check is made again. A tensor that is written
+    through `.data` is noticed where one of 8 values, spread from its first to its last, has changed: merged adapters
+    are, a write to few of its values can be missed. Changed code (hooks, replaced forwards) is not looked at. Sharded
+    weights (FSDP2) are not watched: the check needs all processes, but each process sees only its own shards and
+    could ask for it alone.
 
     Args:
         model: the model.
@@ -166,24 +168,53 @@ class WeightsWatch:
 
 
 def own_facts(model: nn.Module) -> Facts:
-    """Return which weights a model of ours has, how often each was written in place, and values of some of them."""
-    weights = weights_in(model)
+    """Return which weights a model of ours has, how often each was written in place, some values, its switches."""
+    modules = _modules_in(model)
+    weights = _weights_of(modules)
     if shared(weights):
         return {}
-    some = weights[:: len(weights) // WATCHED + 1]
-    return {"weights": list(written(weights).items()), **some_values(enumerate(some))}
+    counted: Facts = {"weights": list(written(weights).items()), "switches": _switched(modules)}
+    return {**counted, **some_values(enumerate(weights))}
+
+
+def with_switches(model: nn.Module) -> dict[str, Any]:
+    """Return what a fingerprint is of: the state dict, and switches in it that are not at their defaults."""
+    return {**model.state_dict(), **_switched(_modules_in(model))}
 
 
 def weights_in(model: nn.Module) -> list[Tensor]:
     """Return the parameters and buffers that a state dict has, in a quarter of the time that one takes."""
-    found: list[Tensor | None] = []
-    modules = [model]
+    return _weights_of(_modules_in(model))
+
+
+def _modules_in(model: nn.Module) -> list[nn.Module]:
+    """Return a model's modules, each once, in a fraction of the time that `modules()` takes."""
+    modules, found = [model], {model}
     for module in modules:  # grows
+        for inner in module._modules.values():
+            if inner is not None and inner not in found:  # compiled: no truth value
+                found.add(inner)
+                modules.append(inner)
+    return modules
+
+
+def _weights_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    found: list[Tensor | None] = []
+    for module in modules:
         found += module._parameters.values()
         passing = module._non_persistent_buffers_set
         found += (buffer for name, buffer in module._buffers.items() if name not in passing)
-        modules += [inner for inner in module._modules.values() if inner is not None]  # compiled: no truth value
     return [weight for weight in found if weight is not None]
+
+
+def _switched(modules: Iterable[nn.Module]) -> dict[str, Any]:
+    """Return the values of switches that are not at their defaults, by name and place among all switches."""
+    held = [
+        (name, default, getattr(module, name))
+        for module in modules
+        for name, default in getattr(type(module), SWITCHES, {}).items()
+    ]
+    return {f"{name} {place}": value for place, (name, default, value) in enumerate(held) if value != default}
 
 
 def shared(weights: Iterable[Tensor]) -> bool:
@@ -196,18 +227,23 @@ def written(weights: Iterable[Tensor]) -> Facts:
     return {id(weight): None if weight.is_inference() else weight._version for weight in weights}
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def some_values(weights: Iterable[tuple[Hashable, Tensor]]) -> Facts:
-    """Return a few values of each weight that can be read (plain, not on the meta device), by its name."""
-    parts: dict[torch.device, list[tuple[Hashable, Tensor]]] = {}
+    """Return the bytes of a few values of each weight by its name, of plain ones that are not on the meta device."""
+    parts: dict[tuple[torch.device, torch.dtype], list[tuple[Hashable, Tensor]]] = {}
     for name, weight in weights:
         if type(weight) in (Tensor, nn.Parameter) and not weight.is_meta and weight.numel():
-            reach = 1 + sum((n - 1) * stride for n, stride in zip(weight.shape, weight.stride(), strict=True))
-            few = weight.as_strided((min(SAMPLED, reach),), (max(1, reach // SAMPLED),))  # no copy, however it lies
-            parts.setdefault(weight.device, []).append((name, few.float()))
+            reach = weight.numel()
+            if not weight.is_contiguous():
+                reach = 1 + sum((n - 1) * stride for n, stride in zip(weight.shape, weight.stride(), strict=True))
+            step = max(1, (reach - 1) // (SAMPLED - 1))  # the last value too; no multiple of a row: columns differ
+            few = weight.as_strided((min(SAMPLED, reach),), (step,))  # no copy, however it lies
+            parts.setdefault((weight.device, weight.dtype), []).append((name, few))
     found: Facts = {}
-    for named in parts.values():
-        read = torch.cat([few for _, few in named]).tolist()  # one transfer a device
+    for (_, dtype), named in parts.items():
+        read = torch.cat([few for _, few in named]).view(torch.uint8).cpu().numpy().tobytes()  # one transfer
+        start = 0
         for name, few in named:
-            found[name], read = tuple(read[: len(few)]), read[len(few) :]
+            end = start + len(few) * dtype.itemsize
+            found[name], start = read[start:end], end
     return found

@@ -6,6 +6,7 @@ N: batch, C: channels, H = W: input_size, T = (H / patch_size)^2 tokens, D: hidd
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ def sincos_position_embedding(dim: int, side: int) -> Tensor:
 
 class TimestepEmbedder(nn.Module):
     """Embed timesteps (N,) as (N, D)."""
+
+    digested_switches: ClassVar = {"frequency_shift": 0}  # see `l2c.backbones.digest`
 
     def __init__(self, hidden_size: int, frequency_size: int = 256) -> None:
         super().__init__()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 import l2c
 from l2c.backbones.backbone import fingerprint
+from l2c.backbones.digest import own_facts, weights_digest
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 from l2c.integrations.smoothcache import import_smoothcache
@@ -90,6 +93,61 @@ def test_weights_that_change_after_a_sampler_was_made_are_refused(bound, change)
     if next(net.parameters()).dtype != torch.float32:
         return  # a cast keeps the digest from before it until the weights change
     net.load_state_dict(before)
+    assert torch.equal(sampler.sample([1], seed=0), images)
+
+
+@pytest.mark.parametrize(("family", "size", "step"), [("make_dit", "hidden_size", 1), ("make_uvit", "embed_dim", 2)])
+def test_tensors_of_each_kind_that_are_written_whole_are_noticed_at_any_depth(family, size, step, request):
+    missed = []
+    for depth in range(2, 41, step):
+        net = request.getfixturevalue(family)(depth=depth, **{size: 8})
+        kinds = defaultdict(list)
+        for name, weight in net.named_parameters():
+            kinds[re.sub(r"\d+", "", name)].append(weight)
+        kinds["matrices of blocks"] = [w for name, w in net.named_parameters() if "block" in name and w.dim() == 2]
+        before = own_facts(net)
+        for kind, weights in kinds.items():
+            for weight in weights:
+                weight.data.add_(1)
+            changed, before = before, own_facts(net)
+            missed += [(depth, kind)] * (changed == before)
+        assert own_facts(net) == before
+    assert not missed
+
+
+def test_a_merge_of_all_matrices_of_a_deeper_network_is_refused(make_dit, make_graph):
+    net = make_dit(depth=6)
+    sampler = Sampler(net, graph=make_graph(net, num_evaluations=3, fingerprint=fingerprint(net)))
+    sampler.sample([1], seed=0)
+    for block in net.blocks:
+        for weight in (block.attn.qkv.weight, block.attn.proj.weight, block.mlp.fc1.weight, block.mlp.fc2.weight):
+            weight.data.mul_(3)
+    with pytest.raises(ValueError, match=r"^weights changed after the sampler was made: the graph was made for"):
+        sampler.sample([1], seed=0)
+
+
+def test_part_of_the_columns_of_a_matrix_is_noticed(make_dit):
+    net = make_dit(hidden_size=32)
+    weight = net.blocks[1].mlp.fc1.weight
+    for half in (slice(0, 16), slice(16, 32)):
+        before = own_facts(net)
+        weight.data[:, half] *= 2
+        assert own_facts(net) != before
+
+
+def test_another_frequency_shift_is_refused_and_digested(bound):
+    net, sampler = bound
+    images, digest = sampler.sample([1], seed=0), fingerprint(net)
+    net.t_embedder.frequency_shift = 1
+    with pytest.raises(ValueError, match=r"^weights changed after the sampler was made: the graph was made for"):
+        sampler.sample([1], seed=0)
+    if next(net.parameters()).dtype != torch.float32:
+        return  # a cast keeps the digest from before it until what counts changes
+    shifted = fingerprint(net)
+    assert shifted == fingerprint(l2c.WholeOutput(net)) == fingerprint(copy.deepcopy(net).half())
+    assert shifted != digest == weights_digest(net.state_dict())
+    net.t_embedder.frequency_shift = 0
+    assert fingerprint(net) == digest
     assert torch.equal(sampler.sample([1], seed=0), images)
 
 
