@@ -92,7 +92,7 @@ def sample_images(
         ValueError: if the folder holds other samples, a setting is out of range, or images are not finite.
         OSError: if the folder cannot be written, or the disk is full; whole shards stay.
         MemoryError: if memory runs out; the message says what lowers its use.
-        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143, and whole shards stay.
+        SystemExit: if Ctrl-C, SIGTERM or SIGHUP comes; the code is 130, 143 or 129, and whole shards stay.
 
     """
     asked = DrawingSettings(

@@ -60,7 +60,7 @@ def train_backbone(
         ValueError, FileNotFoundError: if a setting does not fit, or the loss is not finite.
         OSError: if a folder cannot be written.
         MemoryError: if memory runs out; the message says what lowers the use.
-        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
+        SystemExit: if Ctrl-C, SIGTERM or SIGHUP comes; the code is 130, 143 or 129.
 
     """
     torch.set_num_threads(settings.num_threads)

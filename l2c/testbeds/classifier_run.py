@@ -154,7 +154,7 @@ def train_classifier(settings: ClassifierTraining) -> TrainedClassifier:
         FileNotFoundError: if the pictures are not there; the message says how to get them.
         ValueError: if the loss is not finite.
         OSError: if the file cannot be written.
-        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
+        SystemExit: if Ctrl-C, SIGTERM or SIGHUP comes; the code is 130, 143 or 129.
 
     """
     torch.set_num_threads(settings.num_threads)

@@ -53,7 +53,7 @@ def fit(
 
     Raises:
         ValueError: if the training cannot be restored, or ends before its last step.
-        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
+        SystemExit: if Ctrl-C, SIGTERM or SIGHUP comes; the code is 130, 143 or 129.
 
     """
     restoring = _Restoring()

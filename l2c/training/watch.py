@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from l2c.io.memory import out_of_memory
 from l2c.training.checkpoint_files import LAST, checkpoints_in
 from l2c.training.other_processes import looking_after, lost
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # not on Windows
 
 
 class FiniteLoss(pl.Callback):
@@ -56,11 +56,11 @@ class FiniteLoss(pl.Callback):
 
 
 class StopBySignal(pl.Callback):
-    """End the work of a Trainer by Ctrl-C or SIGTERM, with the usual exit codes.
+    """End the work of a Trainer by Ctrl-C, SIGTERM or SIGHUP (a terminal that closes), with the usual exit codes.
 
-    They are 128 + the signal's number, 130 and 143. A training that keeps checkpoints ends after the step of the
+    They are 128 + the signal's number: 130, 143, 129. A training that keeps checkpoints ends after the step of the
     signal, with a checkpoint to go on from; all else ends at once. A second signal ends the process. A signal that
-    the process ignores stays ignored: Ctrl-C in a job that a script put into the background, for example.
+    the process ignores stays ignored: Ctrl-C in a job that a script put into the background, SIGHUP under `nohup`.
 
     Args:
         folder: folder of the run, gets `last.ckpt`; None where no checkpoints are kept.
@@ -127,7 +127,7 @@ class StopBySignal(pl.Callback):
         if is_first_process():
             kept = self.folder is not None and checkpoints_in(self.folder)
             more = " with resume=auto in this folder to go on" if kept else ""
-            sys.stderr.write(f"\nstopped by {signal.Signals(number).name}; run the same command again{more}\n")
+            _say(f"stopped by {signal.Signals(number).name}; run the same command again{more}")
         raise SystemExit(128 + number)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -162,9 +162,9 @@ class StopBySignal(pl.Callback):
         trainer.save_checkpoint(path)
         number = self._received or signal.SIGTERM
         if trainer.is_global_zero:
-            sys.stderr.write(
-                f"\nstopped by {signal.Signals(number).name} after step {trainer.global_step} of "
-                f"{trainer.max_steps}; wrote {path}; run the same command with resume=auto in this folder to go on\n"
+            _say(
+                f"stopped by {signal.Signals(number).name} after step {trainer.global_step} of "
+                f"{trainer.max_steps}; wrote {path}; run the same command with resume=auto in this folder to go on"
             )
         raise SystemExit(128 + number)
 
@@ -180,9 +180,15 @@ class StopBySignal(pl.Callback):
             raise SystemExit(128 + self._received)
 
 
+def _say(line: str) -> None:
+    """Write a line to stderr, where it is still there: SIGHUP comes when its terminal closes."""
+    with suppress(OSError):
+        sys.stderr.write(f"\n{line}\n")
+
+
 @contextmanager
 def watched(trainer: pl.Trainer) -> Iterator[None]:
-    """Handle Ctrl-C, SIGTERM and the end of another process in the `with` block, in which a Trainer works.
+    """Handle Ctrl-C, SIGTERM, SIGHUP and the end of another process in the `with` block, in which a Trainer works.
 
     Raises:
         SystemExit: if a signal came, see `StopBySignal`.

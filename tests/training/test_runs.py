@@ -360,21 +360,24 @@ def start(folder, *overrides):
     )
 
 
-SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = pytest.mark.parametrize(("number", "code"), list(zip(NUMBERS, (130, 143, 129), strict=True)))
 
 
 @pytest.fixture(autouse=True)
 def interruptible():
-    """Let Ctrl-C come, also where a shell runs the tests behind it, which ignores it then."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let Ctrl-C and SIGHUP come, also where a shell runs the tests behind it, or nohup, which ignore them then."""
+    given = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in given.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @SIGNALS
 @pytest.mark.parametrize("moment", ["setup", "configure_optimizers", "on_fit_start", "on_train_start", "on_fit_end"])
 def test_a_signal_outside_of_the_steps_has_the_usual_code(tmp_path, monkeypatch, capsys, moment, number, code):
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {each: signal.getsignal(each) for each in NUMBERS}
     arguments = ["trainer.max_steps=2", "checkpoint_every_n_steps=1", "resume=auto"]
     with monkeypatch.context() as patch:
         own = getattr(LitRouter, moment)
@@ -417,8 +420,8 @@ def test_a_signal_ends_drawing_with_the_usual_code(tmp_path, monkeypatch, capsys
 
 @pytest.fixture
 def ignoring():
-    """Ignore both signals, as a shell does for a job behind it, or a program that starts others."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Ignore the signals, as a shell does for a job behind it, or a program that starts others."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in NUMBERS}
     yield before
     ignored = {number: signal.getsignal(number) for number in before}
     for number, handler in before.items():
@@ -427,10 +430,10 @@ def ignoring():
 
 
 def signalled(own):
-    """Return a method that sends its process both signals first."""
+    """Return a method that sends its process the signals first."""
 
     def run(self, *given, **named):
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in NUMBERS:
             os.kill(os.getpid(), number)
         return own(self, *given, **named)
 

@@ -43,7 +43,7 @@ def train_correction(graph: CacheGraph, sampler: Sampler, settings: CorrectionSe
             loss is not finite.
         OSError: if the folder cannot be written.
         MemoryError: if memory runs out; the message says what lowers the use.
-        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143.
+        SystemExit: if Ctrl-C, SIGTERM or SIGHUP comes; the code is 130, 143 or 129.
 
     """
     place = at_home(folder)

@@ -107,7 +107,7 @@ def train_routers(
             Also if the loss is not finite; the last good checkpoint stays.
         OSError: if the folder cannot be written.
         MemoryError: if memory runs out; the message says what lowers the use.
-        SystemExit: if Ctrl-C or SIGTERM comes; the code is 130 or 143, `last.ckpt` is of the last whole step.
+        SystemExit: if Ctrl-C, SIGTERM or SIGHUP comes (130, 143, 129); `last.ckpt` is of the last whole step.
 
     """
     place = at_home(folder)
