@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l2c.backbones.backbone import Backbone
 from l2c.backbones.digest import weights_in
+from l2c.backbones.dit import TimestepEmbedder
 from l2c.backbones.forwards import INSIDE_COMPILED
 from l2c.backbones.layer_cache import BlockCall
 from l2c.backbones.whole_output import LayersAndOutput, under_layers
@@ -40,6 +41,21 @@ def seeded_noise(shape: tuple[int, ...], seed: int, count: int, *, first: int = 
 def named_or_called(name: str, value: Any) -> Any:
     """Return a compiler, by its name or as a function; refuse what is neither."""
     return value if callable(value) else text(name, value)
+
+
+def check_unpacked(backbone: Backbone) -> None:
+    """Refuse a network whose embedder of timesteps has no parameters, of whose type its inputs are.
+
+    Raises:
+        ValueError: if its linear layers were replaced by packed ones, as torch's `quantize_dynamic` does.
+
+    """
+    for name, module in backbone.named_modules():
+        if isinstance(module, TimestepEmbedder) and next(module.parameters(), None) is None:
+            raise ValueError(
+                f"the backbone's {name} has no parameters, as torch.ao.quantization packs weights; quantise with "
+                "torchao, which keeps parameters, or give the plain weights with precision='bf16' or 'fp32'"
+            )
 
 
 class Sampler:
@@ -103,6 +119,7 @@ class Sampler:
                 f"a sampler needs a backbone (l2c.load_backbone, l2c.wrap), got {type(backbone).__name__}"
                 f"{mend if hasattr(backbone, INSIDE_COMPILED) else ''}"
             )
+        check_unpacked(backbone)
         graph = loaded(graph)
         if not isinstance(solver_options, Mapping | None):
             raise ValueError(f"solver_options must be numbers by name, got {type(solver_options).__name__}")

@@ -262,6 +262,13 @@ def test_autocast_around_a_sampler_changes_nothing(backbone, noise, make_graph, 
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, of its own quantisation
+def test_packed_weights_are_refused(make_dit):
+    packed = torch.ao.quantization.quantize_dynamic(make_dit(), {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match=r"t_embedder has no parameters, as torch\.ao.*; quantise with torchao"):
+        l2c.Sampler(packed, solver="ddim", num_evaluations=2)
+
+
 def test_graph_of_another_backbone_is_refused(make_dit, make_uvit, make_graph):
     dit, uvit = make_dit(), make_uvit()
     with pytest.raises(ValueError, match=r"made for DiT with 4 layers .* but UViT has 6 .*take a graph"):
