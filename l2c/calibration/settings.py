@@ -25,7 +25,7 @@ class CalibrationSettings(Settings):
         seed: seed of noises and directions.
         first_trajectory: number of the first one among those of the seed, for parts of one calibration, see
             `Calibration.joined`.
-        true_errors: trajectories that correct the expected errors of graphs; 0 = first order.
+        true_errors: trajectories that correct the expected errors of graphs; 0 = they are not known.
 
     """
 

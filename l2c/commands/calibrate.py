@@ -25,6 +25,10 @@ from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "first_trajectory", "num_trajectories", "batch_size", "changes", "responses")
+OF_MEASURING = (
+    "measure",
+    *(name for name in SETTINGS if name != "batch_size"),
+)  # nothing reads them where parts join
 
 
 @cli.entry("calibrate")
@@ -36,6 +40,8 @@ def main(cfg: DictConfig) -> None:
     missing = [what for what in needs if what not in cfg.measure and not cfg.parts]
     if missing:
         raise ValueError(f"policy {cfg.policy.name} needs {missing[0]}; say measure=[{','.join(missing)}]")
+    if cfg.parts and (unused := cli.repeated(*OF_MEASURING)):
+        raise ValueError(f"parts= joins what was measured, so that {unused[0]} would do nothing; leave it out")
     name = Path(cfg.pipeline).resolve().name if is_pipeline(cfg.model) else cfg.model.name
     wanted = cfg.output or f"runs/calibrate/{name}.safetensors"
     with output_file("output", wanted, ours=lambda there: form_of(there) == CALIBRATION) as path:
@@ -59,7 +65,10 @@ def _calibrate(cfg: DictConfig, path: Path) -> None:
         print(f"{graph.summary()}\nwrote {made}")
     else:
         same = cli.repeated(*BACKBONE_SETTINGS, "solver")
-        policy = "best" if "responses" in cfg.measure else "block_caching"
+        count = "solver.num_evaluations"
+        if cfg.parts and not is_pipeline(cfg.model) and not any(one.startswith(count) for one in same):
+            same = [*same, f"{count}={calibration.binding.num_evaluations}"]  # which joining needs nobody to say
+        policy = "best" if RESPONSES in calibration.tensors else "block_caching"
         print(f"next: {command_line('graph', *same, f'policy={policy}', budget=0.75, calibration=path)}")
 
 

@@ -89,7 +89,7 @@ def _of_json(name: str, form: str | None, options: dict[str, str], output: Path)
     if "num_steps" in options:
         raise ValueError("a graph has its number of evaluations; num_steps is for a calibration")
     if form == ladder.FORMAT:
-        text = _of_ladder(ladder.Ladder.load(name), "expected", output)
+        text = _of_ladder(ladder.Ladder.load(name), output)
         return text, f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
     from l2c.report.figures import graph_heatmap, save_figure
 
@@ -113,12 +113,12 @@ def _of_calibration(name: str, options: dict[str, str], output: Path) -> tuple[s
     num_steps = None if given is None else whole_number("num_steps", int(given), low=2)
     calibration = Calibration.load(name)
     ladder = calibration.reachable(SHARES, num_steps=num_steps)
-    text = _of_ladder(ladder, "expected" if calibration.corrections else "first-order", output)
+    text = _of_ladder(ladder, output)
     return text, f"l2c.Calibration.load({name!r}).graph(0.5)"
 
 
-def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
-    """Draw error against budget; return it as a table, `how` saying what the errors are."""
+def _of_ladder(ladder: Ladder, output: Path) -> str:
+    """Draw expected error against budget; return it as a table."""
     from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN, WORTH
     from l2c.report.curves import budget_curve
     from l2c.report.figures import save_figure
@@ -130,10 +130,10 @@ def _of_ladder(ladder: Ladder, how: str, output: Path) -> str:
         ladder.figures(WORTH),
         ladder.figures(ERROR),
         num_evaluations=count,
-        title=f"{first.model}: {count} evaluations, {how} error of its graphs",
+        title=f"{first.model}: {count} evaluations, expected error of its graphs",
         spread=ladder.figures(SPREAD),
-        ylabel=f"{how} squared error",
+        ylabel="expected squared error",
     )
     save_figure(figure, output)
-    head = f"{first.model}, {first.solver}, {count} evaluations; {how} squared error x 1e-5"
+    head = f"{first.model}, {first.solver}, {count} evaluations; expected squared error x 1e-5"
     return f"{head}\n{ladder.summary()}"

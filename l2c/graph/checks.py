@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from l2c.graph.binding import GUIDANCES
@@ -103,7 +103,11 @@ def check_timesteps(graph: GraphFields) -> None:
         raise ValueError(f"the graph has {len(graph.rows)} rows but {len(times)} timesteps; give one per row")
     for e, t in enumerate(times):
         finite_number(f"timestep {e}", t, low=-MAX_TIMESTEP, high=MAX_TIMESTEP)
-    rising = times[-1] > times[0]
+    check_order(times, rising=times[-1] > times[0])
+
+
+def check_order(times: Sequence[float], *, rising: bool) -> None:
+    """Refuse times that do not strictly fall (or, for models that count up, rise) all the way."""
     for before, after in pairwise(times):
         if not (after > before if rising else after < before):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.checks import check_order
 from l2c.graph.given import floats
 from l2c.graph.layer_names import ends_in_output
 from l2c.graph.predictor import (
@@ -45,7 +46,7 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
         timesteps: t of each evaluation of the result, in the same direction.
 
     Raises:
-        ValueError: if the timesteps are no list of numbers.
+        ValueError: if the timesteps are no list of numbers that fall, or rise, all the way, as the graph's do.
 
     """
     timesteps = floats("timesteps", timesteps)
@@ -53,6 +54,8 @@ def resampled(graph: CacheGraph, timesteps: Sequence[float]) -> CacheGraph:
         raise ValueError("timesteps is empty; give one per evaluation")
     if tuple(timesteps) == graph.timesteps:
         return graph
+    if len(graph.timesteps) > 1:
+        check_order(timesteps, rising=graph.timesteps[-1] > graph.timesteps[0])
     nearest = nearest_rows(graph, timesteps)
     rows = [graph.rows[i] for i in nearest]
     rows[0] = (True,) * graph.num_layers

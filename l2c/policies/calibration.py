@@ -63,7 +63,8 @@ class Calibration(Measurements):
 
         Args:
             sampler: the uncached sampler.
-            true_errors: trajectories that correct the expected errors of graphs, see `corrected`; 0 = first order.
+            true_errors: trajectories that correct the expected errors of graphs, see `corrected`; 0 = they are not
+                known.
             settings: `what`, `num_trajectories`, `seed`, `first_trajectory`, `batch_size`, `changes`, `responses`.
 
         """

@@ -13,7 +13,7 @@ from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN
 from l2c.policies.allocation import Array
 from l2c.sampling.image_error import standard_error
 
-DIRECTIONS = 64  # below, first-order errors are tens to hundreds of times too small
+FEWEST = 4  # trajectories; of 2, expected errors were up to 18 x too small also beside true errors, of 8 up to 3 x
 FINER = 2.0  # evaluations for each one measured, up to which an expected error says something
 FINER_THAN_TRUE = 1.25  # the same for each one of those at which true errors are known
 BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of those known, as a factor
@@ -48,20 +48,23 @@ def _num_trajectories(calibration: Measurements, num_directions: int) -> int:
 def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
     """Return why nothing can be said of the error of a calibration's graphs at its times; None where it can.
 
-    Weights are fitted to the directions that the error is then taken along, so that along few of them little is left.
-    Carried to many more evaluations first-order errors fall without end. True errors do neither.
+    Weights are fitted to the directions that the error is then taken along, so that little is left of it: first-order
+    errors were 3 to 36 times too small along 64 directions, hundreds of times along a few. Carried to many more
+    evaluations they fall without end. True errors do neither.
 
     Args:
         calibration: of the graphs' own times.
         num_directions: M, along which its responses were measured.
 
     """
-    if _num_trajectories(calibration, num_directions) < 2:
-        return "responses of one trajectory say nothing of others; calibrate with num_trajectories=8 or more"
-    if not calibration.corrections and num_directions < DIRECTIONS:
+    trajectories = _num_trajectories(calibration, num_directions)
+    if trajectories < FEWEST:
+        many = "one trajectory" if trajectories == 1 else f"{trajectories} trajectories"
+        return f"responses of {many} say little of others; calibrate with num_trajectories=8 or more"
+    if not calibration.corrections:
         return (
-            f"without true errors, responses along {num_directions} directions expect many times too little; "
-            f"calibrate with true_errors=8 or more, or with trajectories x probes of at least {DIRECTIONS}"
+            "without true errors, those that responses expect are 3 to 2,600 times too small; calibrate with "
+            "true_errors=8 or more"
         )
     measured = calibration.carried_from
     if measured is None:

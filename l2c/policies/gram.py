@@ -160,6 +160,6 @@ def with_expected(
     share = context.cost.evaluations_worth(graph) / graph.num_evaluations
     beyond = max(1.0, true_over_predicted(others, graph.num_evaluations, share))
     expected = expected_error(change, calibration, share).items()
-    why = unknown_error(calibration, len(change))
+    why = unknown_error(calibration, len(change)) if graph.num_reused else None  # nothing reused: exactly 0
     said = {} if why is None else {UNKNOWN: why}
     return graph.replace(measured={**graph.measured, **{name: beyond * value for name, value in expected}, **said})

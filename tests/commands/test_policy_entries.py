@@ -49,6 +49,11 @@ def test_parts_of_a_calibration_are_joined(call, refused, tmp_path):
     whole = l2c.Calibration.load(tmp_path / "whole.safetensors")
     assert (whole.settings["first_trajectory"], whole.settings["num_trajectories"]) == (0, 2)
     assert whole.corrections
+    assert "policy=best" in result.stdout.partition("next: ")[2]
+    unused = refused(
+        call("scripts/calibrate.py", *options, "num_trajectories=9", f"output={tmp_path / 'no.safetensors'}")
+    )
+    assert "so that num_trajectories=9 would do nothing; leave it out" in unused
     twice = f"parts=[{tmp_path}/part0.safetensors,{tmp_path}/whole.safetensors]"
     result = call("scripts/calibrate.py", *options[:-3], twice, f"output={tmp_path / 'twice.safetensors'}")
     assert "trajectory 0 of seed 7 is in two of the calibrations" in refused(result)

@@ -32,7 +32,8 @@ def path(tmp_path):
         "responses_ahead": torch.randn(10, 8, 3, 64, generator=generator),
     }
     settings = {"responses": {"num_probes": 2}}
-    Calibration(tensors, binding, settings, Grid.of(solver), schedule, Cost((20,) * 8, 1)).save(
+    known = {"num_evaluations": 10, "share": 0.5, "predicted": 1e-3, "true": 1e-3}
+    Calibration(tensors, binding, settings, Grid.of(solver), schedule, Cost((20,) * 8, 1), corrections=(known,)).save(
         tmp_path / "c.safetensors"
     )
     return tmp_path / "c.safetensors"
@@ -42,7 +43,7 @@ def test_error_against_budget_is_drawn_and_told(path, tmp_path, capsys):
     show.main([str(path), f"output={tmp_path / 'curve.png'}", "num_steps=14"])
     told = capsys.readouterr().out
     assert (tmp_path / "curve.png").stat().st_size > 1000
-    assert told.startswith("toy, ddim, 14 evaluations; first-order squared error")
+    assert told.startswith("toy, ddim, 14 evaluations; expected squared error")
     assert told.count("evaluations' worth") >= 5
     assert VERSION == 2
 

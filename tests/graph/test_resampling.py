@@ -41,6 +41,12 @@ def test_weights_of_several_outputs_follow_the_lines_through_them():
     assert resampled(graph, (900.0, 0.0)).entry_weights[1] == ((1.0,),)
 
 
+@pytest.mark.parametrize("times", [(900.0, 900.0, 0.0), (0.0, 500.0, 900.0)])
+def test_times_in_another_order_are_refused(graph, times):
+    with pytest.raises(ValueError, match="timesteps must decrease from noise to image"):
+        resampled(graph, times)
+
+
 def test_at_its_own_times_a_graph_stays_as_it_is(graph):
     assert resampled(graph, graph.timesteps) is graph
 

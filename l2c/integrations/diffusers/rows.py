@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import ends_in_output
 from l2c.graph.resampling import nearest, nearest_rows, resampled
 from l2c.graph.selection import with_evaluations
 from l2c.integrations.diffusers.fit import TOLERANCE, check_scheduler, check_timesteps
@@ -66,6 +67,16 @@ class FinishedRows:
         return self.first, range(self.first.num_evaluations)
 
 
+def _destroyed(graph: CacheGraph, result: CacheGraph) -> str:
+    """Return what the warning adds where larger steps than a graph was made for hold the whole output."""
+    fewer = result.num_evaluations < graph.num_evaluations
+    return (
+        " (whole outputs held over larger steps have destroyed images)"
+        if fewer and ends_in_output(graph.layers)
+        else ""
+    )
+
+
 class ResampledRows:
     """The rows of a graph for any timesteps: every evaluation gets the row of the nearest one."""
 
@@ -83,10 +94,11 @@ class ResampledRows:
         log.warning(
             "the graph was made for %d evaluations and is resampled to %d by nearest timestep, its slopes and "
             "weights rescaled to the new distances; its error was not measured and may be many times that of a graph "
-            "made for these timesteps, which a calibration makes without the model: l2c.apply(pipe, calibration, "
+            "made for these timesteps%s, which a calibration makes without the model: l2c.apply(pipe, calibration, "
             "budget=...)\n%s",
             self.first.num_evaluations,
             result.num_evaluations,
+            _destroyed(self.first, result),
             result.summary(),
         )
         return result, nearest_rows(self.first, timesteps)
