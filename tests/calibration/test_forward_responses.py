@@ -110,7 +110,7 @@ def test_a_model_without_a_backward_pass_is_measured_forward_only(make_dit):
     assert found.tensor("responses").shape == (E, 4, 4, 6)
     graph = make_graph("gram", PolicyContext.of(sampler, found), budget=0.7)
     assert graph.num_reused > 0
-    assert "responses along 6 directions" in graph.measured["expected_mse_unknown"]
+    assert "responses of 2 trajectories say little of others" in graph.measured["expected_mse_unknown"]
 
 
 @pytest.mark.parametrize(
