@@ -15,14 +15,12 @@ from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockR
 from diffusers.hooks.hooks import CacheContext, _set_cache_context
 from diffusers.models.attention import BasicTransformerBlock
 
-from l2c.backbones.dit import sincos_position_embedding
-from l2c.calibration.cost import count_macs
 from l2c.evaluation.dynamic import Change, DynamicMethod, DynamicSampler, Magnitude
 from l2c.evaluation.dynamic_methods import measure
 from l2c.integrations.dit_weights import to_diffusers
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
-from l2c.sampling.sampler import Sampler, seeded_noise
+from l2c.sampling.sampler import Sampler
 
 E = 8
 BLOCK = TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None)
@@ -31,15 +29,8 @@ INNER = {"attn1": "attn1.to_q", "ff": "ff.net.0"}
 
 
 @pytest.fixture
-def uncached(make_dit):
-    dit = make_dit(depth=3)
-    dit.pos_embed.copy_(sincos_position_embedding(32, 4))  # fixed by the architecture
-    return Sampler(dit, solver="ddim", num_evaluations=E)
-
-
-@pytest.fixture
-def start(uncached):
-    return torch.tensor([3]), seeded_noise(uncached.backbone.input_shape, 0, 1)
+def uncached(make_uncached):
+    return make_uncached(3, E)
 
 
 @pytest.fixture
@@ -79,29 +70,23 @@ BROADCAST = (hooks.apply_pyramid_attention_broadcast, hooks.PyramidAttentionBroa
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 
 
-def spared(uncached, count, layers):
-    """Return the evaluations' worth of MACs of some layers at `count` evaluations."""
-    cost = count_macs(uncached.backbone)
-    return count * sum(cost.layers[layers]) / cost.evaluation
-
-
 @pytest.mark.parametrize("threshold", [0.02, 0.1, 0.4])
-def test_first_block_cache(uncached, start, hooked, threshold):
+def test_first_block_cache(uncached, start, hooked, spared, threshold):
     expected, calls = hooked(FIRST_BLOCK, threshold=threshold)
     ours = DynamicSampler(uncached, DynamicMethod(Change), threshold)
     close(ours.sample(start[0], noise=start[1]), expected)
-    assert ours.evaluations_worth == pytest.approx(E - spared(uncached, E - calls["attn1"], slice(2, None)))
+    assert ours.evaluations_worth == pytest.approx(E - spared(E - calls["attn1"], slice(2, None)))
 
 
 @pytest.mark.parametrize("threshold", [0.01, 0.1, 0.5])
-def test_mag_cache(uncached, start, hooked, threshold):
+def test_mag_cache(uncached, start, hooked, spared, threshold):
     ratios = measure(uncached, *start).ratios
     options = {"num_inference_steps": E, "mag_ratios": list(ratios), "max_skip_steps": 3, "retention_ratio": 0.2}
     expected, calls = hooked(MAGNITUDES, threshold=threshold, **options)
     criterion = partial(Magnitude, ratios=ratios, max_skips=3, retention=0.2)
     ours = DynamicSampler(uncached, DynamicMethod(criterion, front=0), threshold)
     close(ours.sample(start[0], noise=start[1]), expected)
-    assert ours.evaluations_worth == pytest.approx(E - spared(uncached, E - calls["attn1"], slice(None)))
+    assert ours.evaluations_worth == pytest.approx(E - spared(E - calls["attn1"], slice(None)))
 
 
 def test_mag_cache_measures_the_same_ratios(uncached, start, hooked, capsys):

@@ -8,38 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from l2c.backbones.dit import modulate, sincos_position_embedding, unpatchify
+from l2c.backbones.dit import modulate, unpatchify
 from l2c.calibration.cost import count_macs
 from l2c.evaluation.dynamic import Accumulated, Change, DynamicMethod, DynamicSampler
 from l2c.evaluation.dynamic_methods import measure
-from l2c.sampling.sampler import Sampler, seeded_noise
 
 E, WARMUP = 24, 4  # cache-dit's line has a slope from the fourth evaluation on
 close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
-def uncached(make_dit):
-    dit = make_dit(depth=4)
-    dit.pos_embed.copy_(sincos_position_embedding(32, 4))  # fixed by the architecture
-    return Sampler(dit, solver="ddim", num_evaluations=E)
-
-
-@pytest.fixture
-def start(uncached):
-    return torch.tensor([3]), seeded_noise(uncached.backbone.input_shape, 0, 1)
-
-
-def spent(uncached, computed, first):
-    """Return the evaluations' worth of MACs of `computed` evaluations where others compute but the layers `first`."""
-    cost = count_macs(uncached.backbone)
-    return E - (E - computed) * sum(cost.layers[first]) / cost.evaluation
+def uncached(make_uncached):
+    return make_uncached(4, E)
 
 
 @pytest.mark.parametrize(("front", "back"), [(1, 0), (2, 0), (1, 1)])
 @pytest.mark.parametrize("forecast", [False, True])
 @pytest.mark.parametrize("threshold", [0.6, 0.9])
-def test_dbcache(uncached, start, monkeypatch, front, back, forecast, threshold):
+def test_dbcache(uncached, start, spared, monkeypatch, front, back, forecast, threshold):
     pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
     cache_dit = pytest.importorskip(
         "cache_dit", reason="needs the package cache-dit: pip install --no-deps cache-dit"
@@ -77,11 +63,11 @@ def test_dbcache(uncached, start, monkeypatch, front, back, forecast, threshold)
     close(ours.sample(start[0], noise=start[1]), expected)
     assert WARMUP < len(calls) < E
     middle = slice(2 * front, len(count_macs(uncached.backbone).layers) - 2 * back)
-    assert ours.evaluations_worth == pytest.approx(spent(uncached, len(calls), middle))
+    assert ours.evaluations_worth == pytest.approx(E - spared(E - len(calls), middle))
 
 
 @pytest.mark.parametrize("threshold", [1.0, 2.0, 4.0])
-def test_teacache(uncached, start, threshold):
+def test_teacache(uncached, start, spared, threshold):
     # The rule of arXiv 2411.19108, section 3.3, written out for one image: the summed polynomial in the relative L1
     # change of the modulated input decides, the first and the last evaluation compute, what is kept is the sum that
     # all blocks add.
@@ -114,5 +100,5 @@ def test_teacache(uncached, start, threshold):
     criterion = partial(Accumulated, coefficients=tuple(fit.tolist()), num_evaluations=E)
     ours = DynamicSampler(uncached, DynamicMethod(criterion, front=0), threshold)
     close(ours.sample(start[0], noise=start[1]), expected)
-    assert ours.evaluations_worth == pytest.approx(spent(uncached, state["computed"], slice(None)))
+    assert ours.evaluations_worth == pytest.approx(E - spared(E - state["computed"], slice(None)))
     assert 2 < state["computed"] < E
