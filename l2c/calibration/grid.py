@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from l2c.diffusion import Solver
-from l2c.graph.checks import MAX_EVALUATIONS
+from l2c.graph.checks import MAX_EVALUATIONS, out_of_order
 from l2c.io.json_fields import items, known_fields
 from l2c.io.names import listed
 from l2c.io.numbers import finite_number
@@ -64,12 +63,11 @@ class Grid:
                 f"{listed(self.coefficients)}; run l2c calibrate again, with another solver or number of steps"
             )
         rising = self.timesteps[-1] > self.timesteps[0]
-        for before, after in itertools.pairwise(self.timesteps):
-            if not (after > before if rising else after < before):
-                raise ValueError(
-                    f"the timesteps of a grid must rise or fall all the way, got {after:g} after {before:g}; give "
-                    "them in the order of the evaluations, the noisiest first"
-                )
+        if wrong := out_of_order(self.timesteps, rising=rising):
+            raise ValueError(
+                f"the timesteps of a grid must rise or fall all the way, got {wrong[1]:g} after {wrong[0]:g}; give "
+                "them in the order of the evaluations, the noisiest first"
+            )
         sign = 1 if rising else -1
         ends = [sign * end for end in self.ends]
         if ends != sorted(ends) or any(end < sign * t for end, t in zip(ends, self.timesteps, strict=True)):

@@ -108,12 +108,16 @@ def check_timesteps(graph: GraphFields) -> None:
 
 def check_order(times: Sequence[float], *, rising: bool) -> None:
     """Refuse times that do not strictly fall (or, for models that count up, rise) all the way."""
-    for before, after in pairwise(times):
-        if not (after > before if rising else after < before):
-            raise ValueError(
-                f"timesteps must {'increase' if rising else 'decrease'} from noise to image, got {after:g} after "
-                f"{before:g}; row 0 belongs to the noisiest evaluation"
-            )
+    if wrong := out_of_order(times, rising=rising):
+        raise ValueError(
+            f"timesteps must {'increase' if rising else 'decrease'} from noise to image, got {wrong[1]:g} after "
+            f"{wrong[0]:g}; row 0 belongs to the noisiest evaluation"
+        )
+
+
+def out_of_order(times: Sequence[float], *, rising: bool) -> tuple[float, float] | None:
+    """Return the first two neighbours that do not strictly rise, or fall; None where all do."""
+    return next(((a, b) for a, b in pairwise(times) if not (b > a if rising else b < a)), None)
 
 
 def check_reuse(graph: GraphFields) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from l2c.diffusion import Evaluation, FlowSchedule, NoiseSchedule, Solver, Traje
 from l2c.diffusion.schedule import OWN
 from l2c.diffusion.solver import NoiseSource, split_variance, state_between
 from l2c.graph.binding import draws_noise
+from l2c.graph.checks import out_of_order
 
 CLOSE = 2e-3  # of alpha and sigma, which schedulers look up in tables
 LEAST = 2**-24  # of alpha squared, in the place of zero terminal signal
@@ -72,13 +72,12 @@ class SchedulerSolver(Solver):
     ) -> None:
         name = type(scheduler).__name__
         rising = timesteps[-1] > timesteps[0]  # of models that count from noise 0 to image 1
-        for before, after in itertools.pairwise(timesteps):
-            if not (before < after if rising else before > after):
-                raise ValueError(
-                    f"{name} evaluates at t = {after:g} after {before:g}, but a cache graph needs one evaluation at "
-                    "each of timesteps in one direction; take a scheduler of one evaluation a step, e.g. "
-                    "DPMSolverMultistepScheduler"
-                )
+        if wrong := out_of_order(timesteps, rising=rising):
+            raise ValueError(
+                f"{name} evaluates at t = {wrong[1]:g} after {wrong[0]:g}, but a cache graph needs one evaluation at "
+                "each of timesteps in one direction; take a scheduler of one evaluation a step, e.g. "
+                "DPMSolverMultistepScheduler"
+            )
         self.name = name  # type: ignore[misc]
         self.schedule = NoiseSchedule()
         self.timesteps = self.indices = tuple(timesteps[first:])
