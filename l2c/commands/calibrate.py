@@ -3,6 +3,7 @@
 l2c calibrate model=dit_digits
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,8 @@ from l2c.sampling.sampler import Sampler
 from l2c.sampling.uncached import uncached_by
 
 SETTINGS = ("seed", "first_trajectory", "num_trajectories", "batch_size", "changes", "responses")
-OF_MEASURING = (
-    "measure",
-    *(name for name in SETTINGS if name != "batch_size"),
-)  # nothing reads them where parts join
+# Nothing reads these where parts are joined.
+OF_MEASURING = ("measure", *(name for name in SETTINGS if name != "batch_size"))
 
 
 @cli.entry("calibrate")
@@ -50,18 +49,19 @@ def main(cfg: DictConfig) -> None:
 
 def _calibrate(cfg: DictConfig, path: Path) -> None:
     """Measure or join, write the calibration and where a policy is given its graph."""
+    sampler = cache(lambda: uncached_by(configured_backbone(cfg.model, cfg.solver), cfg.solver))  # joining needs none
     if cfg.parts:
         calibration = Calibration.joined(calibration_files(cfg.parts))
         if cfg.true_errors and RESPONSES in calibration.tensors:
-            calibration = _corrected(calibration, cfg)
+            calibration = _corrected(calibration, sampler(), cfg)
     else:
         settings: Any = OmegaConf.to_container(OmegaConf.masked_copy(cfg, list(SETTINGS)))
-        calibration = Calibration.measure(_sampler(cfg), what=cfg.measure, true_errors=cfg.true_errors, **settings)
+        calibration = Calibration.measure(sampler(), what=cfg.measure, true_errors=cfg.true_errors, **settings)
     calibration.save(path)
     shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in calibration.tensors.items())
     print(f"wrote {path}: {shapes}")
     if "policy" in cfg:
-        graph, made = write_graph(cfg, PolicyContext.of(_sampler(cfg), Calibration.load(path)), cli.run_folder())
+        graph, made = write_graph(cfg, PolicyContext.of(sampler(), Calibration.load(path)), cli.run_folder())
         print(f"{graph.summary()}\nwrote {made}")
     else:
         same = cli.repeated(*BACKBONE_SETTINGS, "solver")
@@ -72,14 +72,8 @@ def _calibrate(cfg: DictConfig, path: Path) -> None:
         print(f"next: {command_line('graph', *same, f'policy={policy}', budget=0.75, calibration=path)}")
 
 
-def _sampler(cfg: DictConfig) -> Sampler:
-    """Return the uncached sampler that is configured."""
-    return uncached_by(configured_backbone(cfg.model, cfg.solver), cfg.solver)
-
-
-def _corrected(calibration: Calibration, cfg: DictConfig) -> Calibration:
+def _corrected(calibration: Calibration, sampler: Sampler, cfg: DictConfig) -> Calibration:
     """Return a joined calibration with true errors of its own graphs, in the place of those of its parts."""
-    sampler = _sampler(cfg)
     binding = binding_of(sampler.backbone, sampler.solver, weights_bound=True, guidance=sampler.guidance)
     calibration.check(CacheGraph.blank(binding))
     return calibration.corrected(sampler, num_trajectories=cfg.true_errors, batch_size=cfg.batch_size)
