@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +23,6 @@ from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each, takes
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
-from l2c.graph.statistics import UNKNOWN
 from l2c.io.names import near_keywords
 from l2c.io.numbers import AT_ONCE, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
@@ -39,7 +37,6 @@ from l2c.sampling.uncached import uncached_like
 
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
-log = logging.getLogger(__name__)
 REMEMBERED = 256  # graphs
 Reachable = Callable[[Target, Iterable[Budget]], Iterable[CacheGraph]]
 
@@ -156,11 +153,7 @@ class Calibration(Measurements):
 
     def _as_known(self, graph: CacheGraph) -> CacheGraph:
         """Return a graph without an expected error that says nothing; one warning says why."""
-        why = graph.measured.get(UNKNOWN)
-        if why is not None and why not in self._warned:
-            self._warned.add(why)
-            log.warning("the expected error is not known: %s", why)
-        return without_unknown(graph)
+        return without_unknown(graph, self._warned)
 
     def _reachable(self, target: Target, budgets: Iterable[Budget]) -> list[CacheGraph]:
         return within_reach(lambda budget: next(self._graphs(target, [budget])), budgets)

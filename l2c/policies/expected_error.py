@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 
@@ -13,6 +14,7 @@ from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN
 from l2c.policies.allocation import Array
 from l2c.sampling.image_error import standard_error
 
+log = logging.getLogger(__name__)
 FEWEST = 4  # trajectories; of 2, expected errors were up to 18 x too small also beside true errors, of 8 up to 3 x
 FINER = 2.0  # evaluations for each one measured, up to which an expected error says something
 FINER_THAN_TRUE = 1.25  # the same for each one of those at which true errors are known
@@ -69,7 +71,7 @@ def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
     measured = calibration.carried_from
     if measured is None:
         return None
-    corrected = max((one["num_evaluations"] for one in calibration.corrections), default=0)
+    corrected = max(one["num_evaluations"] for one in calibration.corrections)
     most = max(FINER, FINER_THAN_TRUE * corrected / measured)
     if calibration.finer <= most + SLACK:
         return None
@@ -81,11 +83,21 @@ def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
     )
 
 
-def without_unknown(graph: CacheGraph) -> CacheGraph:
-    """Return a graph whose expected error is None where `with_expected` wrote down why it is not known."""
-    return (
-        graph.replace(measured={**graph.measured, ERROR: None, SPREAD: None}) if UNKNOWN in graph.measured else graph
-    )
+def without_unknown(graph: CacheGraph, warned: set[str]) -> CacheGraph:
+    """Return a graph whose expected error is None where `with_expected` wrote down why it is not known.
+
+    Args:
+        graph: as a policy made it.
+        warned: reasons that were given in a warning already; this one is added.
+
+    """
+    why = graph.measured.get(UNKNOWN)
+    if why is None:
+        return graph
+    if why not in warned:
+        warned.add(why)
+        log.warning("the expected error is not known: %s", why)
+    return graph.replace(measured={**graph.measured, ERROR: None, SPREAD: None})
 
 
 def true_over_predicted(corrections: Iterable[Mapping[str, float]], num_evaluations: int, share: float) -> float:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from l2c.graph.cache_graph import CacheGraph
-from l2c.graph.statistics import UNKNOWN
 from l2c.policies.best import best
 from l2c.policies.budget import FORMS
 from l2c.policies.context import PolicyContext, check_context
@@ -24,7 +22,6 @@ from l2c.policies.methods.ranking import late_first, random, top_k
 from l2c.policies.methods.smoothcache import smoothcache
 from l2c.policies.settings import check_options, check_values, needs_of
 
-log = logging.getLogger(__name__)
 POLICIES: dict[str, Callable[..., CacheGraph]] = {
     policy.__name__: policy
     for policy in (
@@ -77,9 +74,7 @@ def make_graph(name: str, context: PolicyContext, **options: Any) -> CacheGraph:
     if required:
         raise ValueError(f"policy {name} needs a {required[0]}: give {FORMS}")
     graph = POLICIES[name](check_context(context).for_any_weights() if name in UNMEASURED else context, **options)
-    if UNKNOWN in graph.measured:
-        log.warning("the expected error is not known: %s", graph.measured[UNKNOWN])
-    return without_unknown(graph)
+    return without_unknown(graph, set())
 
 
 def with_defaults(policy: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
