@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,6 @@ class Comparison:
         self.context = self.contexts[0] if self.contexts else PolicyContext.of(self.uncached)
         self.noise = seeded_noise(backbone.input_shape, settings.seed, settings.num_images)
         self.labels = labels_in_turn(backbone.num_labels, settings.num_images)
-        self._targets: torch.Tensor | None = None
 
     def check_calibrations(self) -> None:
         """Refuse methods that need what a calibration does not hold, and calibrations on the noises compared on.
@@ -145,19 +144,22 @@ class Comparison:
             "measured_to": self.asked.measured_to,
         }
 
-    @property
+    @cached_property
     def targets(self) -> torch.Tensor:
         """The images that errors are measured to, drawn once and kept in the folder.
 
         The uncached sampler draws them; with `measured_to=ode` the same solver with 200 evaluations.
         """
-        if self._targets is None:
-            self._targets = self.kept.targets(self.settings)
-        if self._targets is None:
+        images = self.kept.targets(self.settings)
+        if images is None:
             sampler = self.uncached if self.asked.measured_to == "uncached" else self.uncached_at(ODE_EVALUATIONS)
-            self._targets = self.images(sampler)
-            self.kept.keep_targets(self._targets, self.settings)
-        return self._targets
+            images = self.images(sampler)
+            self.kept.keep_targets(images, self.settings)
+        return images
+
+    @cached_property
+    def _digest_of_targets(self) -> str:
+        return targets_digest(self.targets)
 
     def images(self, sampler: Sampler | DynamicSampler) -> torch.Tensor:
         """Return a sampler's images (N, C, H, W) of the noises that all methods are compared on."""
@@ -251,7 +253,7 @@ class Comparison:
         """Return the cell of a draw, read from the folder if nothing changed; none if the budget is out of reach."""
         name = cell_name(method, worth)
         timing = {"timing_batch": self.asked.timing_batch, "timing_repetitions": self.asked.timing_repetitions}
-        origin = {"method": method, **draw.origin, "budget": worth, **timing, "targets": targets_digest(self.targets)}
+        origin = {"method": method, **draw.origin, "budget": worth, **timing, "targets": self._digest_of_targets}
         found = self.kept.recall(file := f"{name}-{seed}", origin)
         if not isinstance(found, str):
             return found
