@@ -187,7 +187,7 @@ class _Trajectory:
                         output, [x, *layers], gradient, retain_graph=k < len(by_output) - 1, allow_unused=True
                     )
                     if at_x is None:  # outputs that do not follow x begin gradients themselves
-                        raise NotImplementedError("its output does not follow its input")
+                        raise RuntimeError("its output does not follow its input")
                 at_state[k] = at_x
                 found = zip(by_layer, layers, strict=True)
                 yield e, k, [*(torch.zeros_like(own) if at is None else at for at, own in found), gradient]
@@ -227,7 +227,7 @@ def _gradients_refused(backbone: Backbone) -> Iterator[None]:
     """Replace the error of a model without a backward pass (quantised weights, inference kernels) by a sentence."""
     try:
         yield
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:  # also where a kernel has no backward pass
         if out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0].rstrip(".")

@@ -73,8 +73,7 @@ def base_weights(model: nn.Module) -> dict[str, Any]:
 def precisions_of(model: nn.Module) -> set[torch.dtype]:
     """Return the types of a model's own parameters, those of adapters aside."""
     own = base_weights(model).keys()
-    plain = ((name.replace("base_layer.", ""), weight) for name, weight in model.named_parameters())
-    return {weight.dtype for name, weight in plain if name in own}
+    return {weight.dtype for name, weight in model.named_parameters() if _plain_name(name) in own}
 
 
 def weights_under(model: nn.Module, *, keep_active: bool) -> dict[str, Any]:
