@@ -85,7 +85,7 @@ def callables(tmp_path_factory):
     sampler = l2c.Sampler(backbone, solver="ddim", num_evaluations=6)
     short = {"num_trajectories": 1, "batch_size": 1, "true_errors": 0}
     both = ["responses", "changes"]
-    known = {**short, "num_trajectories": 2, "true_errors": 2}  # errors of its graphs are known
+    known = {**short, "num_trajectories": 4, "true_errors": 2}  # errors of its graphs are known
     calibration = l2c.Calibration.measure(sampler, what=both, responses={"num_probes": 1}, **known)
     ladder = calibration.reachable([0.9, 0.7])
     calibration.save(folder / "c.safetensors")
