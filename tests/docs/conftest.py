@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from doc_pages import SMALL, linear_graph
+from doc_pages import FEW_EVALUATIONS, SMALL, linear_graph
 from PIL import Image
 
 import l2c
@@ -40,7 +40,7 @@ def placed(
     made: dict[str, str] = {}
 
     def calibration() -> str:
-        few = SMALL["calibrate"]
+        few = [*SMALL["calibrate"], FEW_EVALUATIONS]
         done = command("calibrate", "measure=[changes,responses]", *few, "output=own.safetensors", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         return "own.safetensors"
@@ -76,6 +76,7 @@ def placed(
             "calibration=PATH": lambda: f"calibration={calibration()}",
             "graph=PATH": lambda: f"graph={graph()}",
             "mine.npy": scores,
+            "budget=14": lambda: "budget=4",
         },
         "docs/pipelines.md": {
             "pipeline=PATH": lambda: f"pipeline={request.getfixturevalue('tiny_pipeline')}",

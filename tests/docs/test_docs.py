@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from doc_pages import PAGES, ROOT, SMALL, blocks, commands, indented, linear_graph
+from doc_pages import FEW_EVALUATIONS, PAGES, ROOT, SMALL, blocks, commands, indented, linear_graph
 from hydra import compose, initialize_config_dir
 
 from l2c.commands.frame.settings import checked
@@ -25,9 +25,7 @@ RUN_WHOLE = (  # their commands run, one after the other, in one folder
 OTHER_DATA = "needs other data"
 BEST = ["policy.num_trajectories=4", "policy.pool=4", "policy.steps=1", "policy.batch_size=2", "policy.max_span=3"]
 BUDCACHE = ["policy.num_trajectories=2", "policy.steps=1", "policy.climbs=1"]
-FEW_METHODS = [
-    f"methods.{name}=false" for name in ("best", "gram_hold", "gram_linear", "top_k", "smoothcache", "random")
-]
+FEW_METHODS = "only=[gram,block_caching,fewer_steps]"
 
 
 def small(call: list[str]) -> list[str]:
@@ -38,8 +36,11 @@ def small(call: list[str]) -> list[str]:
         extra += BEST
     if "policy=budcache" in given:
         extra += BUDCACHE
-    if name == "compare":
-        extra += FEW_METHODS
+    if name == "compare" and not any(word.startswith("only=") for word in given):
+        extra.append(FEW_METHODS)
+    calibrates = name == "calibrate" or any(word.startswith("calibration=") for word in given)
+    if calibrates and not any(word.startswith("solver.num_evaluations=") for word in given):
+        extra.append(FEW_EVALUATIONS)
     if name == "train-backbone" and any(word.startswith("max_steps=") for word in given):
         extra = [override for override in extra if not override.startswith("max_steps")]
     if "labels=" in " ".join(given):
@@ -100,6 +101,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch, given):
         if block.mark:
             namespace |= given(block.mark)
         text = re.sub(r"^num_images = \d+$", "num_images = 2", block.text, flags=re.MULTILINE)
+        text = re.sub(r"num_inference_steps=\d+", "num_inference_steps=4", text)
         exec(compile(text, f"{relative(page)}", "exec"), namespace)
 
 

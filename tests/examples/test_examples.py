@@ -63,6 +63,9 @@ def test_a_pipeline_whose_weights_are_split(tiny_pipeline, tmp_path, monkeypatch
 def test_a_pipeline_in_twenty_lines(tiny_pipeline, quick_acceleration, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["pipeline.py", str(tiny_pipeline), "a cat"])
-    runpy.run_path(str(EXAMPLES / "pipeline.py"), run_name="__main__")
+    text = (EXAMPLES / "pipeline.py").read_text(encoding="utf-8")
+    assert '"num_inference_steps": 20' in text
+    (tmp_path / "few.py").write_text(text.replace('"num_inference_steps": 20', '"num_inference_steps": 4'))
+    runpy.run_path(str(tmp_path / "few.py"), run_name="__main__")
     assert (tmp_path / "cached.png").is_file()
     assert "evaluations" in capsys.readouterr().out
