@@ -92,6 +92,22 @@ class Pass(ABC):
     def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """Run block `index` on its inputs, the tokens x (N, T, D) first; return x after it."""
 
+    def _outputs(self, block: nn.Module, *inputs: Any) -> tuple[Any, tuple[Any, Any]]:
+        """Run a block; return what it returns, its output and those of its layers.
+
+        Raises:
+            ValueError: if a hook on the block returns something else in its place.
+
+        """
+        returned = self._call(block, *inputs)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], tuple)):
+            got = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
+            raise ValueError(
+                f"a {type(block).__name__} must return (tokens, outputs of its layers), got {got}; a forward hook on "
+                "it must return such a pair, or None to leave it as it is"
+            )
+        return returned
+
     def whole(self, x: Tensor, compute: Callable[[], Tensor]) -> Tensor:
         """Return the network's output for x (N, C, H, W): what `compute` gives, or what this pass reuses."""
         return compute()
@@ -148,7 +164,7 @@ class LayerPlan(Pass):
 
     def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """Run block `index`, hold on to those of its two outputs that are to be kept; see `Pass.run`."""
-        x, outputs = self._call(block, *inputs, *self.block(index))
+        x, outputs = self._outputs(block, *inputs, *self.block(index))
         for layer, output in zip((2 * index, 2 * index + 1), outputs, strict=True):
             self._kept[layer] = output if self._keep[layer] else None
         return x

@@ -35,7 +35,7 @@ class SinglePlan(LayerPlan):
         if index in self._ran:
             raise ValueError(ran_twice(self._names[index]))
         self._ran.add(index)
-        output, outputs = self._call(block, *inputs, *self.block(index))
+        output, outputs = self._outputs(block, *inputs, *self.block(index))
         if self._keep[index]:
             self._kept[index] = outputs[0]
         return output

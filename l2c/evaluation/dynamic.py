@@ -202,7 +202,7 @@ class DynamicPass(Pass):
         if index == self.middle.start:
             self._enter(block, *inputs)
         inside = index in self.middle
-        x = inputs[0] if inside and not self.decisions[-1].any() else self._call(block, *inputs)[0]
+        x = inputs[0] if inside and not self.decisions[-1].any() else self._outputs(block, *inputs)[0]
         return self._leave(x) if index == self.middle.stop - 1 else x
 
     def _enter(self, block: nn.Module, x: Tensor, *others: Any) -> None:

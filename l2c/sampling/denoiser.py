@@ -149,7 +149,12 @@ class _ScheduledPass(Pass):
     def run(self, index: int, block: nn.Module, *inputs: Any) -> Tensor:
         """Run block `index` on its inputs, the tokens x (N, T, D) first; return x after it."""
         if not self._steps:
-            return self._call(block, *inputs, (True, True), (None, None))[0]
+            return self._outputs(block, *inputs, (True, True), (None, None))[0]
+        if index >= len(self._steps):
+            raise ValueError(
+                f"the backbone runs more blocks than the {len(self._steps)} that the graph has layers of; one was "
+                "added after the sampler was made: take it out, or take a graph made for this backbone"
+            )
         step, like = self._steps[index], inputs[0]
         outputs: tuple[Tensor, ...] = ()
         if step.total is not None:
@@ -157,7 +162,7 @@ class _ScheduledPass(Pass):
         else:
             attention, mlp = step.sources
             cached = (attention and self._value(attention, like), mlp and self._value(mlp, like))
-            x, outputs = self._call(block, *inputs, step.fresh, cached)
+            x, outputs = self._outputs(block, *inputs, step.fresh, cached)
         self._keep(step, outputs)
         return x
 

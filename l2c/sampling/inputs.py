@@ -79,10 +79,10 @@ def checked_count(backbone: Backbone, y: Tensor | None, noise: Tensor | None) ->
 
 def _check_labels(name: str, num_labels: int, y: Tensor) -> None:
     whole = not (y.is_floating_point() or y.is_complex() or y.is_quantized or y.dtype == torch.bool)
+    if y.ndim == 1 and not len(y):
+        raise ValueError("labels are empty; give one for each image")
     if y.ndim != 1 or not whole or not is_plain(y):
         raise ValueError(f"labels must be integers of shape (N,), got {y.dtype} of shape {tuple(y.shape)}")
-    if not len(y):
-        raise ValueError("labels are empty; give one for each image")
     y = y.long()  # what is unsigned knows no comparison
     wrong = y[(y < 0) | (y >= num_labels)]
     if len(wrong):

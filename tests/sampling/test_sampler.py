@@ -424,6 +424,7 @@ def test_whole_floats_and_paths_are_taken(make_dit, make_graph, tmp_path):
         ({"noise": torch.tensor(1.0)}, "noise must be a tensor of floats"),
         ({"noise": torch.zeros(3, 4, 8, 8).to_sparse()}, "noise must be a tensor of floats"),
         ({"noise": torch.full((3, 4, 8, 8), 1e300, dtype=torch.float64)}, "noise must be finite in 32 bits"),
+        ({"labels": [], "seed": 0}, "labels are empty"),
         ({"labels": ["a", "b"], "seed": 0}, "labels must be integers of shape"),
         ({"labels": LABELS.to_sparse(), "seed": 0}, "labels must be integers of shape"),
         ({"labels": LABELS.to("meta"), "seed": 0}, "labels must be integers of shape"),
@@ -434,6 +435,27 @@ def test_inputs_of_the_wrong_kind_are_refused(make_dit, given, says):
     sampler = l2c.Sampler(make_dit(), solver="ddim", num_evaluations=2)
     with pytest.raises(ValueError, match=says):
         sampler.sample(**{"labels": LABELS, **given})
+
+
+def one_head(net):
+    net.blocks[0].attn.num_heads = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda net: net.blocks.append(net.blocks[0]), "runs more blocks than the 2 that the graph has layers of"),
+        (lambda net: net.blocks[0].register_forward_hook(lambda *run: run[-1] * 2), r"must return .*tuple of 4"),
+        (lambda net: net.blocks[0].register_forward_hook(lambda *run: run[-1][0]), "must return .*got Tensor"),
+        (one_head, "DiT failed while images were drawn: RuntimeError: shape .* is invalid"),
+    ],
+)
+def test_a_network_changed_since_is_refused_in_a_sentence(make_dit, make_graph, change, says):
+    net = make_dit(num_heads=2, depth=2)
+    sampler = l2c.Sampler(net, graph=make_graph(net, num_evaluations=2), any_weights=True)
+    change(net)
+    with pytest.raises(RuntimeError if change is one_head else ValueError, match=says):
+        sampler.sample(LABELS, seed=0)
 
 
 def test_labels_of_every_width_are_taken(backbone):
