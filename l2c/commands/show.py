@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from l2c.commands.frame.arguments import Arguments
 from l2c.commands.frame.table import command_line, python_line
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         form = form_of(name)
         calibration = form == CALIBRATION or name.endswith(".safetensors")
         text, use = _of_calibration(name, options, output) if calibration else _of_json(name, form, options, output)
-    print(f"{text}\nwrote {output}\nnext: {use}")
+    print(f"{text}\nnext: {use}")
 
 
 def _use_of(graph: CacheGraph, name: str) -> str:
@@ -91,15 +91,14 @@ def _of_json(name: str, form: str | None, options: dict[str, str], output: Path)
     if form == ladder.FORMAT:
         text = _of_ladder(ladder.Ladder.load(name), output)
         return text, f"l2c.Sampler(backbone, graph=l2c.Ladder.load({name!r}).rung(0.5))"
-    from l2c.report.figures import graph_heatmap, save_figure
+    from l2c.report.figures import graph_heatmap
 
     if form == collection.FORMAT:
         graphs = collection.CacheGraphs.load(name)
-        save_figure(graph_heatmap(*graphs.values()), output)
-        return graphs.summary(), python_line(name, "CacheGraphs")
+        drawn = _drawn(graph_heatmap(*graphs.values()), output)
+        return f"{graphs.summary()}\n{drawn}", python_line(name, "CacheGraphs")
     graph = CacheGraph.load(name)
-    save_figure(graph_heatmap(graph), output)
-    return graph.summary(), _use_of(graph, name)
+    return f"{graph.summary()}\n{_drawn(graph_heatmap(graph), output)}", _use_of(graph, name)
 
 
 def _of_calibration(name: str, options: dict[str, str], output: Path) -> tuple[str, str]:
@@ -118,22 +117,30 @@ def _of_calibration(name: str, options: dict[str, str], output: Path) -> tuple[s
 
 
 def _of_ladder(ladder: Ladder, output: Path) -> str:
-    """Draw expected error against budget; return it as a table."""
+    """Draw expected error against budget, where one is known; return it as a table."""
     from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN, WORTH
     from l2c.report.curves import budget_curve
-    from l2c.report.figures import save_figure
 
-    first, count = ladder[0], ladder[0].num_evaluations
-    if all(UNKNOWN in graph.measured for graph in ladder):
-        raise ValueError(f"there is no error to draw: {first.measured[UNKNOWN]}")
+    first, count, errors = ladder[0], ladder[0].num_evaluations, ladder.figures(ERROR)
+    head = f"{shown(first.model)}, {first.solver}, {count} evaluations; expected squared error x 1e-5"
+    if not any(error > 0 for error in errors):  # NaN, for unknown, is not
+        reasons = (shown(graph.measured[UNKNOWN], 300) for graph in ladder if UNKNOWN in graph.measured)
+        why = next(reasons, "the file gives none above 0")
+        return f"{head}\n{ladder.summary()}\nno picture, since there is no error to draw: {why}"
     figure = budget_curve(
         ladder.figures(WORTH),
-        ladder.figures(ERROR),
+        errors,
         num_evaluations=count,
         title=f"{first.model}: {count} evaluations, expected error of its graphs",
         spread=ladder.figures(SPREAD),
         ylabel="expected squared error",
     )
+    return f"{head}\n{ladder.summary()}\n{_drawn(figure, output)}"
+
+
+def _drawn(figure: Any, output: Path) -> str:
+    """Write a picture; say so."""
+    from l2c.report.figures import save_figure
+
     save_figure(figure, output)
-    head = f"{first.model}, {first.solver}, {count} evaluations; expected squared error x 1e-5"
-    return f"{head}\n{ladder.summary()}"
+    return f"wrote {output}"

@@ -11,6 +11,7 @@ from l2c.graph.correction_file import DIGEST
 from l2c.graph.fields import GraphFields
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.predictor import FITTED, MAX_OUTPUTS, MAX_SLOPE, REUSES, WEIGHTED, counts_before
+from l2c.graph.statistics import check_measured
 from l2c.io.names import listed, quoted, shown
 from l2c.io.numbers import finite_number
 
@@ -229,4 +230,5 @@ CHECKS: tuple[Callable[[GraphFields], None], ...] = (
     check_predictor_weights,
     check_routed,
     check_binding,
+    check_measured,
 )

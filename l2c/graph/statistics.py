@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from l2c.graph.fields import GraphFields
+from l2c.graph.given import text
 from l2c.graph.layer_names import layers_of
+from l2c.io.numbers import finite_number
 from l2c.io.version import __version__
 
 # What makers of graphs measure, by its name in a file.
 MACS, WORTH, SPEED_UP = "macs_per_evaluation", "evaluations_worth_of_macs", "macs_speed_up"
 UNKNOWN = "expected_mse_unknown"  # why the next two are null
 ERROR, SPREAD = "expected_mse", "expected_mse_standard_error"  # per pixel, and of it over trajectories
+LEAST_WORTH = 1e-9
+SLACK = 1e-6  # evaluations' worth, of rounding
 COUNTED = (
     "num_evaluations",
     "num_routed",
@@ -36,6 +41,22 @@ def made_by(method: str, hyperparameters: Mapping[str, Any], **further: Any) -> 
 
     """
     return {"method": method, "hyperparameters": dict(hyperparameters), **further, "l2c": __version__}
+
+
+def check_measured(graph: GraphFields) -> None:
+    """Refuse figures that no maker of a graph can have measured; those of other names may be anything.
+
+    Raises:
+        ValueError: if a cost or an expected error is no number in its range, or `UNKNOWN` no text.
+
+    """
+    ranges = {WORTH: (LEAST_WORTH, graph.num_evaluations + SLACK)}
+    for name, value in graph.measured.items():
+        if name in (MACS, WORTH, SPEED_UP) or (name in (ERROR, SPREAD) and value is not None):
+            low, high = ranges.get(name, (0.0, math.inf))
+            finite_number(name, value, low=low, high=high)
+        elif name == UNKNOWN:
+            text(name, value)
 
 
 def removed_fraction_of(graph: GraphFields, kind: str) -> float:

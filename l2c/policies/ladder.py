@@ -20,7 +20,6 @@ from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 
 FORMAT = "l2c-cache-ladder"
 MOST = 1000  # graphs
-SLACK = 1e-6  # evaluations' worth, of rounding
 NEAR = 0.01  # of the MACs: budgets are met to within about a layer
 TIE = 1.5  # expected errors that differ by less say nothing about which is smaller
 
@@ -56,10 +55,6 @@ class Ladder(Sequence[CacheGraph]):
                 )
             if not all(figure in graph.measured for figure in (WORTH, ERROR, SPREAD)):
                 raise ValueError("a graph of a ladder does not say its cost and expected error; make it by gram")
-            finite_number(WORTH, graph.measured[WORTH], low=1e-9, high=graph.num_evaluations + SLACK)
-            for figure in (ERROR, SPREAD):
-                if graph.measured[figure] is not None:
-                    finite_number(figure, graph.measured[figure], low=0)
         self._graphs = sorted(found, key=lambda graph: -graph.measured[WORTH])
 
     @overload

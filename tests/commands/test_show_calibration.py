@@ -11,7 +11,9 @@ from l2c.diffusion import NoiseSchedule, make_solver
 from l2c.graph.binding import Binding
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.collection import CacheGraphs
+from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.policies.calibration import Calibration
+from l2c.policies.ladder import Ladder
 from l2c.report import figures
 
 
@@ -63,11 +65,21 @@ def test_bad_options_are_refused(path, options, sentence):
     assert sentence in str(refusal.value)
 
 
-def test_errors_that_are_not_known_are_not_drawn(path):
-    with pytest.raises(
-        ValueError, match=r"no error to draw: 25 evaluations lie 2\.5 x as close in time as the 10 that"
-    ):
-        show.main([str(path), "num_steps=25"])
+def test_errors_that_are_not_known_are_told_without_a_picture(path, tmp_path, capsys):
+    picture = tmp_path / "curve.png"
+    show.main([str(path), "num_steps=25", f"output={picture}"])
+    told = capsys.readouterr().out
+    assert not picture.exists()
+    assert "no error to draw: 25 evaluations lie 2.5 x as close in time as the 10 that" in told
+    assert told.count("unknown +- unknown") == told.count("evaluations' worth") >= 5
+    assert "wrote" not in told
+    nameless = [
+        graph.replace(measured={WORTH: graph.measured[WORTH], ERROR: None, SPREAD: None})
+        for graph in Calibration.load(path).reachable([0.8, 0.7])
+    ]
+    Ladder(nameless).save(tmp_path / "ladder.json")
+    show.main([str(tmp_path / "ladder.json"), f"output={picture}"])
+    assert "no error to draw: the file gives none above 0" in capsys.readouterr().out
 
 
 def test_a_graph_has_its_number_of_evaluations():

@@ -214,6 +214,10 @@ def with_change(content, path, value):
         ("routed", 1, "routed must be list, got int"),
         ("provenance", ..., "provenance is missing"),
         ("statistics", None, "statistics must be dict, got NoneType"),
+        ("statistics.expected_mse", -1, "expected_mse must be a finite number of at least 0, got -1"),
+        ("statistics.expected_mse", "small", "expected_mse must be a finite number of at least 0, got 'small' (str)"),
+        ("statistics.evaluations_worth_of_macs", 6, "evaluations_worth_of_macs must be a finite number in [1e-09, 5"),
+        ("statistics.expected_mse_unknown", None, "expected_mse_unknown must be a text, got None"),
     ],
 )
 def test_contradictions_are_refused_in_one_sentence(content, path, value, says):
@@ -275,6 +279,10 @@ def test_rows_given_as_text_are_not_taken_for_bools():
         ({"cfg_scale": False}, "cfg_scale must be a finite number"),
         ({"solver_options": [1]}, "solver_options must be values by name"),
         ({"provenance": [1]}, "provenance must be values by name"),
+        ({"measured": {ERROR: float("nan")}}, f"{ERROR} must be a finite number of at least 0, got nan"),
+        ({"measured": {SPREAD: float("inf")}}, f"{SPREAD} must be a finite number of at least 0, got inf"),
+        ({"measured": {WORTH: None}}, f"{WORTH} must be a finite number in"),
+        ({"measured": {WORTH: True}}, f"{WORTH} must be a finite number in"),
     ],
 )
 def test_attributes_of_another_kind_are_refused(changes, says):

@@ -18,6 +18,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.checks import MAX_EVALUATIONS, MAX_LAYERS, MAX_OPTION, MAX_SCALE, MAX_TIMESTEP
 from l2c.graph.file import FIELDS, OF_GUIDANCE, OF_MODEL, OF_SAMPLER
 from l2c.graph.predictor import MAX_SLOPE, REUSES
+from l2c.graph.statistics import ERROR, MACS, SPEED_UP, SPREAD, UNKNOWN, WORTH
 
 SCHEMA = json.loads((Path(l2c.__file__).parent / "graph" / "cache_graph.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -35,12 +36,12 @@ BASE = CacheGraph(
     guidance="dit",
     cfg_scale=1.5,
     provenance={"method": "x", "list": [1, {"a": None}]},
-    measured={"mse": 0.5},
+    measured={"mse": 0.5, MACS: 100, WORTH: 4.0, SPEED_UP: 1.25, ERROR: 1e-3, SPREAD: None, UNKNOWN: "why"},
 )
 # What several fields say together, which a schema cannot check.
 RELATIONS = re.compile(
     r"row \d+ has|first row reuses|timesteps must|rows but|sampler.num_evaluations is|reuse has|slopes has"
-    r"|finite slopes|cannot be routed|not among the routed"
+    rf"|finite slopes|cannot be routed|not among the routed|{WORTH} must be a finite number in"
 )
 VALUES = [
     *(*NUMBERS, *TEXTS, *OTHERS),

@@ -5,7 +5,6 @@ import json
 import pytest
 
 import l2c
-from l2c.graph.statistics import ERROR, SPREAD, WORTH
 
 T, F = True, False
 
@@ -73,12 +72,6 @@ def test_an_expected_error_is_a_number(graphs, asked):
     ladder = l2c.Ladder(graphs)
     with pytest.raises(ValueError, match="an expected error must be a finite number of at least 0, got"):
         ladder.within(asked)
-
-
-@pytest.mark.parametrize("changes", [{WORTH: 0}, {WORTH: 4}, {WORTH: True}, {ERROR: -1}, {SPREAD: float("inf")}])
-def test_figures_of_a_ladder_are_costs_and_errors(graphs, changes):
-    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a finite number"):
-        l2c.Ladder([*graphs, graphs[0].replace(measured={**graphs[0].measured, **changes})])
 
 
 def test_what_is_no_ladder_is_refused(graphs, tmp_path):
