@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
+import os
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from l2c.io.bundled import at_home, checkpoint_folders
+from l2c.io.bundled import at_home, checkpoint_folders, own_checkpoint_folder
 from l2c.io.json_fields import TORCH, WEIGHTS, check_form
 from l2c.io.memory import out_of_memory
 from l2c.io.names import shown
 from l2c.io.tensors import is_plain, not_finite
 
+log = logging.getLogger(__name__)
 # Names under which training codes save a state dict; the exponential moving averages come first.
 CONTAINERS = (
     *("ema", "model_ema", "ema_model", "ema_state_dict", "params_ema", "shadow"),
@@ -45,6 +48,13 @@ def find_checkpoint(
     places = [at_home(checkpoint), *(folder / checkpoint for folder in checkpoint_folders())]
     for place in places:
         if place.is_file():
+            if place is not places[0] and not own_checkpoint_folder().is_dir() and "L2C_CHECKPOINTS" in os.environ:
+                log.warning(
+                    "the environment variable L2C_CHECKPOINTS names a folder that is not there, %s; %s comes from %s",
+                    shown(own_checkpoint_folder(), 300),
+                    shown(checkpoint, 300),
+                    shown(place.parent.absolute(), 300),
+                )
             return place
     looked = ", ".join(shown(place, 300) for place in dict.fromkeys(place.absolute() for place in places))
     published = f"the official file is published at {url}" if url else "no official file is published for it"

@@ -31,11 +31,17 @@ def check_results(folder: Path, patterns: Sequence[str]) -> None:
         patterns: names of the files that the run will write, as `Path.glob` takes them.
 
     Raises:
-        ValueError: if one of them is there and is none of ours; the message names it.
+        ValueError: if one of them is there and is none of ours, or no file; the message names it.
 
     """
-    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
-    found = [path for path in found if path.stat().st_size]
+    found = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    kept = [path for path in found if path.parent == folder and path.exists() and not path.is_file()]
+    if kept:
+        raise ValueError(
+            f"{shown(kept[0], 300)} is no file, and the run writes one of that name; move it away, or choose another "
+            "folder with hydra.run.dir=PATH"
+        )
+    found = [path for path in found if path.is_file() and path.stat().st_size]
     if not found:
         return
     ours = any(is_ours(folder / name) for name in KEYS)

@@ -187,6 +187,13 @@ def test_weights_are_looked_for_in_all_places(preset, make_dit, tmp_path, monkey
     assert torch.equal(l2c.load_backbone(preset).pos_embed, make_dit().pos_embed)
 
 
+def test_a_folder_of_checkpoints_that_is_not_there_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("L2C_CHECKPOINTS", str(tmp_path / "nowhere"))
+    found = find_checkpoint("dit_digits.safetensors", name="dit_digits")
+    (said,) = caplog.messages
+    assert f"that is not there, {tmp_path / 'nowhere'}; dit_digits.safetensors comes from {found.parent}" in said
+
+
 def test_loaded_backbones_are_frozen(preset):
     net = l2c.load_backbone(preset, checkpoint="random")
     assert not net.training

@@ -228,12 +228,16 @@ def test_a_graph_is_timed_on_its_own_weights_or_on_random_ones(call, tmp_path, c
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
-@pytest.mark.parametrize("started", [("-m", "l2c"), ("train_router.py",)], ids=" ".join)
-def test_a_reader_that_hangs_up_ends_a_command_quietly(started, unbuffered):
+@pytest.mark.parametrize(
+    "started",
+    [("-m", "l2c", "graph", "policy=interval"), (str(ROOT / "train_router.py"), "--help")],
+    ids=["-m l2c", "train_router.py"],
+)
+def test_a_reader_that_hangs_up_ends_a_command_quietly(tmp_path, started, unbuffered):
     process = subprocess.Popen(
-        [sys.executable, *started, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        [sys.executable, *started],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -250,6 +254,7 @@ def test_a_reader_that_hangs_up_ends_a_command_quietly(started, unbuffered):
         ("l2c --version <&- >&- 2>&-", 0, ""),
         ("l2c nothing 2>&-", 1, ""),
         ("l2c --version >/dev/full", 1, "error: cannot print: No space left on device; send the output to another"),
+        ("MPLBACKEND=x l2c graph policy=interval >/dev/full", 1, "error: cannot print: No space left on device"),
         ("l2c nothing >/dev/full", 1, "error: unknown command 'nothing'; "),
         ("rmdir $PWD; l2c --version", 1, "error: the current folder is gone; go to another one"),
         ("rmdir $PWD; l2c graph policy=interval", 1, "error: the current folder is gone; go to another one"),

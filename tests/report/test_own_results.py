@@ -26,6 +26,11 @@ def test_a_picture_of_ours_is_told_from_one_of_matplotlib(tmp_path, suffix):
     with pytest.raises(ValueError, match=f"samples.{suffix} would be overwritten, which is no result of an earlier"):
         check_results(tmp_path, ["samples.*", "graph.*"])
     check_results(tmp_path, ["graph.*"])
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a.png").mkdir()
+    check_results(tmp_path, ["cells/*"])  # whose files are looked at where they are made
+    with pytest.raises(ValueError, match="cells is no file, and the run writes one of that name"):
+        check_results(tmp_path, ["cell*"])
 
 
 def test_images_and_pages_say_whose_they_are(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -24,6 +25,7 @@ from l2c.commands.frame.help import help_page
 from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.sentences import explained, sentence_of
 from l2c.commands.frame.settings import checked, memory_sentence
+from l2c.commands.frame.standard_output import drop_output
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, spelled
 from l2c.io.atomic import check_writable, sweep
 from l2c.io.bundled import project_folder
@@ -113,6 +115,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
     def job(cfg: DictConfig) -> None:
         sys.argv = started  # Lightning starts further processes with it
         begun.append(config_name)
+        _let_libraries_warn()
         try:
             with interrupts_kept(), memory_explained(lambda: NO_MEMORY):
                 checked(config_name, cfg)
@@ -121,7 +124,7 @@ def run_configured(config_name: str, task: Task, arguments: Sequence[str]) -> No
                 with _job(claimed), _held(run_folder(), config_name), memory_explained(lambda: sentence):
                     task(cfg)
         except BAD_INPUT as error:
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
+            if HydraConfig.get().mode != RunMode.MULTIRUN or isinstance(error, BrokenPipeError):
                 _fail(error)
             _take_back()
             sys.stderr.write(f"error: job {HydraConfig.get().job.num}: {sentence_of(error, _folder())}\n")
@@ -171,6 +174,13 @@ def _refuse_flags(message: str) -> NoReturn:
     sys.exit(f"error: {shown(message, 300)}; say l2c COMMAND --help; settings are given as key=value")
 
 
+def _let_libraries_warn() -> None:
+    """Print what libraries log from warnings on: Hydra's handler prints all notices, on the standard output."""
+    if logging.root.level == logging.INFO:  # not under hydra.verbose
+        logging.root.setLevel(logging.WARNING)
+        logging.getLogger("l2c").setLevel(logging.INFO)
+
+
 def _use_threads(cfg: DictConfig) -> None:
     """Set torch's number of threads where a command's `num_threads` says one."""
     if count := cfg.get("num_threads"):
@@ -202,7 +212,9 @@ def _held(folder: Path, config_name: str) -> Iterator[None]:
 
 def _folder() -> Path:
     """Return the run folder, or the current one where there is none yet."""
-    return run_folder() if HydraConfig.initialized() else Path.cwd()
+    with contextlib.suppress(ValueError, OmegaConfBaseException):  # before Hydra has one
+        return run_folder()
+    return Path.cwd()
 
 
 def _take_back() -> None:
@@ -217,9 +229,12 @@ def _take_back() -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    """Take back an empty run folder, say what is wrong, exit."""
+    """Take back an empty run folder, say what is wrong, exit; where the reader of the output hung up, silently."""
     _take_back()
-    if isinstance(error, BrokenPipeError) or os.environ.get(TRACEBACK):
+    if os.environ.get(TRACEBACK):
         raise error
+    if isinstance(error, BrokenPipeError):  # raised, Hydra would say of it that a job failed
+        drop_output()
+        sys.exit(1)
     sys.stderr.write(f"error: {sentence_of(error, _folder())}\n")
     sys.exit(1)

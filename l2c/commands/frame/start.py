@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 
 from l2c.commands.frame.interrupts import interrupts_kept
+from l2c.commands.frame.standard_output import drop_output, of_output
 from l2c.commands.frame.table import COMMANDS, TRACEBACK, override
 from l2c.data.processes import check_environment
 from l2c.io.bundled import at_home
@@ -48,13 +50,12 @@ def _ended_quietly() -> Iterator[None]:
     except OSError as error:
         if out_of_memory(error):
             sys.exit(f"error: {NO_MEMORY}")
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
+        drop_output()
         if isinstance(error, BrokenPipeError):
             sys.exit(1)
         if os.environ.get(TRACEBACK) or error.errno is None or error.filename is not None:
             raise
-        sys.exit(f"error: cannot print: {error.strerror or error}; send the output to another place")
+        sys.exit(f"error: {of_output(error)}")
     except KeyboardInterrupt:  # before a command's work, or after it
         sys.stderr.write("error: interrupted\n")
         sys.exit(128 + signal.SIGINT)
@@ -65,7 +66,10 @@ def _ended_quietly() -> Iterator[None]:
 
 
 def _make_ready() -> None:
-    """Take what a shell may leave a command: closed streams, a stdout of few characters, a folder that is gone."""
+    """Take what a shell may leave a command: closed streams, a stdout of few characters, a folder that is gone.
+
+    Neither logs nor pictures need anything of the terminal.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -73,6 +77,8 @@ def _make_ready() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    logging.raiseExceptions = False  # a log that cannot be printed would be a traceback for each line
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files; a wrong one would end a command after its work
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
