@@ -100,7 +100,7 @@ class Pass(ABC):
 
         """
         returned = self._call(block, *inputs)
-        if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], tuple)):
+        if not (isinstance(returned, tuple) and len(returned) == 2) or isinstance(returned[1], (Tensor, type(None))):
             got = f"a tuple of {len(returned)}" if isinstance(returned, tuple) else type(returned).__name__
             raise ValueError(
                 f"a {type(block).__name__} must return (tokens, outputs of its layers), got {got}; a forward hook on "
