@@ -35,7 +35,7 @@ test: install  ## run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 soak: install  ## the long tests at their whole length: wrong settings, damaged files, kills, full disks, threads (hours)
-	$(BIN)/python -m pytest tests/soak --soak
+	$(BIN)/python -m pytest tests/soak tests/training/test_runs.py tests/training/routers/test_distributed.py --soak
 
 lint: install  ## ruff: lint, docstrings, format
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from l2c.speed.latency import evaluations
 from l2c.speed.published_scheme import PublishedScheme
 
 ROOT = Path(__file__).resolve().parents[2]
+ENTRY = "benchmarks/gpu/__main__.py"
 
 
 def make_task(device="cpu", **changes):
@@ -38,19 +39,19 @@ def make_task(device="cpu", **changes):
     return task.Task(**given), lines
 
 
-def test_every_part_runs_and_runs_again_only_when_asked(call_process, tmp_path):
+def test_every_part_runs_and_runs_again_only_when_asked(call, tmp_path):
     """All code of all parts but what a CUDA device alone has: captured graphs, its memory, its tests."""
     folder = tmp_path
 
-    def call(*more):
-        return call_process("-m", "benchmarks.gpu", "--tiny", "--device", "cpu", "--output", str(folder), *more)
+    def run(*more):
+        return call(ENTRY, "--tiny", "--device", "cpu", "--output", str(folder), *more)
 
-    check_everything(call("--minutes", "15"), folder)
+    check_everything(run("--minutes", "15"), folder)
     before = (folder / "results.json").read_text()
-    again = call("--parts", "dit,attention")
+    again = run("--parts", "dit,attention")
     assert (again.returncode, again.stdout.count("done before; --again repeats it")) == (0, 2)
     assert (folder / "results.json").read_text() == before
-    again = call("--parts", "attention", "--again")
+    again = run("--parts", "attention", "--again")
     assert (again.returncode, again.stdout.count("attention: done\n")) == (0, 1)
     now = json.loads((folder / "results.json").read_text())["parts"]
     assert now.pop("attention") != (first := json.loads(before)["parts"]).pop("attention")
@@ -164,7 +165,7 @@ def test_a_part_that_fails_or_hangs_does_not_stop_the_others(monkeypatch, tmp_pa
         task.send("table", {"run": "a", "seconds": 0.123456})
         task.send("table", {"run": "b", "error": None})
 
-    status, content = run_fake(monkeypatch, tmp_path, fails, lacks, dies, works, hangs, minutes=0.2)
+    status, content = run_fake(monkeypatch, tmp_path, fails, lacks, dies, works, hangs, minutes=0.08)
     assert status[0] == ("failed", "RuntimeError: CUDA error: an illegal memory access was encountered")
     assert status[1] == ("left out", "the package no_such_package is not installed")
     assert status[2] == ("failed", "its process ended with code 9")
@@ -193,13 +194,13 @@ def test_out_of_memory_is_a_figure(monkeypatch):
     assert [values["seconds a trajectory"] for _, values in lines][2:] == ["out of memory"] * 2
 
 
-def test_the_command_refuses_in_one_sentence(call_process):
+def test_the_command_refuses_in_one_sentence(call):
     for arguments, says in (
         (("--parts", "dit,fast"), "there is no part 'fast'; --parts takes some of tests, dit, uvit"),
         (("--minutes", "0"), "--minutes must be a number above 0, got 0"),
         (("--router", "nowhere.json"), "no router at nowhere.json; give a SmoothCache schedule"),
     ):
-        result = call_process("-m", "benchmarks.gpu", *arguments)
+        result = call(ENTRY, *arguments)
         assert result.returncode == 1
         assert says in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
@@ -262,10 +263,10 @@ def test_a_second_run_keeps_what_the_first_has(monkeypatch, tmp_path):
         Report(tmp_path, command="it", names=["part0"], tiny=True)
 
 
-def test_nothing_measured_is_no_success(call_process, tmp_path):
+def test_nothing_measured_is_no_success(call, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    result = call_process("-m", "benchmarks.gpu", "--tiny", "--parts", "attention", "--output", str(tmp_path))
+    result = call(ENTRY, "--tiny", "--parts", "attention", "--output", str(tmp_path))
     assert result.returncode == 1
     assert result.stderr == "error: nothing was measured; the reason of each part stands above\n"
     assert "attention: left out: there is no CUDA device here" in result.stdout

@@ -468,7 +468,8 @@ def test_a_signal_that_is_swallowed_ends_the_training_all_the_same(tmp_path, mon
 
 
 @SIGNALS
-def test_a_signal_writes_a_checkpoint_and_resume_goes_on_bit_for_bit(tmp_path, number, code):
+def test_a_signal_writes_a_checkpoint_and_resume_goes_on_bit_for_bit(tmp_path, times, number, code):
+    times(number == signal.SIGTERM, 1)
     steps = 5000
     settings = [f"trainer.max_steps={steps}", "checkpoint_every_n_steps=100000", "router.learning_rate=0.02"]
     process = start(tmp_path / "run", *settings)

@@ -13,7 +13,8 @@ from l2c.data.step_sampler import NumberedBatchSampler, StepBatchSampler
 
 
 @pytest.mark.parametrize("data", ["digits", "noise"])
-def test_routers_do_not_depend_on_the_number_of_processes(train, tmp_path, data):  # noqa: F811
+def test_routers_do_not_depend_on_the_number_of_processes(train, tmp_path, times, data):  # noqa: F811
+    times(data == "noise", 1)
     changes = [f"data={data}", "router=l2c" if data == "digits" else "router=budget", "router.learning_rate=0.2"]
     one = train(tmp_path / "one", *changes)
     two = train(tmp_path / "two", *changes, "trainer.devices=2", processes=2)
