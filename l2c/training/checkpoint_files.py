@@ -68,13 +68,13 @@ def set_aside(folder: Path, resumed: Path) -> None:
         whole = path.is_file() and not path.is_symlink() and mark_of(path, check=True) is not None
         if path.name == resumed.name or (whole and _step(path) <= most):
             continue
-        other = _free(path)
+        other = free_name(path)
         path.rename(other)
         why = "is of a later step" if whole else "is no whole checkpoint"
         sys.stderr.write(f"{path} {why} and is called {other.name} now; going on from {resumed.name}\n")
 
 
-def _free(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """Return a name beside a path under which nothing is."""
     names = (path.with_name(f"{path.name}{ASIDE}{number or ''}") for number in range(1000))
     return next(name for name in names if not os.path.lexists(name))

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from l2c.data.processes import is_first_process
 from l2c.io.memory import out_of_memory
-from l2c.training.checkpoint_files import LAST, checkpoints_in
+from l2c.io.names import shown
+from l2c.training.checkpoint_files import LAST, checkpoints_in, free_name
 from l2c.training.other_processes import looking_after, lost
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))  # not on Windows
@@ -61,6 +62,7 @@ class StopBySignal(pl.Callback):
     They are 128 + the signal's number: 130, 143, 129. A training that keeps checkpoints ends after the step of the
     signal, with a checkpoint to go on from; all else ends at once. A second signal ends the process. A signal that
     the process ignores stays ignored: Ctrl-C in a job that a script put into the background, SIGHUP under `nohup`.
+    A training whose folder is moved or removed meanwhile ends with a checkpoint where the folder was.
 
     Args:
         folder: folder of the run, gets `last.ckpt`; None where no checkpoints are kept.
@@ -73,6 +75,7 @@ class StopBySignal(pl.Callback):
         self._handled: tuple[signal.Signals, ...] = ()
         self._ignored: tuple[signal.Signals, ...] = ()
         self._waits = False  # for the end of a step
+        self._place: tuple[int, int] | None = None  # what the folder is on its disk
 
     @contextmanager
     def watching(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -132,6 +135,7 @@ class StopBySignal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wait for the end of a step from now on, without Lightning's handler, which ends trainings too."""
+        self._place = _on_disk(self.folder) if trainer.is_global_zero else None
         if self.folder is not None and self._handled:
             self._waits = True
             self._handle()
@@ -145,21 +149,30 @@ class StopBySignal(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the checkpoint and exit, if a signal came and the step is complete.
+        """Write the checkpoint and end, if a signal came or the folder is gone, and the step is complete.
 
         Raises:
             SystemExit: if a signal came; the code is the signal's.
+            OSError: if the folder is not where it was.
 
         """
         if self.folder is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        stop = self._received is not None
+        gone = self._place is not None and self._place != _on_disk(self.folder)
+        stop = gone or self._received is not None
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if not stop:
             return
         path = self.folder / LAST
+        path = free_name(path) if gone and path.exists() else path  # of another run
         trainer.save_checkpoint(path)
+        if gone:
+            raise OSError(
+                f"{shown(self.folder, 300)} was moved or removed while the training went on, which ended after step "
+                f"{trainer.global_step} of {trainer.max_steps}; wrote {shown(path, 300)}; run the same command with "
+                "resume=PATH of that file to go on"
+            )
         number = self._received or signal.SIGTERM
         if trainer.is_global_zero:
             _say(
@@ -178,6 +191,15 @@ class StopBySignal(pl.Callback):
         self._waits = False
         if self._received is not None:
             raise SystemExit(128 + self._received)
+
+
+def _on_disk(folder: Path | None) -> tuple[int, int] | None:
+    """Return which folder it is whatever its name; None where there is none."""
+    with suppress(OSError):
+        if folder is not None:
+            found = folder.stat()
+            return found.st_dev, found.st_ino
+    return None
 
 
 def _say(line: str) -> None:

@@ -455,6 +455,27 @@ def test_signals_that_are_ignored_do_not_end_a_drawing(tmp_path, monkeypatch, ma
     assert sample_images(sampler, tmp_path, num_images=4, batch_size=2, shard_size=2, trainer=trainer).num_images == 4
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_moved_away_ends_a_training_with_a_checkpoint(tmp_path, monkeypatch, replaced):
+    folder, own = tmp_path / "run", LitRouter.training_step
+    kept = folder / ("last.ckpt.aside" if replaced else "last.ckpt")
+
+    def step(self, *given):
+        if self.global_step == 2:
+            folder.rename(tmp_path / "moved")
+            if replaced:
+                folder.mkdir()
+                (folder / "last.ckpt").write_text("another run's")
+        return own(self, *given)
+
+    monkeypatch.setattr(LitRouter, "training_step", step)
+    with pytest.raises(OSError, match=rf"run was moved or removed .* after step 3 of 5; wrote {kept}; run the same"):
+        train_by(config("trainer.max_steps=5"), folder)
+    assert torch.load(kept, weights_only=True)["global_step"] == 3
+    assert (tmp_path / "moved" / "run.json").is_file()
+    assert not replaced or (folder / "last.ckpt").read_text() == "another run's"
+
+
 def test_a_signal_that_is_swallowed_ends_the_training_all_the_same(tmp_path, monkeypatch):
     def swallowing(self):
         with contextlib.suppress(BaseException):
