@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration import measuring
-from l2c.calibration.joining import free_noises, joined
+from l2c.calibration.joining import joined
 from l2c.calibration.measurements import Measurements
 from l2c.calibration.settings import RESPONSES
 from l2c.calibration.target import Target, target_of
@@ -27,18 +27,17 @@ from l2c.io.names import near_keywords
 from l2c.io.numbers import AT_ONCE, truth_value, whole_number
 from l2c.policies.budget import Budget, BudgetOutOfReach, evaluations_worth
 from l2c.policies.context import PolicyContext
-from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Stage, drawer, stages_of, true_errors
+from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Reachable, Stage, errors_of_stage, stages_of
 from l2c.policies.expected_error import without_unknown
 from l2c.policies.gram import gram
-from l2c.policies.ladder import Ladder, preferred_of, within_reach
+from l2c.policies.ladder import Ladder, of_kinds, preferred, within_reach
 from l2c.policies.mixed import as_both, of_both, same_directions
+from l2c.policies.true_error import Judge
 from l2c.sampling.sampler import Sampler
-from l2c.sampling.uncached import uncached_like
 
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
 REMEMBERED = 256  # graphs
-Reachable = Callable[[Target, Iterable[Budget]], Iterable[CacheGraph]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,6 +90,7 @@ class Calibration(Measurements):
         solver_options: Mapping[str, float] | None = None,
         max_span: int | None = None,
         whole_outputs: bool = True,
+        sampler: Sampler | None = None,
     ) -> CacheGraph:
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
 
@@ -107,6 +107,8 @@ class Calibration(Measurements):
             solver_options: the solver's own settings, `shift` for one; None = those measured.
             max_span: evaluations in a row that a layer may be reused; None = 0.3 of the trajectory.
             whole_outputs: False = graphs of the layers alone.
+            sampler: the uncached sampler of the graph, in the place of steps and solver: the kind is taken by true
+                errors on a few noises, see `true_error.Judge`.
 
         Raises:
             ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
@@ -120,6 +122,7 @@ class Calibration(Measurements):
             solver_options=solver_options,
             max_span=max_span,
             whole_outputs=whole_outputs,
+            sampler=sampler,
         )
         return graph
 
@@ -134,11 +137,19 @@ class Calibration(Measurements):
         solver_options: Mapping[str, float] | None = None,
         max_span: int | None = None,
         whole_outputs: bool = True,
+        sampler: Sampler | None = None,
     ) -> Ladder:
         """Return the graphs of several budgets, each as `graph` makes it."""
         max_span = None if max_span is None else whole_number("max_span", max_span, low=1)
+        judge = None if sampler is None else Judge.of(self, sampler)
+        if judge is not None:
+            if any(given is not None for given in (num_steps, timesteps, solver, solver_options)):
+                raise ValueError(
+                    "sampler= says steps and solver; leave num_steps, timesteps, solver and solver_options out"
+                )
+            solver = judge.solver
         target = target_of(self, num_steps, timesteps, solver, solver_options)
-        found = self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs)
+        found = self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs, judge=judge)
         return Ladder(map(self._as_known, found))
 
     @near_keywords()
@@ -180,14 +191,15 @@ class Calibration(Measurements):
         max_span: int | None = None,
         *,
         whole_outputs: bool = True,
+        judge: Judge | None = None,
     ) -> Iterator[CacheGraph]:
         """Yield the graph of each budget."""
         layers, *whole = self.parts
         kinds = [*(part._graph for part in whole), layers._graph, *([self._of_both] if _of_two(self) else [])]
         for budget in budgets:
-            yield preferred_of(
-                partial(make, target, budget, max_span) for make in (kinds if whole_outputs else [layers._graph])
-            )
+            makes = kinds if whole_outputs else [layers._graph]
+            found = of_kinds(partial(make, target, budget, max_span) for make in makes)
+            yield preferred(found) if judge is None else judge.best(found)
 
     def _of_both(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
         """Return the graph of layers and whole output; see `_graph`."""
@@ -271,37 +283,10 @@ class Calibration(Measurements):
         with tqdm(total=sum(stage.images for _, stage in plan), desc="true errors", unit="image") as bar:
             for i, stage in plan:
                 before = bar.n
-                found[i] += tuple(self._true_errors(kinds[i][0], sampler, stage, targets, batch_size, bar))
+                found[i] += tuple(errors_of_stage(self, kinds[i][0], sampler, stage, targets, batch_size, bar))
                 bar.total -= stage.images - (bar.n - before)  # budgets out of reach, and images that were there
         layers, output, both = found
         return replace(self, corrections=layers, output_corrections=output, both_corrections=both)
-
-    def _true_errors(
-        self,
-        graphs: Reachable,
-        sampler: Sampler,
-        stage: Stage,
-        targets: dict[Stage, Tensor],
-        batch_size: int,
-        bar: tqdm,
-    ) -> list[dict[str, float]]:
-        """Return true errors beside predicted ones of a stage; none where no budget of it can be reached."""
-        count = stage.num_evaluations
-        own = count == self.binding.num_evaluations
-        seed, first = free_noises(self.settings)
-        try:
-            made = graphs(target_of(self, None if own else count), stage.shares)
-            uncached = uncached_like(sampler, num_evaluations=count)
-            number = stage.num_trajectories
-            draw = drawer(uncached.backbone, number, first=first, seed=seed, batch_size=batch_size, bar=bar)
-            key = replace(stage, shares=())
-            if key not in targets:
-                targets[key] = draw(uncached)
-            return true_errors(uncached, made, targets[key], draw)
-        except ValueError as error:  # the layers hold too few of the MACs, or nothing was measured at these times
-            if own and not isinstance(error, BudgetOutOfReach):
-                raise
-            return []
 
 
 @dataclass(frozen=True)
@@ -328,7 +313,7 @@ class OfBoth:
             return self.calibration._as_known(self.calibration._of_both(target, budget, None))
         except BudgetOutOfReach:
             layers, whole = self.calibration.parts
-            found = preferred_of(partial(part._graph, target, budget, None) for part in (whole, layers))
+            found = preferred(of_kinds(partial(part._graph, target, budget, None) for part in (whole, layers)))
             return as_both(self.calibration._as_known(found), layers.binding.layers)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import Tensor
@@ -11,17 +11,21 @@ from tqdm.auto import tqdm
 
 from l2c.backbones.backbone import Backbone
 from l2c.calibration.calibration_file import ERRORS
+from l2c.calibration.joining import free_noises
 from l2c.calibration.measurements import Measurements
+from l2c.calibration.target import Target, target_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.statistics import ERROR, WORTH
+from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.uncached import cached_like
+from l2c.sampling.uncached import cached_like, uncached_like
 
 CORRECTED_AT = (0.75, 0.64, 0.5, 0.4, 0.32, 0.25)
 CARRIED_AT = (0.64, 0.4, 0.25)  # at other numbers of evaluations, and for the whole output
 LEAST_CORRECTED = 4  # evaluations
+Reachable = Callable[[Target, Iterable[Budget]], Iterable[CacheGraph]]
 
 
 @dataclass(frozen=True)
@@ -98,3 +102,42 @@ def true_errors(
         if all(ERRORS[0] <= error <= ERRORS[1] for error in (true, predicted)):  # none is 0
             found.append({"num_evaluations": num_evaluations, "share": share, "predicted": predicted, "true": true})
     return found
+
+
+def errors_of_stage(
+    measured: Measurements,
+    graphs: Reachable,
+    sampler: Sampler,
+    stage: Stage,
+    targets: dict[Stage, Tensor],
+    batch_size: int,
+    bar: tqdm,
+) -> list[dict[str, float]]:
+    """Return true errors beside predicted ones of a stage; none where no budget of it can be reached.
+
+    Args:
+        measured: the calibration.
+        graphs: makes its graphs, of the budgets that can be reached.
+        sampler: the measured uncached sampler.
+        stage: what true errors are measured at.
+        targets: uncached images of stages that differ in their shares alone; those of this one are added.
+        batch_size: trajectories at a time.
+        bar: over images.
+
+    """
+    count = stage.num_evaluations
+    own = count == measured.binding.num_evaluations
+    seed, first = free_noises(measured.settings)
+    try:
+        made = graphs(target_of(measured, None if own else count), stage.shares)
+        uncached = uncached_like(sampler, num_evaluations=count)
+        number = stage.num_trajectories
+        draw = drawer(uncached.backbone, number, first=first, seed=seed, batch_size=batch_size, bar=bar)
+        key = replace(stage, shares=())
+        if key not in targets:
+            targets[key] = draw(uncached)
+        return true_errors(uncached, made, targets[key], draw)
+    except ValueError as error:  # the layers hold too few of the MACs, or nothing was measured at these times
+        if own and not isinstance(error, BudgetOutOfReach):
+            raise
+        return []

@@ -16,8 +16,10 @@ from l2c.sampling.image_error import standard_error
 
 log = logging.getLogger(__name__)
 FEWEST = 4  # trajectories; of 2, expected errors were up to 18 x too small also beside true errors, of 8 up to 3 x
-FINER = 2.0  # evaluations for each one measured, up to which an expected error says something
-FINER_THAN_TRUE = 1.25  # the same for each one of those at which true errors are known
+FINER = (
+    2.0  # evaluations for each one measured, or measured ones for each, up to which an expected error says something
+)
+FINER_THAN_TRUE = 1.25  # the same for those at which true errors are known
 BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of those known, as a factor
 SLACK = 1e-6  # of these factors, of rounding
 LARGEST = math.log(1e12)  # of a ratio's logarithm: numbers of evaluations that lie close together know no trend
@@ -52,7 +54,7 @@ def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
 
     Weights are fitted to the directions that the error is then taken along, so that little is left of it: first-order
     errors were 3 to 36 times too small along 64 directions, hundreds of times along a few. Carried to many more
-    evaluations they fall without end. True errors do neither.
+    evaluations they fall without end; carried to many fewer they are off either way. True errors do neither.
 
     Args:
         calibration: of the graphs' own times.
@@ -71,16 +73,23 @@ def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
     measured = calibration.carried_from
     if measured is None:
         return None
-    corrected = max(one["num_evaluations"] for one in calibration.corrections)
-    most = max(FINER, FINER_THAN_TRUE * corrected / measured)
-    if calibration.finer <= most + SLACK:
-        return None
-    count = calibration.binding.num_evaluations
-    return (
-        f"{count} evaluations lie {calibration.finer:.3g} x as close in time as the {measured} that were calibrated, "
-        f"and beyond {most:.3g} x first-order errors are many times too small; calibrate with at least "
-        f"{math.ceil(measured * calibration.finer / most)} evaluations"
-    )
+    corrected = [one["num_evaluations"] for one in calibration.corrections]
+    most = max(FINER, FINER_THAN_TRUE * max(corrected) / measured)
+    least = min(1 / FINER, min(corrected) / measured / FINER_THAN_TRUE)
+    count, finer = calibration.binding.num_evaluations, calibration.finer
+    if finer > most + SLACK:
+        return (
+            f"{count} evaluations lie {finer:.3g} x as close in time as the {measured} that were calibrated, and "
+            f"beyond {most:.3g} x first-order errors are many times too small; calibrate with at least "
+            f"{math.ceil(measured * finer / most)} evaluations"
+        )
+    if finer < least - SLACK:
+        return (
+            f"{count} evaluations lie {1 / finer:.3g} x as far apart in time as the {measured} that were calibrated, "
+            f"and beyond {1 / least:.3g} x first-order errors are up to 17 times too small or 10 times too large; "
+            f"calibrate with at most {math.floor(measured * finer / least)} evaluations"
+        )
+    return None
 
 
 def without_unknown(graph: CacheGraph, warned: set[str]) -> CacheGraph:

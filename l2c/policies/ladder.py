@@ -169,8 +169,13 @@ def within_reach(make: Callable[[Budget], CacheGraph], budgets: Iterable[Budget]
     return found
 
 
-def preferred_of(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
-    """Return the graph of the least expected error within reach of its budget, or the first kind's where it ties."""
+def of_kinds(makes: Iterable[Callable[[], CacheGraph]]) -> list[CacheGraph]:
+    """Return the graphs of those kinds that reach their budget.
+
+    Raises:
+        BudgetOutOfReach: if there is none; it is the refusal of the first kind, which reaches furthest.
+
+    """
     found: list[CacheGraph] = []
     refusals: list[BudgetOutOfReach] = []
     for make in makes:
@@ -179,7 +184,12 @@ def preferred_of(makes: Iterable[Callable[[], CacheGraph]]) -> CacheGraph:
         except BudgetOutOfReach as error:
             refusals.append(error)
     if not found:
-        raise refusals[0]  # the first kind reaches furthest
+        raise refusals[0]
+    return found
+
+
+def preferred(found: Sequence[CacheGraph]) -> CacheGraph:
+    """Return the graph of the least expected error, or the first where it ties."""
     least = min(found, key=lambda graph: float(graph.measured[ERROR]))
     return found[0] if _ties(found[0], least) else least
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from l2c.calibration.joining import free_noises
+from l2c.calibration.measurements import Measurements
+from l2c.calibration.measuring import check_sampler
+from l2c.diffusion import Solver
 from l2c.graph.cache_graph import CacheGraph
+from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
+from l2c.graph.statistics import WORTH
 from l2c.io.seeds import Stream
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
+from l2c.sampling.binding import binding_of
 from l2c.sampling.image_error import squared_errors
 from l2c.sampling.sampler import Sampler, seeded_noise
-from l2c.sampling.uncached import cached_like
+from l2c.sampling.uncached import cached_like, uncached_like
+
+NUM_JUDGED = 16  # noises that kinds of layers are compared on
+TIE = 1.1  # true errors that differ by less say nothing about which is smaller
+SLACK = 1e-6  # evaluations' worth, of rounding
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,14 @@ class TrueError:
 
     @classmethod
     def of(
-        cls, sampler: Sampler, num_trajectories: int, seed: int, *, pool: int = 512, batch_size: int = 64
+        cls,
+        sampler: Sampler,
+        num_trajectories: int,
+        seed: int,
+        *,
+        pool: int = 512,
+        batch_size: int = 64,
+        first: int = 0,
     ) -> TrueError:
         """Return the estimate on seeded noises; the same one for the same sampler and numbers.
 
@@ -54,19 +77,20 @@ class TrueError:
             seed: seed of the noises.
             pool: noises sampled without a cache to find those of the largest images; at most num_trajectories = none.
             batch_size: trajectories at a time.
+            first: number of the first noise among those of the seed.
 
         """
         known = _KNOWN.setdefault(sampler, {})
-        key = (num_trajectories, seed, pool, batch_size)
+        key = (num_trajectories, seed, pool, batch_size, first)
         if key not in known:
-            known[key] = cls._draw(sampler, num_trajectories, seed, max(pool, num_trajectories), batch_size)
+            known[key] = cls._draw(sampler, num_trajectories, seed, max(pool, num_trajectories), batch_size, first)
         return known[key]
 
     @classmethod
-    def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int) -> TrueError:
+    def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int, first: int) -> TrueError:
         backbone = sampler.backbone
-        noise = seeded_noise(backbone.input_shape, seed, pool)
-        labels = labels_in_turn(backbone.num_labels, pool)
+        noise = seeded_noise(backbone.input_shape, seed, pool, first=first)
+        labels = labels_in_turn(backbone.num_labels, pool, first=first)
         with tqdm(total=pool, desc="images to compare with", unit="image") as bar:
             target = sample_in_batches(sampler, labels, noise, batch_size=batch_size, advance=bar)
         order = target.abs().flatten(1).amax(dim=1).argsort(descending=True)
@@ -94,10 +118,94 @@ class TrueError:
 
     def error(self, graph: CacheGraph) -> float:
         """Return the estimated mean squared error per pixel."""
-        sampler = cached_like(self.sampler, graph, any_weights=True)
+        return self.error_of(cached_like(self.sampler, graph, any_weights=True))
+
+    def error_of(self, sampler: Sampler) -> float:
+        """Return the same of another sampler's images, of fewer steps for one."""
         images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
         errors = squared_errors(images, self.target)
         return float(errors @ self.weights)
 
 
-_KNOWN: WeakKeyDictionary[Sampler, dict[tuple[int, int, int, int], TrueError]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Judge:
+    """The graph of least true error on a few noises, of those that a calibration makes of several kinds of layers.
+
+    Expected errors rank kinds badly where responses were carried to other times: the kind of the least true error was
+    expected to err up to 5 x as much as another one. Few noises tell kinds apart, because all have the same noises; a
+    pool of noises helped no further.
+
+    Attributes:
+        true_error: on noises that the calibration was not measured on.
+
+    """
+
+    true_error: TrueError
+
+    @classmethod
+    def of(cls, measured: Measurements, sampler: Sampler) -> Judge:
+        """Return the judge for the graphs of an uncached sampler.
+
+        Args:
+            measured: the calibration.
+            sampler: of the same model and guidance, at the times that graphs are to be made for.
+
+        Raises:
+            ValueError: if it is no uncached sampler of the model and guidance measured, or its solver adds noise.
+
+        """
+        check_sampler(sampler)
+        backbone, solver = sampler.backbone, sampler.solver
+        solver.check_deterministic("true errors compare images from the same noise")
+        binding = binding_of(backbone, solver, weights_bound=True, guidance=sampler.guidance)
+        measured.check(CacheGraph.blank(binding), any_times=True)
+        seed, first = free_noises(measured.settings)
+        return cls(TrueError.of(sampler, NUM_JUDGED, seed, pool=0, first=first))
+
+    @property
+    def solver(self) -> Solver:
+        """The solver of the sampler."""
+        return self.true_error.sampler.solver
+
+    def best(self, graphs: Sequence[CacheGraph]) -> CacheGraph:
+        """Return the graph of the least true error, or the first where that ties (`TIE`).
+
+        Its provenance holds the true errors of all. A warning says where fewer steps without a cache err less.
+        """
+        errors = [self.true_error.error(graph) for graph in graphs]
+        errors = [error if math.isfinite(error) else math.inf for error in errors]
+        place = next(i for i, error in enumerate(errors) if error <= TIE * min(errors))
+        graph, error = graphs[place], errors[place]
+        kinds = {_kind(one): error for one, error in zip(graphs, errors, strict=True) if error < math.inf}
+        said: dict[str, Any] = {"noises": len(self.true_error.noise), "true_errors": kinds}
+        count = int(float(graph.measured[WORTH]) + SLACK)
+        fewer = self._without_cache(count)
+        if fewer is not None and fewer < error:
+            log.warning(
+                "on %d noises %d evaluations without a cache err less than the graph, by %.3g in the place of %.3g; "
+                "take these or a larger budget",
+                said["noises"],
+                count,
+                fewer,
+                error,
+            )
+        if fewer is not None and math.isfinite(fewer):
+            said["fewer_steps"] = fewer
+        return graph.replace(provenance={**graph.provenance, "judged": said})
+
+    def _without_cache(self, count: int) -> float | None:
+        """Return the true error of fewer evaluations without a cache; None where the solver has no such number."""
+        try:
+            return self.true_error.error_of(uncached_like(self.true_error.sampler, num_evaluations=count))
+        except ValueError:
+            return None
+
+
+def _kind(graph: CacheGraph) -> str:
+    """Return the kind of a graph's layers."""
+    if graph.layers == (WHOLE_OUTPUT,):
+        return WHOLE_OUTPUT
+    return f"layers and {WHOLE_OUTPUT}" if ends_in_output(graph.layers) else "layers"
+
+
+_KNOWN: WeakKeyDictionary[Sampler, dict[tuple[int, ...], TrueError]] = WeakKeyDictionary()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import l2c
 from l2c.calibration.grid import Grid, finer
 from l2c.calibration.responses import measure_both_ways
+from l2c.graph.statistics import ERROR, UNKNOWN
 from l2c.policies.context import PolicyContext
 from l2c.policies.registry import make_graph
 from l2c.sampling.sampler import Sampler, seeded_noise
@@ -202,6 +203,19 @@ def test_bad_requests_are_refused_in_one_sentence(calibration, make_dit):
     other = Sampler(make_dit(), solver="ddim", num_evaluations=12, cfg_scale=1.5)
     with pytest.raises(ValueError, match="the calibration was made for weights"):
         PolicyContext.of(other, calibration)
+
+
+def test_nothing_is_expected_far_from_what_was_measured(calibration):
+    near = [calibration.graph(0.8, num_steps=count).measured for count in (5, 20)]
+    assert all(found[ERROR] > 0 and UNKNOWN not in found for found in near)
+    for count, why in (
+        (4, "4 evaluations lie 2.5 x as far apart in time as the 10 that"),
+        (21, "21 evaluations lie 2.1 x as close in time"),
+    ):
+        far = calibration.graph(0.8, num_steps=count).measured
+        assert far[ERROR] is None
+        assert far[UNKNOWN].startswith(why)
+    assert far[UNKNOWN].endswith("calibrate with at least 11 evaluations")
 
 
 def rewritten(path, change, tensors=None):

@@ -10,11 +10,13 @@ import torch
 import l2c
 from l2c.calibration.target import target_of
 from l2c.diffusion import make_solver
+from l2c.policies import true_error
 from l2c.policies.budget import BudgetOutOfReach
 from l2c.policies.calibration import OfBoth
 from l2c.policies.context import PolicyContext
 from l2c.policies.mixed import as_both
 from l2c.policies.registry import make_graph
+from l2c.sampling.uncached import uncached_like
 
 SETTINGS = {"num_trajectories": 4, "batch_size": 4, "responses": {"num_probes": 2}}
 
@@ -58,6 +60,39 @@ def test_the_graph_of_least_expected_error_is_returned_and_the_output_of_a_tie(c
         ties = [e <= 1.5 * min(errors) and w <= most for e, w in zip(errors, worth, strict=True)]
         assert chosen == kinds[ties.index(True)]
         assert calibration.preferred(budget).graph(budget) == chosen
+
+
+def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make_dit, monkeypatch, caplog):
+    monkeypatch.setattr(true_error, "NUM_JUDGED", 4)
+    other = uncached_like(sampler, num_evaluations=12)
+    graph = calibration.graph(0.7, sampler=other)
+    judged = graph.provenance["judged"]
+    errors = judged["true_errors"]
+    assert (graph.timesteps, judged["noises"], len(errors)) == (other.solver.timesteps, 4, 3)
+    kind = {1: "output", 5: "layers and output"}.get(len(graph.layers), "layers")
+    assert errors[kind] <= 1.1 * min(errors.values())
+    judge = true_error.TrueError.of(other, 4, 7, pool=0, first=4)  # noises 4.. of seed 7: 0..3 were measured
+    assert judge.error(graph) == pytest.approx(errors[kind])
+    assert judged["fewer_steps"] == pytest.approx(judge.error_of(uncached_like(other, num_evaluations=8)))
+    assert l2c.CacheGraph.from_json(graph.to_json()) == graph
+    for place, layers in enumerate([1, 4, 5]):  # in the order in which kinds are made
+        found = iter([1.0 + (i != place) for i in range(3)])
+        monkeypatch.setattr(true_error.TrueError, "error", lambda *_, found=found: next(found))
+        monkeypatch.setattr(true_error.Judge, "_without_cache", lambda *_: 0.5)
+        assert len(calibration.graph(0.7, sampler=other).layers) == layers
+    assert "8 evaluations without a cache err less than the graph, by 0.5 in the place of 1" in caplog.text
+    cached = l2c.Sampler(sampler.backbone, graph=graph)
+    for wrong, sentence in (
+        ({"sampler": other, "num_steps": 12}, "sampler= says steps and solver; leave"),
+        ({"sampler": cached}, "measured on an uncached sampler, got one with a cache graph"),
+        (
+            {"sampler": l2c.Sampler(make_dit(seed=1), solver="ddim", num_evaluations=8, cfg_scale=2.0)},
+            "was made for weights",
+        ),
+        ({"sampler": "ddim"}, "on an l2c.Sampler, got str"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            calibration.graph(0.5, **wrong)
 
 
 def test_budgets_out_of_range_are_refused_by_each_kind(calibration):
