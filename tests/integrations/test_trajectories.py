@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import pickle
 import threading
+import weakref
 
 import pytest
 import torch
@@ -259,6 +261,25 @@ def test_pipelines_with_one_model_follow_their_own_schedulers_in_threads(make_pi
         in_step(pipes)
         together = in_threads(lambda: picture(pipes[0], 0), lambda: picture(pipes[1], 1))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_what_a_broken_call_held_is_freed_and_the_next_one_begins_anew(make_pipeline, random_rows, monkeypatch):
+    pipe = make_pipeline("dit")
+
+    def breaking(*args, **kwargs):
+        raise KeyError("stop")
+
+    with applied(pipe, graph_of(pipe, random_rows, 1)):
+        alone = picture(pipe, 0)
+        for _ in range(3):  # the frame of each call may get the place of the one before
+            generator = torch.Generator().manual_seed(1)
+            held = weakref.ref(generator)
+            with monkeypatch.context() as patch, contextlib.suppress(KeyError):
+                patch.setattr(pipe.scheduler, "step", breaking)
+                pipe([3], num_inference_steps=4, generator=generator, output_type="np")
+            del generator
+            assert held() is None
+            assert torch.equal(picture(pipe, 0), alone)
 
 
 def test_a_graph_is_not_changed_under_a_call_of_another_thread(make_pipeline, random_rows):

@@ -18,6 +18,7 @@ from l2c.integrations.diffusers.recorded.conditions import same
 from l2c.io.locks import OwnLock
 
 _PLAIN = "_l2c_plain"  # names the class that a scheduler has without us
+_MARK = "_l2c_call"  # a name among the locals of a call
 AT_ONCE = (
     "{} is being called in another thread, and both calls would share its scheduler; let them take turns, or give "
     "each thread a pipeline and scheduler of its own"
@@ -49,6 +50,15 @@ def call_of(pipe: Any, thread: int | None = None) -> FrameType | None:
     return next((frame for frame, found in calls_in(thread) if found is pipe), None)
 
 
+class CallMark:
+    """Stands for a call: a frame that is kept would keep what its call holds, and another one gets its identity."""
+
+
+def mark_of(frame: FrameType) -> CallMark:
+    """Return what stands for the call of this thread's frame, the same in all of the call; it lies in its locals."""
+    return frame.f_locals.setdefault(_MARK, CallMark())
+
+
 def caller_of(model: nn.Module, usual: Any) -> Any:
     """Return the pipeline in whose call this thread runs a model; `usual` outside of a call.
 
@@ -57,9 +67,9 @@ def caller_of(model: nn.Module, usual: Any) -> Any:
     return next((pipe for _, pipe in calls_in() if _has(pipe, model)), usual)
 
 
-def calls_with(model: nn.Module) -> list[int]:
-    """Return the identities of the calls of pipelines with a model that this thread is in, innermost first."""
-    return [id(frame) for frame, pipe in calls_in() if _has(pipe, model)]
+def calls_with(model: nn.Module) -> list[CallMark]:
+    """Return what stands for the calls of pipelines with a model that this thread is in, innermost first."""
+    return [mark_of(frame) for frame, pipe in calls_in() if _has(pipe, model)]
 
 
 def called_elsewhere(pipe: Any) -> bool:
@@ -117,11 +127,11 @@ class Turn:
     def __init__(self, frame: FrameType) -> None:
         self.thread = threading.get_ident()
         self.disturbed: list[str] = []
-        self._frame = id(frame)  # a frame that is kept would keep what its call holds
+        self._mark = mark_of(frame)
 
     def of(self, frame: FrameType) -> bool:
         """Return whether it is that of a call in this thread."""
-        return self.thread == threading.get_ident() and self._frame == id(frame)
+        return self.thread == threading.get_ident() and self._mark is mark_of(frame)
 
     @classmethod
     def take(cls, scheduler: Any) -> None:
@@ -161,8 +171,8 @@ class Turn:
 
     def _running(self, scheduler: Any) -> tuple[FrameType, Any] | None:
         """Return the frame and the pipeline of the call, None once it has ended."""
-        running = ((f, p) for f, p in calls_in(self.thread) if id(f) == self._frame and p.scheduler is scheduler)
-        return next(running, None)
+        calls = ((frame, pipe) for frame, pipe in calls_in(self.thread) if pipe.scheduler is scheduler)
+        return next(((f, pipe) for f, pipe in calls if f.f_locals.get(_MARK) is self._mark), None)
 
 
 def _changed(pipe: Any, theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

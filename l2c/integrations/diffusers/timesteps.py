@@ -7,14 +7,22 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l2c.graph.resampling import nearest
-from l2c.integrations.diffusers.calls import AT_ONCE, Turn, call_of, called_elsewhere, caller_of, in_turns
+from l2c.integrations.diffusers.calls import (
+    AT_ONCE,
+    CallMark,
+    Turn,
+    call_of,
+    called_elsewhere,
+    caller_of,
+    in_turns,
+    mark_of,
+)
 from l2c.integrations.diffusers.denoisers import TIMES, is_time, parameters_of
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.placing import EndOfCall
@@ -131,8 +139,8 @@ class GraphSchedule(threading.local):
         self.pipe = pipe
         self.any_guidance = any_guidance
         self._scheduled: Any = None
-        self._call: FrameType | None = None  # in which the trajectory that runs began
-        self._over = 0  # the identity of the call that goes on after the last of the graph's evaluations
+        self._call: CallMark | None = None  # in which the trajectory that runs began
+        self._over: CallMark | None = None  # the call that goes on after the last of the graph's evaluations
         self._seen = seen
         self._early = False  # whether all calls of the model so far came before the timesteps were set
 
@@ -163,14 +171,15 @@ class GraphSchedule(threading.local):
             return False
         if not own and called_elsewhere(pipe):
             raise ValueError(AT_ONCE.format(type(pipe).__name__))
-        if call is not None and call is self._call:  # a trajectory in parts
+        mark = None if call is None else mark_of(call)
+        if mark is not None and mark is self._call:  # a trajectory in parts
             self._scheduled = timesteps
             return False
         if not own:  # a scheduler that was put in after the graph was applied
             in_turns(scheduler)
             Turn.take(scheduler)
         EndOfCall.watch(pipe, anew=False)
-        self._scheduled, self._call, self._seen[0], self._early = timesteps, call, timesteps, False
+        self._scheduled, self._call, self._seen[0], self._early = timesteps, mark, timesteps, False
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
         own = pipe is self.pipe()  # type: ignore[misc]  # not None where a pipeline was found
@@ -184,8 +193,9 @@ class GraphSchedule(threading.local):
         pipe = caller_of(model, self.pipe())
         timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
         call = call_of(pipe)
-        self._early = call is not None and call is not self._call and timesteps is not None
-        self._early = self._early and timesteps is self._seen[0] and not (self.rows.part and id(call) == self._over)
+        mark = None if call is None else mark_of(call)
+        self._early = mark is not None and mark is not self._call and timesteps is not None
+        self._early = self._early and timesteps is self._seen[0] and not (self.rows.part and mark is self._over)
         return self._early
 
     def end(self, *, goes_on: bool = False) -> None:
@@ -193,9 +203,9 @@ class GraphSchedule(threading.local):
         if self._early:
             log.warning(UNCACHED, _shown(self.graph.timesteps))
         if not goes_on:
-            self._over = 0
+            self._over = None
         elif self._call is not None:  # not at the last evaluation of a second branch
-            self._over = id(self._call)
+            self._over = self._call
         self._call, self._early = None, False
 
     def evaluation(self, t: float) -> int:
