@@ -141,14 +141,13 @@ class Calibration(Measurements):
     ) -> Ladder:
         """Return the graphs of several budgets, each as `graph` makes it."""
         max_span = None if max_span is None else whole_number("max_span", max_span, low=1)
+        given = num_steps, timesteps, solver, solver_options
+        if sampler is not None and any(value is not None for value in given):
+            raise ValueError(
+                "sampler= says steps and solver; leave num_steps, timesteps, solver and solver_options out"
+            )
         judge = None if sampler is None else Judge.of(self, sampler)
-        if judge is not None:
-            if any(given is not None for given in (num_steps, timesteps, solver, solver_options)):
-                raise ValueError(
-                    "sampler= says steps and solver; leave num_steps, timesteps, solver and solver_options out"
-                )
-            solver = judge.solver
-        target = target_of(self, num_steps, timesteps, solver, solver_options)
+        target = target_of(self, *given) if judge is None else judge.target
         found = self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs, judge=judge)
         return Ladder(map(self._as_known, found))
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from l2c.calibration.joining import free_noises
-from l2c.calibration.measurements import Measurements
+from l2c.calibration.measurements import OF_TIMES, Measurements
 from l2c.calibration.measuring import check_sampler
-from l2c.diffusion import Solver
+from l2c.calibration.target import Target, target_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import WORTH
@@ -28,6 +28,7 @@ from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import cached_like, uncached_like
 
 NUM_JUDGED = 16  # noises that kinds of layers are compared on
+BATCH = 8  # of them at a time, where a calibration does not say
 TIE = 1.1  # true errors that differ by less say nothing about which is smaller
 SLACK = 1e-6  # evaluations' worth, of rounding
 log = logging.getLogger(__name__)
@@ -137,10 +138,12 @@ class Judge:
 
     Attributes:
         true_error: on noises that the calibration was not measured on.
+        target: what graphs are made for, the sampler's own times.
 
     """
 
     true_error: TrueError
+    target: Target
 
     @classmethod
     def of(cls, measured: Measurements, sampler: Sampler) -> Judge:
@@ -159,13 +162,11 @@ class Judge:
         solver.check_deterministic("true errors compare images from the same noise")
         binding = binding_of(backbone, solver, weights_bound=True, guidance=sampler.guidance)
         measured.check(CacheGraph.blank(binding), any_times=True)
+        measured_there = all(measured.head[what] == binding.head[what] for what in OF_TIMES)
+        target = target_of(measured, solver=None if measured_there else solver)
         seed, first = free_noises(measured.settings)
-        return cls(TrueError.of(sampler, NUM_JUDGED, seed, pool=0, first=first))
-
-    @property
-    def solver(self) -> Solver:
-        """The solver of the sampler."""
-        return self.true_error.sampler.solver
+        size = measured.settings.get("batch_size", BATCH)
+        return cls(TrueError.of(sampler, NUM_JUDGED, seed, pool=0, first=first, batch_size=size), target)
 
     def best(self, graphs: Sequence[CacheGraph]) -> CacheGraph:
         """Return the graph of the least true error, or the first where that ties (`TIE`).

@@ -75,6 +75,7 @@ def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make
     assert judge.error(graph) == pytest.approx(errors[kind])
     assert judged["fewer_steps"] == pytest.approx(judge.error_of(uncached_like(other, num_evaluations=8)))
     assert l2c.CacheGraph.from_json(graph.to_json()) == graph
+    assert calibration.graph(0.7, sampler=sampler).timesteps == sampler.solver.timesteps  # those measured
     for place, layers in enumerate([1, 4, 5]):  # in the order in which kinds are made
         found = iter([1.0 + (i != place) for i in range(3)])
         monkeypatch.setattr(true_error.TrueError, "error", lambda *_, found=found: next(found))
