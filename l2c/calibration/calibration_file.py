@@ -12,7 +12,7 @@ from torch import Tensor
 from l2c.backbones.digest import weights_digest
 from l2c.calibration.cost import Cost
 from l2c.calibration.grid import Grid
-from l2c.calibration.settings import CHANGES, MOST_BETWEEN, RESPONSES, CalibrationSettings, Changes, Responses
+from l2c.calibration.settings import MOST_BETWEEN, check_settings
 from l2c.diffusion import Schedule
 from l2c.diffusion.schedule import FLOW, FlowSchedule, NoiseSchedule, named_or_betas
 from l2c.graph.binding import Binding
@@ -21,9 +21,8 @@ from l2c.graph.checks import MAX_EVALUATIONS
 from l2c.graph.given import plain_table, table
 from l2c.io.digests import digest_of_text
 from l2c.io.json_fields import CALIBRATION, items, known_fields, member, parse
-from l2c.io.names import quoted, shown
+from l2c.io.names import quoted
 from l2c.io.numbers import finite_number, whole_number
-from l2c.io.settings import Settings
 from l2c.io.tensors import is_plain
 
 FORMAT = CALIBRATION
@@ -50,7 +49,6 @@ LARGEST = 1e12  # of a number of a tensor: squares of sums of such are 32-bit fl
 SHARES = 1e-9, 1 + 1e-6  # of the MACs, of corrections
 ERRORS = 1e-60, 1e60  # mean squared errors of corrections
 FLOATS = (torch.float16, torch.float32, torch.float64)  # which numpy has too
-GROUPS: Mapping[str, type[Settings]] = {CHANGES: Changes, RESPONSES: Responses}
 
 
 def header_of(
@@ -235,36 +233,19 @@ def check_content(
             f"the binding of a calibration must be a Binding, got {quoted(binding)}; graph.binding is one"
         )
     CacheGraph.blank(binding)  # has the rules for names, times and options
-    check_settings(settings)
     for name, content in corrections.items():
         for index, one in enumerate(content):
             _correction(one, index, binding.num_evaluations, name)
     for name, tensor in table("the tensors of a calibration", tensors).items():
         _check_tensor(name, tensor, binding, whole=whole)
     _check_together(tensors)
+    check_settings(settings, {name: tuple(tensor.shape) for name, tensor in tensors.items()} if whole else {})
     if grid is not None and grid.timesteps != binding.timesteps:
         raise ValueError("the timesteps of grid and binding differ, must be the same; run l2c calibrate again")
     if cost is not None and len(cost.layers) != len(binding.layers):
         raise ValueError(
             f"cost has {len(cost.layers)} layers, but the file is of {len(binding.layers)}; run l2c calibrate again"
         )
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of a measurement that none can have; others than the known ones may be anything.
-
-    Raises:
-        ValueError: if one is of another type or out of range.
-
-    """
-    own = table("the settings of a calibration", settings)
-    known = CalibrationSettings.__dataclass_fields__
-    try:
-        CalibrationSettings.of({name: value for name, value in own.items() if name in known})
-        for name, group in GROUPS.items():
-            group.of(table(name, own.get(name, {})))
-    except ValueError as error:
-        raise ValueError(f"settings: {shown(error, 500)}") from error
 
 
 def _check_tensor(name: str, tensor: Tensor, binding: Binding, *, whole: bool) -> None:

@@ -216,9 +216,15 @@ class Measurements:
 
         Raises:
             OSError: if the file cannot be written.
-            ValueError: if JSON cannot hold the settings.
+            ValueError: if JSON cannot hold the settings, or responses were carried here from other times.
 
         """
+        if self.carried_from is not None:
+            count = self.binding.num_evaluations
+            raise ValueError(
+                f"responses that were carried from {self.carried_from} to {count} evaluations are kept in no file; "
+                f"save the calibration of {self.carried_from}, whose graph(..., num_steps={count}) carries them again"
+            )
         header = file.header_of(
             tensors=self.tensors,
             binding=self.binding,

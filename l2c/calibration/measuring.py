@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,17 +17,15 @@ from l2c.calibration.forward_responses import measure_forward
 from l2c.calibration.grid import Grid, oldest_age
 from l2c.calibration.measurements import Kind
 from l2c.calibration.responses import check_gradients, measure_both_ways
-from l2c.calibration.settings import CHANGES, FORWARD, GRADIENT, RESPONSES, WHAT, Changes, Responses
+from l2c.calibration.settings import CHANGES, FORWARD, GRADIENT, GROUPS, RESPONSES, WHAT
 from l2c.diffusion import SOLVERS, Solver
 from l2c.graph.given import table
 from l2c.io.names import near_keywords
 from l2c.io.numbers import AT_ONCE, whole_number
-from l2c.io.settings import Settings
 from l2c.sampling.batches import labels_in_turn
 from l2c.sampling.binding import binding_of
 from l2c.sampling.sampler import Sampler, seeded_noise
 
-KINDS: Mapping[str, type[Settings]] = {CHANGES: Changes, RESPONSES: Responses}
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +65,7 @@ def measure(
     check_sampler(sampler)
     backbone, solver = sampler.backbone, sampler.solver
     how = _settings(what, {CHANGES: changes, RESPONSES: responses}, solver)
+    _check_probes(how, math.prod(backbone.input_shape))
     given = {"num_trajectories": num_trajectories, "batch_size": batch_size}
     sizes = {name: whole_number(name, value, low=1, high=AT_ONCE) for name, value in given.items()}
     first = sizes["first_trajectory"] = whole_number("first_trajectory", first_trajectory, low=0, high=AT_ONCE)
@@ -113,12 +113,21 @@ def check_sampler(sampler: Sampler) -> None:
 def _settings(what: Any, given: Mapping[str, Any], solver: Solver) -> dict[str, dict[str, Any]]:
     """Return the settings of each kind that is measured, those that were not given included."""
     WHAT.check("what", what)
-    how = {name: KINDS[name].of({} if own is None else table(name, own)).to_dict() for name, own in given.items()}
+    how = {name: GROUPS[name].of({} if own is None else table(name, own)).to_dict() for name, own in given.items()}
     responses = how[RESPONSES]
     if responses["max_age"] is None:
         responses["max_age"] = oldest_age(solver.num_evaluations)
     del responses["group" if responses["method"] == GRADIENT else "between"]
     return {name: how[name] for name in ([what] if isinstance(what, str) else what)}
+
+
+def _check_probes(how: Mapping[str, Mapping[str, Any]], numbers: int) -> None:
+    """Refuse more directions of a trajectory than its image has numbers, since there are no more."""
+    probes = how.get(RESPONSES, {}).get("num_probes", 0)
+    if probes > numbers:
+        raise ValueError(
+            f"responses.num_probes must be at most {numbers}, the numbers that an image has, got {probes}"
+        )
 
 
 def _grid(solver: Solver) -> Grid | None:

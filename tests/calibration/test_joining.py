@@ -94,15 +94,24 @@ def test_what_differs_in_more_than_trajectories_is_refused(halves, measured, sam
     )
     refused(measured(2, 1, what=["responses"]), "but the settings of changes are")
     longer = uncached_like(sampler, num_evaluations=7)
-    refused(l2c.Calibration.measure(longer, **HOW, num_trajectories=1), "but the timesteps are")
+    other = l2c.Calibration.measure(longer, **HOW, num_trajectories=1)
+    refused(other, "but the timesteps are")
+    other.save(tmp_path / "other.safetensors")  # parts keep the order in which they are given
+    with pytest.raises(ValueError, match=r"in .*other\.safetensors and .* in part 2"):
+        l2c.Calibration.joined([tmp_path / "other.safetensors", halves[0]])
     binding = replace(halves[1].binding, fingerprint="sha256:" + 64 * "0")
     refused(replace(halves[1], binding=binding), "but the fingerprint are sha256")
     unknown = {name: value for name, value in halves[1].settings.items() if name != "seed"}
-    refused(replace(halves[1], settings=unknown), "settings.seed must be a whole number")
+    refused(replace(halves[1], settings=unknown), "but there is no seed; run l2c calibrate again")
+    refused(
+        replace(halves[1], settings={}),
+        r"but the settings of changes are \{'max_age': 3\} in part 1 and None in part 2",
+    )
     with pytest.raises(FileNotFoundError, match="no calibration at"):
         l2c.Calibration.joined([halves[0], tmp_path / "none"])
     for wrong in ([], [3], "x"):
         with pytest.raises(ValueError, match="parts must be"):
             l2c.Calibration.joined(wrong)
     broken = {**halves[1].settings, "joined": [{"seed": 1, "num_trajectories": 2, "first": 0}]}
-    refused(replace(halves[1], settings=broken), "the field settings.joined.first is unknown")
+    with pytest.raises(ValueError, match=r"the field settings\.joined\.first is unknown"):
+        replace(halves[1], settings=broken)

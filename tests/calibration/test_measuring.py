@@ -1,5 +1,7 @@
 """Every way to a calibration writes down how it was measured."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,14 @@ def test_settings_that_are_not_given_are_written_down_too(sampler):
     again = with_responses(sampler, found.settings).required_calibration()
     assert again.settings == found.settings
     assert torch.equal(again.tensors["responses"], found.tensors["responses"])
+
+
+def test_there_are_no_more_directions_than_numbers_of_an_image(sampler):
+    most = math.prod(sampler.backbone.input_shape)
+    with pytest.raises(
+        ValueError, match=f"num_probes must be at most {most}, the numbers that an image has, got 1000"
+    ):
+        measure(Measurements, sampler, num_trajectories=1, responses={"num_probes": 1000})
 
 
 def test_probes_of_one_trajectory_are_no_trajectories_of_their_own(sampler):

@@ -126,8 +126,9 @@ def test_errors_far_beyond_what_was_measured_are_not_told(calibration, sampler, 
 def test_errors_of_tiny_calibrations_are_not_told(calibration):
     """Weights are fitted to the few directions along which the error is then expected."""
     few = {name: tensor[..., :2] for name, tensor in calibration.tensors.items()}
+    alone = {**calibration.settings, "num_trajectories": 1}
     for wrong, sentence in (
-        (replace(calibration, tensors=few), "responses of one trajectory say little"),
+        (replace(calibration, tensors=few, settings=alone), "responses of one trajectory say little"),
         (replace(calibration, corrections=()), "without true errors, those that responses expect"),
     ):
         graph = wrong.graph(0.6)
@@ -139,6 +140,15 @@ def test_errors_of_tiny_calibrations_are_not_told(calibration):
 
 def grid_at(times):
     return Grid(times, times, (1.0,) * len(times), (True,) * len(times))
+
+
+def test_carried_responses_are_kept_in_no_file(calibration, sampler, tmp_path):
+    context = PolicyContext.of(uncached_like(sampler, num_evaluations=12), calibration)
+    with pytest.raises(
+        ValueError, match=r"from 10 to 12 evaluations are kept in no file; save the calibration of 10"
+    ):
+        context.calibration.save(tmp_path / "carried.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_many_steps_for_memory_are_refused_with_what_fits(calibration, monkeypatch):
@@ -242,6 +252,23 @@ def rewritten(path, change, tensors=None):
         (lambda h: h["binding"].update(layers=["a"] * 4), "layer names must differ"),
         (lambda h: h["settings"]["responses"].update(num_probes="2"), "settings: responses.num_probes must be"),
         (lambda h: h["settings"].update(seed=-1), "settings: seed must be"),
+        (
+            lambda h: h["settings"].update(num_trajectories=3),
+            "num_trajectories=3 x responses.num_probes=2 does not fit the 8 directions of responses; run l2c cal",
+        ),
+        (lambda h: h["settings"]["responses"].update(num_probes=3), "=4 x responses.num_probes=3 does not fit the 8"),
+        (
+            lambda h: h.update(settings={"responses": {"num_probes": 3}}),
+            "responses.num_probes=3 does not fit the 8 di",
+        ),
+        (lambda h: h["settings"]["responses"].update(max_age=7), "max_age=7 does not fit the 6 ages of responses"),
+        (lambda h: h["settings"].update(measure="changes"), "measure names no responses, but there is responses"),
+        (lambda h: h["settings"].update(joined=5), "settings.joined must be a list, got 5"),
+        (lambda h: h["settings"].update(joined=[]), "settings.joined must have 1 to 4096 parts, got 0"),
+        (
+            lambda h: h["settings"].update(joined=[{"seed": 3, "num_trajectories": 5}]),
+            "settings.num_trajectories is 4, but the parts in settings.joined say 5; join them again",
+        ),
         (lambda h: h["settings"].update(responses=[2]), "settings: responses must be values by name"),
         (
             lambda h: h.update(corrections=[CORRECTION | {"share": 7}]),
@@ -301,7 +328,7 @@ def test_what_stochastic_solvers_add_to_corrections_is_of_the_seed_and_the_image
         return noise
 
     monkeypatch.setattr(Sampler, "sample", drawn)
-    settings = {**calibration.settings, "seed": 3, "num_trajectories": 100}
+    settings = {**calibration.settings, "seed": 3, "first_trajectory": 96}
     replace(calibration, settings=settings).corrected(sampler, num_trajectories=4, batch_size=2)
     assert set(streams) == {(3, 100), (3, 102)}
 

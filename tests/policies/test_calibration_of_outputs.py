@@ -209,7 +209,8 @@ def test_layers_that_hold_next_to_nothing_leave_the_whole_output():
 def test_graphs_of_the_output_read_three_outputs_where_that_has_less_error(calibration, share, directions, read):
     part = calibration.of_output()
     many = {name: tensor.repeat(1, 1, 1, 64)[..., :directions] for name, tensor in part.tensors.items()}
-    graph = replace(part, tensors=many).graph(share)
+    settings = {**part.settings, "num_trajectories": directions, "responses": {"num_probes": 1}}
+    graph = replace(part, tensors=many, settings=settings).graph(share)
     assert max(len(weights) for row in graph.entry_weights for weights in row) == read
     layers = replace(calibration, tensors={**calibration.tensors, "responses": calibration.tensor("responses")})
     assert max(len(w) for row in layers.graph(share, whole_outputs=False).entry_weights for w in row) == 2
