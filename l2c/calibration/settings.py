@@ -23,7 +23,7 @@ AGES, DIRECTIONS = (
     ("ages", 2, ("responses.max_age",)),
     ("directions", 3, ("num_trajectories", "responses.num_probes")),
 )
-SIZES = {
+SIZES: Mapping[str, Sequence[tuple[str, int, Sequence[str]]]] = {
     "change": [("ages", 0, ("changes.max_age",))],
     "responses": [AGES, DIRECTIONS],
     "responses_ahead": [DIRECTIONS],
