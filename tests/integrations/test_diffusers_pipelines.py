@@ -148,7 +148,11 @@ def test_other_steps_and_schedulers_are_refused_or_resampled(make_pipeline, rand
     apply(pipe, graph)
     with pytest.raises(ValueError, match=r"made for num_evaluations 5, got 7; call the pipeline with the graph"):
         draw(pipe, steps=7)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    first = pipe.scheduler
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(first.config, prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="takes predictions for v_prediction, for epsilon when the graph was"):
+        draw(pipe)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(first.config, timestep_spacing="trailing")
     with pytest.raises(
         ValueError, match=r"evaluation 3 is at t = 400, but .* 5 evaluations takes it at t = 399; give"
     ):

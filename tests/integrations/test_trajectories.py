@@ -16,7 +16,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, StableDiffusionPanoramaPipeline
 from test_pipeline_composition import graph_of as graph_of_call
 from tiny_pipelines import STEPS, tiny_pipeline
 
@@ -24,7 +24,7 @@ import l2c
 from l2c.integrations.diffusers import applied, apply, remove
 from l2c.integrations.diffusers.calls import call_of, called_elsewhere
 from l2c.integrations.diffusers.histories import Branches
-from l2c.integrations.diffusers.layers import find_layers
+from l2c.integrations.diffusers.layers import find_layers, make_layer
 
 
 def in_threads(*functions):
@@ -261,6 +261,47 @@ def test_pipelines_with_one_model_follow_their_own_schedulers_in_threads(make_pi
         in_step(pipes)
         together = in_threads(lambda: picture(pipes[0], 0), lambda: picture(pipes[1], 1))
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_views_of_one_step_are_reused_each_by_itself():
+    """MultiDiffusion evaluates parts of a wide picture one after the other, each with the prompt of all."""
+    made, runs = tiny_pipeline("sd"), []
+    pipe = StableDiffusionPanoramaPipeline(**made.pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.get_views = lambda *given, **named: [(0, 8, w, w + 8) for w in (0, 4, 8)]
+    layers = find_layers(pipe.unet)
+    pipe.scheduler.set_timesteps(STEPS)
+    times = pipe.scheduler.timesteps.tolist()
+    rows = [[e in (0, 2)] * len(layers) for e in range(STEPS)]
+    graph = l2c.CacheGraph(
+        rows=rows, layers=layers, timesteps=times, model="UNet2DConditionModel", solver="DDIMScheduler"
+    )
+
+    def draw():
+        given = {"prompt": ["a red cat"], "height": 8 * pipe.vae_scale_factor, "width": 16 * pipe.vae_scale_factor}
+        given |= {"num_inference_steps": STEPS, "generator": torch.Generator().manual_seed(0)}
+        return pipe(**given, output_type="latent", guidance_scale=3.0, view_batch_size=1).images
+
+    modules = [make_layer(pipe.unet, name) for name in layers]
+    kept, views = {}, 3
+
+    def by_hand(index, layer):
+        def hook(module, args, kwargs, output):
+            evaluation, view = divmod(len(runs) - 1, views)
+            if evaluation in (0, 2):
+                kept[index, view] = layer.form.branch(module, args, kwargs, output)
+                return output
+            return layer.form.stand_in(module, args, kwargs, kept[index, view])
+
+        return layer.module.register_forward_hook(hook, with_kwargs=True)
+
+    hooks = [by_hand(index, layer) for index, layer in enumerate(modules)]
+    hooks.append(pipe.unet.register_forward_pre_hook(lambda *_: runs.append(1)))
+    expected = draw()
+    for hook in hooks:
+        hook.remove()
+    with applied(pipe, graph):
+        assert torch.equal(draw(), expected)
 
 
 def test_what_a_broken_call_held_is_freed_and_the_next_one_begins_anew(make_pipeline, random_rows, monkeypatch):

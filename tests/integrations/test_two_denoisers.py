@@ -385,6 +385,18 @@ def test_a_denoiser_put_in_later_is_said_to_run_uncached(pipe, caplog):
     assert not hasattr(pipe.scheduler, "_reset_stateful_cache")
 
 
+def test_denoisers_and_scheduler_put_in_at_once_are_said_to_run_uncached(pipe, caplog):
+    apply(pipe, graphs(pipe))
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    pipe.transformer, pipe.transformer_2 = transformer(1), transformer(2)
+    latents(pipe)
+    assert ["transformer was replaced" in caplog.messages[0], "transformer_2 was" in caplog.messages[1]] == [True] * 2
+    remove(pipe)
+    latents(pipe)
+    assert len(caplog.messages) == 2
+    assert not any("_reset_stateful_cache" in vars(part) for part in pipe.components.values() if part is not None)
+
+
 def test_a_denoiser_put_in_after_another_scheduler_is_said_to_run_uncached(pipe, caplog):
     apply(pipe, graphs(pipe))
     for kind in (type(pipe.scheduler), UniPCMultistepScheduler):  # of a class of ours, and of the plain one

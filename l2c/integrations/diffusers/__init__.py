@@ -45,6 +45,7 @@ from l2c.integrations.diffusers.placing import (
     root_of,
 )
 from l2c.integrations.diffusers.rows import CalibratedRows, FinishedRows, ResampledRows, Rows
+from l2c.integrations.diffusers.scheduler_solver import prediction_of
 from l2c.integrations.diffusers.timesteps import GraphSchedule
 from l2c.sampling.correction import Correction
 
@@ -290,7 +291,8 @@ def _hooks_of(
         hooked.look(model)
 
     seen = [getattr(getattr(pipe, "scheduler", None), "timesteps", None)]
-    schedule = GraphSchedule(rows, None if pipe is None else weakref.ref(pipe), seen, any_guidance=any_guidance)
+    pipe_of, prediction = None if pipe is None else weakref.ref(pipe), prediction_of(getattr(pipe, "scheduler", None))
+    schedule = GraphSchedule(rows, pipe_of, seen, prediction=prediction, any_guidance=any_guidance)
     return [*placed, (model, GraphHook(schedule, slots, tuple(hooks.values()), correction, upkeep), ROOT)]
 
 

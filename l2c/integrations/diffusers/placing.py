@@ -176,13 +176,15 @@ class EndOfCall:
 
     Args:
         pipe: the pipeline; its denoisers have graphs. None = a copy, which says nothing.
+        spare: whether another part than the scheduler has it, and speaks where the scheduler is another one by then.
 
     """
 
     METHOD = "_reset_stateful_cache"
-    _watched: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()  # schedulers
+    _watched: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()  # schedulers and other parts
 
-    def __init__(self, pipe: Any = None) -> None:
+    def __init__(self, pipe: Any = None, *, spare: bool = False) -> None:
+        self._spare = spare
         self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
         models = {} if pipe is None else denoisers_of(pipe)
         self._models = {name: weakref.ref(model) for name, model in models.items()}
@@ -190,6 +192,8 @@ class EndOfCall:
     def __call__(self) -> None:
         """Look at the denoisers."""
         pipe = self._pipe()
+        if self._spare and isinstance(getattr(getattr(pipe, "scheduler", None), self.METHOD, None), EndOfCall):
+            return
         call = None if pipe is None else call_of(pipe)
         if call is not None:
             Turn.check(pipe.scheduler, call)
@@ -220,13 +224,20 @@ class EndOfCall:
             setattr(scheduler, cls.METHOD, cls(pipe))
             in_turns(scheduler)
             cls._watched.add(scheduler)
+            models = denoisers_in(pipe).values()
+            networks = (part for part in vars(pipe).values() if isinstance(part, nn.Module))
+            for part in (part for part in networks if unwrapped(part) not in models):
+                if isinstance(getattr(part, cls.METHOD, None), cls | None):
+                    setattr(part, cls.METHOD, cls(pipe, spare=True))
+                    cls._watched.add(part)
+                    break
 
     @classmethod
     def unwatch(cls, pipe: Any) -> None:
-        """Leave as they were a pipeline's scheduler, and all those whose pipelines have no graph now."""
+        """Leave as they were a pipeline's parts, and all those whose pipelines have no graph now."""
         for scheduler in list(cls._watched):
             own = getattr(scheduler, cls.METHOD, None)
-            given = scheduler is getattr(pipe, "scheduler", None)
+            given = _is_part(pipe, scheduler)
             if isinstance(own, cls) and not given and own._needed(scheduler):
                 continue
             cls._watched.discard(scheduler)
@@ -235,10 +246,14 @@ class EndOfCall:
             at_will(scheduler)
 
     def _needed(self, scheduler: Any) -> bool:
-        """Return whether a denoiser of the pipeline has a graph, and the pipeline has this scheduler."""
+        """Return whether a denoiser of the pipeline has a graph, and the pipeline has this part."""
         pipe = self._pipe()
-        models = {} if pipe is None or pipe.scheduler is not scheduler else denoisers_in(pipe)
+        models = {} if pipe is None or not _is_part(pipe, scheduler) else denoisers_in(pipe)
         known = [model() for model in self._models.values()]  # one that was replaced has its graph yet
         return bool(models) and any(
             model is not None and root_of(model) is not None for model in (*models.values(), *known)
         )
+
+
+def _is_part(pipe: Any, part: Any) -> bool:
+    return any(part is own for own in getattr(pipe, "__dict__", {}).values())

@@ -194,6 +194,12 @@ def _marginals(scheduler: Any, evaluations: Sequence[int]) -> list[tuple[float, 
         return None
 
 
+def prediction_of(scheduler: Any) -> str | None:
+    """Return what a scheduler takes predictions for, `epsilon` or `v_prediction` for example; None = not told."""
+    told: str | None = getattr(scheduler, "config", {}).get("prediction_type")
+    return told
+
+
 def adds_noise(scheduler: Any, *, eta: float = 0.0) -> bool:
     """Return whether a scheduler adds noise at its steps.
 

@@ -27,6 +27,7 @@ from l2c.integrations.diffusers.denoisers import TIMES, is_time, parameters_of
 from l2c.integrations.diffusers.fit import check_call
 from l2c.integrations.diffusers.placing import EndOfCall
 from l2c.integrations.diffusers.rows import Rows, tolerance
+from l2c.integrations.diffusers.scheduler_solver import prediction_of
 
 log = logging.getLogger(__name__)
 UNCACHED = (
@@ -122,6 +123,7 @@ class GraphSchedule(threading.local):
             pipeline: no scheduler is followed.
         seen: one member, the scheduler's timesteps as any thread saw them last; those of a call that is over, until
             the next one sets its own.
+        prediction: what the scheduler of that pipeline took predictions for, see `prediction_of`.
         any_guidance: accept another guidance scale than the graph's from that pipeline.
 
     Attributes:
@@ -131,12 +133,19 @@ class GraphSchedule(threading.local):
     """
 
     def __init__(
-        self, rows: Rows, pipe: Callable[[], Any] | None, seen: list[Any], *, any_guidance: bool = False
+        self,
+        rows: Rows,
+        pipe: Callable[[], Any] | None,
+        seen: list[Any],
+        *,
+        prediction: str | None = None,
+        any_guidance: bool = False,
     ) -> None:
         self.graph = rows.first
         self.given_rows: Sequence[int] = range(self.graph.num_evaluations)
         self.rows = rows
         self.pipe = pipe
+        self.prediction = prediction
         self.any_guidance = any_guidance
         self._scheduled: Any = None
         self._call: CallMark | None = None  # in which the trajectory that runs began
@@ -148,7 +157,8 @@ class GraphSchedule(threading.local):
         """Take up the state of another call of this thread, None = of one that begins; return the state until now."""
         before = dict(vars(self))
         if other is None:
-            self.__init__(self.rows, self.pipe, self._seen, any_guidance=self.any_guidance)  # type: ignore[misc]
+            told = {"prediction": self.prediction, "any_guidance": self.any_guidance}
+            self.__init__(self.rows, self.pipe, self._seen, **told)  # type: ignore[misc]
         else:
             vars(self).update(other)
         return before
@@ -172,7 +182,8 @@ class GraphSchedule(threading.local):
         if not own and called_elsewhere(pipe):
             raise ValueError(AT_ONCE.format(type(pipe).__name__))
         mark = None if call is None else mark_of(call)
-        if mark is not None and mark is self._call:  # a trajectory in parts
+        last = mark is self._over and self.graph.num_evaluations > 1 and self._at(t) == self.graph.num_evaluations - 1
+        if mark is not None and (mark is self._call or last):  # in parts, or another view of the last evaluation
             self._scheduled = timesteps
             return False
         if not own:  # a scheduler that was put in after the graph was applied
@@ -183,6 +194,12 @@ class GraphSchedule(threading.local):
         values, end = trajectory_of(pipe, t, self.rows.first.timesteps)
         self.graph, self.given_rows = self.rows.at(values, t, scheduler, end)
         own = pipe is self.pipe()  # type: ignore[misc]  # not None where a pipeline was found
+        now = prediction_of(scheduler)
+        if own and None not in (now, self.prediction) and now != self.prediction:
+            raise ValueError(
+                f"{type(scheduler).__name__} takes predictions for {now}, for {self.prediction} when the graph was "
+                f"applied; give it prediction_type={self.prediction!r}, or call l2c.apply(pipe, graph) again"
+            )
         check_call(self.graph, pipe, any_guidance=self.any_guidance and own)
         return True
 
