@@ -68,14 +68,15 @@ def _of_kind(kind: str, schema: Mapping[str, Any]) -> st.SearchStrategy:
         return st.lists(items, min_size=least, max_size=MOST, unique=schema.get("uniqueItems", False))
     known = {name: of_schema(one) for name, one in schema.get("properties", {}).items()}
     others = schema.get("additionalProperties", True)
-    if not known:
-        return st.dictionaries(TEXT, JSON if others is True else of_schema(others), max_size=3)
-    assert others is False
+    further = (
+        st.dictionaries(TEXT, JSON if others is True else of_schema(others), max_size=3) if others else st.just({})
+    )
     needed = schema.get("required", ())
-    return st.fixed_dictionaries(
+    fixed = st.fixed_dictionaries(
         {name: known[name] for name in needed},
         optional={name: one for name, one in known.items() if name not in needed},
     )
+    return st.builds(lambda own, more: {**more, **own}, fixed, further)
 
 
 @st.composite

@@ -16,9 +16,7 @@ from l2c.sampling.image_error import standard_error
 
 log = logging.getLogger(__name__)
 FEWEST = 4  # trajectories; of 2, expected errors were up to 18 x too small also beside true errors, of 8 up to 3 x
-FINER = (
-    2.0  # evaluations for each one measured, or measured ones for each, up to which an expected error says something
-)
+FINER = 2.0  # evaluations for each one measured, or the other way round, up to which an expected error says something
 FINER_THAN_TRUE = 1.25  # the same for those at which true errors are known
 BEYOND = 2.0  # numbers of evaluations by which a trend is followed outside of those known, as a factor
 SLACK = 1e-6  # of these factors, of rounding
@@ -37,16 +35,19 @@ def expected_error(change: Array, calibration: Measurements, share: float) -> di
         share: share of the uncached MACs.
 
     """
-    each = np.square(change.astype(np.float64)).reshape(_num_trajectories(calibration, len(change)), -1).sum(axis=1)
+    count = _num_trajectories(calibration, len(change)) or len(change)
+    each = np.square(change.astype(np.float64)).reshape(count, -1).sum(axis=1)
     each *= len(each)  # per trajectory
     ratio = true_over_predicted(calibration.corrections, calibration.binding.num_evaluations, share)
     spread = standard_error(each) if len(each) > 1 else 0.0
     return {ERROR: float(ratio * each.mean()), SPREAD: float(ratio * spread)}
 
 
-def _num_trajectories(calibration: Measurements, num_directions: int) -> int:
-    num_probes = int(calibration.settings.get("responses", {}).get("num_probes", 1))
-    return num_directions // num_probes if num_directions % num_probes == 0 else num_directions
+def _num_trajectories(calibration: Measurements, num_directions: int) -> int | None:
+    """Return of how many trajectories directions are; None where settings that were made by hand do not say."""
+    count = calibration.settings.get("num_trajectories")
+    num_probes = calibration.settings.get("responses", {}).get("num_probes")
+    return num_directions // num_probes if count is None and num_probes is not None else count
 
 
 def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
@@ -62,6 +63,10 @@ def unknown_error(calibration: Measurements, num_directions: int) -> str | None:
 
     """
     trajectories = _num_trajectories(calibration, num_directions)
+    if trajectories is None:
+        return (
+            "its settings do not say on how many trajectories the calibration was measured; run l2c calibrate again"
+        )
     if trajectories < FEWEST:
         many = "one trajectory" if trajectories == 1 else f"{trajectories} trajectories"
         return f"responses of {many} say little of others; calibrate with num_trajectories=8 or more"

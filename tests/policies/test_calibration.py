@@ -129,6 +129,7 @@ def test_errors_of_tiny_calibrations_are_not_told(calibration):
     alone = {**calibration.settings, "num_trajectories": 1}
     for wrong, sentence in (
         (replace(calibration, tensors=few, settings=alone), "responses of one trajectory say little"),
+        (replace(calibration, settings={}), "its settings do not say on how many trajectories"),
         (replace(calibration, corrections=()), "without true errors, those that responses expect"),
     ):
         graph = wrong.graph(0.6)

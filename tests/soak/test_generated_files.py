@@ -31,6 +31,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 RELATIONS = re.compile(
     r"row \d+ has|first row reuses|timesteps must|rows but|sampler.num_evaluations is|reuse has|slopes has"
     r"|finite slopes|cannot be routed|not among the routed|weights has|weights|field digest|idle|control"
+    r"|evaluations_worth_of_macs must be a finite number in"
 )
 
 
