@@ -116,10 +116,11 @@ def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adap
     if any_weights:
         return None
 
-    def check(model: nn.Module) -> None:
-        check_model_weights(graph, model, any_adapters=any_adapters)
+    equal_in = check_model_weights(graph, model, any_adapters=any_adapters)
 
-    check(model)
+    def check(model: nn.Module) -> None:
+        check_model_weights(graph, model, any_adapters=any_adapters, equal_in=equal_in)
+
     if graph.fingerprint is None:
         return None
     since = "the graph was applied (fused LoRA or projections?)"

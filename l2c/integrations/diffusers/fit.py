@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from l2c.backbones.backbone import class_name
@@ -46,6 +47,10 @@ UNREAD = (
     "the graph was made for a guidance scale of %g, which cannot be read from this call of %s, so that another one "
     "is not noticed; keep to it, or pass any_guidance=True to have nothing said"
 )
+UNCOMPARED = (
+    "the weights of %s have not the digest of those that the graph was made with, which may be because they are %s: "
+    "that others are in use is not noticed; pass any_weights=True to have nothing said"
+)
 TOLERANCE = 1e-5  # of the largest timestep: schedulers round in 32 bits
 FLOW_TOLERANCE = 4e-3  # of a timestep of flow matching, which some pipelines round to 16 bits
 
@@ -77,24 +82,33 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     return graph
 
 
-def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bool = False) -> None:
+def check_model_weights(
+    graph: CacheGraph, model: nn.Module, *, any_adapters: bool = False, equal_in: set[torch.dtype] | None = None
+) -> set[torch.dtype] | None:
     """Refuse weights that are not the graph's; adapters (LoRA) at work count as weights.
 
     Args:
         graph: the graph; one that is bound to no weights accepts any.
         model: the model.
         any_adapters: look at the weights without adapters alone.
+        equal_in: the precision in which they were the graph's before, if they were.
+
+    Returns:
+        the precision in which they are the graph's; None where they differ, but may be rounded, which a warning says.
 
     Raises:
-        ValueError: if they differ, where all of them have the graph's precision (rounded ones have another digest).
+        ValueError: if they differ in 32 bits, or in a precision in which they were the graph's.
 
     """
-    if {graph.provenance.get("dtype", "torch.float32")} != {str(dtype) for dtype in precisions_of(model)}:
-        return
+    now = precisions_of(model)
+    sure = now == equal_in or {graph.provenance.get("dtype", "torch.float32")} == set(map(str, now))
     name, weights = class_name(model), base_weights if any_adapters else effective_weights
     try:
         check_weights(graph.binding, (name, name), lambda: known_digest(model, weights(model)))
     except ValueError as error:
+        if not sure:
+            log.warning(UNCOMPARED, name, " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in now)))
+            return None
         adapters = at_work(model)
         if not adapters and any(getattr(module, "fused_projections", False) for module in model.modules()):
             raise ValueError(
@@ -120,6 +134,7 @@ def check_model_weights(graph: CacheGraph, model: nn.Module, *, any_adapters: bo
             f"the graph was made with other adapters (LoRA), or none, than are at work in {name} now ({found}); "
             f"{mend}, make a graph with them, or pass {allow}"
         ) from error
+    return now
 
 
 def scale_beside(graph: CacheGraph, given: Mapping[str, Any]) -> float:
