@@ -17,6 +17,7 @@ pytest.importorskip("diffusers", reason="needs the package diffusers: pip instal
 import diffusers
 from PIL import Image
 from tiny_pipelines import tiny_pipeline
+from transformers import CLIPImageProcessor
 from without_backward import WithoutBackward
 from wrong_arguments import WRONG, check_sentence
 
@@ -306,19 +307,28 @@ def test_another_process_finds_what_was_kept(call_process):
     assert there.stdout.split()[-1:] == [here], there.stderr
 
 
-@pytest.mark.parametrize("part", ["controlnet", "text_encoder", "freeu", "scheduler", "nothing", "switched off"])
+@pytest.mark.parametrize(
+    "part", ["controlnet", "text_encoder", "freeu", "scheduler", "tokenizer", "processor", "nothing", "switched off"]
+)
 def test_what_runs_beside_the_model_belongs_to_the_key(part):
     tiny = tiny_pipeline("sd_controlnet")
+    tiny.pipe.feature_extractor = CLIPImageProcessor()
     before = key_of(tiny)
     if part == "freeu":
         tiny.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    elif part == "tokenizer":
+        tiny.pipe.tokenizer.add_tokens("<cat>")
+    elif part == "processor":
+        tiny.pipe.feature_extractor.do_resize = False
+    elif part == "nothing":
+        tiny.pipe.encode_prompt("cat", "cpu", 1, False)  # which leaves the tokenizer's padding behind
     elif part == "scheduler":
         tiny.pipe.scheduler = diffusers.EulerDiscreteScheduler()
     elif part == "switched off":
         tiny.pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
         tiny.pipe.disable_freeu()
         tiny.pipe.unet.train()
-    elif part != "nothing":
+    else:
         with torch.no_grad():
             next(getattr(tiny.pipe, part).parameters()).mul_(1.5)
     assert (key_of(tiny) == before) is (part in ("nothing", "switched off"))

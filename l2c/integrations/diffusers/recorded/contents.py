@@ -6,6 +6,8 @@ Nothing in them depends on addresses, on the order of sets, or on where somethin
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -24,6 +26,8 @@ from l2c.io.tensors import DEEPEST
 NUMBERS = (bool, int, float)
 ITS_OWN_TEXT = (PurePath, enum.Enum, complex, bytes, torch.dtype, torch.device, torch.Size)
 OF_A_RUN = "training"  # is no setting: pipelines are calibrated in eval mode
+OF_A_CALL = ("truncation", "padding")  # a tokenizer keeps those of its last call
+OF_TOKENIZERS = ("model_max_length", "padding_side", "truncation_side", "chat_template", "special_tokens_map")
 
 
 def content_of(what: str, value: Any, depth: int = DEEPEST) -> Any:
@@ -58,6 +62,8 @@ def content_of(what: str, value: Any, depth: int = DEEPEST) -> Any:
         return inside(value.item())
     if isinstance(value, nn.Module):
         return part_content(what, value)
+    if _prepares(value):
+        return part_content(what, value)
     array = array_of(value)
     if array is not None:
         return inside(array.tolist()) if array.dtype.hasobject else digest_of_array(array)
@@ -75,6 +81,8 @@ def content_of(what: str, value: Any, depth: int = DEEPEST) -> Any:
 def part_content(what: str, part: Any) -> list[Any]:
     """Return what a part of a pipeline is: its class, its settings, and the weights of a module; see `content_of`."""
     content = [type(part).__name__, content_of(what, _settings_of(part))]
+    if _prepares(part):
+        content.append({name: part_content(what, member) for name, member in vars(part).items() if _prepares(member)})
     if isinstance(part, nn.Module):
         content += [weights_checksum(effective_weights(part)), numbers_in(part)]
     return content
@@ -90,7 +98,7 @@ def parts_beside(pipe: Any, models: Iterable[nn.Module]) -> Iterator[tuple[str, 
             continue
         if _holds_modules(part) or isinstance(part, nn.Module):
             yield name, part
-        elif hasattr(part, "config"):
+        elif hasattr(part, "config") or _prepares(part):
             yield name, part_content(name, part)
 
 
@@ -114,8 +122,25 @@ def numbers_in(module: nn.Module, name: str = "") -> dict[str, Any]:
 
 def _settings_of(part: Any) -> Any:
     """Return the settings of a pipeline or of a part of it, those aside that say where it was loaded from."""
-    config = getattr(part, "config", {})
+    if hasattr(part, "get_vocab"):
+        return _settings_of_tokenizer(part)
+    config = part if _prepares(part) else getattr(part, "config", {})
     return _public(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+
+
+def _settings_of_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """Return the settings of a tokenizer, its vocabulary and rules by a digest."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    kept = json.dumps({name: value for name, value in rules.items() if name not in OF_A_CALL}, sort_keys=True)
+    own = {name: str(getattr(tokenizer, name, None)) for name in OF_TOKENIZERS}
+    return {**own, "rules": hashlib.sha256(kept.encode()).hexdigest()}
+
+
+def _prepares(part: Any) -> bool:
+    """Return whether a part without weights makes a model's inputs: a tokenizer, or a processor of several kinds."""
+    told = hasattr(part, "get_vocab") or (hasattr(part, "to_dict") and not hasattr(part, "config"))
+    return told and callable(part) and not isinstance(part, (nn.Module, type))
 
 
 def _public(settings: Any) -> Any:
