@@ -16,6 +16,7 @@ from l2c.io.version import __version__
 MACS, WORTH, SPEED_UP = "macs_per_evaluation", "evaluations_worth_of_macs", "macs_speed_up"
 UNKNOWN = "expected_mse_unknown"  # why the next two are null
 ERROR, SPREAD = "expected_mse", "expected_mse_standard_error"  # per pixel, and of it over trajectories
+JUDGED = "true_mse"  # per pixel, on the few noises that several graphs were compared on
 LEAST_WORTH = 1e-9
 SLACK = 1e-6  # evaluations' worth, of rounding
 COUNTED = (
@@ -47,12 +48,12 @@ def check_measured(graph: GraphFields) -> None:
     """Refuse figures that no maker of a graph can have measured; those of other names may be anything.
 
     Raises:
-        ValueError: if a cost or an expected error is no number in its range, or `UNKNOWN` no text.
+        ValueError: if a cost, an expected or a true error is no number in its range, or `UNKNOWN` no text.
 
     """
     ranges = {WORTH: (LEAST_WORTH, graph.num_evaluations + SLACK)}
     for name, value in graph.measured.items():
-        if name in (MACS, WORTH, SPEED_UP) or (name in (ERROR, SPREAD) and value is not None):
+        if name in (MACS, WORTH, SPEED_UP, JUDGED) or (name in (ERROR, SPREAD) and value is not None):
             low, high = ranges.get(name, (0.0, math.inf))
             finite_number(name, value, low=low, high=high)
         elif name == UNKNOWN:

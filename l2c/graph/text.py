@@ -5,7 +5,7 @@ from __future__ import annotations
 from l2c.graph.fields import GraphFields
 from l2c.graph.layer_names import layers_of
 from l2c.graph.predictor import HOLD
-from l2c.graph.statistics import ERROR, SPREAD, UNKNOWN, WORTH, share_reused
+from l2c.graph.statistics import ERROR, JUDGED, SPREAD, UNKNOWN, WORTH, share_reused
 from l2c.io.names import shown
 
 NUMBER = (int, float)
@@ -59,7 +59,8 @@ def _by_kind(graph: GraphFields) -> str:
 
 def _measured(graph: GraphFields) -> list[str]:
     """Return what the graph's maker said of it: its method, MACs and expected error."""
-    said = {name: value for name in (WORTH, ERROR, SPREAD) if isinstance(value := graph.measured.get(name), NUMBER)}
+    figures = WORTH, ERROR, SPREAD, JUDGED
+    said = {name: value for name in figures if isinstance(value := graph.measured.get(name), NUMBER)}
     parts = []
     if said.get(WORTH):
         worth = said[WORTH]
@@ -70,6 +71,8 @@ def _measured(graph: GraphFields) -> list[str]:
         parts.append(f"expected squared error per pixel {said[ERROR]:.3g}{spread}")
     elif UNKNOWN in graph.measured:
         parts.append(f"expected squared error not known: {shown(graph.measured[UNKNOWN], 300)}")
+    if JUDGED in said:
+        parts.append(f"true one of a few noises {said[JUDGED]:.3g}")
     if method := graph.provenance.get("method"):
         parts.append(f"made by {shown(method, 60)}")
     return ["; ".join(parts)] if parts else []

@@ -19,7 +19,7 @@ from l2c.calibration.measuring import check_sampler
 from l2c.calibration.target import Target, target_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
-from l2c.graph.statistics import WORTH
+from l2c.graph.statistics import JUDGED, WORTH
 from l2c.io.seeds import Stream
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.binding import binding_of
@@ -171,7 +171,8 @@ class Judge:
     def best(self, graphs: Sequence[CacheGraph]) -> CacheGraph:
         """Return the graph of the least true error, or the first where that ties (`TIE`).
 
-        Its provenance holds the true errors of all. A warning says where fewer steps without a cache err less.
+        It says its true error, and its provenance those of all. A warning says where fewer steps without a cache err
+        less.
         """
         errors = [self.true_error.error(graph) for graph in graphs]
         errors = [error if math.isfinite(error) else math.inf for error in errors]
@@ -192,7 +193,8 @@ class Judge:
             )
         if fewer is not None and math.isfinite(fewer):
             said["fewer_steps"] = fewer
-        return graph.replace(provenance={**graph.provenance, "judged": said})
+        true = {JUDGED: error} if error < math.inf else {}
+        return graph.replace(provenance={**graph.provenance, "judged": said}, measured={**graph.measured, **true})
 
     def _without_cache(self, count: int) -> float | None:
         """Return the true error of fewer evaluations without a cache; None where the solver has no such number."""

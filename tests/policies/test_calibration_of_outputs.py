@@ -72,7 +72,8 @@ def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make
     kind = {1: "output", 5: "layers and output"}.get(len(graph.layers), "layers")
     assert errors[kind] <= 1.1 * min(errors.values())
     judge = true_error.TrueError.of(other, 4, 7, pool=0, first=4)  # noises 4.. of seed 7: 0..3 were measured
-    assert judge.error(graph) == pytest.approx(errors[kind])
+    assert judge.error(graph) == pytest.approx(errors[kind]) == graph.measured["true_mse"]
+    assert f"; true one of a few noises {errors[kind]:.3g}; made by gram" in graph.summary()
     assert judged["fewer_steps"] == pytest.approx(judge.error_of(uncached_like(other, num_evaluations=8)))
     assert l2c.CacheGraph.from_json(graph.to_json()) == graph
     assert calibration.graph(0.7, sampler=sampler).timesteps == sampler.solver.timesteps  # those measured
