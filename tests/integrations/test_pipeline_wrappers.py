@@ -9,11 +9,12 @@ from torch import nn
 pytest.importorskip("diffusers", reason="needs the package diffusers: pip install '.[diffusers]'")
 pytest.importorskip("transformers", reason="needs the package transformers: pip install '.[diffusers]'")
 
-from tiny_pipelines import tiny_pipeline
+from tiny_pipelines import STEPS, tiny_pipeline
 
 import l2c
 from l2c.integrations.diffusers import applied, apply, denoisers_of, remove
 from l2c.integrations.diffusers.denoisers import unwrapped, without_wrappers
+from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
 from l2c.integrations.diffusers.placing import root_of
 from l2c.integrations.diffusers.recorded.turns import graphs_of
@@ -85,6 +86,29 @@ def test_a_model_whose_blocks_ran_compiled_is_read_as_it_was_written():
     read = pipeline_backbone(pipe, tiny.prompts[:1], num_evaluations=2, options=tiny.options)
     assert read.layer_names == plain.layer_names
     assert len(compiled) == before > 0
+    torch._dynamo.reset()
+
+
+def test_layers_in_compiled_blocks_have_the_names_of_plain_ones(random_rows):
+    tiny = tiny_pipeline("dit")
+    model, layers = tiny.pipe.transformer, find_layers(tiny.pipe.transformer)
+    tiny.pipe.scheduler.set_timesteps(STEPS)
+    given = {"model": type(model).__name__, "solver": type(tiny.pipe.scheduler).__name__}
+    given["timesteps"] = tuple(tiny.pipe.scheduler.timesteps.tolist())
+    graph = l2c.CacheGraph(rows=random_rows(STEPS, len(layers)), layers=layers, **given)
+    with applied(tiny.pipe, graph):
+        expected = tiny.draw()
+
+    blocks = model.transformer_blocks
+    blocks[0] = torch.compile(blocks[0], backend="eager")
+    blocks[1].ff = torch.compile(blocks[1].ff, backend="eager")
+    assert find_layers(model) == layers
+    read = pipeline_backbone(tiny.pipe, tiny.prompts[:1], num_evaluations=2, options=tiny.options)
+    assert read.layer_names == layers
+    older = graph.replace(layers=[name.replace("blocks.0.", "blocks.0._orig_mod.") for name in layers])
+    for named in (graph, older):
+        with applied(tiny.pipe, named):
+            assert torch.equal(tiny.draw(), expected)
     torch._dynamo.reset()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from l2c.backbones.backbone import class_name
 from l2c.backbones.digest import known_digest
+from l2c.backbones.forwards import without_wrapper
 from l2c.graph.binding import (
     SCHEDULERS,
     check_guidance,
@@ -63,6 +64,7 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
 
     """
     name = class_name(model)
+    graph = graph.replace(layers=tuple(map(without_wrapper, graph.layers)))  # written with it by earlier versions
     layers = diffusers_layer_names(graph.layers, model)
     known = all(_has(model, layer) for layer in own_layers(layers))
     if not known:

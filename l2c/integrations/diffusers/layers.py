@@ -12,6 +12,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from l2c.backbones.foreign_module import check_runs
+from l2c.backbones.forwards import INSIDE_COMPILED, without_wrapper
 from l2c.backbones.layer_form import Branch, OutputForm, ResidualForm, WholeOutputForm
 from l2c.backbones.wrap import WrappedLayer
 from l2c.graph.layer_names import WHOLE_OUTPUT, block_of, kinds_asked
@@ -46,7 +47,7 @@ RESNET = ResnetForm()
 def find_layers(
     model: nn.Module, *, of: tuple[str, ...] | None = None, calls: Mapping[str, int] | None = None
 ) -> tuple[str, ...]:
-    """Return the names of a model's layers.
+    """Return the names of a model's layers; those inside of what `torch.compile` made have the names without it.
 
     Blocks are the members of lists of modules. Which of them run, and which work on the prompt alone, is seen in
     forwards alone (`calls`).
@@ -75,7 +76,7 @@ def find_layers(
     if "block" in of:
         names += _with_attention(model) if unet else [p for p, block in _blocks(model) if _layers_of(p, block)]
     if "resnet" in of:
-        names += [name for name, module in model.named_modules() if _plain_resnet(module)]
+        names += [name for name, module in _named_modules(model) if _plain_resnet(module)]
     if not names:
         looked_at = ", ".join(dict.fromkeys(type(block).__name__ for _, block in _blocks(model))) or "none"
         raise ValueError(
@@ -85,19 +86,20 @@ def find_layers(
     names.sort(key=_position(model))
     if calls is None:
         return tuple(names)
+    calls = {without_wrapper(name): number for name, number in calls.items()}  # that of the inner module comes last
     ran = [name for name in names if calls.get(name, 0)]
     return tuple(name if k == 0 else f"{name}@{k + 1}" for name in ran for k in range(calls[name]))
 
 
 def module_of(model: nn.Module, name: str) -> nn.Module:
-    """Return the module of a layer's name.
+    """Return the module of a layer's name, the one inside where it was compiled by `torch.compile`.
 
     Raises:
         ValueError: if the model has none.
 
     """
     try:
-        return model.get_submodule(name)
+        return _inner(model.get_submodule(name))
     except AttributeError as error:
         raise ValueError(
             f"{type(model).__name__} has no layer {name}, which the cache graph names; put it back if it was taken "
@@ -118,7 +120,7 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     call = int(number) - 1 if number else 0
     module: Any = module_of(model, path)
     check_runs(path, module)
-    owner: Any = model.get_submodule(block_of(path))
+    owner: Any = module_of(model, block_of(path))
     if getattr(owner, "_chunk_size", None) is not None and module is not owner:
         raise ValueError(
             f"{name} runs in chunks, so that its output is never whole; call disable_forward_chunking() first"
@@ -131,6 +133,21 @@ def make_layer(model: nn.Module, name: str) -> WrappedLayer:
     if whole_block or getattr(module, "residual_connection", False):
         return WrappedLayer(name, module, ResidualForm(), call=call)
     return WrappedLayer(name, module, OutputForm(), _norms_before(owner, module), call)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    return module.get_submodule(INSIDE_COMPILED) if INSIDE_COMPILED in module._modules else module
+
+
+def _named_children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield a module's children with their names, compiled ones as those that were compiled."""
+    yield from ((name, _inner(child)) for name, child in module.named_children())
+
+
+def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a model with their names, compiled ones once, as those that were compiled."""
+    named = model.named_modules()
+    yield from ((without_wrapper(name), module) for name, module in named if INSIDE_COMPILED not in module._modules)
 
 
 def is_unet(model: nn.Module) -> bool:
@@ -169,10 +186,10 @@ def _before_last_projection(block: Any) -> dict[nn.Module, tuple[nn.Module, ...]
 def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the members of lists of modules with their names, at any depth but inside of one that holds layers."""
     outer: list[str] = []
-    for prefix, modules in model.named_modules():
+    for prefix, modules in _named_modules(model):
         if not isinstance(modules, LISTS) or prefix.startswith(tuple(outer)):
             continue
-        for name, block in modules.named_children():
+        for name, block in _named_children(modules):
             if not isinstance(block, LISTS):
                 yield f"{prefix}.{name}", block
                 if _layers_of("", block):
@@ -186,7 +203,7 @@ def _layers_of(prefix: str, block: nn.Module) -> list[str]:
     fused = _before_last_projection(block)
     left_out = {module for silent in fused.values() for module in silent}
     found: list[str] = []
-    for name, child in block.named_children():
+    for name, child in _named_children(block):
         if child in left_out or isinstance(child, LISTS):
             continue
         if child in fused or _is_attention(child):
@@ -199,7 +216,7 @@ def _layers_of(prefix: str, block: nn.Module) -> list[str]:
 
 
 def _holds_layers(module: nn.Module) -> bool:
-    return any(_is_attention(child) for child in module.children())
+    return any(_is_attention(child) for _, child in _named_children(module))
 
 
 def _is_attention(module: nn.Module) -> bool:
@@ -246,7 +263,7 @@ def _widths(block: nn.Module) -> set[int]:
 def _with_attention(model: nn.Module) -> list[str]:
     """Return the largest modules of a U-Net's stages that hold attention and no convolutions of its own."""
     found: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in _named_modules(model):
         if name.split(".")[0] not in STAGES or isinstance(module, nn.ModuleList):
             continue
         if any(name.startswith(f"{outer}.") for outer in found):
@@ -271,7 +288,7 @@ def _position(model: nn.Module):  # type: ignore[no-untyped-def]
 
     A U-Net lists its middle last, and the attentions of a block before its ResNet blocks, each of which runs first.
     """
-    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    order = {name: index for index, (name, _) in enumerate(_named_modules(model))}
 
     def key(name: str) -> tuple[int, int, float, int]:
         found = re.match(r"(.+)\.(resnets|attentions)\.(\d+)", name)

@@ -13,6 +13,7 @@ from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from l2c.backbones.backbone import class_name
+from l2c.backbones.forwards import without_wrapper
 from l2c.integrations.diffusers.calls import Turn, at_will, call_of, in_turns
 from l2c.integrations.diffusers.denoisers import denoisers_in, denoisers_of, part_of, unwrapped
 from l2c.integrations.diffusers.layers import module_of
@@ -84,7 +85,7 @@ class HookedModules:
     """
 
     def __init__(self, model: nn.Module, placed: Placed) -> None:
-        names = {module: name for name, module in model.named_modules()}
+        names = {module: without_wrapper(name) for name, module in model.named_modules()}
         self._placed = [(names[module], module, hook, kind) for module, hook, kind in placed]
 
     def look(self, model: nn.Module) -> None:
