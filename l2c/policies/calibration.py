@@ -30,14 +30,14 @@ from l2c.policies.context import PolicyContext
 from l2c.policies.corrections import CARRIED_AT, CORRECTED_AT, Reachable, Stage, errors_of_stage, stages_of
 from l2c.policies.expected_error import without_unknown
 from l2c.policies.gram import gram
-from l2c.policies.ladder import Ladder, of_kinds, preferred, within_reach
+from l2c.policies.ladder import Ladder, least_expected, of_kinds, preferred, within_reach
 from l2c.policies.mixed import as_both, of_both, same_directions
 from l2c.policies.true_error import Judge
 from l2c.sampling.sampler import Sampler
 
 SPAN = 0.3  # of the trajectory: evaluations in a row that a layer may be reused
 LEAST_SPAN = 4
-REMEMBERED = 256  # graphs
+REMEMBERED = 256  # graphs, those of layers and whole output of one budget being one
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +49,7 @@ class Calibration(Measurements):
 
     """
 
-    _made: dict[Any, CacheGraph] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _made: dict[Any, list[CacheGraph]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _contexts: dict[Any, PolicyContext] = field(default_factory=dict, init=False, repr=False, compare=False)
     _warned: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
@@ -194,16 +194,20 @@ class Calibration(Measurements):
     ) -> Iterator[CacheGraph]:
         """Yield the graph of each budget."""
         layers, *whole = self.parts
-        kinds = [*(part._graph for part in whole), layers._graph, *([self._of_both] if _of_two(self) else [])]
+        kinds = [*(part._alone for part in whole), layers._alone, *([self._all_of_both] if _of_two(self) else [])]
         for budget in budgets:
-            makes = kinds if whole_outputs else [layers._graph]
+            makes = kinds if whole_outputs else [layers._alone]
             found = of_kinds(partial(make, target, budget, max_span) for make in makes)
             yield preferred(found) if judge is None else judge.best(found)
 
     def _of_both(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
-        """Return the graph of layers and whole output; see `_graph`."""
+        """Return the graph of layers and whole output of the least expected error."""
+        return least_expected(self._all_of_both(target, budget, max_span))
 
-        def make() -> CacheGraph:
+    def _all_of_both(self, target: Target, budget: Budget, max_span: int | None) -> list[CacheGraph]:
+        """Return the graphs of layers and whole output; see `_alone`."""
+
+        def make() -> list[CacheGraph]:
             context, of_output = (part._context_of(target) for part in self.parts)
             layers, whole = context.required_calibration(), of_output.required_calibration()
             if self.both_corrections:  # in the place of those of either kind
@@ -214,17 +218,17 @@ class Calibration(Measurements):
 
         return self._remembered((target.key, str(budget), max_span, "both"), make)
 
-    def _graph(self, target: Target, budget: Budget, max_span: int | None) -> CacheGraph:
-        """Return the graph of a budget; those of the last `REMEMBERED` are made once."""
+    def _alone(self, target: Target, budget: Budget, max_span: int | None) -> list[CacheGraph]:
+        """Return the graph of a budget, of one kind of layers; those of the last `REMEMBERED` are made once."""
 
-        def make() -> CacheGraph:
+        def make() -> list[CacheGraph]:
             context = self._context_of(target)
-            return gram(context, budget=budget, max_span=max_span or _span(context))
+            return [gram(context, budget=budget, max_span=max_span or _span(context))]
 
         return self._remembered((target.key, str(budget), max_span), make)
 
-    def _remembered(self, key: Any, make: Callable[[], CacheGraph]) -> CacheGraph:
-        """Return the graph of a key; it is made once."""
+    def _remembered(self, key: Any, make: Callable[[], list[CacheGraph]]) -> list[CacheGraph]:
+        """Return the graphs of a key; they are made once."""
         if key not in self._made:
             self._made[key] = make()
             for old in list(self._made)[:-REMEMBERED]:
@@ -312,7 +316,7 @@ class OfBoth:
             return self.calibration._as_known(self.calibration._of_both(target, budget, None))
         except BudgetOutOfReach:
             layers, whole = self.calibration.parts
-            found = preferred(of_kinds(partial(part._graph, target, budget, None) for part in (whole, layers)))
+            found = preferred(of_kinds(partial(part._alone, target, budget, None) for part in (whole, layers)))
             return as_both(self.calibration._as_known(found), layers.binding.layers)
 
 

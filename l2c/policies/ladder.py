@@ -169,7 +169,7 @@ def within_reach(make: Callable[[Budget], CacheGraph], budgets: Iterable[Budget]
     return found
 
 
-def of_kinds(makes: Iterable[Callable[[], CacheGraph]]) -> list[CacheGraph]:
+def of_kinds(makes: Iterable[Callable[[], Sequence[CacheGraph]]]) -> list[CacheGraph]:
     """Return the graphs of those kinds that reach their budget.
 
     Raises:
@@ -180,7 +180,7 @@ def of_kinds(makes: Iterable[Callable[[], CacheGraph]]) -> list[CacheGraph]:
     refusals: list[BudgetOutOfReach] = []
     for make in makes:
         try:
-            found.append(make())
+            found += make()
         except BudgetOutOfReach as error:
             refusals.append(error)
     if not found:
@@ -190,8 +190,13 @@ def of_kinds(makes: Iterable[Callable[[], CacheGraph]]) -> list[CacheGraph]:
 
 def preferred(found: Sequence[CacheGraph]) -> CacheGraph:
     """Return the graph of the least expected error, or the first where it ties."""
-    least = min(found, key=lambda graph: float(graph.measured[ERROR]))
+    least = least_expected(found)
     return found[0] if _ties(found[0], least) else least
+
+
+def least_expected(found: Iterable[CacheGraph]) -> CacheGraph:
+    """Return the graph of the least expected error."""
+    return min(found, key=lambda graph: float(graph.measured[ERROR]))
 
 
 def _ties(graph: CacheGraph, least: CacheGraph) -> bool:

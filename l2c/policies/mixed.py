@@ -18,7 +18,6 @@ from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, WEIGHTED
-from l2c.graph.statistics import ERROR
 from l2c.policies.allocation import Allocation, Array
 from l2c.policies.budget import NEAR, SLACK, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
@@ -28,8 +27,8 @@ ORDERS = (2, 3)  # past outputs that are read
 RUNS = (1.25, 1.45, 1.65)  # evaluations that run, as multiples of the budget: where the least errors were found
 
 
-def of_both(context: PolicyContext, whole: Measurements, worth: float, *, max_span: int) -> CacheGraph:
-    """Return the graph of a budget whose expected error is least, over a few numbers of evaluations that run.
+def of_both(context: PolicyContext, whole: Measurements, worth: float, *, max_span: int) -> list[CacheGraph]:
+    """Return the graphs of a budget, over a few numbers of evaluations that run and of past outputs that are read.
 
     Args:
         context: context of the layers, with `responses` in its calibration.
@@ -52,7 +51,7 @@ def of_both(context: PolicyContext, whole: Measurements, worth: float, *, max_sp
             f"no evaluations that run with some layers reused cost {worth:g} evaluations' worth of MACs in all; "
             "take a larger budget"
         )
-    return min(found, key=lambda graph: float(graph.measured[ERROR]))
+    return found
 
 
 @dataclass(frozen=True)

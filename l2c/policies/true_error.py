@@ -21,6 +21,7 @@ from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import JUDGED, WORTH
 from l2c.io.seeds import Stream
+from l2c.policies.ladder import preferred
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.binding import binding_of
 from l2c.sampling.image_error import squared_errors
@@ -29,7 +30,7 @@ from l2c.sampling.uncached import cached_like, uncached_like
 
 NUM_JUDGED = 16  # noises that kinds of layers are compared on
 BATCH = 8  # of them at a time, where a calibration does not say
-TIE = 1.1  # true errors that differ by less say nothing about which is smaller
+TIE = 1.25  # true errors on few noises that differ by less say nothing about which is smaller
 SLACK = 1e-6  # evaluations' worth, of rounding
 log = logging.getLogger(__name__)
 
@@ -169,16 +170,19 @@ class Judge:
         return cls(TrueError.of(sampler, NUM_JUDGED, seed, pool=0, first=first, batch_size=size), target)
 
     def best(self, graphs: Sequence[CacheGraph]) -> CacheGraph:
-        """Return the graph of the least true error, or the first where that ties (`TIE`).
+        """Return the graph of the least true error; of those that tie (`TIE`), the one that `preferred` takes.
 
         It says its true error, and its provenance those of all. A warning says where fewer steps without a cache err
         less.
         """
         errors = [self.true_error.error(graph) for graph in graphs]
         errors = [error if math.isfinite(error) else math.inf for error in errors]
-        place = next(i for i, error in enumerate(errors) if error <= TIE * min(errors))
-        graph, error = graphs[place], errors[place]
-        kinds = {_kind(one): error for one, error in zip(graphs, errors, strict=True) if error < math.inf}
+        least = min(errors)
+        graph = preferred([one for one, found in zip(graphs, errors, strict=True) if found <= TIE * least])
+        error = next(found for one, found in zip(graphs, errors, strict=True) if one is graph)
+        kinds: dict[str, list[float]] = {}
+        for one, found in zip(graphs, errors, strict=True):
+            kinds.setdefault(_kind(one), []).extend([found] if found < math.inf else [])
         said: dict[str, Any] = {"noises": len(self.true_error.noise), "true_errors": kinds}
         count = int(float(graph.measured[WORTH]) + SLACK)
         fewer = self._without_cache(count)

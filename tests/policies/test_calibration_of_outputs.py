@@ -70,16 +70,18 @@ def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make
     errors = judged["true_errors"]
     assert (graph.timesteps, judged["noises"], len(errors)) == (other.solver.timesteps, 4, 3)
     kind = {1: "output", 5: "layers and output"}.get(len(graph.layers), "layers")
-    assert errors[kind] <= 1.1 * min(errors.values())
+    own = graph.measured["true_mse"]
+    assert own in errors[kind]
+    assert own <= 1.25 * min(error for found in errors.values() for error in found)
     judge = true_error.TrueError.of(other, 4, 7, pool=0, first=4)  # noises 4.. of seed 7: 0..3 were measured
-    assert judge.error(graph) == pytest.approx(errors[kind]) == graph.measured["true_mse"]
-    assert f"; true one of a few noises {errors[kind]:.3g}; made by gram" in graph.summary()
+    assert judge.error(graph) == pytest.approx(own)
+    assert f"; true one of a few noises {own:.3g}; made by gram" in graph.summary()
     assert judged["fewer_steps"] == pytest.approx(judge.error_of(uncached_like(other, num_evaluations=8)))
     assert l2c.CacheGraph.from_json(graph.to_json()) == graph
     assert calibration.graph(0.7, sampler=sampler).timesteps == sampler.solver.timesteps  # those measured
-    for place, layers in enumerate([1, 4, 5]):  # in the order in which kinds are made
-        found = iter([1.0 + (i != place) for i in range(3)])
-        monkeypatch.setattr(true_error.TrueError, "error", lambda *_, found=found: next(found))
+    for layers in (1, 4, 5):
+        found = lambda self, graph, layers=layers: 1.0 + (len(graph.layers) != layers)  # noqa: E731
+        monkeypatch.setattr(true_error.TrueError, "error", found)
         monkeypatch.setattr(true_error.Judge, "_without_cache", lambda *_: 0.5)
         assert len(calibration.graph(0.7, sampler=other).layers) == layers
     assert "8 evaluations without a cache err less than the graph, by 0.5 in the place of 1" in caplog.text
