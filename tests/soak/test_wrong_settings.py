@@ -63,6 +63,18 @@ ODD = {
         *("policy.n=1e30", "policy.n=1", f"policy.first={HUGE}", f"policy.last={HUGE}", f"policy.phase={HUGE}"),
         *("budget=1e-9", "budget=1e9x", "budget=1e12", "solver.num_evaluations=1", "calibration=/dev/zero"),
     ],
+    "benchmark": [
+        *("graph=zzz", "graph=/dev/zero", "graph=/tmp", "checkpoint=/tmp", "device=zzz", "device=meta"),
+        *(
+            "device=cuda:99",
+            "cfg_scale=1000",
+            "cache_device=zzz",
+            f"batch_sizes=[{HUGE}]",
+            "mode=[captured]",
+            "matmul=[onednn]",
+        ),
+        *("baseline=published", "keep=0", "computed=[]", f"computed=[{HUGE}]", "hydra.run.dir=/proc/x"),
+    ],
     "encode": ["images=zzz", "images=/dev/null", "vae=/tmp", "image_size=9", "output=/dev/null/x"],
     "import": [
         *("file=zzz", "file=/dev/zero", "file=/tmp", "output=/tmp", "output=/dev/null", "checkpoint=zzz"),
