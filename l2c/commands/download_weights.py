@@ -43,6 +43,8 @@ def _fetch(given: argparse.Namespace) -> str:
     """Download or copy the file; return what was done."""
     from l2c.backbones.presets import model_preset
 
+    if given.name == "emoji":
+        raise ValueError("emoji are the pictures that dit_emoji is trained on, no model; run l2c download-emoji")
     preset = model_preset(given.name)
     if given.file is not None and given.url is not None:
         raise ValueError("--file and --url are two sources of one file; give one of them")
