@@ -121,6 +121,7 @@ class Backbone(nn.Module, ABC):
         num_embedded_labels: rows of the label table, the null label included; 0 for a backbone without labels.
         layer_shape: (T, D), tokens and width of a layer's output; None where not known.
         layers_per_block: layers of one block of a pass, 2 or, where layers are found by name, 1.
+        scale_at: returns the guidance scale at t that counts in the place of the sampler's; None = that counts.
         condition_size: numbers that `condition` returns for one sample.
         gated: whether a layer's contribution is scaled by a gate that depends on t; where not, what a block with
             both layers reused adds is the sum of the two outputs, and its class has `reuse(*inputs, total)`.
@@ -135,6 +136,7 @@ class Backbone(nn.Module, ABC):
     num_embedded_labels: int
     layer_shape: tuple[int, int] | None = None
     layers_per_block: int = 2
+    scale_at: Callable[[float], float | None] | None = None
     condition_size: int = 2
     gated: bool = True
 

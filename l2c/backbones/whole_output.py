@@ -15,7 +15,7 @@ from l2c.backbones.parts import in_order
 from l2c.backbones.single_plan import SinglePlan
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 
-_OF_PIPELINES = ("own_solver", "fewer_steps", "origin", "turns", "first_model")
+_OF_PIPELINES = ("own_solver", "fewer_steps", "origin", "turns", "first_model", "scale_at")
 
 
 class OutputOf(Backbone):

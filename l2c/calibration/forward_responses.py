@@ -168,7 +168,7 @@ class _ForwardChanges(ABC):
         row, cache = [layer not in instead for layer in range(count)], [instead.get(layer) for layer in range(count)]
         inputs = (*self._network.inputs(x, t), self._network.y)
         output, _ = self._backbone.forward_cached(*inputs, row, cache, (False,) * count)
-        return self._network.merge(output)[:, : x.shape[1]].flatten(1)
+        return self._network.merge(output, t)[:, : x.shape[1]].flatten(1)
 
     def _carried(self, e: int) -> Tensor:
         """Return what the basis, moved to the states of an evaluation, changes in its output, (n, basis, P)."""

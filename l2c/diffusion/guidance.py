@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,9 +82,10 @@ class Guidance:
         """Return the inputs (2 N, C, H, W) of both branches for the states x (N, C, H, W)."""
         return torch.cat([x, x]) if self.active else x
 
-    def merge(self, output: Tensor) -> Tensor:
-        """Return the guided output (N, ...) of the output (2 N, ...) of both branches."""
-        return self.combine(*output.chunk(2)) if self.active else output
+    def merge(self, output: Tensor, scale: float | None = None) -> Tensor:
+        """Return the guided output (N, ...) of the output (2 N, ...) of both branches; another scale may be given."""
+        guided = self if scale is None else replace(self, scale=scale)
+        return guided.combine(*output.chunk(2)) if self.active else output
 
 
 def _norm(output: Tensor) -> Tensor:

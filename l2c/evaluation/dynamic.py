@@ -291,7 +291,8 @@ class DynamicSampler:
 
         def evaluate(x: Tensor, t: float) -> Tensor:
             batch, times = network.inputs(x, t)
-            return network.merge(self.backbone.run(batch, self.backbone.condition(times, network.y), layers))
+            output = self.backbone.run(batch, self.backbone.condition(times, network.y), layers)
+            return network.merge(output, t)
 
         images = self.solver.sample(evaluate, noise)
         check_images(images)

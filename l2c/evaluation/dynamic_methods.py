@@ -95,7 +95,7 @@ def measure(uncached: Sampler, labels: Tensor | None, noise: Tensor) -> SignalsA
         residual = layers.residual
         residuals.append(residual)
         tokens.append(torch.cat((layers.entry + residual).flatten(1).chunk(branches), dim=1))
-        return network.merge(output)
+        return network.merge(output, t)
 
     uncached.solver.sample(evaluate, noise)
     assert isinstance(layers.criterion, _Everything)

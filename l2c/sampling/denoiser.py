@@ -90,7 +90,7 @@ class Denoiser:
                 ],
             )
         self._evaluation += 1
-        return self._network.merge(output)
+        return self._network.merge(output, t)
 
     def _condition(self, count: int, t: float) -> tuple[Tensor, ...]:
         if self._timesteps is None:

@@ -41,8 +41,9 @@ class GuidedBackbone:
         """Return the guided output for the states x at t, and the outputs of all layers, everything computed."""
         everything = (True,) * self.backbone.num_layers
         output, layers = self.backbone.forward_cached(*self.inputs(x, t), self.y, everything)
-        return self.merge(output), [layer for layer in layers if layer is not None]
+        return self.merge(output, t), [layer for layer in layers if layer is not None]
 
-    def merge(self, output: Tensor) -> Tensor:
-        """Return the guided output (N, C or 2 C, H, W), in 32 bits, of the backbone's output."""
-        return self.guidance.merge(output.float())
+    def merge(self, output: Tensor, t: float) -> Tensor:
+        """Return the guided output (N, C or 2 C, H, W), in 32 bits, of the backbone's output at t."""
+        own = self.backbone.scale_at
+        return self.guidance.merge(output.float(), None if own is None else own(t))

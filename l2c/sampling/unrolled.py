@@ -82,7 +82,7 @@ class _Student:
             self.losses.append((output.float() - teacher.float()).square().mean())
         self.reuse.keep(row, outputs)
         self._evaluation += 1
-        guided = self.network.merge(output)
+        guided = self.network.merge(output, t)
         return guided.detach() if self.teach else guided
 
 

@@ -87,7 +87,7 @@ def by_hand(backbone, noise):
         for fresh, layer, of in zip(row, layers, computed, strict=True):
             if fresh:
                 of.insert(0, layer)
-        past.insert(0, network.merge(output))
+        past.insert(0, network.merge(output, t))
         return past[0]
 
     with torch.no_grad():

@@ -121,7 +121,7 @@ def test_changes_are_those_of_outputs(context):
 
     def answer(x, t):
         outputs.append(sampler.backbone.network(*network.inputs(x, t), network.y))
-        return network.merge(outputs[-1])
+        return network.merge(outputs[-1], t)
 
     with torch.no_grad():
         sampler.solver.sample(answer, seeded_noise(sampler.backbone.input_shape, 5, 2))

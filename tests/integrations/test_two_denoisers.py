@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, Wa
 from diffusers.hooks import HookRegistry
 from tiny_parts import make_t5
 from tiny_pipelines import tiny_pipeline
+from whole_pipelines import calibrated_as_drawn
 
 import l2c
 from l2c.integrations.diffusers import ROOT, CacheGraphs, applied, apply, placing, remove
@@ -222,8 +224,12 @@ def test_the_scale_of_the_second_denoiser_belongs_to_the_graphs(caplog):
     assert backbone.conventions.guidance_options == {"guidance_scale_2": 3.0}  # which the pipeline fills in
     assert not [message for message in caplog.messages if "guides its" in message]
     other = pipeline_backbone(tiny.pipe, tiny.prompts[:1], **read, options={**tiny.options, "guidance_scale_2": 8.0})
+    assert not [message for message in caplog.messages if "guides its" in message]
+    assert calibrated_as_drawn(replace(tiny, scale=3.0, options={**tiny.options, "guidance_scale_2": 8.0})) == "yes"
+    off = {"num_evaluations": 4, "guidance_scale": 1.0, "options": {**tiny.options, "guidance_scale_2": 8.0}}
+    pipeline_backbone(tiny.pipe, tiny.prompts[:1], **off)
     (message,) = [message for message in caplog.messages if "guides its" in message]
-    assert "WanPipeline guides its transformer_2 by guidance_scale_2=8; it is calibrated at 3 for all" in message
+    assert "WanPipeline guides its transformer_2 by guidance_scale_2=8; it is calibrated at 1 for all" in message
     sampler = l2c.Sampler(other, solver="pipeline", num_evaluations=4, cfg_scale=3.0)
     blank = l2c.CacheGraph.blank(binding_of(other, sampler.solver, weights_bound=True, guidance=sampler.guidance))
     with applied(tiny.pipe, graphs_of(blank, other)):

@@ -38,7 +38,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
     tabled,
 )
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
-from l2c.integrations.diffusers.recorded.own_call import OwnCall, own_call, say_differences
+from l2c.integrations.diffusers.recorded.own_call import OwnCall, own_call, with_scales
 from l2c.integrations.diffusers.recorded.recording import LEFT_OUT, Recording, record
 from l2c.integrations.diffusers.recorded.regions import narrowed
 from l2c.integrations.diffusers.recorded.solvers import solvers_of
@@ -109,7 +109,7 @@ class PipelineBackbone(WrappedModule):
             feeder.module.eval().requires_grad_(False)
         self.first_model, self.turns = model, Turns({"": model}) if turns is None else turns
         others = [other.eval().requires_grad_(False) for other in self.turns.models.values() if other is not model]
-        self._layers_of = {model: self.layers}
+        self.scale_at, self._layers_of = self.turns.scale_at, {model: self.layers}
         self._layers_of |= {other: tuple(make_layer(other, name) for name in self.layer_names) for other in others}
         self._sign = recording.sign
         self._none = calls[-1] if calls[-1].apart_from(calls[0]) else None
@@ -309,7 +309,7 @@ def _read(
             recording = record(pipe, prompts, guidance, **settings)
             solver, fewer, turns = solvers_of(pipe, recording, fewer_steps=fewer_steps)
         own = own_call(pipe, recording.model, guidance, guidance_scale, recording.given, options)
-    say_differences(pipe, turns, guidance, guidance_scale, own.guided_by)
+    turns = with_scales(pipe, turns, guidance, guidance_scale, own.guided_by)
     recording = recording if asked == (WHOLE_OUTPUT,) else recording.of_what_moves()
     asked = _kinds(recording.model, asked, recording, turns)
     off = guidance_scale == NEUTRAL_SCALE.get(guidance.mode)  # in the pipeline's own terms

@@ -120,7 +120,8 @@ class StepwiseDenoising(LearningToCache):
         assert run is not None, "draw comes first"
         seen = self.seen(row)
         student, cache = self.backbone.forward_cached(pair.x, pair.t, pair.y, seen, pair.cache)
-        per_sample = self.per_sample(run.network.merge(student), run.network.merge(pair.teacher))
+        merged = (run.network.merge(output, run.request.t) for output in (student, pair.teacher))
+        per_sample = self.per_sample(*merged)
         error = per_sample.mean()
         penalty = torch.dot(row, self.layer_weights.to(row))
         loss = self.error_weights[run.evaluation] * error + self.penalty * penalty
@@ -154,7 +155,7 @@ class StepwiseDenoising(LearningToCache):
         run = _OpenTrajectory(self.solver.trajectory(noise, generator=noise_source), network, step)
         everything = (True,) * self.backbone.num_layers
         output, run.cache = self.backbone.forward_cached(*run.inputs(), network.y, everything)
-        run.request = run.trajectory.send(network.merge(output))
+        run.request = run.trajectory.send(network.merge(output, run.request.t))
         return run
 
     def _pair(self, run: _OpenTrajectory) -> Pair:
@@ -172,7 +173,7 @@ class StepwiseDenoising(LearningToCache):
         )
         run.step += 1
         if run.evaluation < self.solver.num_evaluations - 1:
-            run.request = run.trajectory.send(run.network.merge(output))
+            run.request = run.trajectory.send(run.network.merge(output, run.request.t))
 
 
 class _OpenTrajectory:

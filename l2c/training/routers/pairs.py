@@ -258,7 +258,7 @@ class TrajectoryPairs:
             )
             run.passes.pop(request.index - self._depth - 1, None)
             if request.index < self.solver.num_evaluations - 1:
-                run.request = run.trajectory.send(network.merge(output))
+                run.request = run.trajectory.send(network.merge(output, request.t))
             if request.index == evaluation:
                 assert before is not None, "two routed evaluations never follow each other"
                 run.next_step = step + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c.backbones.layer_form import first
+from l2c.graph.binding import NEUTRAL_SCALE
 from l2c.integrations.diffusers.calls import call_of
 from l2c.integrations.diffusers.guidance import BESIDE, PipelineGuidance, defaults_of
 from l2c.integrations.diffusers.prompts import condition_of
@@ -159,27 +161,33 @@ def _guided_by(
     return found
 
 
-def say_differences(
+def with_scales(
     pipe: Any, turns: Turns, guidance: PipelineGuidance, scale: float | None, guided: Mapping[str, Any]
-) -> None:
-    """Warn of denoisers that are called in another way than the first one.
+) -> Turns:
+    """Return turns with the guidance scales that denoisers have of their own (`transformer_2`: `guidance_scale_2`).
 
-    With a guidance scale of their own (`transformer_2` by `guidance_scale_2`), or other arguments (a control).
+    A warning tells of scales that cannot be followed, where the first denoiser is not guided or all make each
+    evaluation, and of denoisers that are given other arguments than the first one (a control).
 
     Args:
         pipe: the pipeline.
         turns: of its denoisers.
         guidance: how it is guided.
-        scale: that all of them are calibrated at; None = no guidance.
+        scale: of the first one; None = no guidance.
         guided: how it is guided besides.
 
     """
     usual, *others = turns.models
+    followed = turns.experts and scale is not None and scale != NEUTRAL_SCALE.get(guidance.mode, scale)
+    scales: dict[str, float] = {}
     for name in others:
         argument = f"{guidance.argument}{name.removeprefix(usual)}"
         own = guided.get(argument)
         if isinstance(own, float) and scale is not None and not math.isclose(own, scale):
+            scales[name] = own
+        if name in scales and not followed:
             log.warning(ONE_SCALE, type(pipe).__name__, name, argument, own, scale)
         for has, lacks in ((usual, name), (name, usual)) if turns.experts else ():
             if alone := [key for key in turns.given[has] if key not in turns.given[lacks]]:
                 log.warning(ONE_FORM, type(pipe).__name__, ", ".join(alone), has, lacks)
+    return dataclasses.replace(turns, scales=scales if followed else {})

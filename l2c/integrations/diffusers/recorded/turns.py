@@ -32,12 +32,14 @@ class Turns:
         called: for each timestep at which they were seen, the names of those called. Where one is called at each
             timestep they take turns (experts); where all are called at each, they are guidance branches.
         given: names of the arguments that each is given at its first call.
+        scales: guidance scales of those that have another than the first one.
 
     """
 
     models: Mapping[str, nn.Module]
     called: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
     given: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def experts(self) -> bool:
@@ -46,8 +48,15 @@ class Turns:
 
     def at(self, t: float) -> nn.Module:
         """Return the model of the evaluation at t, that of the nearest timestep seen; of branches the first one."""
+        return self.models[self._first_at(t)]
+
+    def scale_at(self, t: float) -> float | None:
+        """Return the guidance scale that the model of the evaluation at t has of its own."""
+        return self.scales.get(self._first_at(t))
+
+    def _first_at(self, t: float) -> str:
         times = list(self.called)
-        return self.models[self.called[times[nearest(times, t)]][0]] if times else next(iter(self.models.values()))
+        return self.called[times[nearest(times, t)]][0] if times else next(iter(self.models))
 
     def joined(self, other: Turns) -> Turns:
         """Return these and those of another number of steps."""
