@@ -107,8 +107,8 @@ class Calibration(Measurements):
             solver_options: the solver's own settings, `shift` for one; None = those measured.
             max_span: evaluations in a row that a layer may be reused; None = 0.3 of the trajectory.
             whole_outputs: False = graphs of the layers alone.
-            sampler: the uncached sampler of the graph, in the place of steps and solver: the kind is taken by true
-                errors on a few noises, see `true_error.Judge`.
+            sampler: the uncached sampler of the graph, in the place of steps and solver: the kind, and of both
+                kinds the graph, is taken by true errors on a few noises, see `true_error.Judge`.
 
         Raises:
             ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
