@@ -133,9 +133,9 @@ class TrueError:
 class Judge:
     """The graph of least true error on a few noises, of those that a calibration makes of several kinds of layers.
 
-    Expected errors rank graphs badly where responses were carried to other times: the one expected to be best erred up
-    to 19 x as much as the one taken here. Few noises tell graphs apart, because all have the same noises; a pool of
-    noises helped no further.
+    Expected errors rank graphs badly where responses were carried to other times: the one expected to be best erred
+    up to 19 x as much as the one taken here. Few noises tell graphs apart, because all have the same noises. A pool
+    of noises helped no further.
 
     Attributes:
         true_error: on noises that the calibration was not measured on.
