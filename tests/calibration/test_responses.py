@@ -22,7 +22,7 @@ def in_one_pass(sampler, labels, noise, seed):
         everything = (True,) * backbone.num_layers
         output, layers = backbone.forward_cached(*network.inputs(x, t), network.y, everything)
         outputs.append(layers)
-        return network.merge(output)
+        return network.merge(output, t)
 
     image = sampler.solver.sample(evaluate, noise.requires_grad_(True))
     size = noise[0].numel()
