@@ -15,7 +15,7 @@ import l2c
 from l2c.backbones.digest import known_digest
 from l2c.backbones.whole_output import WholeOutput
 from l2c.calibration.measured_cost import measure_macs
-from l2c.integrations.diffusers import apply, denoiser_of, remove
+from l2c.integrations.diffusers import apply, denoiser_of, fit, remove
 from l2c.integrations.diffusers.adapters import precisions_of
 from l2c.integrations.diffusers.layers import find_layers
 from l2c.integrations.diffusers.pipeline_backbone import pipeline_backbone
@@ -117,6 +117,30 @@ def test_weights_some_of_which_are_rounded_are_not_compared(pipe, caplog):
         remove(pipe)
         assert "which may be because they are bfloat16 and float32" in caplog.messages[-1]
         rounded.data = rounded.data.float()
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_weights_that_were_not_compared_are_digested_once(pipe, caplog, monkeypatch, readable):
+    """A change of them can say nothing new, LoRA switched on and off least of all."""
+    pipe.to(torch.bfloat16)
+    digests = []
+
+    def digest(model, weights):
+        digests.append(model)
+        if readable:
+            return known_digest(model, weights)
+        raise ValueError("the weight first is on the meta device; load plain weights")
+
+    monkeypatch.setattr(fit, "known_digest", digest)
+    apply(pipe, graph_of(pipe, fingerprint="sha256:" + "0" * 64))
+    for _ in range(2):
+        with torch.no_grad():
+            next(denoiser_of(pipe).parameters()).mul_(1.5)
+        draw(pipe)
+    told = [message for message in caplog.messages if "the weights of" in message]
+    assert len(digests) == len(told) == 1
+    assert ("which may be because they are bfloat16" in told[0]) is readable
+    assert told[0].endswith("made with: the weight first is on the meta device; load plain weights") is not readable
 
 
 def test_an_adapter_of_16_bits_does_not_keep_weights_from_being_compared():

@@ -29,7 +29,7 @@ from l2c.integrations.diffusers.calls import check_idle
 from l2c.integrations.diffusers.denoisers import check_apart, denoisers_of
 from l2c.integrations.diffusers.denoisers import denoiser_of as denoiser_of
 from l2c.integrations.diffusers.denoisers import modes_kept as modes_kept
-from l2c.integrations.diffusers.fit import check_model_weights, check_scheduler, fitted_to, scale_beside
+from l2c.integrations.diffusers.fit import WeightsCheck, check_scheduler, fitted_to, scale_beside
 from l2c.integrations.diffusers.hooks import GraphHook, LayerHook, RunHook, SilentHook, Slot
 from l2c.integrations.diffusers.layers import make_layer
 from l2c.integrations.diffusers.placing import (
@@ -115,12 +115,8 @@ def _watched(graph: CacheGraph, model: nn.Module, *, any_weights: bool, any_adap
     """Refuse weights that are not a graph's; return the check for later calls, None if any weights are accepted."""
     if any_weights:
         return None
-
-    equal_in = check_model_weights(graph, model, any_adapters=any_adapters)
-
-    def check(model: nn.Module) -> None:
-        check_model_weights(graph, model, any_adapters=any_adapters, equal_in=equal_in)
-
+    check = WeightsCheck(graph, any_adapters=any_adapters)
+    check(model)
     if graph.fingerprint is None:
         return None
     since = "the graph was applied (fused LoRA or projections?)"

@@ -52,6 +52,7 @@ UNCOMPARED = (
     "the weights of %s have not the digest of those that the graph was made with, which may be because they are %s: "
     "that others are in use is not noticed; pass any_weights=True to have nothing said"
 )
+UNREADABLE = "the weights of %s were not compared with those that the graph was made with: %s"
 TOLERANCE = 1e-5  # of the largest timestep: schedulers round in 32 bits
 FLOW_TOLERANCE = 4e-3  # of a timestep of flow matching, which some pipelines round to 16 bits
 
@@ -84,59 +85,83 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
     return graph
 
 
-def check_model_weights(
-    graph: CacheGraph, model: nn.Module, *, any_adapters: bool = False, equal_in: set[torch.dtype] | None = None
-) -> set[torch.dtype] | None:
-    """Refuse weights that are not the graph's; adapters (LoRA) at work count as weights.
+class WeightsCheck:
+    """Refuses weights that are not a graph's; adapters (LoRA) at work count as weights.
+
+    Made where the graph is applied, and called where the weights have changed since. Rounded weights have another
+    digest: those of another precision than the graph's are refused only in one in which they were the graph's before.
+    Else a warning says that they were not compared, once for each precision.
 
     Args:
         graph: the graph; one that is bound to no weights accepts any.
-        model: the model.
         any_adapters: look at the weights without adapters alone.
-        equal_in: the precision in which they were the graph's before, if they were.
-
-    Returns:
-        the precision in which they are the graph's; None where they differ, but may be rounded, which a warning says.
-
-    Raises:
-        ValueError: if they differ in 32 bits, or in a precision in which they were the graph's.
 
     """
-    now = precisions_of(model)
-    sure = now == equal_in or {graph.provenance.get("dtype", "torch.float32")} == set(map(str, now))
-    name, weights = class_name(model), base_weights if any_adapters else effective_weights
-    try:
-        check_weights(graph.binding, (name, name), lambda: known_digest(model, weights(model)))
-    except ValueError as error:
-        if not sure:
+
+    def __init__(self, graph: CacheGraph, *, any_adapters: bool = False) -> None:
+        self._graph, self._any_adapters = graph, any_adapters
+        self._equal_in: list[set[torch.dtype]] = []
+        self._uncompared_in: list[set[torch.dtype]] = []
+
+    def __call__(self, model: nn.Module) -> None:
+        """Compare a model's weights with the graph's.
+
+        Raises:
+            ValueError: if they differ, or cannot be read, in the graph's precision or one in which they were equal.
+
+        """
+        now = precisions_of(model)
+        if now in self._uncompared_in:
+            return  # no digest of rounded weights says more than the first one
+        made_in = self._graph.provenance.get("dtype", "torch.float32")
+        sure = now in self._equal_in or {made_in} == set(map(str, now))
+        name, weights = class_name(model), base_weights if self._any_adapters else effective_weights
+        try:
+            found = "" if self._graph.fingerprint is None else known_digest(model, weights(model))
+        except ValueError as error:
+            if sure:
+                raise
+            log.warning(UNREADABLE, name, error)
+            self._uncompared_in.append(now)
+            return
+        try:
+            check_weights(self._graph.binding, (name, name), lambda: found)
+        except ValueError as error:
+            if sure:
+                raise _told_by_adapters(error, model, any_adapters=self._any_adapters) from error
             log.warning(UNCOMPARED, name, " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in now)))
-            return None
-        adapters = at_work(model)
-        if not adapters and any(getattr(module, "fused_projections", False) for module in model.modules()):
-            raise ValueError(
-                f"projections of queries, keys and values are fused in {name} (fuse_qkv_projections), which adds "
-                "weights that the graph was made without; leave them apart in a model that is loaded anew, as "
-                "unfuse_qkv_projections() keeps them in some, or pass any_weights=True to use it all the same"
-            ) from error
-        fused = [adapter for adapter, how in adapters.items() if how == FUSED]
-        if not adapters or (any_adapters and not fused):
-            raise
-        found = ", ".join(f"{shown(adapter)} {how}" for adapter, how in adapters.items())
-        if any_adapters:
-            raise ValueError(
-                f"the graph holds for the weights of {name} under any adapters (LoRA), but some are fused into them "
-                f"({found}); load the plain weights anew, which unfuse_lora() gives back with rounding, or pass "
-                "any_weights=True to use it all the same"
-            ) from error
-        mend, allow = "load the plain weights anew", "any_weights=True to use it all the same"
-        if not fused:
-            mend = "call pipe.unload_ip_adapter()" if set(adapters) == {PICTURES} else "call pipe.disable_lora()"
-            allow = "any_adapters=True to use it for this base model with any adapters"
-        raise ValueError(
-            f"the graph was made with other adapters (LoRA), or none, than are at work in {name} now ({found}); "
-            f"{mend}, make a graph with them, or pass {allow}"
-        ) from error
-    return now
+            self._uncompared_in.append(now)
+            return
+        self._equal_in.append(now)
+
+
+def _told_by_adapters(error: ValueError, model: nn.Module, *, any_adapters: bool) -> ValueError:
+    """Return the error of weights that are not the graph's, or one that names the adapters or fusion behind it."""
+    name, adapters = class_name(model), at_work(model)
+    if not adapters and any(getattr(module, "fused_projections", False) for module in model.modules()):
+        return ValueError(
+            f"projections of queries, keys and values are fused in {name} (fuse_qkv_projections), which adds "
+            "weights that the graph was made without; leave them apart in a model that is loaded anew, as "
+            "unfuse_qkv_projections() keeps them in some, or pass any_weights=True to use it all the same"
+        )
+    fused = [adapter for adapter, how in adapters.items() if how == FUSED]
+    if not adapters or (any_adapters and not fused):
+        return error
+    found = ", ".join(f"{shown(adapter)} {how}" for adapter, how in adapters.items())
+    if any_adapters:
+        return ValueError(
+            f"the graph holds for the weights of {name} under any adapters (LoRA), but some are fused into them "
+            f"({found}); load the plain weights anew, which unfuse_lora() gives back with rounding, or pass "
+            "any_weights=True to use it all the same"
+        )
+    mend, allow = "load the plain weights anew", "any_weights=True to use it all the same"
+    if not fused:
+        mend = "call pipe.unload_ip_adapter()" if set(adapters) == {PICTURES} else "call pipe.disable_lora()"
+        allow = "any_adapters=True to use it for this base model with any adapters"
+    return ValueError(
+        f"the graph was made with other adapters (LoRA), or none, than are at work in {name} now ({found}); "
+        f"{mend}, make a graph with them, or pass {allow}"
+    )
 
 
 def scale_beside(graph: CacheGraph, given: Mapping[str, Any]) -> float:
