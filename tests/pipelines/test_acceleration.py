@@ -322,6 +322,7 @@ def test_what_runs_beside_the_model_belongs_to_the_key(part):
         tiny.pipe.feature_extractor.do_resize = False
     elif part == "nothing":
         tiny.pipe.encode_prompt("cat", "cpu", 1, False)  # which leaves the tokenizer's padding behind
+        tiny.pipe.tokenizer.padding_side = tiny.pipe.tokenizer.truncation_side = "left"  # as pipelines do in a call
     elif part == "scheduler":
         tiny.pipe.scheduler = diffusers.EulerDiscreteScheduler()
     elif part == "switched off":

@@ -26,8 +26,8 @@ from l2c.io.tensors import DEEPEST
 NUMBERS = (bool, int, float)
 ITS_OWN_TEXT = (PurePath, enum.Enum, complex, bytes, torch.dtype, torch.device, torch.Size)
 OF_A_RUN = "training"  # is no setting: pipelines are calibrated in eval mode
-OF_A_CALL = ("truncation", "padding")  # a tokenizer keeps those of its last call
-OF_TOKENIZERS = ("model_max_length", "padding_side", "truncation_side", "chat_template", "special_tokens_map")
+OF_A_CALL = ("truncation", "padding")  # a tokenizer keeps those of its last call, and the sides that it set
+OF_TOKENIZERS = ("model_max_length", "chat_template", "special_tokens_map")
 
 
 def content_of(what: str, value: Any, depth: int = DEEPEST) -> Any:
