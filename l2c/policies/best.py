@@ -24,7 +24,7 @@ from l2c.policies.gram import gram
 from l2c.policies.methods.l2p import measure_products
 from l2c.policies.mixed import ORDERS as MIXED_ORDERS
 from l2c.policies.mixed import Mixed, same_directions
-from l2c.policies.true_error import TrueError
+from l2c.policies.true_error import TrueError, check_finite
 from l2c.sampling.correction import has_slopes
 from l2c.sampling.gradients import check_differentiable
 from l2c.sampling.sampler import Sampler
@@ -84,7 +84,7 @@ def best(
         seed: seed of the noises; evaluation uses others.
 
     Raises:
-        ValueError: if the budget is out of reach, or the solver adds noise of its own.
+        ValueError: if the budget is out of reach, the solver adds noise of its own, or no graph draws finite images.
 
     """
     sampler = context.deterministic_sampler("best")
@@ -97,7 +97,8 @@ def best(
     contexts = list(_contexts(context, worth, num_evaluations, whole_outputs=whole_outputs))
     starts = _starts(contexts, true_error, Search(worth, max_span, exchanges, seed))
     final = [start.worked_out(true_error, training) for start in _promising(starts)]
-    chosen = final[0] if len(final) == 1 else _ranked(final, judge)[0][1]
+    error, chosen = _ranked(final, true_error if len(final) == 1 else judge)[0]
+    check_finite(error)
     settings = {"budget": worth, "max_span": max_span, "num_trajectories": num_trajectories, "pool": pool}
     if num_evaluations:
         settings["reference_evaluations"] = context.blank.num_evaluations

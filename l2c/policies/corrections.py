@@ -19,6 +19,7 @@ from l2c.graph.statistics import ERROR, WORTH
 from l2c.policies.budget import Budget, BudgetOutOfReach
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.image_error import squared_errors
+from l2c.sampling.inputs import NotFinite
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import cached_like, uncached_like
 
@@ -95,7 +96,10 @@ def true_errors(
     num_evaluations = uncached.solver.num_evaluations
     found: list[dict[str, float]] = []
     for graph in graphs:
-        images = draw(cached_like(uncached, graph))
+        try:
+            images = draw(cached_like(uncached, graph))
+        except NotFinite:  # says nothing of the others
+            continue
         true = float(squared_errors(images, target).mean())
         predicted = float(graph.measured[ERROR])
         share = float(graph.measured[WORTH]) / num_evaluations

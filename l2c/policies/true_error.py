@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,6 +26,7 @@ from l2c.policies.ladder import preferred
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
 from l2c.sampling.binding import binding_of
 from l2c.sampling.image_error import squared_errors
+from l2c.sampling.inputs import NotFinite
 from l2c.sampling.sampler import Sampler, seeded_noise
 from l2c.sampling.uncached import cached_like, uncached_like
 
@@ -50,6 +52,7 @@ class TrueError:
         target: (N, C, H, W), the uncached images.
         weights: (N,), sum 1.
         batch_size: trajectories at a time.
+        found: errors found so far.
 
     """
 
@@ -59,6 +62,7 @@ class TrueError:
     target: Tensor
     weights: Tensor
     batch_size: int = 64
+    found: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -71,7 +75,7 @@ class TrueError:
         batch_size: int = 64,
         first: int = 0,
     ) -> TrueError:
-        """Return the estimate on seeded noises; the same one for the same sampler and numbers.
+        """Return the estimate on seeded noises, drawn once for the same sampler and numbers.
 
         Args:
             sampler: the uncached sampler.
@@ -86,10 +90,11 @@ class TrueError:
         key = (num_trajectories, seed, pool, batch_size, first)
         if key not in known:
             known[key] = cls._draw(sampler, num_trajectories, seed, max(pool, num_trajectories), batch_size, first)
-        return known[key]
+        return cls(sampler, **known[key], batch_size=batch_size)
 
-    @classmethod
-    def _draw(cls, sampler: Sampler, count: int, seed: int, pool: int, batch_size: int, first: int) -> TrueError:
+    @staticmethod
+    def _draw(sampler: Sampler, count: int, seed: int, pool: int, batch_size: int, first: int) -> dict[str, Any]:
+        """Return what is kept beside a sampler; without the sampler, which would keep itself alive by it."""
         backbone = sampler.backbone
         noise = seeded_noise(backbone.input_shape, seed, pool, first=first)
         labels = labels_in_turn(backbone.num_labels, pool, first=first)
@@ -102,7 +107,8 @@ class TrueError:
         each = (pool - extreme) / max(len(rest), 1)
         weights = torch.tensor([1.0] * extreme + [each] * len(rest), dtype=torch.float64) / pool
         labels = None if labels is None else labels[chosen]
-        return cls(sampler, labels, noise[chosen], target[chosen], weights, batch_size)
+        noise, target = noise[chosen], target[chosen]
+        return {"labels": labels, "noise": noise, "target": target, "weights": weights, "found": {}}
 
     def thinned(self, step: int) -> TrueError:
         """Return the estimate from one in `step` noises of either stratum, drawn: labels go round in their order."""
@@ -116,17 +122,48 @@ class TrueError:
         chosen = torch.cat(kept)
         labels = None if self.labels is None else self.labels[chosen]
         noise, target = self.noise[chosen], self.target[chosen]
-        return replace(self, labels=labels, noise=noise, target=target, weights=torch.cat(weights))
+        return replace(self, labels=labels, noise=noise, target=target, weights=torch.cat(weights), found={})
 
     def error(self, graph: CacheGraph) -> float:
-        """Return the estimated mean squared error per pixel."""
-        return self.error_of(cached_like(self.sampler, graph, any_weights=True))
+        """Return the estimated mean squared error per pixel; infinity where an image is not finite."""
+        how = graph.timesteps, graph.solver, sorted(graph.solver_options.items()), graph.correction
+        key = repr((*how, graph.layers, graph.rows, graph.entry_weights))
+        return self._once(key, lambda: cached_like(self.sampler, graph, any_weights=True))
 
-    def error_of(self, sampler: Sampler) -> float:
-        """Return the same of another sampler's images, of fewer steps for one."""
-        images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
-        errors = squared_errors(images, self.target)
-        return float(errors @ self.weights)
+    def error_without_cache(self, num_evaluations: int) -> float:
+        """Return the same of a number of evaluations without a cache.
+
+        Raises:
+            ValueError: if the solver has no such number.
+
+        """
+        return self._once(
+            f"{num_evaluations} uncached", lambda: uncached_like(self.sampler, num_evaluations=num_evaluations)
+        )
+
+    def _once(self, key: str, make: Callable[[], Sampler]) -> float:
+        """Return the error of what a key stands for; images are drawn the first time."""
+        key = sha256(key.encode()).hexdigest()
+        if key not in self.found:
+            self.found[key] = self._error_of(make())
+        return self.found[key]
+
+    def _error_of(self, sampler: Sampler) -> float:
+        try:
+            images = sample_in_batches(sampler, self.labels, self.noise, batch_size=self.batch_size)
+        except NotFinite:
+            return math.inf
+        error = float(squared_errors(images, self.target) @ self.weights)
+        return error if math.isfinite(error) else math.inf
+
+
+def check_finite(error: float) -> None:
+    """Refuse the least true error of some graphs where it is infinity: with each of them an image is not finite."""
+    if not math.isfinite(error):
+        raise NotFinite(
+            "every graph tried draws images of NaN or infinity; take a larger budget, or precision='fp32' for the "
+            "sampler"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,12 +209,16 @@ class Judge:
     def best(self, graphs: Sequence[CacheGraph]) -> CacheGraph:
         """Return the graph of the least true error; of those that tie (`TIE`), the one that `preferred` takes.
 
-        It says its true error, and its provenance those of all. A warning says where fewer steps without a cache err
-        less.
+        It says its true error, and its provenance those of all that draw finite images. A warning says where fewer
+        steps without a cache err less.
+
+        Raises:
+            ValueError: if none does.
+
         """
         errors = [self.true_error.error(graph) for graph in graphs]
-        errors = [error if math.isfinite(error) else math.inf for error in errors]
         least = min(errors)
+        check_finite(least)
         graph = preferred([one for one, found in zip(graphs, errors, strict=True) if found <= TIE * least])
         error = next(found for one, found in zip(graphs, errors, strict=True) if one is graph)
         kinds: dict[str, list[float]] = {}
@@ -197,13 +238,13 @@ class Judge:
             )
         if fewer is not None and math.isfinite(fewer):
             said["fewer_steps"] = fewer
-        true = {JUDGED: error} if error < math.inf else {}
-        return graph.replace(provenance={**graph.provenance, "judged": said}, measured={**graph.measured, **true})
+        measured = {**graph.measured, JUDGED: error}
+        return graph.replace(provenance={**graph.provenance, "judged": said}, measured=measured)
 
     def _without_cache(self, count: int) -> float | None:
         """Return the true error of fewer evaluations without a cache; None where the solver has no such number."""
         try:
-            return self.true_error.error_of(uncached_like(self.true_error.sampler, num_evaluations=count))
+            return self.true_error.error_without_cache(count)
         except ValueError:
             return None
 
@@ -215,4 +256,4 @@ def _kind(graph: CacheGraph) -> str:
     return f"layers and {WHOLE_OUTPUT}" if ends_in_output(graph.layers) else "layers"
 
 
-_KNOWN: WeakKeyDictionary[Sampler, dict[tuple[int, ...], TrueError]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Sampler, dict[tuple[int, ...], dict[str, Any]]] = WeakKeyDictionary()

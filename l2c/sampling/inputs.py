@@ -13,6 +13,10 @@ from l2c.io.names import quoted
 from l2c.io.tensors import is_plain
 
 
+class NotFinite(ValueError):
+    """An image came out as NaN or infinity."""
+
+
 def as_labels(labels: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:
     """Return labels as a tensor on a device; None stays None.
 
@@ -93,11 +97,11 @@ def check_images(images: Tensor) -> None:
     """Refuse images (N, C, H, W) that are not finite.
 
     Raises:
-        ValueError: if there is one; the message names the first.
+        NotFinite: if there is one; the message names the first.
 
     """
     if not images.isfinite().all():
-        raise ValueError(
+        raise NotFinite(
             f"image {_first_not_finite(images)} of {len(images)} came out as NaN or infinity; look for such numbers "
             "in the weights, lower cfg_scale, or take precision='fp32'"
         )

@@ -1,5 +1,7 @@
 """What is measured, against finite changes made by hand."""
 
+import gc
+import weakref
 from functools import partial
 
 import numpy as np
@@ -203,7 +205,16 @@ def test_judge_estimates_the_mean_of_its_pool(sampler, make_graph):
     assert torch.allclose(part.target[:2].abs().flatten(1).amax(1), largest, rtol=1e-4)
     images = Sampler(sampler.backbone, graph=graph).sample(whole.labels, noise=whole.noise)
     assert whole.error(graph) == pytest.approx(float((images - whole.target).square().mean()), rel=1e-4)
-    assert TrueError.of(sampler, 8, 3, pool=24) is part
+    assert TrueError.of(sampler, 8, 3, pool=24).target is part.target
+
+
+def test_what_is_kept_of_a_sampler_does_not_keep_it(make_dit, make_graph):
+    sampler = Sampler(make_dit(), solver="ddim", num_evaluations=4)
+    graph, alive = make_graph(sampler.backbone, solver="ddim", num_evaluations=4), weakref.ref(sampler.backbone)
+    assert TrueError.of(sampler, 2, 3, pool=0).error(graph) == TrueError.of(sampler, 2, 3, pool=0).error(graph) > 0
+    del sampler
+    gc.collect()
+    assert alive() is None
 
 
 def test_an_age_that_is_not_known_is_never_used():

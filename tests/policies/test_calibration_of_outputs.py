@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from l2c.policies.calibration import OfBoth
 from l2c.policies.context import PolicyContext
 from l2c.policies.mixed import as_both
 from l2c.policies.registry import make_graph
+from l2c.sampling.inputs import check_images
 from l2c.sampling.uncached import uncached_like
 
 SETTINGS = {"num_trajectories": 4, "batch_size": 4, "responses": {"num_probes": 2}}
@@ -76,8 +78,11 @@ def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make
     judge = true_error.TrueError.of(other, 4, 7, pool=0, first=4)  # noises 4.. of seed 7: 0..3 were measured
     assert judge.error(graph) == pytest.approx(own)
     assert f"; true one of a few noises {own:.3g}; made by gram" in graph.summary()
-    assert judged["fewer_steps"] == pytest.approx(judge.error_of(uncached_like(other, num_evaluations=8)))
+    assert judged["fewer_steps"] == pytest.approx(judge.error_without_cache(8))
     assert l2c.CacheGraph.from_json(graph.to_json()) == graph
+    with monkeypatch.context() as patch:  # what is known is not drawn again
+        patch.setattr(true_error, "sample_in_batches", None)
+        assert calibration.graph(0.7, sampler=other) == graph
     assert calibration.graph(0.7, sampler=sampler).timesteps == sampler.solver.timesteps  # those measured
     for layers in (1, 4, 5):
         found = lambda self, graph, layers=layers: 1.0 + (len(graph.layers) != layers)  # noqa: E731
@@ -97,6 +102,30 @@ def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make
     ):
         with pytest.raises(ValueError, match=sentence):
             calibration.graph(0.5, **wrong)
+
+
+def test_graphs_of_images_that_are_not_finite_are_not_taken(calibration, sampler, monkeypatch):
+    monkeypatch.setattr(true_error, "NUM_JUDGED", 2)
+    draws, diverging = l2c.Sampler.sample, {1, 5}
+
+    def sample(self, *args, **how):
+        images = draws(self, *args, **how)
+        check_images(images * math.nan if self.graph and len(self.graph.layers) in diverging else images)
+        return images
+
+    monkeypatch.setattr(l2c.Sampler, "sample", sample)
+    graph = calibration.graph(0.7, sampler=uncached_like(sampler))
+    assert graph.provenance["judged"]["true_errors"] == {
+        "output": [],
+        "layers": [graph.measured["true_mse"]],
+        "layers and output": [],
+    }
+    again = replace(calibration, output_corrections=()).corrected(sampler, num_trajectories=2)
+    assert again.corrections
+    assert not again.output_corrections
+    diverging.add(4)
+    with pytest.raises(ValueError, match="every graph tried draws images of NaN"):
+        calibration.graph(0.7, sampler=uncached_like(sampler))
 
 
 def test_budgets_out_of_range_are_refused_by_each_kind(calibration):

@@ -18,7 +18,7 @@ from l2c.io.seeds import Stream
 from l2c.policies.budget import Budget
 from l2c.policies.context import PolicyContext, policy
 from l2c.policies.rules import FixedRule
-from l2c.policies.true_error import TrueError
+from l2c.policies.true_error import TrueError, check_finite
 
 HOT, COLD = 0.5, 0.02  # temperatures at the start and the end, in units of the logarithm of the error
 SLACK = 0.02  # evaluations' worth that the graph may take beyond the budget
@@ -51,7 +51,7 @@ def budcache(
         seed: seed of the noises and of the search.
 
     Raises:
-        ValueError: if the budget is out of reach, or the solver adds noise of its own.
+        ValueError: if the budget is out of reach, the solver adds noise of its own, or no graph draws finite images.
 
     """
     rule = FixedRule(reuse)
@@ -77,6 +77,7 @@ def budcache(
         random = Stream("search of computed evaluations", seed)
         best = _annealed(best, error, random, count, steps)
         best = _climbed(best, error, count, climbs)
+        check_finite(error(best))
     return graph_of(best)
 
 
