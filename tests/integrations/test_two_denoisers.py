@@ -391,6 +391,34 @@ def test_a_denoiser_put_in_later_is_said_to_run_uncached(pipe, caplog):
     assert not hasattr(pipe.scheduler, "_reset_stateful_cache")
 
 
+def test_pipelines_that_share_a_part_are_both_told_of_the_end_of_their_calls(pipe):
+    """The part is watched for the first of them, another one for the second; neither takes it off the other."""
+    shared = type(pipe)(**{**pipe.components, "transformer": transformer(3), "transformer_2": transformer(4)})
+    shared.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+
+    def watched():
+        parts = {name: vars(part).get("_reset_stateful_cache") for name, part in pipe.components.items() if part}
+        return {name: own for name, own in parts.items() if own is not None}
+
+    apply(pipe, graphs(pipe))
+    before = watched()
+    assert len(before) == 2  # the scheduler and a spare
+    apply(shared, graphs(shared))
+    assert before.items() <= watched().items()
+    (second,) = watched().keys() - before.keys()
+    remove(shared)
+    assert watched() == before
+    apply(shared, graphs(shared))
+    remove(pipe)
+    assert watched().keys() == {second}
+    spare = getattr(pipe, second)
+    copied = pickle.dumps(spare)
+    assert b"l2c" not in copied
+    assert not pickle.loads(copied)._reset_stateful_cache()
+    remove(shared)
+    assert not watched()
+
+
 def test_denoisers_and_scheduler_put_in_at_once_are_said_to_run_uncached(pipe, caplog):
     apply(pipe, graphs(pipe))
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)

@@ -6,6 +6,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -173,10 +174,10 @@ class EndOfCall:
     """Tells the graphs of a pipeline that a call has ended, and says which denoisers ran without one.
 
     These were put in after the graph was applied. diffusers tells the components of a pipeline that have such a
-    method, but not every model has; the scheduler gets one.
+    method, but not every model has; the scheduler gets one. In a copy or a pickle of a part it does nothing.
 
     Args:
-        pipe: the pipeline; its denoisers have graphs. None = a copy, which says nothing.
+        pipe: the pipeline; its denoisers have graphs.
         spare: whether another part than the scheduler has it, and speaks where the scheduler is another one by then.
 
     """
@@ -184,11 +185,10 @@ class EndOfCall:
     METHOD = "_reset_stateful_cache"
     _watched: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()  # schedulers and other parts
 
-    def __init__(self, pipe: Any = None, *, spare: bool = False) -> None:
+    def __init__(self, pipe: Any, *, spare: bool = False) -> None:
         self._spare = spare
-        self._pipe: Callable[[], Any] = (lambda: None) if pipe is None else weakref.ref(pipe)
-        models = {} if pipe is None else denoisers_of(pipe)
-        self._models = {name: weakref.ref(model) for name, model in models.items()}
+        self._pipe: Callable[[], Any] = weakref.ref(pipe)
+        self._models = {name: weakref.ref(model) for name, model in denoisers_of(pipe).items()}
 
     def __call__(self) -> None:
         """Look at the denoisers."""
@@ -214,7 +214,7 @@ class EndOfCall:
                 )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EndOfCall, ()
+        return partial, (bool,)  # which does nothing, and is read where l2c is not installed
 
     @classmethod
     def watch(cls, pipe: Any, *, anew: bool = True) -> None:
@@ -228,7 +228,9 @@ class EndOfCall:
             models = denoisers_in(pipe).values()
             networks = (part for part in vars(pipe).values() if isinstance(part, nn.Module))
             for part in (part for part in networks if unwrapped(part) not in models):
-                if isinstance(getattr(part, cls.METHOD, None), cls | None):
+                own = vars(part).get(cls.METHOD)
+                taken = isinstance(own, cls) and own._pipe() is not pipe and own._needed(part)
+                if not taken and not hasattr(type(part), cls.METHOD):
                     setattr(part, cls.METHOD, cls(pipe, spare=True))
                     cls._watched.add(part)
                     break
@@ -238,8 +240,7 @@ class EndOfCall:
         """Leave as they were a pipeline's parts, and all those whose pipelines have no graph now."""
         for scheduler in list(cls._watched):
             own = getattr(scheduler, cls.METHOD, None)
-            given = _is_part(pipe, scheduler)
-            if isinstance(own, cls) and not given and own._needed(scheduler):
+            if isinstance(own, cls) and own._pipe() is not pipe and own._needed(scheduler):
                 continue
             cls._watched.discard(scheduler)
             if isinstance(own, cls):
