@@ -11,7 +11,7 @@ from typing import overload
 from l2c.graph import collection
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.given import each
-from l2c.graph.layer_names import own_layers
+from l2c.graph.layer_names import WHOLE_OUTPUT, own_layers
 from l2c.graph.statistics import ERROR, SPREAD, WORTH
 from l2c.io.names import chosen, quoted, shown
 from l2c.io.numbers import finite_number
@@ -189,9 +189,13 @@ def of_kinds(makes: Iterable[Callable[[], Sequence[CacheGraph]]]) -> list[CacheG
 
 
 def preferred(found: Sequence[CacheGraph]) -> CacheGraph:
-    """Return the graph of the least expected error, or the first where it ties."""
+    """Return the graph of the least expected error, or that of the whole output where it ties.
+
+    On the clock a graph of the whole output is at the bound of its MACs, others are above theirs.
+    """
     least = least_expected(found)
-    return found[0] if _ties(found[0], least) else least
+    whole = (graph for graph in found if graph.layers == (WHOLE_OUTPUT,) and _ties(graph, least))
+    return next(whole, least)
 
 
 def least_expected(found: Iterable[CacheGraph]) -> CacheGraph:
