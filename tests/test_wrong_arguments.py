@@ -196,7 +196,12 @@ SAMPLER = dict.fromkeys(
     )
 )
 MEASURE = dict.fromkeys(("what", "seed", "changes", "responses"))
-GRAPH = dict.fromkeys(("num_steps", "timesteps", "solver", "solver_options", "max_span", "whole_outputs", "sampler"))
+GRAPH = dict.fromkeys(
+    (
+        *("num_steps", "timesteps", "solver", "solver_options", "max_span", "whole_outputs", "sampler"),
+        "batch_size",
+    )
+)
 SOLVER = {
     **{key: {"schedule": NoiseSchedule("linear")} for key in ("ddpm", "dpm_solver_2s", "dpm_solver_2m")},
     **{key: {"schedule": FlowSchedule("flow"), "shift": 2.0} for key in ("flow_euler", "flow_dpm_2m")},

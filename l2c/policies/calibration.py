@@ -91,6 +91,7 @@ class Calibration(Measurements):
         max_span: int | None = None,
         whole_outputs: bool = True,
         sampler: Sampler | None = None,
+        batch_size: int | None = None,
     ) -> CacheGraph:
         """Return a graph of a budget, for the sampler measured or for other times; the model is not needed.
 
@@ -109,6 +110,7 @@ class Calibration(Measurements):
             whole_outputs: False = graphs of the layers alone.
             sampler: the uncached sampler of the graph, in the place of steps and solver: the kind, and of both
                 kinds the graph, is taken by true errors on a few noises, see `true_error.Judge`.
+            batch_size: noises drawn at a time with `sampler`; None = as many as trajectories when it was measured.
 
         Raises:
             ValueError: if the budget is out of reach, nothing was measured there, or an argument is out of range.
@@ -123,6 +125,7 @@ class Calibration(Measurements):
             max_span=max_span,
             whole_outputs=whole_outputs,
             sampler=sampler,
+            batch_size=batch_size,
         )
         return graph
 
@@ -138,15 +141,19 @@ class Calibration(Measurements):
         max_span: int | None = None,
         whole_outputs: bool = True,
         sampler: Sampler | None = None,
+        batch_size: int | None = None,
     ) -> Ladder:
         """Return the graphs of several budgets, each as `graph` makes it."""
         max_span = None if max_span is None else whole_number("max_span", max_span, low=1)
+        size = None if batch_size is None else whole_number("batch_size", batch_size, low=1, high=AT_ONCE)
         given = num_steps, timesteps, solver, solver_options
         if sampler is not None and any(value is not None for value in given):
             raise ValueError(
                 "sampler= says steps and solver; leave num_steps, timesteps, solver and solver_options out"
             )
-        judge = None if sampler is None else Judge.of(self, sampler)
+        if sampler is None and size is not None:
+            raise ValueError("batch_size= is of what sampler= draws; give the sampler too, or leave batch_size out")
+        judge = None if sampler is None else Judge.of(self, sampler, size)
         target = target_of(self, *given) if judge is None else judge.target
         found = self._graphs(target, each("budgets", budgets), max_span, whole_outputs=whole_outputs, judge=judge)
         return Ladder(map(self._as_known, found))

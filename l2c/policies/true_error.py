@@ -184,12 +184,13 @@ class Judge:
     target: Target
 
     @classmethod
-    def of(cls, measured: Measurements, sampler: Sampler) -> Judge:
+    def of(cls, measured: Measurements, sampler: Sampler, batch_size: int | None = None) -> Judge:
         """Return the judge for the graphs of an uncached sampler.
 
         Args:
             measured: the calibration.
             sampler: of the same model and guidance, at the times that graphs are to be made for.
+            batch_size: noises at a time; None = as many as trajectories when it was measured.
 
         Raises:
             ValueError: if it is no uncached sampler of the model and guidance measured, or its solver adds noise.
@@ -203,11 +204,11 @@ class Judge:
         measured_there = all(measured.head[what] == binding.head[what] for what in OF_TIMES)
         target = target_of(measured, solver=None if measured_there else solver)
         seed, first = free_noises(measured.settings)
-        size = measured.settings.get("batch_size", BATCH)
+        size = batch_size or measured.settings.get("batch_size", BATCH)
         return cls(TrueError.of(sampler, NUM_JUDGED, seed, pool=0, first=first, batch_size=size), target)
 
     def best(self, graphs: Sequence[CacheGraph]) -> CacheGraph:
-        """Return the graph of the least true error; of those that tie (`TIE`), the one that `preferred` takes.
+        """Return the graph of the least true error; of those that tie (`TIE`), the one that `ladder.preferred` takes.
 
         It says its true error, and its provenance those of all that draw finite images. A warning says where fewer
         steps without a cache err less.

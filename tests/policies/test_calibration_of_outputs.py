@@ -15,6 +15,7 @@ from l2c.policies import true_error
 from l2c.policies.budget import BudgetOutOfReach
 from l2c.policies.calibration import OfBoth
 from l2c.policies.context import PolicyContext
+from l2c.policies.ladder import preferred
 from l2c.policies.mixed import as_both
 from l2c.policies.registry import make_graph
 from l2c.sampling.inputs import check_images
@@ -99,22 +100,39 @@ def test_a_sampler_takes_the_kind_of_least_true_error(calibration, sampler, make
             "was made for weights",
         ),
         ({"sampler": "ddim"}, "on an l2c.Sampler, got str"),
+        ({"batch_size": 2}, "batch_size= is of what sampler= draws"),
     ):
         with pytest.raises(ValueError, match=sentence):
             calibration.graph(0.5, **wrong)
 
 
+def test_of_ties_the_whole_output_is_preferred_and_no_other(calibration):
+    output = calibration.of_output().graph(0.5)
+    layers, both = calibration.graph(0.5, whole_outputs=False), OfBoth(calibration).graph(0.5)
+    worth = output.measured["evaluations_worth_of_macs"]
+    erring = {1.0: both, 1.4: layers, 1.45: output, 1.6: output.replace(cfg_scale=None)}
+    one, first, whole, far = (
+        graph.replace(measured={"expected_mse": error, "evaluations_worth_of_macs": worth})
+        for error, graph in erring.items()
+    )
+    assert preferred([first, one]) is one
+    assert preferred([far, first, one]) is one
+    assert preferred([first, whole, one]) is preferred([whole, first, one]) is whole
+
+
 def test_graphs_of_images_that_are_not_finite_are_not_taken(calibration, sampler, monkeypatch):
     monkeypatch.setattr(true_error, "NUM_JUDGED", 2)
-    draws, diverging = l2c.Sampler.sample, {1, 5}
+    draws, diverging, drawn = l2c.Sampler.sample, {1, 5}, set()
 
     def sample(self, *args, **how):
         images = draws(self, *args, **how)
+        drawn.add(len(images))
         check_images(images * math.nan if self.graph and len(self.graph.layers) in diverging else images)
         return images
 
     monkeypatch.setattr(l2c.Sampler, "sample", sample)
-    graph = calibration.graph(0.7, sampler=uncached_like(sampler))
+    graph = calibration.graph(0.7, sampler=uncached_like(sampler), batch_size=1)
+    assert drawn == {1}
     assert graph.provenance["judged"]["true_errors"] == {
         "output": [],
         "layers": [graph.measured["true_mse"]],
