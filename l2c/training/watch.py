@@ -158,7 +158,7 @@ class StopBySignal(pl.Callback):
         """
         if self.folder is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        gone = self._place is not None and self._place != _on_disk(self.folder)
+        gone = self._place is not None and self._place != _on_disk(self.folder, unsure=self._place)
         stop = gone or self._received is not None
         if trainer.world_size > 1:
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -193,13 +193,17 @@ class StopBySignal(pl.Callback):
             raise SystemExit(128 + self._received)
 
 
-def _on_disk(folder: Path | None) -> tuple[int, int] | None:
-    """Return which folder it is whatever its name; None where there is none."""
-    with suppress(OSError):
-        if folder is not None:
-            found = folder.stat()
-            return found.st_dev, found.st_ino
-    return None
+def _on_disk(folder: Path | None, unsure: tuple[int, int] | None = None) -> tuple[int, int] | None:
+    """Return which folder it is whatever its name; None where there is none, `unsure` where the disk fails to say."""
+    if folder is None:
+        return None
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return unsure
+    return found.st_dev, found.st_ino
 
 
 def _say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ from l2c.training.routers.lit_router import LitRouter
 from l2c.training.routers.run import _identity as run_identity
 from l2c.training.routers.settings import LatentsSettings, RouterTraining
 from l2c.training.run_folder import resume_from
-from l2c.training.watch import shown_metrics
+from l2c.training.watch import StopBySignal, shown_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -474,6 +476,22 @@ def test_a_folder_that_is_moved_away_ends_a_training_with_a_checkpoint(tmp_path,
     assert torch.load(kept, weights_only=True)["global_step"] == 3
     assert (tmp_path / "moved" / "run.json").is_file()
     assert not replaced or (folder / "last.ckpt").read_text() == "another run's"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_fails_for_a_moment_does_not_end_a_training(tmp_path, monkeypatch, number):
+    trainer = SimpleNamespace(is_global_zero=True, accumulate_grad_batches=1, world_size=1)  # saves no checkpoint
+    stop = StopBySignal(tmp_path)
+    stop.on_train_start(trainer, None)
+
+    def failing(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "stat", failing)
+    stop.on_train_batch_end(trainer, None, None, None, 0)
+    number = errno.ENOTDIR
+    with pytest.raises(AttributeError, match="save_checkpoint"):
+        stop.on_train_batch_end(trainer, None, None, None, 0)
 
 
 def test_a_signal_that_is_swallowed_ends_the_training_all_the_same(tmp_path, monkeypatch):
