@@ -1,6 +1,7 @@
 """`l2c COMMAND`: the list, names, lines to paste, and settings of a wrong kind in one sentence."""
 
 import ast
+import errno
 import io
 import json
 import os
@@ -271,6 +272,44 @@ def test_what_a_shell_leaves_a_command_is_taken(tmp_path, line, code, words):
     assert ended.returncode == code, ended.stderr
     assert ended.stderr.startswith(words)
     assert ended.stderr.count("\n") == bool(words)
+
+
+class FullDisk(io.FileIO):
+    """A file that no byte fits in."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("where", ["pipe", "same disk", "other disk"])
+def test_a_full_disk_is_told_of_the_output_and_of_the_folder(monkeypatch, tmp_path, where, unbuffered):
+    """Nothing is written to see which of them is full, and no descriptor stays open."""
+    reader, writer = os.pipe()
+    raw = io.FileIO(writer, "w") if where == "pipe" else FullDisk(tmp_path / "out", "w")
+    out = io.TextIOWrapper(raw if unbuffered else io.BufferedWriter(raw), write_through=unbuffered)
+    error = OSError(errno.ENOSPC, "No space left on device")
+    if where != "pipe":
+        with pytest.raises(OSError, match="No space left"):
+            print("said", file=out, flush=True)
+    folder = Path("/proc") if where == "other disk" else tmp_path
+    free = os.dup(reader)
+    os.close(free)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", out)
+        said = sentence_of(error, folder)
+    assert os.dup(reader) == free
+    os.close(free)
+    if where == "pipe":
+        assert said.startswith(f"No space left on device, in {folder}; ")
+        raw.close()
+        assert os.read(reader, 1) == b""
+    elif where == "other disk" and not unbuffered:
+        assert said == "cannot print: No space left on device; send the output to another place"
+    else:
+        assert said.startswith(f"cannot print, or cannot write in {folder}: No space left on device; send the output")
+        assert said.endswith("hydra.run.dir=PATH")
+    os.close(reader)
 
 
 def test_a_stdout_of_few_characters_escapes_the_others(monkeypatch):

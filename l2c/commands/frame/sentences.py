@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from l2c.commands.frame.settings import unknown_setting
-from l2c.commands.frame.standard_output import drop_output, of_output, output_is_full
+from l2c.commands.frame.standard_output import disks_full, drop_output, output_is_full
 from l2c.io.memory import NO_MEMORY, ExplainedMemoryError, out_of_memory, short_of_memory
 from l2c.io.names import near_names, quoted, shown
 from l2c.policies.budget import FORMS, OLD_WORDS
@@ -72,8 +72,9 @@ def sentence_of(error: Exception, folder: Path, mend: str = MEND) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {shown(error.filename, 300)}: {error.strerror}; choose a path that exists and is yours"
     if isinstance(error, OSError) and output_is_full(error):
+        said = disks_full(error, folder, mend)
         drop_output()
-        return of_output(error)
+        return said
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror or error}, in {folder}; {mend}"
     old = re.search(r"override '([\w.]+)'", str(error))
