@@ -109,7 +109,8 @@ def _check_alike(first: Measurements, other: Measurements, called: tuple[str, st
         ),
         ("tensors", _shapes(first.tensors), _shapes(other.tensors)),
     ]
-    for what, value, another in pairs:
+    for what, *both in pairs:
+        value, another = map(_in_lists, both)
         if value != another:
             value, another = _differing(value, another)
             raise ValueError(
@@ -119,13 +120,22 @@ def _check_alike(first: Measurements, other: Measurements, called: tuple[str, st
             )
 
 
+def _in_lists(value: Any) -> Any:
+    """Return a value with lists for tuples and other sequences, as a file holds them."""
+    if isinstance(value, Mapping):
+        return {name: _in_lists(member) for name, member in value.items()}
+    return [_in_lists(member) for member in value] if is_list(value) else value
+
+
 def _differing(value: Any, another: Any) -> tuple[Any, Any]:
     """Return what differs of two tables, or the first items that differ of two lists of one length."""
     if isinstance(value, Mapping) and isinstance(another, Mapping):
-        names = [name for name in {**value, **another} if value.get(name) != another.get(name)]
-        return {name: value.get(name) for name in names}, {name: another.get(name) for name in names}
+        same = {name for name in value if name in another and value[name] == another[name]}
+        value, another = ({name: of[name] for name in of if name not in same} for of in (value, another))
+        return value, another
     if is_list(value) and is_list(another) and len(value) == len(another):
-        return next(pair for pair in zip(value, another, strict=True) if pair[0] != pair[1])
+        pairs = zip(value, another, strict=True)
+        return next((pair for pair in pairs if pair[0] != pair[1]), (value, another))
     return value, another
 
 

@@ -52,6 +52,21 @@ def test_halves_are_what_one_process_measures(halves, measured, tmp_path):
     assert l2c.Calibration.load(tmp_path / "joined.safetensors").settings == joined.settings
 
 
+def test_tuples_and_lists_are_alike(halves):
+    one, other = (
+        replace(part, settings={**part.settings, "of_hand": {"ages": kind([1, kind([2, 3])])}})
+        for part, kind in zip(halves, (tuple, list), strict=True)
+    )
+    assert l2c.Calibration.joined([one, other]).settings["num_trajectories"] == 3
+    for differing, first, second in (
+        ({"ages": [1, [2, 4]]}, r"\{'ages': \[1, \[2, 3\]\]\}", r"\{'ages': \[1, \[2, 4\]\]\}"),
+        ({"ages": [1, (2, 3)], "none": None}, r"\{\}", r"\{'none': None\}"),
+    ):
+        other = replace(halves[1], settings={**halves[1].settings, "of_hand": differing})
+        with pytest.raises(ValueError, match=f"of_hand are {first} in part 1 and {second} in part 2"):
+            l2c.Calibration.joined([one, other])
+
+
 def test_other_seeds_are_told_apart_and_joined_further(halves, measured):
     other = measured(1, 1, seed=4)
     joined = l2c.Calibration.joined([other, *halves])
