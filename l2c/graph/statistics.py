@@ -18,7 +18,7 @@ UNKNOWN = "expected_mse_unknown"  # why the next two are null
 ERROR, SPREAD = "expected_mse", "expected_mse_standard_error"  # per pixel, and of it over trajectories
 JUDGED = "true_mse"  # per pixel, on the few noises that several graphs were compared on
 LEAST_WORTH = 1e-9
-SLACK = 1e-6  # evaluations' worth, of rounding
+SLACK = 1e-6  # evaluations' worth, of rounding: it must not refuse the ends of a range
 COUNTED = (
     "num_evaluations",
     "num_routed",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from l2c.graph.statistics import SLACK
 from l2c.io.names import quoted
 from l2c.io.numbers import scalar, whole_number
 
@@ -26,7 +27,6 @@ OLD_WORDS = {
     "router.remove": "router.budget",
     "router.speed_up": "router.budget",
 }
-SLACK = 1e-6  # evaluations; rounding must not refuse the ends of a range
 NEAR = 0.1  # evaluations' worth by which a budget may be missed without a word
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED
-from l2c.graph.statistics import UNKNOWN
+from l2c.graph.statistics import SLACK, UNKNOWN
 from l2c.io.names import counted
 from l2c.policies.allocation import Allocation, Array
-from l2c.policies.budget import NEAR, SLACK, Budget, check_reach
+from l2c.policies.budget import NEAR, Budget, check_reach
 from l2c.policies.context import PolicyContext, policy
 from l2c.policies.expected_error import expected_error, true_over_predicted, unknown_error
 from l2c.policies.settings import GRAM_REUSES, ORDER

@@ -18,8 +18,9 @@ from l2c.calibration.measurements import Measurements
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT
 from l2c.graph.predictor import FITTED, WEIGHTED
+from l2c.graph.statistics import SLACK
 from l2c.policies.allocation import Allocation, Array
-from l2c.policies.budget import NEAR, SLACK, BudgetOutOfReach
+from l2c.policies.budget import NEAR, BudgetOutOfReach
 from l2c.policies.context import PolicyContext
 from l2c.policies.gram import with_expected
 

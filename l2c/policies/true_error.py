@@ -20,7 +20,7 @@ from l2c.calibration.measuring import check_sampler
 from l2c.calibration.target import Target, target_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
-from l2c.graph.statistics import JUDGED, WORTH
+from l2c.graph.statistics import JUDGED, SLACK, WORTH
 from l2c.io.seeds import Stream
 from l2c.policies.ladder import preferred
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
@@ -33,7 +33,6 @@ from l2c.sampling.uncached import cached_like, uncached_like
 NUM_JUDGED = 16  # noises that kinds of layers are compared on
 BATCH = 8  # of them at a time, where a calibration does not say
 TIE = 1.25  # true errors on few noises that differ by less say nothing about which is smaller
-SLACK = 1e-6  # evaluations' worth, of rounding
 log = logging.getLogger(__name__)
 
 
