@@ -191,7 +191,8 @@ def test_a_folder_of_checkpoints_that_is_not_there_is_said(tmp_path, monkeypatch
     monkeypatch.setenv("L2C_CHECKPOINTS", str(tmp_path / "nowhere"))
     found = find_checkpoint("dit_digits.safetensors", name="dit_digits")
     (said,) = caplog.messages
-    assert f"that is not there, {tmp_path / 'nowhere'}; dit_digits.safetensors comes from {found.absolute().parent}" in said
+    folder = found.absolute().parent
+    assert f"that is not there, {tmp_path / 'nowhere'}; dit_digits.safetensors comes from {folder}" in said
 
 
 def test_loaded_backbones_are_frozen(preset):
