@@ -14,9 +14,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 def drop_output() -> None:
     """Send what is printed from now on nowhere: the last flush would fail again where a print has."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def output_is_full(error: OSError) -> bool:
