@@ -16,6 +16,7 @@ from l2c.graph.predictor import combined
 from l2c.sampling.binding import tolerance_of
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.correction import Correction
+from l2c.sampling.execution.runner import failure_explained
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.lifetimes import SUM, BlockStep, Lifetimes, Source
 from l2c.sampling.store import LayerStore
@@ -76,21 +77,25 @@ class Denoiser:
 
         """
         batch = self._network.batch(x)
+        with failure_explained(self.backbone):
+            output = self._output(batch, t)
+        self._evaluation += 1
+        return self._network.merge(output, t)
+
+    def _output(self, batch: Tensor, t: float) -> Tensor:
+        """Return the network's output for inputs (N or 2 N, C, H, W) at timestep t."""
         condition = self._condition(len(batch), t)
         for layers in self._passes:
             layers.begin(self._evaluation)
         if self._parts is None:
-            output = self.backbone.run(batch, condition, self._passes[0])
-        else:
-            output = in_order(
-                self._parts,
-                [
-                    self.backbone.run(batch[rows], tuple(part[rows] for part in condition), layers)
-                    for rows, layers in zip(self._parts, self._passes, strict=True)
-                ],
-            )
-        self._evaluation += 1
-        return self._network.merge(output, t)
+            return self.backbone.run(batch, condition, self._passes[0])
+        return in_order(
+            self._parts,
+            [
+                self.backbone.run(batch[rows], tuple(part[rows] for part in condition), layers)
+                for rows, layers in zip(self._parts, self._passes, strict=True)
+            ],
+        )
 
     def _condition(self, count: int, t: float) -> tuple[Tensor, ...]:
         if self._timesteps is None:

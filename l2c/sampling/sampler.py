@@ -26,7 +26,7 @@ from l2c.sampling.binding import agreed, checked_own, guidance_in_use, loaded, s
 from l2c.sampling.correction import Correction
 from l2c.sampling.denoiser import Denoiser, lifetimes_for
 from l2c.sampling.execution.precision import dtype_of, in_precision, matmul_setting, own_arithmetic
-from l2c.sampling.execution.runner import Runner, cache_explained, failure_explained
+from l2c.sampling.execution.runner import Runner, cache_explained
 from l2c.sampling.inputs import as_labels, check_images, checked_count
 from l2c.sampling.store import LayerStore, Stores
 
@@ -220,8 +220,7 @@ class Sampler:
         y = None if y is None else y.long()
         images = range(first_image, first_image + count)
         generator = None if seed is None else ImageNoise("noise of a stochastic solver", seed, images)
-        explained = failure_explained(self.backbone), cache_explained(count, self.cache_bytes(count))
-        with own_arithmetic(self.matmul, device), explained[0], explained[1]:
+        with own_arithmetic(self.matmul, device), cache_explained(count, self.cache_bytes(count)):
             result = self._runner.run(
                 self._trajectory,
                 self.solver,

@@ -57,6 +57,21 @@ def noise():
     return torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(0))
 
 
+def test_an_error_of_an_own_solver_is_not_blamed_on_the_network(net, noise):
+    class Wrong(Midpoint):
+        def trajectory(self, x, *, first_step=0, generator=None):
+            output = yield Evaluation(0, x, self.timesteps[0])
+            return output + "1"
+
+    with pytest.raises(TypeError) as failed:
+        l2c.Sampler(net, solver=Wrong(2)).sample(noise=noise)
+    assert "failed while images" not in str(failed.value)
+    layer = next(module for module in net.modules() if isinstance(module, torch.nn.Linear))
+    layer.register_forward_pre_hook(lambda *given: given[1][0] + "1")
+    with pytest.raises(TypeError, match="failed while images were drawn"):
+        l2c.Sampler(net, solver=Midpoint(2)).sample(noise=noise)
+
+
 class ByHand:
     """A network whose layers are replaced by weighted sums of what they computed before."""
 

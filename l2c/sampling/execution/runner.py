@@ -173,7 +173,8 @@ class Runner:
             if out_of_memory(error):
                 raise
             self.captured, self._replay = False, None
-            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {short_reason(error)}")
+            reason = short_reason(error.__cause__ if isinstance(error.__cause__, RuntimeError) else error)
+            _warn(f"the trajectory is not captured as a CUDA graph, because capturing failed: {reason}")
             return with_noise_of_steps(x, y, drawn)
 
 
@@ -190,7 +191,10 @@ def cache_explained(num_images: int, cache_bytes: int) -> AbstractContextManager
 
 @contextmanager
 def failure_explained(backbone: Backbone) -> Iterator[None]:
-    """Say of an error inside of a network which one it is and what to look for; the error stays one of its kind."""
+    """Say of an error inside of a network which one it is and what to look for; the error stays one of its kind.
+
+    For what the network computes alone: an error of a solver is no fault of the network's.
+    """
     try:
         yield
     except Exception as error:
