@@ -1,5 +1,7 @@
 """The rules that a search begins with keep to the budget and leave little of it unused."""
 
+import math
+
 import pytest
 import torch
 
@@ -58,6 +60,12 @@ def test_best_computes_everything_where_the_budget_allows_it(context):
     context = measured(context)
     found = make_graph("best", context, budget=1.0, steps=1, num_trajectories=2, pool=2)
     assert found.num_reused == 0
+
+
+def test_best_is_refused_where_no_images_are_finite(context, monkeypatch):
+    monkeypatch.setattr(TrueError, "_error_of", lambda *_: math.inf)
+    with pytest.raises(ValueError, match="every graph tried draws images of NaN"):
+        make_graph("best", measured(context), budget=0.6, steps=0, num_trajectories=2, pool=2, exchanges=4)
 
 
 def test_exchanging_rows_ends_where_no_neighbours_are_better(context):

@@ -1,5 +1,6 @@
 """BudCache finds the best choice of whole evaluations; L2P's weights are least squares on the features."""
 
+import math
 from itertools import combinations
 
 import numpy as np
@@ -33,6 +34,24 @@ def test_budcache_finds_the_least_error_of_all_choices(context):
         errors[others] = true_error.error(context.graph(rows, "test"))
     assert true_error.error(graph) == pytest.approx(min(errors.values()))
     assert max(errors.values()) > 1.2 * min(errors.values())
+
+
+def test_budcache_passes_over_choices_whose_images_are_not_finite(context, monkeypatch):
+    worth = context.cost.evaluations_worth(make_graph("interval", context, n=2))
+    measured, first = TrueError._error_of, []
+
+    def diverging(self, sampler):
+        first.append(sampler.graph.rows)
+        return math.inf if sampler.graph.rows == first[0] else measured(self, sampler)
+
+    monkeypatch.setattr(TrueError, "_error_of", diverging)
+    how = {"budget": worth, "num_trajectories": 2, "steps": 4}
+    graph = make_graph("budcache", context, **how)
+    assert graph.rows in first[1:]
+    assert graph.rows != first[0]
+    monkeypatch.setattr(TrueError, "_error_of", lambda *_: math.inf)
+    with pytest.raises(ValueError, match="every graph tried draws images of NaN"):
+        make_graph("budcache", context, **how, seed=8)
 
 
 def test_moves_keep_the_first_evaluation_and_the_number():
