@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from l2c.commands.frame.arguments import Arguments
+from l2c.commands.frame.table import COMMANDS, spelled
 from l2c.io.atomic import output_file
 from l2c.io.bundled import own_checkpoint_folder, project_folder
 from l2c.io.download import direct_address, download, keep_local
@@ -18,11 +19,13 @@ from l2c.io.download import direct_address, download, keep_local
 if TYPE_CHECKING:
     from l2c.backbones.presets import ModelPreset
 
+NAME = "download"
+
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, download or copy, say where the file is."""
     parser = Arguments(
-        "download",
+        NAME,
         "Fetch the published weights of a model; run again to continue a broken download.",
     )
     parser.add_argument("name", help="a model: dit_xl2, uvit_h2, ... (a file of configs/model)")
@@ -43,9 +46,13 @@ def _fetch(given: argparse.Namespace) -> str:
     """Download or copy the file; return what was done."""
     from l2c.backbones.presets import model_preset
 
-    if given.name == "emoji":
-        raise ValueError("emoji are the pictures that dit_emoji is trained on, no model; run l2c download-emoji")
-    preset = model_preset(given.name)
+    try:
+        preset = model_preset(given.name)
+    except ValueError as error:
+        if (other := f"{NAME}-{given.name}") in COMMANDS:
+            own = f"{given.name} has a command of its own, {spelled(other)} ({COMMANDS[other].summary})"
+            raise ValueError(f"{own}; {error}") from error
+        raise
     if given.file is not None and given.url is not None:
         raise ValueError("--file and --url are two sources of one file; give one of them")
     wanted = given.output or own_checkpoint_folder() / str(preset.checkpoint)

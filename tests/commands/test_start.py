@@ -18,6 +18,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import l2c
+from l2c.commands import download_weights
 from l2c.commands.frame import start
 from l2c.commands.frame.interrupts import interrupts_kept
 from l2c.commands.frame.sentences import sentence_of
@@ -272,6 +273,13 @@ def test_what_a_shell_leaves_a_command_is_taken(tmp_path, line, code, words):
     assert ended.returncode == code, ended.stderr
     assert ended.stderr.startswith(words)
     assert ended.stderr.count("\n") == bool(words)
+
+
+def test_a_name_of_a_download_of_its_own_is_told_its_command():
+    with pytest.raises(ValueError, match=r"^emoji has .*download.emoji.* \(fetch .*; unknown model 'emoji'; did"):
+        download_weights.main(["emoji"])
+    with pytest.raises(ValueError, match=r"^unknown model 'emojis'; did you mean dit_emoji"):
+        download_weights.main(["emojis"])
 
 
 class FullDisk(io.FileIO):
