@@ -65,12 +65,13 @@ def fitted_to(graph: CacheGraph, model: nn.Module) -> CacheGraph:
 
     """
     name = class_name(model)
-    graph = graph.replace(layers=tuple(map(without_wrapper, graph.layers)))  # written with it by earlier versions
-    layers = diffusers_layer_names(graph.layers, model)
+    # Earlier versions wrote it. It stays in a graph that is read, whose correction is known by the names as written.
+    plain = tuple(map(without_wrapper, graph.layers))
+    layers = diffusers_layer_names(plain, model)
     known = all(_has(model, layer) for layer in own_layers(layers))
     if not known:
         raise wrong_layers(graph.binding, name, _found_layers(model))
-    if layers == graph.layers and graph.model != name:
+    if layers == plain and graph.model != name:
         raise ValueError(
             f"the graph was made for {shown(graph.model)}, but the model is {shown(name)}, though it has such "
             "layers; take a graph of this model, or say that it is one by graph.replace(model=...)"
