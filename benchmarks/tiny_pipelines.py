@@ -14,7 +14,10 @@ from tiny_models import configurations
 from tiny_parts import frozen, make_clip, make_t5, make_tokenizer, make_vae
 
 STEPS = 4
-MODULAR = "diffusers has modular blocks of it alone, no pipeline that is called"
+MODULAR = (
+    "diffusers has modular pipelines of it alone: `accelerate` refuses them, a graph can be applied; "
+    "no tiny one is built here"
+)
 QWEN_VL = "texts run through a whole Qwen3-VL with its processor, of which there is no tiny one here"
 WITHOUT = {  # classes of tiny_models.yaml that no pipeline here has, with the reason
     "BriaFibo2Transformer2DModel": QWEN_VL,

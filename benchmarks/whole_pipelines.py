@@ -24,8 +24,8 @@ Each pipeline is built from tiny random parts and called with {steps} steps unde
 
 - *Right* is "yes" if an all-compute graph gives the plain pipeline's output bit for bit, the accelerated output is
   finite, differs from the plain one and repeats in a second call, and the output after `l2c.remove` is that before.
-- *Policy* is the one that `accelerate` chose; *error* is the expected error of the latents (with random weights
-  it says nothing about trained models).
+- *Policy* is the one that `accelerate` chose; *error* is how far latents of four new noises are from the uncached
+  ones (L2, relative; with random weights it says nothing about trained models).
 - *As drawn* is "yes" if our sampler, on which the pipeline was calibrated, gives the pipeline's latents.
 
 {counts}

@@ -28,6 +28,8 @@ options.add_argument("--guidance-scale", type=float)
 options.add_argument("--trajectories", type=int, default=8)
 options.add_argument("--directions", type=int, default=8, help="of each trajectory")
 options.add_argument("--true-errors", type=int, default=8)
+options.add_argument("--group", type=int, default=1, help="layers measured together by forward passes, see the page")
+options.add_argument("--num-frames", type=int, help="of videos")
 options.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
 given = options.parse_args()
 
@@ -47,21 +49,25 @@ for part in pipe.components.values():
     if isinstance(part, nn.Module) and part is not model:
         part.to(device)
 
+call = dict(zip(("height", "width"), given.size or (), strict=False))
+if given.num_frames:
+    call["num_frames"] = given.num_frames
 backbone = pipeline_backbone(
     pipe,
     given.prompts.read_text(encoding="utf-8").splitlines(),
     num_evaluations=given.steps,
     guidance_scale=given.guidance_scale,
     of=given.layers,
-    options=dict(zip(("height", "width"), given.size or (), strict=False)),
+    options=call,
 )
+group = {"group": given.group} if given.method == "forward" else {}
 sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=given.steps, cfg_scale=given.guidance_scale)
 calibration = l2c.Calibration.measure(  # every process measures the same, on its part of the weights
     sampler,
     num_trajectories=given.trajectories,
     batch_size=1,
     true_errors=given.true_errors,
-    responses={"method": given.method, "num_probes": given.directions},
+    responses={"method": given.method, "num_probes": given.directions} | group,
 )
 if torch.distributed.get_rank() == 0:
     calibration.save(given.output)

@@ -27,7 +27,7 @@ from l2c.integrations.diffusers.recorded.conditions import (
 from l2c.integrations.diffusers.recorded.encoders import encoding_once
 from l2c.integrations.diffusers.recorded.guided import moved_on
 from l2c.integrations.diffusers.recorded.recording import SCALE, _of_batches
-from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of
+from l2c.integrations.diffusers.recorded.steps import RecordedStep, calls_of, distance
 from l2c.integrations.diffusers.timesteps import conditions_of, time_argument
 
 
@@ -277,3 +277,8 @@ def test_a_condition_that_guidance_brings_is_not_left_out_of_the_unconditional_b
 
     assert found({})[0].conditions["text"].item() == 0.0
     assert found({"mask": torch.ones(2, 1)}) is None
+
+
+def test_complex_tables_are_apart_by_both_parts():
+    ours, theirs = torch.tensor([1 + 2j]), torch.tensor([1 + 5j])
+    assert distance({"rotary": ours}, {"rotary": theirs}) == 3

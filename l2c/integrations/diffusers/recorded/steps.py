@@ -247,7 +247,8 @@ def distance(ours: Any, theirs: Any) -> float:
         return sum(map(distance, ours, theirs)) if same else float("inf")
     if isinstance(ours, Tensor):
         same = isinstance(theirs, Tensor) and ours.shape == theirs.shape
-        return float((ours.float() - theirs.float()).abs().sum()) if same else float("inf")
+        wide = torch.complex64 if ours.is_complex() else torch.float32  # rotary tables are complex
+        return float((ours.to(wide) - theirs.to(wide)).abs().sum()) if same else float("inf")
     return 0.0 if ours == theirs else 1.0
 
 
@@ -255,7 +256,6 @@ def distance(ours: Any, theirs: Any) -> float:
 def first_step(pipe: Any, models: Collection[nn.Module], **settings: Any) -> RecordedStep:
     """Call a pipeline up to the first step of its scheduler; its models run."""
     step = RecordedStep()
-
     taken_by = inspect.signature(pipe.scheduler.step)
 
     def record(*args: Any, **kwargs: Any) -> None:
