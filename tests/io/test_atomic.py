@@ -249,3 +249,14 @@ def test_a_copy_to_a_full_disk_names_the_copy(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     copy_file(source, target)
     assert target.read_bytes() == source.read_bytes()
+
+
+def test_a_command_that_writes_nothing_leaves_no_folder(tmp_path):
+    path = tmp_path / "a" / "b" / "file.txt"
+    with pytest.raises(RuntimeError), output_file("output", path, ours=lambda _: True):
+        raise RuntimeError("nothing came")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a").mkdir()
+    with output_file("output", path, ours=lambda _: True):
+        path.write_text("something")
+    assert path.read_text() == "something"
