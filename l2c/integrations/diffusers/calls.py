@@ -184,7 +184,8 @@ def _changed(pipe: Any, theirs: dict[str, Any], ours: dict[str, Any]) -> list[st
 def in_turns(scheduler: Any) -> None:
     """Let a scheduler refuse, from now on, to set its steps for a call while that of another thread has it.
 
-    It becomes one of a class of the same name; copies and pickles of it are of the plain class.
+    It becomes one of a class of the same name that equals the plain one (Bria compares types); copies and pickles of
+    it are of the plain class.
     """
     kind: Any = type(scheduler)
     if not hasattr(kind, _PLAIN) and hasattr(kind, "set_timesteps"):
@@ -194,6 +195,16 @@ def in_turns(scheduler: Any) -> None:
 def at_will(scheduler: Any) -> None:
     """Undo `in_turns`."""
     scheduler.__class__ = getattr(type(scheduler), _PLAIN, type(scheduler))
+
+
+class _Equal(type):
+    """The type of classes that equal, as keys too, the plain class that they stand for."""
+
+    def __eq__(cls, other: object) -> bool:
+        return getattr(cls, _PLAIN, cls) is getattr(other, _PLAIN, other)
+
+    def __hash__(cls) -> int:
+        return hash(getattr(cls, _PLAIN, None))
 
 
 @functools.cache
@@ -207,7 +218,8 @@ def _taken_in_turns(kind: Any) -> Any:
         return _made, (kind,), dict(vars(self))
 
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(
+    meta: Any = type("_Equal", (_Equal, type(kind)), {})
+    return meta(
         kind.__name__, (kind,), {**names, "set_timesteps": set_timesteps, "__reduce_ex__": reduced, _PLAIN: kind}
     )
 
