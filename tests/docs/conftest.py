@@ -76,7 +76,7 @@ def placed(
             "calibration=PATH": lambda: f"calibration={calibration()}",
             "graph=PATH": lambda: f"graph={graph()}",
             "mine.npy": scores,
-            "budget=14": lambda: "budget=4",
+            "budget=14": lambda: "budget=3",
         },
         "docs/pipelines.md": {
             "pipeline=PATH": lambda: f"pipeline={request.getfixturevalue('tiny_pipeline')}",

@@ -19,7 +19,7 @@ PAGES = [
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^>]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-FEW_EVALUATIONS = "solver.num_evaluations=8"  # of what is calibrated, and of the graphs that are made from it
+FEW_EVALUATIONS = "solver.num_evaluations=6"  # of what is calibrated, and of the graphs that are made from it
 # Settings that make a command short.
 SMALL = {
     "train": ["trainer.max_steps=2"],

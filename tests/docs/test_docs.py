@@ -23,7 +23,14 @@ RUN_WHOLE = (  # their commands run, one after the other, in one folder
     "docs/testbeds.md",
 )
 OTHER_DATA = "needs other data"
-BEST = ["policy.num_trajectories=4", "policy.pool=4", "policy.steps=1", "policy.batch_size=2", "policy.max_span=3"]
+BEST = [
+    "policy.num_trajectories=4",
+    "policy.pool=4",
+    "policy.steps=1",
+    "policy.batch_size=2",
+    "policy.max_span=3",
+    "policy.whole_outputs=false",
+]
 BUDCACHE = ["policy.num_trajectories=2", "policy.steps=1", "policy.climbs=1"]
 FEW_METHODS = "only=[gram,block_caching,fewer_steps]"
 
