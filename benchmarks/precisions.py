@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from l2c.backbones.dit import DiT
 from l2c.backbones.presets import build_backbone
+from l2c.speed.latency import alternate
 
 
 def network() -> DiT:
@@ -83,17 +82,10 @@ def measure(backbone: DiT, rounds: int) -> None:
         start = time.perf_counter()
         error = (calls[name]().float() - expected).norm() / expected.norm()
         print(f"{name}: first call {time.perf_counter() - start:.1f} s, error {float(error):.2g}", flush=True)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in tqdm(range(rounds), desc="timing", unit="round"):
-        for name, call in calls.items():
-            start = time.process_time()
-            call()
-            seconds[name].append(time.process_time() - start)
-    base = seconds["fp32, eager"]
-    for name, times in seconds.items():
-        ratios = [own / other for own, other in zip(times, base, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f"{name}: {middle:.3f} ({low:.3f} .. {high:.3f}), {statistics.median(times):.2f} s")
+    times = alternate(calls, repetitions=rounds, progress=True, clock=time.process_time)
+    for name, latency in times.items():
+        middle, low, high = times["fp32, eager"].ratio(latency)
+        print(f"{name}: {middle:.3f} ({low:.3f} .. {high:.3f}), {latency.seconds:.2f} s")
 
 
 if __name__ == "__main__":

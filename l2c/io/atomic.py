@@ -211,26 +211,8 @@ def output_file(what: str, path: str | Path, *, ours: Callable[[Path], bool]) ->
     if str(path) == "-" or str(path).endswith(os.sep):
         raise ValueError(f"{what} must be the path of a file, got {quoted(str(path), 300)}; add the file's name")
     target = _followed(path)
-    with _folders_of(target):
-        check_writable(target)
-        yield from _held(what, path, target, ours)
-
-
-@contextmanager
-def _folders_of(target: Path) -> Iterator[None]:
-    """Remove the folders that were made for a file and stay empty."""
-    missing = [folder for folder in target.parents if not folder.exists()]
-    try:
-        yield
-    finally:
-        for folder in missing:
-            with suppress(OSError):  # something was written there
-                folder.rmdir()
-
-
-def _held(what: str, path: str | Path, target: Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Yield the path of a file that can be written, and hold it meanwhile."""
-    with nullcontext() if is_one_of_many() else locked_file(target, f"wait for it to end, or give another {what}"):
+    alone = nullcontext() if is_one_of_many() else locked_file(target, f"wait for it to end, or give another {what}")
+    with _writable(target), alone:
         if target.is_file() and target.stat().st_size and not ours(target):
             raise ValueError(
                 f"{what} is {shown(path, 300)}, where something else is that would be lost; give another path, or "
@@ -239,6 +221,19 @@ def _held(what: str, path: str | Path, target: Path, ours: Callable[[Path], bool
         mend = f"put ${{hydra:job.num}} into the name, {what}='NAME-${{hydra:job.num}}{target.suffix}'"
         claim(target, f"{what} {shown(path, 300)}", mend)
         yield at_home(path)
+
+
+@contextmanager
+def _writable(target: Path) -> Iterator[None]:
+    """Check that a file can be written; remove the folders that were made for it and stay empty."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        check_writable(target)
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # something was written there
+                folder.rmdir()
 
 
 def sweep(folder: str | Path) -> list[Path]:

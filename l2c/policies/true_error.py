@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +20,7 @@ from l2c.calibration.target import Target, target_of
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.layer_names import WHOLE_OUTPUT, ends_in_output
 from l2c.graph.statistics import JUDGED, SLACK, WORTH
+from l2c.io.digests import digest_of_text
 from l2c.io.seeds import Stream
 from l2c.policies.ladder import preferred
 from l2c.sampling.batches import labels_in_turn, sample_in_batches
@@ -142,7 +142,7 @@ class TrueError:
 
     def _once(self, key: str, make: Callable[[], Sampler]) -> float:
         """Return the error of what a key stands for; images are drawn the first time."""
-        key = sha256(key.encode()).hexdigest()
+        key = digest_of_text(key)
         if key not in self.found:
             self.found[key] = self._error_of(make())
         return self.found[key]

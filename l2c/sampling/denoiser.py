@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,10 +14,12 @@ from l2c.backbones.parts import in_order
 from l2c.diffusion import Guidance
 from l2c.graph.cache_graph import CacheGraph
 from l2c.graph.predictor import combined
+from l2c.io.memory import out_of_memory
+from l2c.io.names import shown
 from l2c.sampling.binding import tolerance_of
 from l2c.sampling.conditions import Conditions
 from l2c.sampling.correction import Correction
-from l2c.sampling.execution.runner import failure_explained
+from l2c.sampling.execution.compiled import short_reason
 from l2c.sampling.guided import GuidedBackbone
 from l2c.sampling.lifetimes import SUM, BlockStep, Lifetimes, Source
 from l2c.sampling.store import LayerStore
@@ -77,7 +80,7 @@ class Denoiser:
 
         """
         batch = self._network.batch(x)
-        with failure_explained(self.backbone):
+        with _failure_explained(self.backbone):
             output = self._output(batch, t)
         self._evaluation += 1
         return self._network.merge(output, t)
@@ -192,3 +195,20 @@ class _ScheduledPass(Pass):
         """Return the prediction of a reused output (N, T, D)."""
         value = combined([self.store.get(slot, like) for slot in source.slots], source.weights)
         return value if self._correction is None else self._correction.apply(*source.entry, value)
+
+
+@contextmanager
+def _failure_explained(backbone: Backbone) -> Iterator[None]:
+    """Say of an error inside of a network which one it is and what to look for; the error stays one of its kind.
+
+    For what the network computes alone: an error of a solver is no fault of the network's.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) not in (RuntimeError, TypeError, IndexError) or out_of_memory(error):
+            raise
+        raise type(error)(
+            f"{shown(backbone.conventions.name)} failed while images were drawn: {short_reason(error)}; look for "
+            "what was changed in it after it was made (a number of heads, a block, a hook)"
+        ) from error

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from l2c.diffusion.solver import draw_noise
 from l2c.graph.cache_graph import CacheGraph
 from l2c.io.locks import OwnLock
 from l2c.io.memory import memory_explained, out_of_memory
-from l2c.io.names import shown
 from l2c.io.seeds import ImageNoise
 from l2c.sampling.execution.captured import CapturedTrajectory, why_not
 from l2c.sampling.execution.compiled import CompiledBlocks, short_reason
@@ -187,23 +186,6 @@ def cache_explained(num_images: int, cache_bytes: int) -> AbstractContextManager
             "or precision='bf16'"
         )
     )
-
-
-@contextmanager
-def failure_explained(backbone: Backbone) -> Iterator[None]:
-    """Say of an error inside of a network which one it is and what to look for; the error stays one of its kind.
-
-    For what the network computes alone: an error of a solver is no fault of the network's.
-    """
-    try:
-        yield
-    except Exception as error:
-        if type(error) not in (RuntimeError, TypeError, IndexError) or out_of_memory(error):
-            raise
-        raise type(error)(
-            f"{shown(backbone.conventions.name)} failed while images were drawn: {short_reason(error)}; look for "
-            "what was changed in it after it was made (a number of heads, a block, a hook)"
-        ) from error
 
 
 def _warn(sentence: str) -> None:

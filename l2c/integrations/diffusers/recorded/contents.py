@@ -6,7 +6,6 @@ Nothing in them depends on addresses, on the order of sets, or on where somethin
 from __future__ import annotations
 
 import enum
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
@@ -20,6 +19,7 @@ from l2c.backbones.digest import weights_checksum
 from l2c.integrations.diffusers.adapters import bare, effective_weights
 from l2c.integrations.diffusers.denoisers import unwrapped
 from l2c.integrations.diffusers.prompts import array_of, digest_of_array
+from l2c.io.digests import digest_of_text
 from l2c.io.names import quoted
 from l2c.io.tensors import DEEPEST
 
@@ -60,9 +60,7 @@ def content_of(what: str, value: Any, depth: int = DEEPEST) -> Any:
         return str(value)
     if isinstance(value, np.generic):
         return inside(value.item())
-    if isinstance(value, nn.Module):
-        return part_content(what, value)
-    if _prepares(value):
+    if isinstance(value, nn.Module) or _prepares(value):
         return part_content(what, value)
     array = array_of(value)
     if array is not None:
@@ -134,7 +132,7 @@ def _settings_of_tokenizer(tokenizer: Any) -> dict[str, Any]:
     rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
     kept = json.dumps({name: value for name, value in rules.items() if name not in OF_A_CALL}, sort_keys=True)
     own = {name: str(getattr(tokenizer, name, None)) for name in OF_TOKENIZERS}
-    return {**own, "rules": hashlib.sha256(kept.encode()).hexdigest()}
+    return {**own, "rules": digest_of_text(kept)}
 
 
 def _prepares(part: Any) -> bool:
