@@ -60,14 +60,13 @@ backbone = pipeline_backbone(
     of=given.layers,
     options=call,
 )
-group = {"group": given.group} if given.method == "forward" else {}
 sampler = l2c.Sampler(backbone, solver="pipeline", num_evaluations=given.steps, cfg_scale=given.guidance_scale)
 calibration = l2c.Calibration.measure(  # every process measures the same, on its part of the weights
     sampler,
     num_trajectories=given.trajectories,
     batch_size=1,
     true_errors=given.true_errors,
-    responses={"method": given.method, "num_probes": given.directions} | group,
+    responses={"method": given.method, "num_probes": given.directions, "group": given.group},
 )
 if torch.distributed.get_rank() == 0:
     calibration.save(given.output)
